@@ -1,0 +1,38 @@
+"""Feature Pyramid Networks (Lin et al., CVPR 2017) for Detectron2, written from the paper.
+
+``import fpn_ext`` registers, by these names for YAML:
+
+=========================  ====================================================
+registry                   names
+=========================  ====================================================
+BACKBONE_REGISTRY          ``FeaturePyramid``
+ANCHOR_GENERATOR_REGISTRY  ``PyramidAnchorGenerator``
+ROI_HEADS_REGISTRY         ``PyramidROIHeads`` (pools by ``LevelMappedROIPooler``)
+=========================  ====================================================
+
+and does nothing else, except on an uncompiled Detectron2 v0.6, which it makes importable
+(``fpn_ext/_d2_compat.py``; import ``fpn_ext`` before ``detectron2`` there).
+"""
+
+from . import _d2_compat
+
+_d2_compat.apply()
+
+from .anchors import PyramidAnchorGenerator  # noqa: E402
+from .config import add_fpn_ext_config, check_config, get_cfg, load_config  # noqa: E402
+from .fpn import FeaturePyramid, Subsample  # noqa: E402
+from .pooler import LevelMappedROIPooler, assign_levels  # noqa: E402
+from .roi_heads import PyramidROIHeads  # noqa: E402
+
+__all__ = [
+    "FeaturePyramid",
+    "LevelMappedROIPooler",
+    "PyramidAnchorGenerator",
+    "PyramidROIHeads",
+    "Subsample",
+    "add_fpn_ext_config",
+    "assign_levels",
+    "check_config",
+    "get_cfg",
+    "load_config",
+]

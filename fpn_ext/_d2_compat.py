@@ -1,0 +1,136 @@
+"""Lets Detectron2 v0.6's Python tree run, uncompiled, with current NumPy and Pillow.
+
+The only place that patches anything. Every patch is tied to the line of Detectron2's own source
+that needs it, and is left out when that line is not there (Detectron2's main branch) or when what
+it looks for exists (a compiled Detectron2, an older NumPy or Pillow). On a healthy installation
+:func:`apply` therefore changes nothing; it returns the list of what it did.
+
+It must run before the first ``import detectron2...`` of a process: ``import fpn_ext`` first.
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any, NoReturn
+
+_REMEDY = (
+    "This Detectron2 was installed without its compiled operators (rotated boxes and deformable "
+    "convolution need them). Remedy: build Detectron2 from source (README, 'Your own "
+    "Detectron2'), or take the option that asks for it out of the config."
+)
+
+
+def needs_compiled_operator(name: str) -> NoReturn:
+    """Raise the one error for a compiled operator that is not there."""
+    raise RuntimeError(f"detectron2._C.{name} is not available. {_REMEDY}")
+
+
+class _UncompiledOperators(types.ModuleType):
+    """Stands in for ``detectron2._C``: importable; using an operator raises with the remedy."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: needs_compiled_operator(name)
+
+    # The next three are what detectron2.utils.collect_env prints at the start of every run.
+    @staticmethod
+    def get_compiler_version() -> str:
+        return "none (Detectron2 without compiled operators)"
+
+    get_cuda_version = get_compiler_version
+
+    @staticmethod
+    def has_cuda() -> bool:
+        return False
+
+
+def detectron2_folder() -> Path:
+    """Folder of the installed Detectron2, found without importing it.
+
+    Raises:
+        ModuleNotFoundError: Detectron2 is not installed; says how to get it.
+    """
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "fpn_ext needs Detectron2, which is not installed in this Python "
+            f"({sys.executable}). Run `make setup` in the project's folder, or install "
+            "Detectron2 from source (README, 'Your own Detectron2')."
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def has_compiled_operators() -> bool:
+    """Whether Detectron2's own C++/CUDA module is installed (it is not loaded to find out)."""
+    folder = detectron2_folder()
+    return any((folder / f"_C{s}").is_file() for s in importlib.machinery.EXTENSION_SUFFIXES)
+
+
+def apply() -> list[str]:
+    """Apply the patches this Detectron2 needs; returns their names, [] on a healthy one."""
+    folder = detectron2_folder()
+    applied = []
+    if _source_has(folder, "data/transforms/transform.py", "Image.LINEAR"):
+        applied += _restore_pillow_linear()
+    if _source_has(folder, "data/build.py", "np.int)"):
+        applied += _restore_numpy_aliases()
+    if (
+        _source_has(folder, "layers/rotated_boxes.py", "from detectron2 import _C")
+        and not has_compiled_operators()
+        and "detectron2._C" not in sys.modules
+    ):
+        applied += _stand_in_for_compiled_operators()
+    return applied
+
+
+def _source_has(folder: Path, file: str, text: str) -> bool:
+    path = folder / file
+    return path.is_file() and text in path.read_text(encoding="utf-8")
+
+
+def _restore_pillow_linear() -> list[str]:
+    from PIL import Image
+
+    if hasattr(Image, "LINEAR"):
+        return []
+    Image.LINEAR = Image.BILINEAR  # type: ignore[attr-defined]  # the same filter, renamed
+    return ["PIL.Image.LINEAR"]
+
+
+def _restore_numpy_aliases() -> list[str]:
+    import numpy as np
+
+    # vars(), because asking NumPy for a removed name warns or raises.
+    missing = [alias for alias in (int, float, bool, str) if alias.__name__ not in vars(np)]
+    for alias in missing:
+        setattr(np, alias.__name__, alias)
+    return [f"numpy.{alias.__name__}" for alias in missing]
+
+
+def _stand_in_for_compiled_operators() -> list[str]:
+    import torch
+    from pycocotools.cocoeval import COCOeval
+
+    stand_in = _UncompiledOperators("detectron2._C", _REMEDY)
+    sys.modules["detectron2._C"] = stand_in
+
+    # Rotated NMS is the one operator that v0.6 reaches through torch.ops. A Library takes its
+    # operators back when it is garbage-collected, so it lives as long as the stand-in.
+    library = torch.library.Library("detectron2", "FRAGMENT")
+    library.define("nms_rotated(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl(
+        "nms_rotated",
+        lambda *args: needs_compiled_operator("nms_rotated"),
+        "CompositeImplicitAutograd",
+    )
+    stand_in.__dict__["library"] = library
+
+    # COCOEvaluator imports this name at module level and uses it by default; pycocotools' own
+    # class is the reference it reimplements.
+    fast_eval_api = types.ModuleType("detectron2.evaluation.fast_eval_api")
+    fast_eval_api.__dict__["COCOeval_opt"] = COCOeval
+    sys.modules["detectron2.evaluation.fast_eval_api"] = fast_eval_api
+    return ["detectron2._C", "detectron2.evaluation.fast_eval_api"]

@@ -1,0 +1,209 @@
+"""Every config key of this project, and what is checked before a model is built from a config."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+)
+
+from ._d2_compat import has_compiled_operators
+from .names import did_you_mean, look_up
+
+
+def add_fpn_ext_config(cfg: CfgNode) -> None:
+    """Add this project's keys, all under ``MODEL.FPN_EXT``, to a Detectron2 config in place.
+
+    Adding them to a config that has them changes nothing.
+    """
+    if "FPN_EXT" in cfg.MODEL:
+        return
+    cfg.MODEL.FPN_EXT = CfgNode()
+    # Registry name (BACKBONE_REGISTRY) of the network under the pyramid. FeaturePyramid only.
+    cfg.MODEL.FPN_EXT.BOTTOM_UP = "build_resnet_backbone"
+    # k0 of Eq. 1: the level a box of CANONICAL_BOX_SIZE is pooled from. PyramidROIHeads only.
+    cfg.MODEL.FPN_EXT.CANONICAL_LEVEL = 4
+    # The 224 of Eq. 1: side in pixels of the square box that goes to CANONICAL_LEVEL.
+    # PyramidROIHeads only.
+    cfg.MODEL.FPN_EXT.CANONICAL_BOX_SIZE = 224
+    # Give every detection a field pooled_level: the level k its features were pooled from.
+    # PyramidROIHeads only.
+    cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = False
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's default config plus this project's keys."""
+    cfg = get_detectron2_cfg()
+    add_fpn_ext_config(cfg)
+    return cfg
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a YAML file (and its ``_BASE_``) with ``KEY VALUE ...`` overrides, unfrozen.
+
+    YAML is read by the safe loader: a config cannot run code.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: text that is not YAML, a key nobody defined (the nearest valid ones are named),
+            a value of the wrong type, an override without a value.
+    """
+    if not os.path.isfile(config_file):
+        raise FileNotFoundError(
+            f"config file {config_file!r} does not exist (--config-file); the configs that come "
+            "with this project are listed in configs/README.md"
+        )
+    cfg = get_cfg()
+    with _readable_errors(cfg, config_file):
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    if len(opts) % 2:
+        raise ValueError(
+            f"overrides come in pairs KEY VALUE, got {len(opts)} words: {' '.join(opts)}"
+        )
+    with _readable_errors(cfg, "the command line"):
+        cfg.merge_from_list(list(opts))
+    return cfg
+
+
+class _readable_errors:
+    """Turns what yacs and PyYAML raise while merging into a ValueError with a remedy."""
+
+    def __init__(self, cfg: CfgNode, source: str):
+        self.valid = list(_keys(cfg))
+        self.source = source
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, yaml.YAMLError):
+            raise ValueError(f"{self.source} is not valid YAML: {error}") from error
+        if isinstance(error, KeyError | AssertionError):
+            unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error))
+            if unknown:
+                key = unknown.group(1)
+                # A whole node may be unknown; its parent says which keys there are.
+                full = [k for k in self.valid if k.endswith(key)] or self.valid
+                raise ValueError(
+                    f"{self.source}: no config key {key!r}; {did_you_mean(key, full)}"
+                ) from None
+        if isinstance(error, KeyError | AssertionError | ValueError):
+            raise ValueError(f"{self.source}: {error.args[0] if error.args else error}") from error
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterable[str]:
+    for name, value in node.items():
+        yield prefix + name
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def resolve_device(cfg: CfgNode) -> str | None:
+    """Set ``MODEL.DEVICE`` to "cpu" if it asks for CUDA and there is none; returns what to say.
+
+    Detectron2's default is "cuda", and the configs here are meant for both kinds of machine.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        message = f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} and no CUDA device is there: using 'cpu'"
+        cfg.MODEL.DEVICE = "cpu"
+        return message
+    return None
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check, before anything is built, that the names and shapes in a config fit together.
+
+    Raises:
+        ValueError: lists every violation with the key, what it holds and what it needs.
+    """
+    problems = [*_name_problems(cfg), *_operator_problems(cfg), *_fpn_problems(cfg)]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} problem(s) in the config:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
+
+
+def _name_problems(cfg: CfgNode) -> Iterable[str]:
+    model = cfg.MODEL
+    named = [
+        (META_ARCH_REGISTRY, model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"),
+        (BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME"),
+        (ANCHOR_GENERATOR_REGISTRY, model.ANCHOR_GENERATOR.NAME, "MODEL.ANCHOR_GENERATOR.NAME"),
+        (ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME"),
+        (RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME"),
+    ]
+    if model.BACKBONE.NAME == "FeaturePyramid":
+        named.append((BACKBONE_REGISTRY, model.FPN_EXT.BOTTOM_UP, "MODEL.FPN_EXT.BOTTOM_UP"))
+    if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+        named.append(
+            (
+                PROPOSAL_GENERATOR_REGISTRY,
+                model.PROPOSAL_GENERATOR.NAME,
+                "MODEL.PROPOSAL_GENERATOR.NAME",
+            )
+        )
+    if model.ROI_BOX_HEAD.NAME:  # empty in Detectron2's defaults, for models without such a head
+        named.append((ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME, "MODEL.ROI_BOX_HEAD.NAME"))
+    if model.MASK_ON:
+        named.append((ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME, "MODEL.ROI_MASK_HEAD.NAME"))
+    if model.KEYPOINT_ON:
+        named.append(
+            (ROI_KEYPOINT_HEAD_REGISTRY, model.ROI_KEYPOINT_HEAD.NAME, "MODEL.ROI_KEYPOINT_HEAD")
+        )
+    for registry, name, key in named:
+        try:
+            look_up(registry, name, key)
+        except ValueError as error:
+            yield str(error)
+
+
+def _operator_problems(cfg: CfgNode) -> Iterable[str]:
+    if has_compiled_operators():
+        return
+    asks = [
+        key
+        for key, asked in (
+            ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE)),
+            ("MODEL.ANCHOR_GENERATOR.NAME", "Rotated" in cfg.MODEL.ANCHOR_GENERATOR.NAME),
+            ("MODEL.PROPOSAL_GENERATOR.NAME", cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN"),
+            ("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME == "RROIHeads"),
+            ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "Rotated" in cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE),
+        )
+        if asked
+    ]
+    for key in asks:
+        yield (
+            f"{key} asks for an operator that this Detectron2, installed without its compiled "
+            "part, does not have; build Detectron2 from source (README, 'Your own Detectron2')"
+        )
+
+
+def _fpn_problems(cfg: CfgNode) -> Iterable[str]:
+    resnets = cfg.MODEL.RESNETS
+    if cfg.MODEL.BACKBONE.NAME != "FeaturePyramid":
+        return
+    if cfg.MODEL.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
+        if resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != 64:
+            yield (
+                f"MODEL.RESNETS.DEPTH {resnets.DEPTH} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64, "
+                f"got {resnets.RES2_OUT_CHANNELS}"
+            )
+        missing = [f for f in cfg.MODEL.FPN.IN_FEATURES if f not in resnets.OUT_FEATURES]
+        if missing:
+            yield (
+                f"MODEL.FPN.IN_FEATURES asks for {missing}, which MODEL.RESNETS.OUT_FEATURES "
+                f"{resnets.OUT_FEATURES} does not give; add them there"
+            )

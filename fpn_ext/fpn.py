@@ -1,0 +1,294 @@
+"""The Feature Pyramid Network of Lin et al., CVPR 2017 (arXiv 1612.03144), Sec. 3 and Fig. 3.
+
+Where the paper is silent, and where this differs from Detectron2's FPN:
+see docs/differences.md.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import nn
+
+from .levels import levels_of, name_of, stride_of
+from .names import look_up
+
+
+class TopDownSum(nn.Module):
+    """One top-down step: the coarser map upsampled to the lateral's size, plus the lateral.
+
+    Nearest neighbour, exactly x2 wherever the sizes divide; where they do not (an input whose
+    sides are no multiple of the coarsest stride) it still lands on the lateral's size.
+    """
+
+    def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
+        """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W)."""
+        return lateral + F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest")
+
+
+class TopDownMean(nn.Module):
+    """:class:`TopDownSum` halved: Detectron2's ``FUSE_TYPE: avg``. Not in the paper."""
+
+    def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
+        """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W)."""
+        return (lateral + F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest")) / 2
+
+
+TOP_DOWN = {"sum": TopDownSum, "avg": TopDownMean}
+
+
+class Subsample(nn.Module):
+    """P6, "simply a stride two subsampling of P5" (paper, footnote 2): every second cell.
+
+    Args:
+        in_feature: name of the map it reads, e.g. ``"p5"``.
+    """
+
+    num_levels = 1
+
+    def __init__(self, in_feature: str):
+        super().__init__()
+        self.in_feature = in_feature
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(N, d, H, W) -> one map, (N, d, ceil(H/2), ceil(W/2))."""
+        return [F.max_pool2d(x, kernel_size=1, stride=2)]
+
+
+@BACKBONE_REGISTRY.register()
+class FeaturePyramid(Backbone):
+    """Bottom-up network, lateral connections and top-down pathway: C2..C5 in, P2..P6 out.
+
+    Every P_k has ``out_channels`` channels (the paper's d), stride 2^k and the name ``"p{k}"``.
+    No layer added here has a non-linearity (paper, Sec. 3).
+
+    Parameters are named as in Detectron2's FPN (``bottom_up.*``, ``fpn_lateral{k}``,
+    ``fpn_output{k}``), so that model-zoo checkpoints load with no key missing or left over.
+
+    Args:
+        bottom_up: backbone that gives the maps C_k.
+        in_features: names of the C_k to build on, from fine to coarse, e.g.
+            ``["res2", "res3", "res4", "res5"]``; strides must be powers of two with no gap.
+        out_channels: d, channels of every P_k.
+        norm: normalisation after each of the pyramid's convolutions, as
+            :func:`detectron2.layers.get_norm` names them; ``""`` is none and turns biases on.
+        fuse_type: how a top-down step merges, ``"sum"`` (the paper) or ``"avg"``.
+        top_block: module with ``in_feature`` (a name among the bottom-up's or the P_k),
+            ``num_levels`` and ``forward(map) -> list`` that adds coarser levels, such as
+            :class:`Subsample`; ``None`` for none.
+
+    Raises:
+        ValueError: a feature the bottom-up does not give, levels with a gap, a wrong
+            ``fuse_type``, ``out_channels`` or ``top_block``.
+        TypeError: ``bottom_up`` is no Backbone.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        out_channels: int = 256,
+        norm: str = "",
+        fuse_type: str = "sum",
+        top_block: nn.Module | None = None,
+    ):
+        super().__init__()
+        shapes = _bottom_up_shapes(bottom_up, in_features)
+        try:
+            levels = levels_of([shape.stride for shape in shapes])
+        except ValueError as error:
+            raise ValueError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: {error}") from None
+        if out_channels < 1:
+            raise ValueError(f"MODEL.FPN.OUT_CHANNELS must be at least 1, got {out_channels}")
+        if fuse_type not in TOP_DOWN:
+            raise ValueError(
+                f"MODEL.FPN.FUSE_TYPE must be one of {sorted(TOP_DOWN)}, got {fuse_type!r}"
+            )
+
+        self.bottom_up = bottom_up
+        self.in_features = tuple(in_features)
+        self.top_down = TOP_DOWN[fuse_type]()
+
+        # Plain lists beside add_module: the parameters keep Detectron2's names, and forward can
+        # walk them by level. Finest level first in both.
+        laterals, outputs = [], []
+        use_bias = norm == ""
+        for level, shape in zip(levels, shapes, strict=True):
+            lateral = Conv2d(
+                shape.channels,
+                out_channels,
+                kernel_size=1,
+                bias=use_bias,
+                norm=get_norm(norm, out_channels),
+            )
+            output = Conv2d(
+                out_channels,
+                out_channels,
+                kernel_size=3,
+                padding=1,
+                bias=use_bias,
+                norm=get_norm(norm, out_channels),
+            )
+            for convolution in (lateral, output):
+                weight_init.c2_xavier_fill(convolution)
+            self.add_module(f"fpn_lateral{level}", lateral)
+            self.add_module(f"fpn_output{level}", output)
+            laterals.append(lateral)
+            outputs.append(output)
+        self.laterals = laterals
+        self.outputs = outputs
+
+        self.top_block = top_block
+        if top_block is not None:
+            _check_top_block(top_block, [name_of(k) for k in levels], bottom_up)
+            self.top_block_source = str(top_block.in_feature)
+            levels = levels + [levels[-1] + 1 + i for i in range(_num_levels(top_block))]
+
+        self._out_features = [name_of(level) for level in levels]
+        self._out_feature_strides = {name_of(level): stride_of(level) for level in levels}
+        self._out_feature_channels = {name_of(level): out_channels for level in levels}
+        # With sides that are multiples of this, every upsampling is exactly x2.
+        self._size_divisibility = max(int(shapes[-1].stride), bottom_up.size_divisibility)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        build_bottom_up = look_up(
+            BACKBONE_REGISTRY, cfg.MODEL.FPN_EXT.BOTTOM_UP, "MODEL.FPN_EXT.BOTTOM_UP"
+        )
+        bottom_up = build_bottom_up(cfg, input_shape)
+        in_features = cfg.MODEL.FPN.IN_FEATURES
+        shapes = _bottom_up_shapes(bottom_up, in_features)
+        return {
+            "bottom_up": bottom_up,
+            "in_features": in_features,
+            "out_channels": cfg.MODEL.FPN.OUT_CHANNELS,
+            "norm": cfg.MODEL.FPN.NORM,
+            "fuse_type": cfg.MODEL.FPN.FUSE_TYPE,
+            "top_block": Subsample(in_feature=_name_of_stride(shapes[-1].stride)),
+        }
+
+    @property
+    @torch.jit.unused
+    def size_divisibility(self) -> int:
+        """Detectron2 pads the sides of a batch to multiples of this many pixels."""
+        return self._size_divisibility
+
+    @property
+    @torch.jit.unused
+    def padding_constraints(self) -> dict[str, int]:
+        """What the bottom-up asks of the padding beyond :attr:`size_divisibility`.
+
+        Read by Detectron2's main branch only; v0.6 has no such property.
+        """
+        return dict(getattr(self.bottom_up, "padding_constraints", {}))
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Run the bottom-up network and build the pyramid on it.
+
+        Args:
+            image: (N, C, H, W) batch of normalised images. Any H and W the bottom-up accepts;
+                multiples of :attr:`size_divisibility` make every upsampling exactly x2.
+
+        Returns:
+            ``{"p2": (N, d, H/4, W/4), ..., "p6": (N, d, H/64, W/64)}``, sides rounded up, from
+            fine to coarse, in the dtype of the bottom-up's maps.
+        """
+        bottom_up_features = self.bottom_up(image)
+
+        # Lateral connections: a 1x1 convolution on each C_k.
+        merged: list[torch.Tensor] = []
+        for name, lateral in zip(self.in_features, self.laterals):  # noqa: B905 (TorchScript)
+            merged.append(lateral(bottom_up_features[name]))
+
+        # Top-down pathway, coarse to fine, on maps that no 3x3 has smoothed yet.
+        for i in range(len(merged) - 2, -1, -1):
+            merged[i] = self.top_down(merged[i], merged[i + 1])
+
+        # A 3x3 convolution on each merged map, the coarsest included, gives P_k.
+        results: dict[str, torch.Tensor] = {}
+        for i, output in enumerate(self.outputs):
+            results[self._out_features[i]] = output(merged[i])
+
+        if self.top_block is not None:
+            source = self.top_block_source
+            extra = self.top_block(
+                results[source] if source in results else bottom_up_features[source]
+            )
+            for i, coarser in enumerate(extra):
+                results[self._out_features[len(merged) + i]] = coarser
+        return results
+
+    def __prepare_scriptable__(self) -> "FeaturePyramid":
+        # torch.jit.script calls this first.
+        scriptable = copy.deepcopy(self)
+        for module in list(scriptable.modules()):
+            _lists_to_module_lists(module)
+        return scriptable
+
+
+def _lists_to_module_lists(module: nn.Module) -> None:
+    """Register modules kept in plain lists as ModuleLists, under the list's name alone.
+
+    TorchScript cannot walk a plain list of modules, which is how this pyramid and Detectron2's
+    ResNet keep theirs. The parameters get other names; only for scripting.
+    """
+    for name, value in list(vars(module).items()):
+        is_list = isinstance(value, list) and value
+        if is_list and all(isinstance(item, nn.Module) for item in value):
+            for child in [n for n, m in module.named_children() if m in value]:
+                delattr(module, child)
+            delattr(module, name)
+            setattr(module, name, nn.ModuleList(value))
+
+
+def _bottom_up_shapes(bottom_up: Backbone, in_features: Sequence[str]) -> list[ShapeSpec]:
+    if not isinstance(bottom_up, Backbone):
+        raise TypeError(
+            f"bottom_up must be a detectron2.modeling.Backbone, got {type(bottom_up).__name__}"
+        )
+    if isinstance(in_features, str) or not in_features:
+        raise ValueError(
+            "MODEL.FPN.IN_FEATURES must list at least one map of the bottom-up network, "
+            f"got {in_features!r}; it gives {list(bottom_up.output_shape())}"
+        )
+    available = bottom_up.output_shape()
+    missing = [name for name in in_features if name not in available]
+    if missing:
+        given = ", ".join(f"{name} (stride {s.stride})" for name, s in available.items())
+        raise ValueError(
+            f"MODEL.FPN.IN_FEATURES asks for {missing}, which the bottom-up network "
+            f"{type(bottom_up).__name__} does not give; it gives {given}. Change "
+            "MODEL.FPN.IN_FEATURES, or make the bottom-up return the map "
+            "(for a ResNet: MODEL.RESNETS.OUT_FEATURES)."
+        )
+    return [available[name] for name in in_features]
+
+
+def _name_of_stride(stride: float) -> str:
+    return name_of(levels_of([stride])[0])
+
+
+def _check_top_block(top_block: nn.Module, pyramid: list[str], bottom_up: Backbone) -> None:
+    readable = [*pyramid, *bottom_up.output_shape()]
+    if getattr(top_block, "in_feature", None) not in readable:
+        raise ValueError(
+            f"top_block.in_feature must be one of {readable}, "
+            f"got {getattr(top_block, 'in_feature', None)!r}"
+        )
+    if _num_levels(top_block) < 1:
+        raise ValueError(
+            "top_block.num_levels must say how many levels it adds, at least 1; "
+            f"got {getattr(top_block, 'num_levels', None)!r}"
+        )
+
+
+def _num_levels(top_block: nn.Module) -> int:
+    num_levels = getattr(top_block, "num_levels", 0)
+    return num_levels if isinstance(num_levels, int) else 0

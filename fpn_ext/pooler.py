@@ -1,0 +1,253 @@
+"""RoI pooling from the pyramid level that a box's size calls for (Lin et al. 2017, Sec. 4.2).
+
+Plain and readable: one call of torchvision's operator per level.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes
+from torch import nn
+from torchvision.ops import roi_align, roi_pool
+
+from .levels import levels_of
+from .names import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+POOLER_TYPES = ("ROIAlignV2", "ROIAlign", "ROIPool")
+
+# Coordinates beyond this many pixels are treated like infinite ones: no input image is as large,
+# and RoIAlign's adaptive sampling would take hours over such a box.
+MAX_COORDINATE = 2.0**15
+
+
+def assign_levels(
+    boxes: torch.Tensor,
+    min_level: int,
+    max_level: int,
+    canonical_box_size: float = 224,
+    canonical_level: int = 4,
+) -> torch.Tensor:
+    """The pyramid level k each box is pooled from: Eq. 1 of the paper, clamped.
+
+    k = floor(k0 + log2(sqrt(w h) / 224)), k0 = 4: a 224x224 box, the size of ImageNet's crops,
+    goes to the level that a ResNet's C4 has; half that size goes one level finer. The paper does
+    not say what happens beyond the levels there are; as everywhere, the nearest one is taken.
+
+    Args:
+        boxes: (R, 4) XYXY in pixels of the network input.
+        min_level: finest level there is.
+        max_level: coarsest level there is.
+        canonical_box_size: the 224 of Eq. 1, in pixels.
+        canonical_level: k0.
+
+    Returns:
+        (R,) int64 levels in [min_level, max_level]. A box without a size (zero, negative or NaN
+        area) gets ``min_level``.
+
+    >>> sides = torch.tensor([0.0, 112.0, 223.99, 224.0, 448.0, 1e6])
+    >>> assign_levels(torch.stack([0 * sides, 0 * sides, sides, sides], dim=1), 2, 5).tolist()
+    [2, 3, 3, 4, 5, 5]
+    """
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    width = boxes[:, 2] - boxes[:, 0]
+    height = boxes[:, 3] - boxes[:, 1]
+    size = torch.sqrt(width * height)
+    # log2(0) is -inf and clamps to min_level; what is NaN by now has no size.
+    level = torch.floor(canonical_level + torch.log2(size / canonical_box_size))
+    level = torch.clamp(level, min=min_level, max=max_level)
+    return torch.nan_to_num(level, nan=float(min_level)).to(torch.int64)
+
+
+class LevelMappedROIPooler(nn.Module):
+    """Pools every box from the one level that :func:`assign_levels` names.
+
+    Same arguments, result and order as Detectron2's ROIPooler.
+
+    Boxes that are no boxes have a defined result: where a coordinate is NaN, infinite or beyond
+    ``MAX_COORDINATE``, or where x1 < x0 or y1 < y0, the row is zero and no gradient flows; they
+    are counted in ``num_degenerate`` (and, on CPU, logged once). A zero-area box goes to the finest
+    level and a box outside the image is sampled where it lies; both give what torchvision's
+    operator gives.
+
+    Args:
+        output_size: height and width of the pooled map, one number or two.
+        scales: 1 / stride of each level, fine to coarse, powers of two with no gap.
+        sampling_ratio: samples per bin and side of RoIAlign; 0 for adaptive (ceil of the bin's
+            size). Not used by ROIPool.
+        pooler_type: ``"ROIAlignV2"`` (RoIAlign with half-pixel-correct coordinates),
+            ``"ROIAlign"`` (without), ``"ROIPool"`` (max pooling on rounded bins, as the paper).
+        canonical_box_size: the 224 of Eq. 1, in pixels of the network input.
+        canonical_level: k0 of Eq. 1.
+
+    Raises:
+        ValueError: an unknown ``pooler_type``, levels with a gap, sizes that are not positive.
+    """
+
+    num_degenerate: torch.Tensor
+
+    @configurable
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        scales: Sequence[float],
+        sampling_ratio: int,
+        pooler_type: str,
+        canonical_box_size: float = 224,
+        canonical_level: int = 4,
+    ):
+        super().__init__()
+        height, width = (
+            (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        )
+        if height < 1 or width < 1:
+            raise ValueError(f"POOLER_RESOLUTION must be at least 1, got {output_size}")
+        if pooler_type not in POOLER_TYPES:
+            raise ValueError(
+                f"POOLER_TYPE: {pooler_type!r} is not among the types of this pooler; "
+                + did_you_mean(pooler_type, POOLER_TYPES)
+            )
+        if sampling_ratio < 0:
+            raise ValueError(
+                f"POOLER_SAMPLING_RATIO must be 0 (adaptive) or more, got {sampling_ratio}"
+            )
+        if not (math.isfinite(canonical_box_size) and canonical_box_size > 0):
+            raise ValueError(
+                "MODEL.FPN_EXT.CANONICAL_BOX_SIZE must be a positive number of pixels, "
+                f"got {canonical_box_size}"
+            )
+        if not all(scale > 0 for scale in scales):
+            raise ValueError(f"scales (1 / stride) must be positive, got {list(scales)}")
+        try:
+            levels = levels_of([1.0 / scale for scale in scales])
+        except ValueError as error:
+            raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES: {error}") from None
+
+        self.output_size = (height, width)
+        self.scales = [float(scale) for scale in scales]
+        self.sampling_ratio = sampling_ratio
+        self.pooler_type = pooler_type
+        self.min_level = levels[0]
+        self.max_level = levels[-1]
+        self.canonical_box_size = float(canonical_box_size)
+        self.canonical_level = canonical_level
+        self.max_coordinate = MAX_COORDINATE  # TorchScript sees no module constants
+        # On the device of the boxes, so that counting never makes a GPU wait.
+        self.register_buffer("num_degenerate", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], branch: str = "ROI_BOX_HEAD"
+    ) -> dict:
+        """``branch`` names the node with the POOLER_* keys, e.g. ``"ROI_MASK_HEAD"``."""
+        node = cfg.MODEL[branch]
+        return {
+            "output_size": node.POOLER_RESOLUTION,
+            "scales": [1.0 / input_shape[name].stride for name in cfg.MODEL.ROI_HEADS.IN_FEATURES],
+            "sampling_ratio": node.POOLER_SAMPLING_RATIO,
+            "pooler_type": node.POOLER_TYPE,
+            "canonical_box_size": cfg.MODEL.FPN_EXT.CANONICAL_BOX_SIZE,
+            "canonical_level": cfg.MODEL.FPN_EXT.CANONICAL_LEVEL,
+        }
+
+    def forward(self, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
+        """Pool all boxes of all images.
+
+        Args:
+            x: (N, C, H_i, W_i) feature maps of the levels, fine to coarse.
+            box_lists: the boxes of each of the N images, XYXY in pixels of the network input.
+
+        Returns:
+            (R, C, output height, output width) in the dtype of ``x``: the boxes of the first
+            image in their order, then those of the second, and so on. R may be 0, as may N.
+
+        Raises:
+            ValueError: another number of maps than levels, or of box lists than images.
+        """
+        if len(x) != len(self.scales):
+            raise ValueError(
+                f"the pooler is configured for {len(self.scales)} levels, got {len(x)} maps"
+            )
+        if len(box_lists) != x[0].shape[0]:
+            raise ValueError(
+                f"got {len(box_lists)} lists of boxes for a batch of {x[0].shape[0]} images"
+            )
+        if len(box_lists) == 0:
+            return x[0].new_zeros((0, x[0].shape[1], self.output_size[0], self.output_size[1]))
+
+        rois = self._to_rois(box_lists)
+        if len(x) == 1:
+            return self._pool(x[0], rois, self.scales[0])
+
+        # Each level pools its own boxes; their rows go back to where the boxes stood.
+        #   levels  3 2 3      rows of P2: 1       pooled[1]    <- P2
+        #                      rows of P3: 0 2     pooled[0, 2] <- P3
+        levels = assign_levels(
+            rois[:, 1:],
+            self.min_level,
+            self.max_level,
+            self.canonical_box_size,
+            self.canonical_level,
+        )
+        pooled = x[0].new_zeros(
+            (len(rois), x[0].shape[1], self.output_size[0], self.output_size[1])
+        )
+        for i, (features, scale) in enumerate(zip(x, self.scales)):  # noqa: B905 (TorchScript)
+            rows = torch.nonzero(levels == self.min_level + i).squeeze(1)
+            pooled.index_put_((rows,), self._pool(features, rois[rows], scale))
+        return pooled
+
+    def _to_rois(self, box_lists: list[Boxes]) -> torch.Tensor:
+        """(R, 5) of image index and XYXY, with degenerate boxes moved off every map."""
+        boxes = torch.cat([b.tensor for b in box_lists], dim=0)
+        image_index = torch.cat(
+            [torch.full_like(b.tensor[:, :1], i) for i, b in enumerate(box_lists)], dim=0
+        )
+        degenerate = ~(
+            (boxes.abs() <= self.max_coordinate).all(dim=1)  # False for NaN, too
+            & (boxes[:, 2] >= boxes[:, 0])
+            & (boxes[:, 3] >= boxes[:, 1])
+        )
+        self.num_degenerate = self.num_degenerate.to(boxes.device) + degenerate.sum()
+        if not torch.jit.is_scripting():
+            self._report(degenerate)
+        # Every sample of a box up there is outside, which the operators answer with zeros.
+        nowhere = boxes.new_full((4,), -self.max_coordinate)
+        boxes = torch.where(degenerate[:, None], nowhere, boxes)
+        return torch.cat((image_index, boxes), dim=1)
+
+    @torch.jit.unused
+    def _report(self, degenerate: torch.Tensor) -> None:
+        if degenerate.is_cuda or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return  # reading the count would stall the GPU; see num_degenerate
+        if self.num_degenerate == degenerate.sum() > 0:
+            logger.warning(
+                "%d of %d boxes to pool are not boxes (NaN, infinite or beyond %d px, or "
+                "x1 < x0, y1 < y0); their features are zero. Said once; num_degenerate counts on.",
+                int(degenerate.sum()),
+                len(degenerate),
+                int(MAX_COORDINATE),
+            )
+
+    def _pool(self, features: torch.Tensor, rois: torch.Tensor, scale: float) -> torch.Tensor:
+        # At least float32: in half precision a coordinate of 1000 px is off by up to 0.5 px, in
+        # bfloat16 by up to 4 px.
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        maps, rois = features.to(dtype), rois.to(dtype)
+        if self.pooler_type == "ROIPool":
+            pooled = roi_pool(maps, rois, self.output_size, scale)
+        else:
+            pooled = roi_align(
+                maps,
+                rois,
+                self.output_size,
+                scale,
+                self.sampling_ratio,
+                self.pooler_type == "ROIAlignV2",
+            )
+        return pooled.to(features.dtype)
