@@ -19,7 +19,13 @@ from . import _d2_compat
 _d2_compat.apply()
 
 from .anchors import PyramidAnchorGenerator  # noqa: E402
-from .config import add_fpn_ext_config, check_config, get_cfg, load_config  # noqa: E402
+from .config import (  # noqa: E402
+    add_fpn_ext_config,
+    check_config,
+    get_cfg,
+    load_config,
+    resolve_device,
+)
 from .fpn import FeaturePyramid, Subsample  # noqa: E402
 from .pooler import LevelMappedROIPooler, assign_levels  # noqa: E402
 from .roi_heads import PyramidROIHeads  # noqa: E402
@@ -35,4 +41,5 @@ __all__ = [
     "check_config",
     "get_cfg",
     "load_config",
+    "resolve_device",
 ]

@@ -1,0 +1,49 @@
+# make demo    set up, train the demo detector (minutes on a CPU), evaluate it, draw its detections
+# make test    set up, run the tests
+# make setup   set up only: make setup PYTHON=python3.12 VENV=.venv
+VENV ?= .venv
+PYTHON ?=
+OUTPUT ?= output
+RUN = $(VENV)/bin/python
+READY = $(VENV)/.fpn_ext_ready
+DEMO = configs/demo/faster_rcnn_R_18_FPN.yaml
+
+.PHONY: demo test setup lint format lock
+.DELETE_ON_ERROR:
+
+demo: $(OUTPUT)/demo/contact_sheet.png
+	@echo
+	@echo "Scores:    $(OUTPUT)/demo/inference/demo_multiscale_val/results.json"
+	@echo "Pictures:  $(OUTPUT)/demo/contact_sheet.png (ground truth and detections)"
+	@echo "           $(OUTPUT)/demo/curves.png (loss and AP)"
+
+test: setup
+	$(RUN) -m pytest -q
+
+setup: $(READY)
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: setup
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+# Pins again, from requirements/tested.in, for Python 3.10 to 3.12.
+lock: setup
+	$(VENV)/bin/uv pip compile -q --universal --upgrade --python-version 3.10 --no-header \
+	    --no-annotate requirements/tested.in -o requirements/tested.txt
+
+$(READY): pyproject.toml $(wildcard requirements/*)
+	PYTHON="$(PYTHON)" sh requirements/install.sh $(VENV)
+	@touch $@
+
+# Not `: setup`, which is always out of date: a second `make demo` has nothing left to do.
+$(OUTPUT)/demo/model_final.pth: $(DEMO) configs/Base-FPN.yaml | $(READY)
+	$(RUN) train_net.py --config-file $(DEMO) OUTPUT_DIR $(OUTPUT)/demo
+
+$(OUTPUT)/demo/contact_sheet.png: $(OUTPUT)/demo/model_final.pth
+	$(RUN) -m fpn_ext.visualize --config-file $(DEMO) --output $(OUTPUT)/demo \
+	    MODEL.WEIGHTS $(OUTPUT)/demo/model_final.pth OUTPUT_DIR $(OUTPUT)/demo

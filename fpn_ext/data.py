@@ -1,0 +1,192 @@
+"""The data sets that the configs here name, registered by an explicit call.
+
+Nothing is read at registration; files are looked for under ``DETECTRON2_DATASETS`` (default
+``datasets``) when a data set is first used. Directory trees: datasets/README.md.
+"""
+
+import logging
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
+
+from . import demo_data
+
+logger = logging.getLogger(__name__)
+
+BCCD_CLASSES = ("RBC", "WBC", "Platelets")
+
+
+def datasets_root() -> Path:
+    """Where data sets are looked for: ``$DETECTRON2_DATASETS``, else ``datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+
+
+def register_datasets() -> None:
+    """Register ``demo_multiscale_{train,val}`` and ``bccd_{train,val,trainval,test}``.
+
+    Calling it again changes nothing. COCO and Pascal VOC are registered by Detectron2 itself.
+    """
+    root = datasets_root()
+    for split in ("train", "val"):
+        _register_demo(f"demo_multiscale_{split}", root / "demo_multiscale", split)
+    for split in ("train", "val", "trainval", "test"):
+        register_voc_layout(f"bccd_{split}", root / "BCCD", split, BCCD_CLASSES)
+
+
+def register_voc_layout(
+    name: str, root: str | os.PathLike, split: str, classes: Sequence[str], year: int = 2012
+) -> None:
+    """Register a data set in Pascal VOC's layout under a name for ``DATASETS.TRAIN`` and ``TEST``.
+
+    Args:
+        name: registered once only; a second call with the same name is ignored.
+        root: folder with ``Annotations/*.xml``, ``ImageSets/Main/{split}.txt``, ``JPEGImages``.
+        split: name of the list of images in ``ImageSets/Main``.
+        classes: class names as in the XML files; their order gives the class numbers.
+        year: which AP the Pascal VOC evaluator computes: 2012 (area under the
+            precision-recall curve) or 2007 (11 points).
+    """
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, lambda: load_voc_layout(root, split, classes))
+    MetadataCatalog.get(name).set(
+        thing_classes=list(classes),
+        dirname=str(root),
+        split=split,
+        year=year,
+        evaluator_type="pascal_voc",
+    )
+
+
+def load_voc_layout(
+    root: str | os.PathLike, split: str, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Detectron2's records of one split of a data set in Pascal VOC's layout.
+
+    Boxes are XYXY_ABS, 0-based: VOC's 1-based, inclusive corners (xmin, ymin, xmax, ymax) become
+    (xmin - 1, ymin - 1, xmax, ymax). A box without width or height is left out, and said.
+
+    Raises:
+        FileNotFoundError: a list, annotation or image file is not there.
+        ValueError: an object's class is not among ``classes``.
+    """
+    root = Path(root)
+    records = []
+    for image_id in _image_ids(root, split):
+        image_file = root / "JPEGImages" / f"{image_id}.jpg"
+        if not image_file.is_file():
+            raise FileNotFoundError(f"no image {image_file}, which split {split!r} lists")
+        annotation_file = root / "Annotations" / f"{image_id}.xml"
+        tree = read_voc_annotation(annotation_file)
+        size = tree.find("size")
+        objects = []
+        for number, element in enumerate(tree.findall("object")):
+            box = voc_box(element)
+            fault = box_fault(box)
+            if fault:
+                logger.warning(
+                    "%s: object %d (%s) has %s, %s; it is left out",
+                    annotation_file,
+                    number,
+                    element.findtext("name"),
+                    fault,
+                    box,
+                )
+                continue
+            objects.append(
+                {
+                    "category_id": _class_number(element, classes, annotation_file),
+                    "bbox": [box[0] - 1.0, box[1] - 1.0, box[2], box[3]],
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                }
+            )
+        records.append(
+            {
+                "file_name": str(image_file),
+                "image_id": image_id,
+                "height": int(_number(size, "height")),
+                "width": int(_number(size, "width")),
+                "annotations": objects,
+            }
+        )
+    return records
+
+
+def read_voc_annotation(file: Path) -> ElementTree.Element:
+    """The root element of one annotation file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no annotation file {file}")
+    try:
+        return ElementTree.parse(file).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{file} is not XML: {error}") from error
+
+
+def voc_box(element: ElementTree.Element) -> list[float]:
+    """[xmin, ymin, xmax, ymax] of an object, as written: 1-based and inclusive."""
+    box = element.find("bndbox")
+    return [_number(box, corner) for corner in ("xmin", "ymin", "xmax", "ymax")]
+
+
+def box_fault(box: Sequence[float]) -> str:
+    """What is wrong with an XYXY box, or ``""``.
+
+    >>> box_fault([504, 337, 504, 337])
+    'no width and no height'
+    >>> box_fault([1, 1, 2, 2])
+    ''
+    """
+    faults = [
+        f"no {side}"
+        for side, low, high in (("width", box[0], box[2]), ("height", box[1], box[3]))
+        if not high > low
+    ]
+    return " and ".join(faults)
+
+
+def _image_ids(root: Path, split: str) -> list[str]:
+    file = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no list of images {file}. Data sets are looked for under $DETECTRON2_DATASETS "
+            f"({datasets_root()}); datasets/README.md shows the folders and where to get them."
+        )
+    return file.read_text().split()
+
+
+def _class_number(element: ElementTree.Element, classes: Sequence[str], file: Path) -> int:
+    name = element.findtext("name", "")
+    if name not in classes:
+        raise ValueError(f"{file}: class {name!r} is not among the classes {list(classes)}")
+    return list(classes).index(name)
+
+
+def _number(element: ElementTree.Element | None, name: str) -> float:
+    text = element.findtext(name) if element is not None else None
+    if text is None:
+        raise ValueError(f"an annotation has no <{name}>")
+    return float(text)
+
+
+def _register_demo(name: str, root: Path, split: str) -> None:
+    if name in DatasetCatalog:
+        return
+    json_file = root / "annotations" / f"instances_{split}.json"
+    images = root / split
+
+    def load() -> list[dict[str, Any]]:
+        if not json_file.is_file():  # one made with other options is used as it is
+            logger.info("Generating the demo data set in %s", root)
+            demo_data.ensure(root)
+        return load_coco_json(str(json_file), str(images), name)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        json_file=str(json_file), image_root=str(images), evaluator_type="coco"
+    )

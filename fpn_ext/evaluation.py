@@ -1,0 +1,123 @@
+"""Which of Detectron2's evaluators scores a data set, and what of its results is kept."""
+
+import json
+import math
+import os
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation.pascal_voc_evaluation import voc_eval
+from detectron2.utils import comm
+
+from .data import box_fault, read_voc_annotation, voc_box
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """The evaluator that the data set's metadata asks for (``evaluator_type``).
+
+    Raises:
+        ValueError: the metadata names none, or one this project does not run.
+    """
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type == "coco":
+        # COCO's summary stops at 100 detections per image; a higher limit must reach it to count.
+        limit = cfg.TEST.DETECTIONS_PER_IMAGE
+        return COCOEvaluator(
+            dataset_name,
+            output_dir=output_dir,
+            max_dets_per_image=limit if limit > 100 else None,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        )
+    if evaluator_type == "pascal_voc":
+        return VOCEvaluator(dataset_name)
+    # Not NotImplementedError: DefaultTrainer.test would catch that and skip the evaluation.
+    raise ValueError(
+        f"data set {dataset_name!r} asks for evaluator_type {evaluator_type!r}; this project "
+        "evaluates 'coco' and 'pascal_voc' (set it in MetadataCatalog, or change DATASETS.TEST)"
+    )
+
+
+class VOCEvaluator(PascalVOCDetectionEvaluator):
+    """Detectron2's Pascal VOC evaluator, with AP and AP50 per class and without faulty boxes.
+
+    The matching and the AP are Detectron2's ``voc_eval``. AP is the mean over IoU 0.50:0.05:0.95.
+    Boxes without width or height, which :func:`fpn_ext.data.load_voc_layout` leaves out of
+    training, are left out of the ground truth too: nothing could ever be matched to them.
+    """
+
+    def evaluate(self) -> OrderedDict | None:
+        """``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", "AP50-<class>", ...}}`` in percent.
+
+        A class without ground truth counts as NaN and is left out of the means.
+        """
+        gathered = comm.gather(self._predictions, dst=0)
+        if not comm.is_main_process():
+            return None
+        predictions: dict[int, list[str]] = defaultdict(list)
+        for of_one_process in gathered:
+            for class_number, lines in of_one_process.items():
+                predictions[class_number].extend(lines)
+
+        thresholds = range(50, 100, 5)
+        ap = np.full((len(self._class_names), len(thresholds)), math.nan)
+        with tempfile.TemporaryDirectory() as folder:
+            classes_with_boxes = self._copy_ground_truth(Path(folder))
+            for c, name in enumerate(self._class_names):
+                if name not in classes_with_boxes:
+                    continue
+                Path(folder, f"{name}.txt").write_text("\n".join(predictions[c]))
+                for t, threshold in enumerate(thresholds):
+                    _, _, class_ap = voc_eval(
+                        os.path.join(folder, "{}.txt"),
+                        os.path.join(folder, "{}.xml"),
+                        self._image_set_path,
+                        name,
+                        ovthresh=threshold / 100,
+                        use_07_metric=self._is_2007,
+                    )
+                    ap[c, t] = class_ap * 100
+
+        box = {"AP": _mean(ap), "AP50": _mean(ap[:, 0]), "AP75": _mean(ap[:, 5])}
+        for c, name in enumerate(self._class_names):
+            box[f"AP-{name}"] = _mean(ap[c])
+            box[f"AP50-{name}"] = _mean(ap[c, :1])
+        return OrderedDict(bbox=box)
+
+    def _copy_ground_truth(self, folder: Path) -> set[str]:
+        """Write the annotations less the faulty boxes; returns the classes that have boxes."""
+        classes = set()
+        for image_id in Path(self._image_set_path).read_text().split():
+            root = read_voc_annotation(Path(self._anno_file_template.format(image_id)))
+            for element in root.findall("object"):
+                if box_fault(voc_box(element)):
+                    root.remove(element)
+                elif element.findtext("difficult", "0") != "1":
+                    classes.add(element.findtext("name", ""))
+            (folder / f"{image_id}.xml").write_bytes(ElementTree.tostring(root))
+        return classes
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the numbers that are not NaN; NaN if there are none."""
+    return math.nan if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def write_results(results: Mapping[str, Any], file: Path) -> None:
+    """Write a results dictionary as JSON; numbers that JSON has no word for become null."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(_plain(results), indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    number = float(value)
+    return number if math.isfinite(number) else None

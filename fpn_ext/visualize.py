@@ -1,0 +1,123 @@
+"""Pictures of a trained model: ground truth beside detections, and the curves of its training.
+
+    python -m fpn_ext.visualize --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
+        --output output/demo MODEL.WEIGHTS output/demo/model_final.pth
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import BoxMode
+from PIL import Image, ImageDraw
+
+from .drawing import LEVEL_COLORS, draw_boxes, draw_detections
+from .levels import name_of
+from .predict import load_inference_config
+
+
+def contact_sheet(cfg: CfgNode, num_images: int = 12, min_score: float = 0.5) -> Image.Image:
+    """Images of ``DATASETS.TEST[0]`` in pairs: ground truth left, the model's detections right.
+
+    The images are spread evenly over the data set. Below stands which colour is which level.
+    """
+    dataset = cfg.DATASETS.TEST[0]
+    records = DatasetCatalog.get(dataset)
+    names = MetadataCatalog.get(dataset).thing_classes
+    predictor = DefaultPredictor(cfg)
+    pairs = []
+    for i in np.linspace(0, len(records) - 1, min(num_images, len(records))).astype(int):
+        record = records[i]
+        image = read_image(record["file_name"], "RGB")
+        truth = [a for a in record["annotations"] if not a.get("iscrowd")]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
+        scale = 320 / max(image.shape[:2])
+        left = draw_boxes(
+            image,
+            np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            [names[a["category_id"]] for a in truth],
+            [None] * len(truth),
+            scale,
+        )
+        detections = predictor(image[:, :, ::-1])["instances"].to("cpu")  # it takes BGR
+        found = detections[detections.scores >= min_score]
+        pairs.append((left, draw_detections(image, found, names, scale)))
+    return _paste(pairs, f"ground truth | detections with score >= {min_score:g}, {dataset}")
+
+
+def _paste(pairs: list[tuple[Image.Image, Image.Image]], title: str) -> Image.Image:
+    cell, gap, columns, band = 320, 6, 2, 28
+    rows = -(-len(pairs) // columns)
+    pair_width = 2 * cell + 3 * gap
+    sheet = Image.new("RGB", (columns * pair_width, 2 * band + rows * (cell + gap)), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((gap, 8), title, fill="black")
+    for i, pair in enumerate(pairs):
+        x = (i % columns) * pair_width + gap
+        y = band + (i // columns) * (cell + gap)
+        for j, picture in enumerate(pair):
+            sheet.paste(picture, (x + j * (cell + gap), y))
+    x, y = gap, sheet.height - band + 8
+    pen.text((x, y), "detections are coloured by the level they were pooled from:", fill="black")
+    x += 360
+    for level in range(2, 7):
+        color = tuple(round(255 * c) for c in LEVEL_COLORS[level])
+        pen.rectangle((x, y, x + 12, y + 12), fill=color)
+        pen.text((x + 18, y), name_of(level).upper(), fill="black")
+        x += 56
+    return sheet
+
+
+def draw_curves(metrics_file: Path, file: Path) -> None:
+    """Total loss and box AP over iterations, from Detectron2's ``metrics.json``.
+
+    Raises:
+        FileNotFoundError: there is no such file; training writes it into OUTPUT_DIR.
+    """
+    if not metrics_file.is_file():
+        raise FileNotFoundError(f"no {metrics_file}: training writes it into its OUTPUT_DIR")
+    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    figure, (loss_axes, ap_axes) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for key in sorted({k for line in lines for k in line if "loss" in k}):
+        points = [(line["iteration"], line[key]) for line in lines if key in line]
+        loss_axes.plot(*zip(*points, strict=True), label=key)
+    for key in ("bbox/AP", "bbox/AP50"):
+        points = [(line["iteration"], line[key]) for line in lines if key in line]
+        if points:
+            ap_axes.plot(*zip(*points, strict=True), marker="o", label=key)
+    for axes, title in ((loss_axes, "training loss"), (ap_axes, "AP, percent")):
+        axes.set(title=title, xlabel="iteration", ylim=(0, None))
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--output", required=True, type=Path, help="folder for the pictures")
+    parser.add_argument("--num-images", type=int, default=12)
+    parser.add_argument("--min-score", type=float, default=0.5)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+    args = parser.parse_args(argv)
+    cfg = load_inference_config(args.config_file, args.opts)
+    args.output.mkdir(parents=True, exist_ok=True)
+    sheet = args.output / "contact_sheet.png"
+    contact_sheet(cfg, args.num_images, args.min_score).save(sheet)
+    print(f"wrote {sheet}")
+    metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
+    if metrics.is_file():
+        draw_curves(metrics, args.output / "curves.png")
+        print(f"wrote {args.output / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    main()
