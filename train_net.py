@@ -8,14 +8,13 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
+import fpn_ext  # first: it makes an uncompiled Detectron2 v0.6 importable
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-
-import fpn_ext  # first: it makes an uncompiled Detectron2 v0.6 importable
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 

@@ -102,11 +102,12 @@ class LevelMappedROIPooler(nn.Module):
         canonical_level: int = 4,
     ):
         super().__init__()
-        height, width = (
-            (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-        )
-        if height < 1 or width < 1:
-            raise ValueError(f"POOLER_RESOLUTION must be at least 1, got {output_size}")
+        size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+            raise ValueError(
+                "POOLER_RESOLUTION must be one or two (height, width) whole numbers of at least "
+                f"1, got {output_size}"
+            )
         if pooler_type not in POOLER_TYPES:
             raise ValueError(
                 f"POOLER_TYPE: {pooler_type!r} is not among the types of this pooler; "
@@ -128,7 +129,7 @@ class LevelMappedROIPooler(nn.Module):
         except ValueError as error:
             raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES: {error}") from None
 
-        self.output_size = (height, width)
+        self.output_size = (size[0], size[1])
         self.scales = [float(scale) for scale in scales]
         self.sampling_ratio = sampling_ratio
         self.pooler_type = pooler_type

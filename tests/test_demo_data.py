@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fpn_ext import demo_data
 from PIL import Image
 from pycocotools.coco import COCO
-
-from fpn_ext import demo_data
 
 OPTIONS = {"seed": 3, "num_train": 150, "num_val": 100}
 FEW = {"num_train": 3, "num_val": 2, "image_size": 160}

@@ -1,0 +1,26 @@
+import fpn_ext
+import pytest
+import torch
+
+LEVELS = ["res2", "res3", "res4", "res5"]
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_cfg():
+    """A Faster R-CNN with this project's components over ResNet-18, small enough for a test."""
+    cfg = fpn_ext.load_config("configs/Base-FPN.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.PIXEL_STD = [57.375, 57.12, 58.395]
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    return cfg
