@@ -8,6 +8,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -21,6 +22,7 @@ from detectron2.modeling import (
 )
 
 from ._d2_compat import has_compiled_operators
+from .levels import name_of
 from .names import did_you_mean, look_up
 
 
@@ -68,6 +70,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         )
     cfg = get_cfg()
     with _readable_errors(cfg, config_file):
+        _check_is_mapping(config_file)
         cfg.merge_from_file(config_file, allow_unsafe=False)
     if len(opts) % 2:
         raise ValueError(
@@ -76,6 +79,13 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     with _readable_errors(cfg, "the command line"):
         cfg.merge_from_list(list(opts))
     return cfg
+
+
+def _check_is_mapping(config_file: str) -> None:
+    with open(config_file, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"a config must be a mapping of keys, got {type(content).__name__}")
 
 
 class _readable_errors:
@@ -90,17 +100,17 @@ class _readable_errors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, yaml.YAMLError):
             raise ValueError(f"{self.source} is not valid YAML: {error}") from error
-        if isinstance(error, KeyError | AssertionError):
-            unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error))
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(
+                f"{self.source}: _BASE_ names a file that does not exist: {error.filename}"
+            ) from error
+        if isinstance(error, KeyError | AssertionError | ValueError):
+            text = str(error.args[0]) if error.args else str(error)
+            unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
             if unknown:
                 key = unknown.group(1)
-                # A whole node may be unknown; its parent says which keys there are.
-                full = [k for k in self.valid if k.endswith(key)] or self.valid
-                raise ValueError(
-                    f"{self.source}: no config key {key!r}; {did_you_mean(key, full)}"
-                ) from None
-        if isinstance(error, KeyError | AssertionError | ValueError):
-            raise ValueError(f"{self.source}: {error.args[0] if error.args else error}") from error
+                text = f"no config key {key!r}; {did_you_mean(key, self.valid)}"
+            raise ValueError(f"{self.source}: {text}") from error
 
 
 def _keys(node: CfgNode, prefix: str = "") -> Iterable[str]:
@@ -128,7 +138,12 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: lists every violation with the key, what it holds and what it needs.
     """
-    problems = [*_name_problems(cfg), *_operator_problems(cfg), *_fpn_problems(cfg)]
+    problems = [
+        *_name_problems(cfg),
+        *_operator_problems(cfg),
+        *_pyramid_problems(cfg),
+        *_dataset_problems(cfg),
+    ]
     if problems:
         raise ValueError(
             f"{len(problems)} problem(s) in the config:\n"
@@ -191,19 +206,52 @@ def _operator_problems(cfg: CfgNode) -> Iterable[str]:
         )
 
 
-def _fpn_problems(cfg: CfgNode) -> Iterable[str]:
-    resnets = cfg.MODEL.RESNETS
-    if cfg.MODEL.BACKBONE.NAME != "FeaturePyramid":
+def _pyramid_problems(cfg: CfgNode) -> Iterable[str]:
+    """The levels of pyramid, anchors and pooler, which have to be kept in step by hand."""
+    model, resnets = cfg.MODEL, cfg.MODEL.RESNETS
+    if model.BACKBONE.NAME != "FeaturePyramid":
         return
-    if cfg.MODEL.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
+    if model.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
         if resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != 64:
             yield (
                 f"MODEL.RESNETS.DEPTH {resnets.DEPTH} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64, "
                 f"got {resnets.RES2_OUT_CHANNELS}"
             )
-        missing = [f for f in cfg.MODEL.FPN.IN_FEATURES if f not in resnets.OUT_FEATURES]
+        missing = [f for f in model.FPN.IN_FEATURES if f not in resnets.OUT_FEATURES]
         if missing:
             yield (
                 f"MODEL.FPN.IN_FEATURES asks for {missing}, which MODEL.RESNETS.OUT_FEATURES "
                 f"{resnets.OUT_FEATURES} does not give; add them there"
             )
+            return
+        # A ResNet's res{k} has stride 2^k (res5 of a dilated one has not: the build will tell).
+        levels = [int(f.removeprefix("res")) for f in model.FPN.IN_FEATURES if f != "stem"]
+        given = [name_of(k) for k in (*levels, levels[-1] + 1)] if levels else []
+        for key, asked in (
+            ("MODEL.RPN.IN_FEATURES", model.RPN.IN_FEATURES),
+            ("MODEL.ROI_HEADS.IN_FEATURES", model.ROI_HEADS.IN_FEATURES),
+        ):
+            absent = [f for f in asked if f not in given]
+            if absent and resnets.RES5_DILATION == 1:
+                yield (
+                    f"{key} asks for {absent}; the pyramid on MODEL.FPN.IN_FEATURES "
+                    f"{model.FPN.IN_FEATURES} gives {given}"
+                )
+    for key in ("SIZES", "ASPECT_RATIOS"):
+        lists = model.ANCHOR_GENERATOR[key]
+        if len(lists) not in (1, len(model.RPN.IN_FEATURES)) and isinstance(lists[0], list | tuple):
+            yield (
+                f"MODEL.ANCHOR_GENERATOR.{key} has {len(lists)} lists {lists} for the "
+                f"{len(model.RPN.IN_FEATURES)} maps of MODEL.RPN.IN_FEATURES "
+                f"{model.RPN.IN_FEATURES}; it needs one per map, or a single one"
+            )
+
+
+def _dataset_problems(cfg: CfgNode) -> Iterable[str]:
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog:
+                yield (
+                    f"DATASETS.{key}: {name!r} is not a registered data set; "
+                    + did_you_mean(name, DatasetCatalog.keys())
+                )

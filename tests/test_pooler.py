@@ -240,7 +240,7 @@ def test_a_box_far_outside_gives_zeros_and_is_a_box(pooler_type):
 
 def test_a_box_without_area_takes_what_lies_there():
     """RoIAlign without area: nothing to sample adaptively; a point with a fixed ratio."""
-    maps = [torch.full((1, 1, 64, 64), 7.0)] + pyramid(batch=1, channels=1)[1:]
+    maps = [torch.full((1, 1, 64, 64), 7.0), *pyramid(batch=1, channels=1)[1:]]
     point = [Boxes(torch.tensor([[50.0, 50, 50, 50]]))]
     assert not pooler(sampling_ratio=0)(maps, point).any()
     assert pooler(sampling_ratio=2)(maps, point).unique().tolist() == [7]

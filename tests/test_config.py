@@ -1,0 +1,195 @@
+import inspect
+import itertools
+import re
+from pathlib import Path
+
+import fpn_ext
+import pytest
+import torch
+from fpn_ext import config
+from detectron2.config import get_cfg as get_detectron2_cfg
+from fpn_ext.data import register_datasets
+from fpn_ext.names import look_up
+
+DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
+
+
+def flat(node, prefix=""):
+    values = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = value
+    return values
+
+
+def test_get_cfg_is_detectron2s_plus_our_node():
+    ours, theirs = flat(fpn_ext.get_cfg()), flat(get_detectron2_cfg())
+    assert {k: v for k, v in ours.items() if not k.startswith("MODEL.FPN_EXT.")} == theirs
+    assert len(ours) > len(theirs)
+
+
+def test_the_defaults_are_the_papers():
+    node = fpn_ext.get_cfg().MODEL.FPN_EXT
+    assert (node.CANONICAL_LEVEL, node.CANONICAL_BOX_SIZE) == (4, 224)
+    assert node.BOTTOM_UP == "build_resnet_backbone"
+
+
+def test_adding_the_keys_twice_keeps_what_was_set():
+    cfg = fpn_ext.get_cfg()
+    cfg.MODEL.FPN_EXT.CANONICAL_LEVEL = 3
+    fpn_ext.add_fpn_ext_config(cfg)
+    assert cfg.MODEL.FPN_EXT.CANONICAL_LEVEL == 3
+
+
+def test_every_key_has_a_comment_and_is_in_the_readme_of_configs():
+    lines = inspect.getsource(config.add_fpn_ext_config).splitlines()
+    keys = {}
+    for above, line in itertools.pairwise(lines):
+        found = re.match(r"\s*cfg\.MODEL\.FPN_EXT\.(\w+) = ", line)
+        if found:
+            keys[found.group(1)] = above.strip()
+    assert set(keys) == set(fpn_ext.get_cfg().MODEL.FPN_EXT)
+    assert all(above.startswith("#") for above in keys.values()), keys
+    readme = Path("configs/README.md").read_text()
+    assert all(f"MODEL.FPN_EXT.{key}" in readme for key in keys)
+
+
+def test_overrides():
+    cfg = fpn_ext.load_config(DEMO, ["SOLVER.MAX_ITER", "7", "MODEL.FPN_EXT.CANONICAL_LEVEL", "3"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.MODEL.FPN_EXT.CANONICAL_LEVEL) == (7, 3)
+    assert not cfg.is_frozen()
+
+
+# What a user can get wrong in a file or on the command line.
+
+
+def load_text(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    return fpn_ext.load_config(str(file))
+
+
+def test_a_missing_file():
+    with pytest.raises(FileNotFoundError, match=r"'configs/none\.yaml'.*configs/README\.md"):
+        fpn_ext.load_config("configs/none.yaml")
+
+
+def test_a_missing_base(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"_BASE_.*no_such\.yaml"):
+        load_text(tmp_path, '_BASE_: "no_such.yaml"\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "MODEL:\n  FPN_EXT:\n    BOTOM_UP: x\n",
+            r"no config key 'MODEL\.FPN_EXT\.BOTOM_UP'; nearest valid: 'MODEL\.FPN_EXT\.BOTTOM_UP'",
+        ),
+        ("SOLVER:\n  LR: 0.1\n", r"no config key 'SOLVER\.LR'; nearest valid: .*SOLVER"),
+        ("MODLE:\n  WEIGHTS: x\n", r"no config key 'MODLE'"),
+        ("SOLVER:\n  BASE_LR: fast\n", r"mine\.yaml: .*BASE_LR"),
+        ("MODEL: [1,\n", r"mine\.yaml.* is not valid YAML"),
+        ("just words\n", r"mine\.yaml.*must be a mapping"),
+        ("a: !!python/object/apply:os.getcwd []\n", r"mine\.yaml is not valid YAML"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_text(tmp_path, text)
+
+
+def test_a_config_cannot_run_code(tmp_path):
+    victim = tmp_path / "touched"
+    with pytest.raises(ValueError):
+        load_text(tmp_path, f"a: !!python/object/apply:pathlib.Path.touch [{victim}]\n")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["SOLVER.MAX_ITERS", "7"],
+            r"no config key 'SOLVER\.MAX_ITERS'; nearest valid: 'SOLVER\.MAX_ITER'",
+        ),
+        (["SOLVER.MAX_ITER"], r"pairs KEY VALUE, got 1 words: SOLVER\.MAX_ITER"),
+        (["SOLVER.MAX_ITER", "many"], r"command line: .*MAX_ITER"),
+        (["MODEL.FPN_EXT", "x"], r"(?s)command line: Type mismatch.*FPN_EXT"),
+    ],
+)
+def test_mistakes_on_the_command_line(opts, message):
+    with pytest.raises(ValueError, match=message):
+        fpn_ext.load_config(DEMO, opts)
+
+
+# check_config
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.BACKBONE.NAME", "FeaturePyramide"],
+         r"MODEL\.BACKBONE\.NAME: 'FeaturePyramide' is not registered; nearest valid: 'FeatureP"),
+        (["MODEL.FPN_EXT.BOTTOM_UP", "build_resnet"], r"BOTTOM_UP: .*'build_resnet_backbone'"),
+        (["MODEL.ANCHOR_GENERATOR.NAME", "Anchors"], r"MODEL\.ANCHOR_GENERATOR\.NAME: 'Anchors'"),
+        (["MODEL.ROI_HEADS.NAME", "PyramidROIHead"], r"nearest valid: 'PyramidROIHeads'"),
+        (["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNHead"], r"nearest valid: 'FastRCNNConvFCHead'"),
+        (["MODEL.META_ARCHITECTURE", "FasterRCNN"], r"MODEL\.META_ARCHITECTURE: 'FasterRCNN'"),
+        (["MODEL.PROPOSAL_GENERATOR.NAME", "RPM"], r"nearest valid: .*'RPN'"),
+        (["MODEL.RESNETS.RES2_OUT_CHANNELS", "256"], r"DEPTH 18 needs .*RES2_OUT_CHANNELS 64"),
+        (["MODEL.RESNETS.OUT_FEATURES", "('res4',)"], r"IN_FEATURES asks for \['res2', 'res3'"),
+        (["MODEL.RPN.IN_FEATURES", "('p2', 'p7')"], r"MODEL\.RPN\.IN_FEATURES asks for \['p7'\]"),
+        (["MODEL.ROI_HEADS.IN_FEATURES", "('p7',)"], r"MODEL\.ROI_HEADS\.IN_FEATURES asks for"),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"], r"SIZES has 2 lists .* 5 maps"),
+        (["DATASETS.TRAIN", "('demo_multiscale_trian',)"],
+         r"DATASETS\.TRAIN: 'demo_multiscale_trian' .*nearest valid: 'demo_multiscale_train'"),
+        (["DATASETS.TEST", "('coco_2071_val',)"], r"DATASETS\.TEST: .*'coco_2017_val'"),
+    ],
+)  # fmt: skip
+def test_check_config(opts, message):
+    register_datasets()
+    with pytest.raises(ValueError, match=message):
+        fpn_ext.check_config(fpn_ext.load_config(DEMO, opts))
+
+
+def test_check_config_lists_all_problems_at_once():
+    cfg = fpn_ext.load_config(
+        DEMO, ["MODEL.BACKBONE.NAME", "x", "MODEL.ROI_HEADS.NAME", "y", "DATASETS.TRAIN", "('z',)"]
+    )
+    register_datasets()
+    with pytest.raises(ValueError) as raised:
+        fpn_ext.check_config(cfg)
+    assert str(raised.value).startswith("3 problem(s) in the config:\n")
+
+
+def test_check_config_knows_what_needs_compiled_operators(monkeypatch):
+    register_datasets()
+    cfg = fpn_ext.load_config(DEMO, ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[0, 0, 0, 1]"])
+    monkeypatch.setattr(config, "has_compiled_operators", lambda: False)
+    with pytest.raises(ValueError, match=r"DEFORM_ON_PER_STAGE.*build Detectron2 from source"):
+        fpn_ext.check_config(cfg)
+    monkeypatch.setattr(config, "has_compiled_operators", lambda: True)
+    fpn_ext.check_config(cfg)
+
+
+def test_the_device_falls_back_to_cpu_and_says_so(monkeypatch):
+    cfg = fpn_ext.get_cfg()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "using 'cpu'" in fpn_ext.resolve_device(cfg)
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert fpn_ext.resolve_device(cfg) is None
+    cfg.MODEL.DEVICE = "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert fpn_ext.resolve_device(cfg) is None
+    assert cfg.MODEL.DEVICE == "cuda"
+
+
+def test_looking_up_a_name():
+    from detectron2.modeling import BACKBONE_REGISTRY
+
+    assert look_up(BACKBONE_REGISTRY, "FeaturePyramid", "X") is fpn_ext.FeaturePyramid
+    with pytest.raises(ValueError, match=r"MY\.KEY: 'nothing like it' .*valid: .*'FeaturePyramid'"):
+        look_up(BACKBONE_REGISTRY, "nothing like it", "MY.KEY")
