@@ -84,10 +84,9 @@ def load_voc_layout(
             raise FileNotFoundError(f"no image {image_file}, which split {split!r} lists")
         annotation_file = root / "Annotations" / f"{image_id}.xml"
         tree = read_voc_annotation(annotation_file)
-        size = tree.find("size")
         objects = []
         for number, element in enumerate(tree.findall("object")):
-            box = voc_box(element)
+            box = voc_box(element, annotation_file)
             fault = box_fault(box)
             if fault:
                 logger.warning(
@@ -110,8 +109,8 @@ def load_voc_layout(
             {
                 "file_name": str(image_file),
                 "image_id": image_id,
-                "height": int(_number(size, "height")),
-                "width": int(_number(size, "width")),
+                "height": int(_number(tree, "size/height", annotation_file)),
+                "width": int(_number(tree, "size/width", annotation_file)),
                 "annotations": objects,
             }
         )
@@ -128,10 +127,11 @@ def read_voc_annotation(file: Path) -> ElementTree.Element:
         raise ValueError(f"{file} is not XML: {error}") from error
 
 
-def voc_box(element: ElementTree.Element) -> list[float]:
-    """[xmin, ymin, xmax, ymax] of an object, as written: 1-based and inclusive."""
-    box = element.find("bndbox")
-    return [_number(box, corner) for corner in ("xmin", "ymin", "xmax", "ymax")]
+def voc_box(element: ElementTree.Element, file: Path) -> list[float]:
+    """[xmin, ymin, xmax, ymax] of an object, as written in ``file``: 1-based and inclusive."""
+    return [
+        _number(element, f"bndbox/{corner}", file) for corner in ("xmin", "ymin", "xmax", "ymax")
+    ]
 
 
 def box_fault(box: Sequence[float]) -> str:
@@ -167,11 +167,12 @@ def _class_number(element: ElementTree.Element, classes: Sequence[str], file: Pa
     return list(classes).index(name)
 
 
-def _number(element: ElementTree.Element | None, name: str) -> float:
-    text = element.findtext(name) if element is not None else None
-    if text is None:
-        raise ValueError(f"an annotation has no <{name}>")
-    return float(text)
+def _number(element: ElementTree.Element, path: str, file: Path) -> float:
+    text = element.findtext(path, "")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{file}: <{path}> must be a number, got {text!r}") from None
 
 
 def _register_demo(name: str, root: Path, split: str) -> None:

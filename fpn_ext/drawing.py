@@ -1,24 +1,27 @@
-"""Boxes on pictures, coloured by pyramid level."""
+"""Boxes on pictures, coloured by pyramid level.
+
+Drawn with Pillow: Detectron2's own Visualizer needs OpenCV.
+"""
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-# Colours of the levels, distinct for colour-blind readers too (Okabe and Ito); RGB in [0, 1].
-LEVEL_COLORS = {
-    1: (0.0, 0.0, 0.0),
-    2: (0.84, 0.37, 0.0),
-    3: (0.0, 0.62, 0.45),
-    4: (0.0, 0.45, 0.70),
-    5: (0.80, 0.47, 0.65),
-    6: (0.94, 0.89, 0.26),
-    7: (0.34, 0.71, 0.91),
+Color = tuple[int, int, int]
+
+# Okabe and Ito's colours, distinct for colour-blind readers too.
+LEVEL_COLORS: dict[int, Color] = {
+    1: (90, 90, 90),
+    2: (213, 94, 0),
+    3: (0, 158, 115),
+    4: (0, 114, 178),
+    5: (204, 121, 167),
+    6: (230, 159, 0),
+    7: (86, 180, 233),
 }
-OTHER_COLOR = (0.9, 0.1, 0.1)  # no level known, e.g. ground truth or Detectron2's own RoI heads
+NO_LEVEL_COLOR: Color = (200, 30, 30)  # ground truth, or a model that does not keep the level
 
 
 def draw_detections(
@@ -52,10 +55,18 @@ def draw_boxes(
     levels: Sequence[int | None],
     scale: float = 1.0,
 ) -> Image.Image:
-    """(R, 4) XYXY boxes in pixels of an (H, W, 3) RGB image, each in the colour of its level."""
-    visualizer = Visualizer(image, scale=scale)
-    colors = [LEVEL_COLORS.get(level, OTHER_COLOR) if level else OTHER_COLOR for level in levels]
-    drawn = visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors)
-    picture = Image.fromarray(drawn.get_image())
-    plt.close(visualizer.output.fig)
+    """(R, 4) XYXY boxes in pixels of an (H, W, 3) uint8 RGB image, each in its level's colour."""
+    picture = Image.fromarray(image)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(10, picture.height // 40))
+    line_width = max(1, picture.height // 160)
+    for box, label, level in zip(boxes * scale, labels, levels, strict=True):
+        color = NO_LEVEL_COLOR if level is None else LEVEL_COLORS.get(level, NO_LEVEL_COLOR)
+        x0, y0, x1, y1 = (float(v) for v in box)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line_width)
+        _, _, text_width, text_height = pen.textbbox((0, 0), label, font=font)
+        text_y = max(0.0, y0 - text_height - 2)
+        pen.rectangle((x0, text_y, x0 + text_width + 3, text_y + text_height + 2), fill=color)
+        pen.text((x0 + 2, text_y), label, fill="white", font=font)
     return picture

@@ -95,9 +95,10 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         """Write the annotations less the faulty boxes; returns the classes that have boxes."""
         classes = set()
         for image_id in Path(self._image_set_path).read_text().split():
-            root = read_voc_annotation(Path(self._anno_file_template.format(image_id)))
+            file = Path(self._anno_file_template.format(image_id))
+            root = read_voc_annotation(file)
             for element in root.findall("object"):
-                if box_fault(voc_box(element)):
+                if box_fault(voc_box(element, file)):
                     root.remove(element)
                 elif element.findtext("difficult", "0") != "1":
                     classes.add(element.findtext("name", ""))

@@ -68,8 +68,7 @@ def _paste(pairs: list[tuple[Image.Image, Image.Image]], title: str) -> Image.Im
     pen.text((x, y), "detections are coloured by the level they were pooled from:", fill="black")
     x += 360
     for level in range(2, 7):
-        color = tuple(round(255 * c) for c in LEVEL_COLORS[level])
-        pen.rectangle((x, y, x + 12, y + 12), fill=color)
+        pen.rectangle((x, y, x + 12, y + 12), fill=LEVEL_COLORS[level])
         pen.text((x + 18, y), name_of(level).upper(), fill="black")
         x += 56
     return sheet

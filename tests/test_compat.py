@@ -1,0 +1,153 @@
+"""The patches for an uncompiled Detectron2 v0.6: what they do there, and nothing elsewhere."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fpn_ext import _d2_compat
+
+V06_LINES = {
+    "data/transforms/transform.py": "interp=Image.LINEAR",
+    "data/build.py": "np.zeros((n,), dtype=np.int)",
+    "layers/rotated_boxes.py": "from detectron2 import _C",
+}
+
+
+def fresh(code, **env):
+    """Run code in a new Python that has imported nothing of Detectron2; returns what it prints."""
+    # Loaded from its file: importing the package would apply the patches.
+    load = (
+        "import importlib.util, sys, numpy, PIL.Image\n"
+        f"spec = importlib.util.spec_from_file_location('compat', {_d2_compat.__file__!r})\n"
+        "compat = importlib.util.module_from_spec(spec); spec.loader.exec_module(compat)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", load + code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**__import__("os").environ, **env},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def fake_detectron2(tmp_path, lines, compiled=False):
+    package = tmp_path / "detectron2"
+    for file, line in lines.items():
+        (package / file).parent.mkdir(parents=True, exist_ok=True)
+        (package / file).write_text(line + "\n")
+    (package / "__init__.py").touch()
+    if compiled:
+        suffix = __import__("importlib.machinery").machinery.EXTENSION_SUFFIXES[0]
+        (package / f"_C{suffix}").touch()
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_nothing_on_a_healthy_detectron2(tmp_path):
+    """Main branch: none of the lines is there; so is none of the patches."""
+    healthy = dict.fromkeys(V06_LINES, "# no such line")
+    out = fresh(
+        "before = set(vars(numpy)), set(vars(PIL.Image))\n"
+        "print(compat.apply())\n"
+        "print((set(vars(numpy)), set(vars(PIL.Image))) == before)\n"
+        "print([m for m in sys.modules if m.startswith('detectron2')])\n",
+        **fake_detectron2(tmp_path, healthy),
+    )
+    assert out.splitlines() == ["[]", "True", "[]"]
+
+
+def test_a_compiled_v06_keeps_its_operators(tmp_path):
+    out = fresh(
+        "print(compat.has_compiled_operators())\n"
+        "print([p for p in compat.apply() if 'detectron2' in p])\n",
+        **fake_detectron2(tmp_path, V06_LINES, compiled=True),
+    )
+    assert out.splitlines() == ["True", "[]"]
+
+
+def test_what_an_uncompiled_v06_gets(tmp_path):
+    out = fresh("print(compat.apply())", **fake_detectron2(tmp_path, V06_LINES))
+    assert "'detectron2._C', 'detectron2.evaluation.fast_eval_api'" in out
+
+
+def test_an_attribute_that_exists_is_left_alone(tmp_path):
+    """An older NumPy and Pillow still have the names."""
+    out = fresh(
+        "numpy.int = numpy.float = numpy.str = numpy.bool = PIL.Image.LINEAR = 'theirs'\n"
+        "print([p for p in compat.apply() if 'detectron2' not in p])\n"
+        "print(numpy.int, PIL.Image.LINEAR)\n",
+        **fake_detectron2(tmp_path, V06_LINES),
+    )
+    assert out.splitlines() == ["[]", "theirs theirs"]
+
+
+def test_without_detectron2_the_error_says_how_to_get_it(tmp_path):
+    out = fresh(
+        "sys.path = [p for p in sys.path if not "
+        "(__import__('pathlib').Path(p) / 'detectron2').is_dir()]\n"
+        "try: compat.apply()\n"
+        "except ModuleNotFoundError as error: print(error)\n"
+    )
+    assert "make setup" in out and "from source" in out
+
+
+def test_the_installed_detectron2_works_after_import_fpn_ext():
+    """On any Detectron2: all that training needs can be imported; applying again does nothing."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            "import fpn_ext; from fpn_ext import _d2_compat\n"
+            "import detectron2.engine, detectron2.modeling, detectron2.evaluation\n"
+            "from detectron2.utils.collect_env import collect_env_info; collect_env_info()\n"
+            "print(_d2_compat.apply())",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+uncompiled = pytest.mark.skipif(
+    _d2_compat.has_compiled_operators()
+    or "from detectron2 import _C"
+    not in (_d2_compat.detectron2_folder() / "layers" / "rotated_boxes.py").read_text(),
+    reason="only for an uncompiled Detectron2 v0.6",
+)
+
+
+@uncompiled
+def test_a_compiled_operator_raises_with_the_remedy():
+    import torch
+    from detectron2.layers import batched_nms_rotated
+    from detectron2.layers.rotated_boxes import pairwise_iou_rotated
+
+    boxes = torch.rand(2, 5)
+    uses = [
+        lambda: pairwise_iou_rotated(boxes, boxes),
+        lambda: batched_nms_rotated(boxes, torch.rand(2), torch.zeros(2), 0.5),
+        lambda: _call_operator("deform_conv_forward"),
+    ]
+    for use in uses:
+        with pytest.raises(RuntimeError, match=r"installed without.*build Detectron2 from source"):
+            use()
+
+
+def _call_operator(name):
+    from detectron2 import _C
+
+    getattr(_C, name)()
+
+
+def test_all_patching_is_in_one_module():
+    """No other file of the package assigns into NumPy, Pillow or sys.modules."""
+    for file in Path("fpn_ext").glob("*.py"):
+        if file.name != "_d2_compat.py":
+            source = file.read_text()
+            assert "sys.modules" not in source, file
+            assert "setattr(" not in source.replace("setattr(module, name", ""), file

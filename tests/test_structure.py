@@ -1,0 +1,117 @@
+"""What holds the project together: who imports whom, and that what the documents name exists."""
+
+import ast
+import re
+from pathlib import Path
+
+import fpn_ext
+import pytest
+
+PACKAGE = Path("fpn_ext")
+MODULES = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__"}
+
+# Each module and the modules of this package it may import. The three components never import one
+# another: that is what makes them swappable one by one.
+ALLOWED = {
+    "_d2_compat": set(),
+    "levels": set(),
+    "names": set(),
+    "demo_data": set(),
+    "fpn": {"levels", "names"},
+    "anchors": {"levels", "names"},
+    "pooler": {"levels", "names"},
+    "roi_heads": {"pooler", "levels", "names"},
+    "config": {"_d2_compat", "levels", "names"},
+    "data": {"demo_data"},
+    "evaluation": {"data"},
+    "drawing": set(),
+    "predict": {"config", "data", "drawing"},
+    "visualize": {"predict", "drawing", "levels"},
+}
+
+
+def imports_of(file):
+    """Modules of this package that a file of it imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fpn_ext"):
+            found.add(node.module.partition(".")[2])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("fpn_ext")}
+    return found & MODULES
+
+
+def test_every_module_has_its_place():
+    assert set(ALLOWED) == MODULES
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_imports_go_one_way(module):
+    assert imports_of(PACKAGE / f"{module}.py") <= ALLOWED[module]
+
+
+def test_the_components_are_written_from_scratch():
+    """No subclass of, and no call into, Detectron2's FPN, anchor generator or ROIPooler."""
+    for file in ("fpn.py", "anchors.py", "pooler.py", "roi_heads.py"):
+        names = {
+            node.id if isinstance(node, ast.Name) else node.attr
+            for node in ast.walk(ast.parse((PACKAGE / file).read_text()))
+            if isinstance(node, ast.Name | ast.Attribute)
+        }
+        assert not names & {"FPN", "DefaultAnchorGenerator", "ROIPooler", "assign_boxes_to_levels"}
+    for component in (fpn_ext.FeaturePyramid, fpn_ext.PyramidAnchorGenerator):
+        bases = {base.__name__ for base in component.__mro__}
+        assert not bases & {"FPN", "DefaultAnchorGenerator"}
+
+
+def test_everything_public_is_exported():
+    for name in fpn_ext.__all__:
+        assert getattr(fpn_ext, name).__doc__, f"{name} has no docstring"
+
+
+DOCUMENTS = [Path("README.md"), *Path("docs").glob("*.md"), *Path("configs").glob("*.md"),
+             Path("datasets/README.md")]  # fmt: skip
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_the_files_a_document_names_exist(document):
+    """Paths in back-ticks and in commands, unless a run makes them; and links."""
+    text = document.read_text()
+    made_by_runs = ("output/", "datasets/", "out/", "my_", "/path/")
+    named = set(re.findall(r"(?:`|\s)((?:[\w.-]+/)+[\w.-]+\.(?:py|yaml|md|txt|sh|in))\b", text))
+    links = set(re.findall(r"\]\(([^)#]+)\)", text))
+    missing = [
+        path
+        for path in sorted(named | links)
+        if not path.startswith(("http", *made_by_runs))
+        and not Path(path).exists()
+        and not (document.parent / path).exists()
+    ]
+    assert missing == []
+
+
+def test_the_commands_of_the_readme_exist():
+    readme = Path("README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", Path("Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"\bmake ([a-z]+)", readme)) <= targets
+    assert {"demo", "test"} <= set(re.findall(r"\bmake ([a-z]+)", readme))
+    for module in re.findall(r"python -m fpn_ext\.(\w+)", readme):
+        assert module in MODULES
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = Path(".ci/run").read_text().splitlines()
+    assert "make test" in script
+
+
+@pytest.mark.parametrize("message", re.findall(r"^> `(.+)`$", Path("README.md").read_text(), re.M))
+def test_the_errors_the_readme_quotes_are_ours(message):
+    """Every fixed part of a quoted message stands in the source; <...> is what varies."""
+    source = "".join(
+        f.read_text() for f in [*PACKAGE.glob("*.py"), Path("requirements/install.sh")]
+    )
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # join adjacent string literals
+    for part in re.split(r"<[^>]*>", message):
+        assert part.strip() in source, part

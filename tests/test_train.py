@@ -1,0 +1,176 @@
+"""From the command line to pictures, on a handful of generated images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fpn_ext import demo_data
+from fpn_ext.predict import find_pictures, load_inference_config
+from fpn_ext.predict import main as predict
+from fpn_ext.visualize import draw_curves
+from fpn_ext.visualize import main as visualize
+from PIL import Image
+
+DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
+SMALL = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.FPN.OUT_CHANNELS", "16"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)"),
+    *("INPUT.MIN_SIZE_TEST", "96"),
+    *("SOLVER.IMS_PER_BATCH", "2"),
+    *("SOLVER.BASE_LR", "0.001"),
+    *("SOLVER.CHECKPOINT_PERIOD", "2"),
+    *("TEST.EVAL_PERIOD", "0"),
+]
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, "train_net.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model trained for two iterations, and the environment with its data."""
+    folder = tmp_path_factory.mktemp("trained")
+    demo_data.generate(folder / "demo_multiscale", num_train=6, num_val=4)
+    previous = os.environ.get("DETECTRON2_DATASETS")
+    os.environ["DETECTRON2_DATASETS"] = str(folder)
+    output = folder / "output"
+    code, log = run("--config-file", DEMO, *SMALL, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", output)
+    assert code == 0, log
+    yield output, log
+    if previous is None:
+        del os.environ["DETECTRON2_DATASETS"]
+    else:
+        os.environ["DETECTRON2_DATASETS"] = previous
+
+
+def results(output):
+    file = output / "inference" / "demo_multiscale_val" / "results.json"
+    return json.loads(file.read_text())
+
+
+def test_training_ends_in_a_checkpoint_and_scores(trained):
+    output, log = trained
+    assert (output / "model_final.pth").is_file()
+    assert {"AP", "AP50", "APs", "APm", "APl", "AP-disc"} <= set(results(output)["bbox"])
+    assert "|  AP   |  AP50  |" in log
+
+
+def test_eval_only_gives_the_same_scores_and_a_folder_per_data_set(trained, tmp_path):
+    output, _ = trained
+    code, log = run(
+        "--config-file", DEMO, "--eval-only", *SMALL,
+        "MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", tmp_path,
+        "DATASETS.TEST", "('demo_multiscale_val', 'demo_multiscale_train')",
+    )  # fmt: skip
+    assert code == 0, log
+    assert "|  AP   |  AP50  |" in log
+    assert results(tmp_path) == results(output)
+    for name in ("demo_multiscale_val", "demo_multiscale_train"):
+        assert (tmp_path / "inference" / name / "coco_instances_results.json").is_file()
+        assert (tmp_path / "inference" / name / "results.json").is_file()
+
+
+def test_resume_goes_on_where_it_stopped(trained):
+    output, _ = trained
+    arguments = ("--config-file", DEMO, "--resume", *SMALL, "SOLVER.MAX_ITER", 4)
+    code, log = run(*arguments, "OUTPUT_DIR", output)
+    assert code == 0, log
+    assert "Starting training from iteration 2" in log
+
+
+def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
+    output, _ = trained
+    control = DEMO.replace(".yaml", "_builtin.yaml")
+    code, log = run(
+        "--config-file", control, "--eval-only", *SMALL, "OUTPUT_DIR", tmp_path,
+        "MODEL.WEIGHTS", output / "model_final.pth",
+    )  # fmt: skip
+    assert code == 0, log
+    assert "skip" not in log.lower().replace("skipped", ""), "a checkpoint key was left over"
+    assert "some model parameters or buffers are not found" not in log.lower()
+
+
+def test_a_mistake_ends_before_anything_is_built(tmp_path):
+    code, log = run("--config-file", DEMO, "MODEL.BACKBONE.NAME", "Pyramid", "OUTPUT_DIR", tmp_path)
+    assert code != 0
+    assert "nearest valid: 'FeaturePyramid'" in log.splitlines()[-1]
+    assert not any(tmp_path.iterdir())
+
+
+def test_prediction_on_files_and_folders(trained, tmp_path, capsys):
+    output, _ = trained
+    images = output.parent / "demo_multiscale" / "val"
+    one = sorted(images.iterdir())[0]
+    predict([
+        "--config-file", DEMO, "--input", str(one), str(images), "--output", str(tmp_path / "out"),
+        "--min-score", "0.0", *SMALL, "MODEL.WEIGHTS", str(output / "model_final.pth"),
+    ])  # fmt: skip
+    assert "on 5 picture(s)" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [image["file_name"] for image in found["images"]][:1] == [str(one)]
+    assert len({c["id"] for c in found["categories"]}) == 5
+    assert len(found["annotations"]) > 0
+    for annotation in found["annotations"]:
+        assert annotation["image_id"] in range(1, 6)
+        assert annotation["category_id"] in range(1, 6)
+        assert 2 <= annotation["pooled_level"] <= 5
+        x, y, width, height = annotation["bbox"]
+        picture = found["images"][annotation["image_id"] - 1]
+        assert x >= 0 and x + width <= picture["width"] + 1e-3
+        assert y >= 0 and y + height <= picture["height"] + 1e-3
+    drawings = list((tmp_path / "out").glob("*.png"))
+    assert len(drawings) == 5, "one for each, the two of the same name too"
+    assert Image.open(tmp_path / "out" / f"{one.stem}.png").size == Image.open(one).size
+
+    from pycocotools.coco import COCO
+
+    truth = COCO(str(tmp_path / "out" / "detections.json"))
+    assert len(truth.loadRes(found["annotations"]).anns) == len(found["annotations"])
+
+
+def test_contact_sheet_and_curves(trained, tmp_path):
+    output, _ = trained
+    visualize([
+        "--config-file", DEMO, "--output", str(tmp_path), "--num-images", "3", *SMALL,
+        "MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(output),
+    ])  # fmt: skip
+    sheet = Image.open(tmp_path / "contact_sheet.png")
+    assert sheet.width > sheet.height > 600  # two rows of two pairs
+    assert len(sheet.convert("RGB").getcolors(1 << 24)) > 1000
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_curves_need_a_training(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"metrics\.json"):
+        draw_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+
+
+def test_inputs_of_prediction(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no picture in this folder"):
+        find_pictures([tmp_path])
+    with pytest.raises(FileNotFoundError, match="nothing_here"):
+        find_pictures([tmp_path / "nothing_here"])
+    for name in ("b.PNG", "a.jpg", "notes.txt"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name, format="png")
+    assert [p.name for p in find_pictures([tmp_path])] == ["a.jpg", "b.PNG"]
+
+
+def test_prediction_needs_weights():
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty"):
+        load_inference_config(DEMO)
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS: no file none\.pth"):
+        load_inference_config(DEMO, ["MODEL.WEIGHTS", "none.pth"])
+    assert Path(DEMO).is_file()
