@@ -134,3 +134,17 @@ def test_the_errors_the_readme_quotes_are_real():
         assert any(message in text for text in raised) or all(
             part.strip() in source for part in fixed_parts
         ), message
+
+
+@pytest.mark.parametrize("document", ["README.md", "datasets/README.md"])
+def test_the_python_in_a_document_runs(document):
+    (code,) = re.findall(r"```python\n(.*?)```", Path(document).read_text(), flags=re.S)
+    exec(compile(code, document, "exec"), {})
+
+
+def test_the_yaml_in_the_readme_is_a_config(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", Path("README.md").read_text(), flags=re.S)
+    (tmp_path / "swap.yaml").write_text(text)
+    cfg = fpn_ext.load_config(str(tmp_path / "swap.yaml"))
+    assert cfg.MODEL.FPN_EXT == fpn_ext.get_cfg().MODEL.FPN_EXT, "the defaults are shown"
+    assert cfg.MODEL.BACKBONE.NAME == "FeaturePyramid"
