@@ -8,7 +8,8 @@ RUN = $(VENV)/bin/python
 READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_R_18_FPN.yaml
 
-.PHONY: demo test setup lint format lock
+
+.PHONY: demo test test-lowest setup lint format lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -22,6 +23,10 @@ test: setup
 
 setup: $(READY)
 
+# The tests with the oldest versions that pyproject.toml allows.
+test-lowest:
+	LOWEST=1 $(MAKE) test VENV=.venv-lowest
+
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -33,12 +38,12 @@ format: setup
 
 # Pins again, from requirements/tested.in, for Python 3.10 to 3.12.
 lock: setup
-	$(VENV)/bin/uv pip compile -q --universal --upgrade --python-version 3.10 --no-header \
+	$(VENV)/.uv/bin/uv pip compile -q --universal --upgrade --python-version 3.10 --no-header \
 	    --no-annotate requirements/tested.in -o requirements/tested.txt
 
 $(READY): pyproject.toml $(wildcard requirements/*)
-	PYTHON="$(PYTHON)" sh requirements/install.sh $(VENV)
-	@touch $@
+	PYTHON="$(PYTHON)" sh requirements/install.sh "$(VENV)"
+	@touch "$@"
 
 # Not `: setup`, which is always out of date: a second `make demo` has nothing left to do.
 $(OUTPUT)/demo/model_final.pth: $(DEMO) configs/Base-FPN.yaml | $(READY)

@@ -46,7 +46,8 @@ def setup(args) -> CfgNode:
     cfg = fpn_ext.load_config(args.config_file, args.opts)
     device_note = fpn_ext.resolve_device(cfg)
     register_datasets()
-    fpn_ext.check_config(cfg)
+    fpn_ext.check_config(cfg, training=not args.eval_only)
+    fpn_ext.check_weights(cfg, required=args.eval_only and not args.resume)
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(

@@ -22,6 +22,7 @@ from .anchors import PyramidAnchorGenerator  # noqa: E402
 from .config import (  # noqa: E402
     add_fpn_ext_config,
     check_config,
+    check_weights,
     get_cfg,
     load_config,
     resolve_device,
@@ -39,6 +40,7 @@ __all__ = [
     "add_fpn_ext_config",
     "assign_levels",
     "check_config",
+    "check_weights",
     "get_cfg",
     "load_config",
     "resolve_device",

@@ -1,9 +1,10 @@
 """Lets Detectron2 v0.6's Python tree run, uncompiled, with current NumPy and Pillow.
 
-The only place that patches anything. Every patch is tied to the line of Detectron2's own source
-that needs it, and is left out when that line is not there (Detectron2's main branch) or when what
-it looks for exists (a compiled Detectron2, an older NumPy or Pillow). On a healthy installation
-:func:`apply` therefore changes nothing; it returns the list of what it did.
+The only place that patches anything. Every patch of v0.6 is tied to the line of its own source that
+needs it, and is left out when that line is not there (Detectron2's main branch) or when what it
+looks for exists (a compiled Detectron2, an older NumPy or Pillow). On an uncompiled Detectron2 of
+any age, rotated operators are defined so that using one raises an error with the remedy. On a
+healthy installation :func:`apply` therefore changes nothing; it returns the list of what it did.
 
 It must run before the first ``import detectron2...`` of a process: ``import fpn_ext`` first.
 """
@@ -77,12 +78,13 @@ def apply() -> list[str]:
         applied += _restore_pillow_linear()
     if _source_has(folder, "data/build.py", "np.int)"):
         applied += _restore_numpy_aliases()
-    if (
-        _source_has(folder, "layers/rotated_boxes.py", "from detectron2 import _C")
-        and not has_compiled_operators()
-        and "detectron2._C" not in sys.modules
-    ):
-        applied += _stand_in_for_compiled_operators()
+    if not has_compiled_operators():
+        applied += _define_missing_torch_operators()
+        if (
+            _source_has(folder, "layers/rotated_boxes.py", "from detectron2 import _C")
+            and "detectron2._C" not in sys.modules
+        ):
+            applied += _stand_in_for_compiled_operators()
     return applied
 
 
@@ -111,22 +113,9 @@ def _restore_numpy_aliases() -> list[str]:
 
 
 def _stand_in_for_compiled_operators() -> list[str]:
-    import torch
     from pycocotools.cocoeval import COCOeval
 
-    stand_in = _UncompiledOperators("detectron2._C", _REMEDY)
-    sys.modules["detectron2._C"] = stand_in
-
-    # Rotated NMS is the one operator that v0.6 reaches through torch.ops. A Library takes its
-    # operators back when it is garbage-collected, so it lives as long as the stand-in.
-    library = torch.library.Library("detectron2", "FRAGMENT")
-    library.define("nms_rotated(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
-    library.impl(
-        "nms_rotated",
-        lambda *args: needs_compiled_operator("nms_rotated"),
-        "CompositeImplicitAutograd",
-    )
-    stand_in.__dict__["library"] = library
+    sys.modules["detectron2._C"] = _UncompiledOperators("detectron2._C", _REMEDY)
 
     # COCOEvaluator imports this name at module level and uses it by default; pycocotools' own
     # class is the reference it reimplements.
@@ -134,3 +123,31 @@ def _stand_in_for_compiled_operators() -> list[str]:
     fast_eval_api.__dict__["COCOeval_opt"] = COCOeval
     sys.modules["detectron2.evaluation.fast_eval_api"] = fast_eval_api
     return ["detectron2._C", "detectron2.evaluation.fast_eval_api"]
+
+
+# Operators that Detectron2 reaches through torch.ops, where a missing one is an AttributeError
+# without a remedy: v0.6 the first, main all of them.
+_TORCH_OPERATORS = {
+    "nms_rotated": "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor",
+    "box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
+    "roi_align_rotated_forward": "(Tensor input, Tensor rois, float spatial_scale, "
+    "int pooled_height, int pooled_width, int sampling_ratio) -> Tensor",
+}
+_library: Any = None  # a torch Library takes its operators back when it is garbage-collected
+
+
+def _define_missing_torch_operators() -> list[str]:
+    global _library
+    import torch
+
+    if _library is not None:
+        return []
+    _library = torch.library.Library("detectron2", "FRAGMENT")
+    for name, signature in _TORCH_OPERATORS.items():
+        _library.define(name + signature)
+        _library.impl(
+            name,
+            lambda *args, name=name: needs_compiled_operator(name),
+            "CompositeImplicitAutograd",
+        )
+    return ["torch.ops.detectron2"]

@@ -6,6 +6,7 @@ Because the RPN head slides over every level, a level needs no anchors of severa
 
 import collections
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import torch
@@ -220,8 +221,8 @@ def _is_positive_list(value: object) -> bool:
 
 def _is_positive(number: object) -> bool:
     return (
-        isinstance(number, int | float)
+        isinstance(number, numbers.Real)  # NumPy's numbers, too
         and not isinstance(number, bool)
         and math.isfinite(number)
-        and number > 0
+        and float(number) > 0
     )

@@ -8,7 +8,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -23,7 +23,9 @@ from detectron2.modeling import (
 
 from ._d2_compat import has_compiled_operators
 from .levels import name_of
-from .names import did_you_mean, look_up
+from .names import check_norm, did_you_mean, look_up
+
+RESNET_DEPTHS = (18, 34, 50, 101, 152)
 
 
 def add_fpn_ext_config(cfg: CfgNode) -> None:
@@ -36,6 +38,9 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     cfg.MODEL.FPN_EXT = CfgNode()
     # Registry name (BACKBONE_REGISTRY) of the network under the pyramid. FeaturePyramid only.
     cfg.MODEL.FPN_EXT.BOTTOM_UP = "build_resnet_backbone"
+    # Names of the bottom-up's maps to build on, fine to coarse; [] for MODEL.FPN.IN_FEATURES.
+    # For a bottom-up that is itself a pyramid and reads that key. FeaturePyramid only.
+    cfg.MODEL.FPN_EXT.IN_FEATURES = []
     # k0 of Eq. 1: the level a box of CANONICAL_BOX_SIZE is pooled from. PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.CANONICAL_LEVEL = 4
     # The 224 of Eq. 1: side in pixels of the square box that goes to CANONICAL_LEVEL.
@@ -132,8 +137,11 @@ def resolve_device(cfg: CfgNode) -> str | None:
     return None
 
 
-def check_config(cfg: CfgNode) -> None:
+def check_config(cfg: CfgNode, training: bool = False) -> None:
     """Check, before anything is built, that the names and shapes in a config fit together.
+
+    Args:
+        training: also require what only training needs.
 
     Raises:
         ValueError: lists every violation with the key, what it holds and what it needs.
@@ -141,14 +149,32 @@ def check_config(cfg: CfgNode) -> None:
     problems = [
         *_name_problems(cfg),
         *_operator_problems(cfg),
-        *_pyramid_problems(cfg),
-        *_dataset_problems(cfg),
+        *_resnet_problems(cfg),
+        *_level_problems(cfg),
+        *_dataset_problems(cfg, training),
     ]
     if problems:
         raise ValueError(
             f"{len(problems)} problem(s) in the config:\n"
             + "\n".join(f"  - {problem}" for problem in problems)
         )
+
+
+def check_weights(cfg: CfgNode, required: bool) -> None:
+    """Check that the checkpoint of ``MODEL.WEIGHTS`` is there, before a model is built for it.
+
+    Raises:
+        FileNotFoundError: it names a local file that does not exist.
+        ValueError: it is empty though ``required``: random weights detect nothing.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if required and not weights:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty: name the checkpoint, e.g. "
+            "MODEL.WEIGHTS output/demo/model_final.pth"
+        )
+    if weights and "://" not in weights and not os.path.isfile(weights):
+        raise FileNotFoundError(f"MODEL.WEIGHTS: no file {weights}")
 
 
 def _name_problems(cfg: CfgNode) -> Iterable[str]:
@@ -170,13 +196,18 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
                 "MODEL.PROPOSAL_GENERATOR.NAME",
             )
         )
-    if model.ROI_BOX_HEAD.NAME:  # empty in Detectron2's defaults, for models without such a head
+    # Empty in Detectron2's defaults, for models without such a head.
+    if model.ROI_BOX_HEAD.NAME or model.ROI_HEADS.NAME == "PyramidROIHeads":
         named.append((ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME, "MODEL.ROI_BOX_HEAD.NAME"))
     if model.MASK_ON:
         named.append((ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME, "MODEL.ROI_MASK_HEAD.NAME"))
     if model.KEYPOINT_ON:
         named.append(
-            (ROI_KEYPOINT_HEAD_REGISTRY, model.ROI_KEYPOINT_HEAD.NAME, "MODEL.ROI_KEYPOINT_HEAD")
+            (
+                ROI_KEYPOINT_HEAD_REGISTRY,
+                model.ROI_KEYPOINT_HEAD.NAME,
+                "MODEL.ROI_KEYPOINT_HEAD.NAME",
+            )
         )
     for registry, name, key in named:
         try:
@@ -195,7 +226,10 @@ def _operator_problems(cfg: CfgNode) -> Iterable[str]:
             ("MODEL.ANCHOR_GENERATOR.NAME", "Rotated" in cfg.MODEL.ANCHOR_GENERATOR.NAME),
             ("MODEL.PROPOSAL_GENERATOR.NAME", cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN"),
             ("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME == "RROIHeads"),
-            ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "Rotated" in cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE),
+            *(
+                (f"MODEL.{head}.POOLER_TYPE", "Rotated" in cfg.MODEL[head].POOLER_TYPE)
+                for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD")
+            ),
         )
         if asked
     ]
@@ -206,52 +240,107 @@ def _operator_problems(cfg: CfgNode) -> Iterable[str]:
         )
 
 
-def _pyramid_problems(cfg: CfgNode) -> Iterable[str]:
-    """The levels of pyramid, anchors and pooler, which have to be kept in step by hand."""
+def _resnet_problems(cfg: CfgNode) -> Iterable[str]:
+    """What Detectron2's ResNet builder answers with a bare KeyError or AssertionError."""
     model, resnets = cfg.MODEL, cfg.MODEL.RESNETS
-    if model.BACKBONE.NAME != "FeaturePyramid":
+    if "build_resnet_backbone" not in (
+        model.FPN_EXT.BOTTOM_UP if model.BACKBONE.NAME == "FeaturePyramid" else model.BACKBONE.NAME
+    ):
         return
-    if model.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
-        if resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != 64:
-            yield (
-                f"MODEL.RESNETS.DEPTH {resnets.DEPTH} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64, "
-                f"got {resnets.RES2_OUT_CHANNELS}"
-            )
-        missing = [f for f in model.FPN.IN_FEATURES if f not in resnets.OUT_FEATURES]
-        if missing:
-            yield (
-                f"MODEL.FPN.IN_FEATURES asks for {missing}, which MODEL.RESNETS.OUT_FEATURES "
-                f"{resnets.OUT_FEATURES} does not give; add them there"
-            )
-            return
-        # A ResNet's res{k} has stride 2^k (res5 of a dilated one has not: the build will tell).
-        levels = [int(f.removeprefix("res")) for f in model.FPN.IN_FEATURES if f != "stem"]
-        given = [name_of(k) for k in (*levels, levels[-1] + 1)] if levels else []
-        for key, asked in (
-            ("MODEL.RPN.IN_FEATURES", model.RPN.IN_FEATURES),
-            ("MODEL.ROI_HEADS.IN_FEATURES", model.ROI_HEADS.IN_FEATURES),
-        ):
-            absent = [f for f in asked if f not in given]
-            if absent and resnets.RES5_DILATION == 1:
-                yield (
-                    f"{key} asks for {absent}; the pyramid on MODEL.FPN.IN_FEATURES "
-                    f"{model.FPN.IN_FEATURES} gives {given}"
-                )
+    if resnets.DEPTH not in RESNET_DEPTHS:
+        yield f"MODEL.RESNETS.DEPTH must be one of {RESNET_DEPTHS}, got {resnets.DEPTH}"
+    if resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != 64:
+        yield (
+            f"MODEL.RESNETS.DEPTH {resnets.DEPTH} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64, "
+            f"got {resnets.RES2_OUT_CHANNELS}"
+        )
+    try:
+        check_norm(resnets.NORM, "MODEL.RESNETS.NORM")
+    except ValueError as error:
+        yield str(error)
+
+
+def _level_problems(cfg: CfgNode) -> Iterable[str]:
+    """The levels of pyramid, anchors and pooler, which have to be kept in step by hand."""
+    model = cfg.MODEL
+    if model.BACKBONE.NAME == "FeaturePyramid":
+        if model.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
+            yield from _resnet_pyramid_problems(cfg)
+        for key, maps in _asked_maps(cfg):
+            levels = [int(f[1:]) for f in maps if re.fullmatch(r"p\d+", f)]
+            if len(levels) == len(maps) and levels != sorted(levels):
+                yield f"{key} must go from fine to coarse, got {maps}"
+    anchors = model.ANCHOR_GENERATOR
+    if model.PROPOSAL_GENERATOR.NAME != "RPN":
+        return
+    per_map = []
     for key in ("SIZES", "ASPECT_RATIOS"):
-        lists = model.ANCHOR_GENERATOR[key]
-        if len(lists) not in (1, len(model.RPN.IN_FEATURES)) and isinstance(lists[0], list | tuple):
+        lists = anchors[key]
+        if not lists or not isinstance(lists[0], list | tuple):
+            continue  # one list for all levels, or what the generator itself refuses
+        if len(lists) not in (1, len(model.RPN.IN_FEATURES)):
             yield (
                 f"MODEL.ANCHOR_GENERATOR.{key} has {len(lists)} lists {lists} for the "
                 f"{len(model.RPN.IN_FEATURES)} maps of MODEL.RPN.IN_FEATURES "
                 f"{model.RPN.IN_FEATURES}; it needs one per map, or a single one"
             )
+        elif len({len(level) for level in lists}) > 1:
+            per_map.append(key)
+    if per_map and model.RPN.HEAD_NAME == "StandardRPNHead":
+        yield (
+            f"MODEL.ANCHOR_GENERATOR.{' and '.join(per_map)}: StandardRPNHead serves all levels, "
+            "so each needs the same number of anchors per location"
+        )
 
 
-def _dataset_problems(cfg: CfgNode) -> Iterable[str]:
+def _asked_maps(cfg: CfgNode) -> Iterable[tuple[str, list[str]]]:
+    yield "MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        yield "MODEL.ROI_HEADS.IN_FEATURES", cfg.MODEL.ROI_HEADS.IN_FEATURES
+
+
+def _resnet_pyramid_problems(cfg: CfgNode) -> Iterable[str]:
+    resnets = cfg.MODEL.RESNETS
+    in_features = cfg.MODEL.FPN_EXT.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES
+    missing = [f for f in in_features if f not in resnets.OUT_FEATURES]
+    if missing:
+        yield (
+            f"MODEL.FPN.IN_FEATURES asks for {missing}, which MODEL.RESNETS.OUT_FEATURES "
+            f"{resnets.OUT_FEATURES} does not give; add them there"
+        )
+        return
+    # A ResNet's res{k} has stride 2^k, unless its res5 is dilated: then the build will tell.
+    levels = [int(f[3:]) for f in in_features if re.fullmatch(r"res\d", f)]
+    if not levels or len(levels) != len(in_features) or resnets.RES5_DILATION != 1:
+        return
+    given = [name_of(k) for k in (*levels, levels[-1] + 1)]
+    for key, asked in _asked_maps(cfg):
+        absent = [f for f in asked if f not in given]
+        if absent:
+            yield (
+                f"{key} asks for {absent}; the pyramid on MODEL.FPN.IN_FEATURES "
+                f"{in_features} gives {given}"
+            )
+
+
+def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
+    if training and not cfg.DATASETS.TRAIN:
+        yield "DATASETS.TRAIN names no data set to train on"
+    has_classes = (
+        cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and cfg.MODEL.ROI_HEADS.NAME != ""
+    )
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
                 yield (
                     f"DATASETS.{key}: {name!r} is not a registered data set; "
                     + did_you_mean(name, DatasetCatalog.keys())
+                )
+                continue
+            # Data sets in COCO format may know their classes only once they are read.
+            classes = MetadataCatalog.get(name).get("thing_classes")
+            if has_classes and classes and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+                yield (
+                    f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "
+                    f"DATASETS.{key} {name!r} has {len(classes)} classes"
                 )

@@ -1,7 +1,7 @@
 """The data sets that the configs here name, registered by an explicit call.
 
-Nothing is read at registration; files are looked for under ``DETECTRON2_DATASETS`` (default
-``datasets``) when a data set is first used. Directory trees: datasets/README.md.
+Nothing is read at registration; the files are read when a data set is used, from the folder that
+``DETECTRON2_DATASETS`` (default ``datasets``) named at registration. Trees: datasets/README.md.
 """
 
 import logging
@@ -24,7 +24,7 @@ BCCD_CLASSES = ("RBC", "WBC", "Platelets")
 
 def datasets_root() -> Path:
     """Where data sets are looked for: ``$DETECTRON2_DATASETS``, else ``datasets``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def register_datasets() -> None:
@@ -51,7 +51,12 @@ def register_voc_layout(
         classes: class names as in the XML files; their order gives the class numbers.
         year: which AP the Pascal VOC evaluator computes: 2012 (area under the
             precision-recall curve) or 2007 (11 points).
+
+    Raises:
+        ValueError: another ``year``.
     """
+    if year not in (2007, 2012):
+        raise ValueError(f"year chooses the AP and is 2007 or 2012, got {year}")
     if name in DatasetCatalog:
         return
     DatasetCatalog.register(name, lambda: load_voc_layout(root, split, classes))
@@ -189,5 +194,8 @@ def _register_demo(name: str, root: Path, split: str) -> None:
 
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
-        json_file=str(json_file), image_root=str(images), evaluator_type="coco"
+        json_file=str(json_file),
+        image_root=str(images),
+        evaluator_type="coco",
+        thing_classes=list(demo_data.CLASS_NAMES),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
-from detectron2.evaluation.pascal_voc_evaluation import voc_eval
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.utils import comm
 
 from .data import box_fault, read_voc_annotation, voc_box
@@ -84,6 +84,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
                         use_07_metric=self._is_2007,
                     )
                     ap[c, t] = class_ap * 100
+            parse_rec.cache_clear()  # it keeps every file it has read, and these are gone
 
         box = {"AP": _mean(ap), "AP50": _mean(ap[:, 0]), "AP75": _mean(ap[:, 5])}
         for c, name in enumerate(self._class_names):
@@ -92,17 +93,31 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         return OrderedDict(bbox=box)
 
     def _copy_ground_truth(self, folder: Path) -> set[str]:
-        """Write the annotations less the faulty boxes; returns the classes that have boxes."""
+        """Write the annotations for ``voc_eval``, less the faulty boxes.
+
+        ``voc_eval`` reads fields that not everybody writes, and whole numbers only.
+        Returns the classes that have boxes to find.
+        """
         classes = set()
         for image_id in Path(self._image_set_path).read_text().split():
             file = Path(self._anno_file_template.format(image_id))
-            root = read_voc_annotation(file)
-            for element in root.findall("object"):
-                if box_fault(voc_box(element, file)):
-                    root.remove(element)
-                elif element.findtext("difficult", "0") != "1":
-                    classes.add(element.findtext("name", ""))
-            (folder / f"{image_id}.xml").write_bytes(ElementTree.tostring(root))
+            copy = ElementTree.Element("annotation")
+            for element in read_voc_annotation(file).findall("object"):
+                box = voc_box(element, file)
+                if box_fault(box):
+                    continue
+                name = element.findtext("name", "")
+                difficult = element.findtext("difficult", "0").strip()
+                if difficult != "1":
+                    classes.add(name)
+                item = ElementTree.SubElement(copy, "object")
+                fields = {"name": name, "pose": "", "truncated": "0", "difficult": difficult}
+                for field, text in fields.items():
+                    ElementTree.SubElement(item, field).text = text or "0"
+                corners = ElementTree.SubElement(item, "bndbox")
+                for corner, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+                    ElementTree.SubElement(corners, corner).text = str(round(value))
+            (folder / f"{image_id}.xml").write_bytes(ElementTree.tostring(copy))
         return classes
 
 

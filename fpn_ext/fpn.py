@@ -16,7 +16,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
 from .levels import levels_of, name_of, stride_of
-from .names import look_up
+from .names import check_norm, look_up, own_keys
 
 
 class TopDownSum(nn.Module):
@@ -88,6 +88,8 @@ class FeaturePyramid(Backbone):
         TypeError: ``bottom_up`` is no Backbone.
     """
 
+    _padding_constraints: dict[str, int]
+
     @configurable
     def __init__(
         self,
@@ -120,6 +122,7 @@ class FeaturePyramid(Backbone):
         # walk them by level. Finest level first in both.
         laterals, outputs = [], []
         use_bias = norm == ""
+        check_norm(norm, "MODEL.FPN.NORM")
         for level, shape in zip(levels, shapes, strict=True):
             lateral = Conv2d(
                 shape.channels,
@@ -156,14 +159,20 @@ class FeaturePyramid(Backbone):
         self._out_feature_channels = {name_of(level): out_channels for level in levels}
         # With sides that are multiples of this, every upsampling is exactly x2.
         self._size_divisibility = max(int(shapes[-1].stride), bottom_up.size_divisibility)
+        self._padding_constraints = dict(getattr(bottom_up, "padding_constraints", {}))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        build_bottom_up = look_up(
-            BACKBONE_REGISTRY, cfg.MODEL.FPN_EXT.BOTTOM_UP, "MODEL.FPN_EXT.BOTTOM_UP"
+        own = own_keys(cfg)
+        if cls.__name__ == own.BOTTOM_UP:
+            raise ValueError(
+                f"MODEL.FPN_EXT.BOTTOM_UP must name the network under {cls.__name__}, "
+                "not itself; e.g. build_resnet_backbone"
+            )
+        bottom_up = look_up(BACKBONE_REGISTRY, own.BOTTOM_UP, "MODEL.FPN_EXT.BOTTOM_UP")(
+            cfg, input_shape
         )
-        bottom_up = build_bottom_up(cfg, input_shape)
-        in_features = cfg.MODEL.FPN.IN_FEATURES
+        in_features = own.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES
         shapes = _bottom_up_shapes(bottom_up, in_features)
         return {
             "bottom_up": bottom_up,
@@ -175,19 +184,17 @@ class FeaturePyramid(Backbone):
         }
 
     @property
-    @torch.jit.unused
     def size_divisibility(self) -> int:
         """Detectron2 pads the sides of a batch to multiples of this many pixels."""
         return self._size_divisibility
 
     @property
-    @torch.jit.unused
     def padding_constraints(self) -> dict[str, int]:
         """What the bottom-up asks of the padding beyond :attr:`size_divisibility`.
 
         Read by Detectron2's main branch only; v0.6 has no such property.
         """
-        return dict(getattr(self.bottom_up, "padding_constraints", {}))
+        return self._padding_constraints
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Run the bottom-up network and build the pyramid on it.
@@ -226,10 +233,13 @@ class FeaturePyramid(Backbone):
         return results
 
     def __prepare_scriptable__(self) -> "FeaturePyramid":
-        # torch.jit.script calls this first.
+        # torch.jit.script calls this first, and puts the copy in this module's place in a parent
+        # that is scripted: script a copy of a model that is to be trained on.
         scriptable = copy.deepcopy(self)
         for module in list(scriptable.modules()):
-            _lists_to_module_lists(module)
+            # Others with a preparation of their own are asked for it after this one.
+            if module is scriptable or not hasattr(module, "__prepare_scriptable__"):
+                _lists_to_module_lists(module)
         return scriptable
 
 

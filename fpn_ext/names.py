@@ -1,8 +1,13 @@
-"""Finding what a name in YAML stands for, and saying what was meant when it stands for nothing."""
+"""Finding what names in YAML stand for, and saying what was meant when they stand for nothing."""
 
 import difflib
 from collections.abc import Iterable
 from typing import Any
+
+from detectron2.layers import get_norm
+
+# What get_norm knows by name in every Detectron2, for the message only; main knows more.
+NORMS = ("", "BN", "FrozenBN", "GN", "SyncBN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN")
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
@@ -19,6 +24,20 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f"{label}: " + (", ".join(repr(n) for n in near or names) or "(none)")
 
 
+def own_keys(cfg: Any) -> Any:
+    """The node ``MODEL.FPN_EXT`` of a config.
+
+    Raises:
+        ValueError: the config was made without this project's keys.
+    """
+    if "FPN_EXT" not in cfg.MODEL:
+        raise ValueError(
+            "the config has no MODEL.FPN_EXT: make it with fpn_ext.get_cfg(), or call "
+            "fpn_ext.add_fpn_ext_config(cfg) before merging files into it"
+        )
+    return cfg.MODEL.FPN_EXT
+
+
 def look_up(registry: Any, name: str, yaml_key: str) -> Any:
     """What is registered under ``name`` in a Detectron2 registry.
 
@@ -32,3 +51,14 @@ def look_up(registry: Any, name: str, yaml_key: str) -> Any:
             + ". If it is your own, import the module that registers it before building."
         )
     return registry.get(name)
+
+
+def check_norm(norm: object, yaml_key: str) -> None:
+    """Raise ValueError if ``norm`` is a name that :func:`detectron2.layers.get_norm` knows not."""
+    if isinstance(norm, str):
+        try:
+            get_norm(norm, 32)
+        except KeyError:
+            raise ValueError(
+                f"{yaml_key}: no normalisation {norm!r}; {did_you_mean(norm, NORMS)}"
+            ) from None

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.ops import roi_align, roi_pool
 
 from .levels import levels_of
-from .names import did_you_mean
+from .names import did_you_mean, own_keys
 
 logger = logging.getLogger(__name__)
 
@@ -146,14 +146,14 @@ class LevelMappedROIPooler(nn.Module):
         cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], branch: str = "ROI_BOX_HEAD"
     ) -> dict:
         """``branch`` names the node with the POOLER_* keys, e.g. ``"ROI_MASK_HEAD"``."""
-        node = cfg.MODEL[branch]
+        node, own = cfg.MODEL[branch], own_keys(cfg)
         return {
             "output_size": node.POOLER_RESOLUTION,
             "scales": [1.0 / input_shape[name].stride for name in cfg.MODEL.ROI_HEADS.IN_FEATURES],
             "sampling_ratio": node.POOLER_SAMPLING_RATIO,
             "pooler_type": node.POOLER_TYPE,
-            "canonical_box_size": cfg.MODEL.FPN_EXT.CANONICAL_BOX_SIZE,
-            "canonical_level": cfg.MODEL.FPN_EXT.CANONICAL_LEVEL,
+            "canonical_box_size": own.CANONICAL_BOX_SIZE,
+            "canonical_level": own.CANONICAL_LEVEL,
         }
 
     def forward(self, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
@@ -188,20 +188,24 @@ class LevelMappedROIPooler(nn.Module):
         # Each level pools its own boxes; their rows go back to where the boxes stood.
         #   levels  3 2 3      rows of P2: 1       pooled[1]    <- P2
         #                      rows of P3: 0 2     pooled[0, 2] <- P3
-        levels = assign_levels(
-            rois[:, 1:],
-            self.min_level,
-            self.max_level,
-            self.canonical_box_size,
-            self.canonical_level,
-        )
+        levels = self.assign(rois[:, 1:])
         pooled = x[0].new_zeros(
-            (len(rois), x[0].shape[1], self.output_size[0], self.output_size[1])
+            (rois.shape[0], x[0].shape[1], self.output_size[0], self.output_size[1])
         )
         for i, (features, scale) in enumerate(zip(x, self.scales)):  # noqa: B905 (TorchScript)
             rows = torch.nonzero(levels == self.min_level + i).squeeze(1)
             pooled.index_put_((rows,), self._pool(features, rois[rows], scale))
         return pooled
+
+    def assign(self, boxes: torch.Tensor) -> torch.Tensor:
+        """:func:`assign_levels` with this pooler's levels and constants: (R, 4) -> (R,) int64."""
+        return assign_levels(
+            boxes,
+            self.min_level,
+            self.max_level,
+            self.canonical_box_size,
+            self.canonical_level,
+        )
 
     def _to_rois(self, box_lists: list[Boxes]) -> torch.Tensor:
         """(R, 5) of image index and XYXY, with degenerate boxes moved off every map."""

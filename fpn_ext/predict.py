@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 
-from .config import check_config, load_config, resolve_device
+from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
 from .drawing import draw_detections
 
@@ -28,26 +29,58 @@ def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
 
     Raises:
         FileNotFoundError: no such config, or no such checkpoint (a local ``MODEL.WEIGHTS``).
-        ValueError: what :func:`fpn_ext.load_config` and :func:`fpn_ext.check_config` find, or no
-            ``MODEL.WEIGHTS``: random weights detect nothing.
+        ValueError: what :func:`fpn_ext.load_config` and :func:`fpn_ext.check_config` find, no
+            ``MODEL.WEIGHTS``, no ``DATASETS.TEST`` to name the classes, or a model that needs
+            proposals made beforehand.
     """
     cfg = load_config(config_file, opts)
     register_datasets()
     check_config(cfg)
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
+    check_weights(cfg, required=True)
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty; its first data set names the classes")
+    if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
-            "MODEL.WEIGHTS is empty: name the checkpoint, e.g. "
-            "MODEL.WEIGHTS output/demo/model_final.pth"
+            "MODEL.LOAD_PROPOSALS: this model needs proposals made beforehand for every picture; "
+            "predict with a model that has its own RPN"
         )
-    if "://" not in weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"MODEL.WEIGHTS: no file {weights}")
     note = resolve_device(cfg)
     if note:
         print(note)
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = True
     cfg.freeze()
     return cfg
+
+
+def detections_of(output: dict[str, Any]) -> Instances:
+    """The detections in a model's output for one image, on CPU; an RPN's proposals count as such.
+
+    A proposal's class is 0 and its score the sigmoid of its objectness.
+    """
+    if "instances" in output:
+        return output["instances"].to("cpu")
+    proposals = output["proposals"].to("cpu")
+    detections = Instances(proposals.image_size)
+    detections.pred_boxes = proposals.proposal_boxes
+    detections.scores = proposals.objectness_logits.sigmoid()
+    detections.pred_classes = torch.zeros(len(proposals), dtype=torch.int64)
+    return detections
+
+
+def class_names(cfg: CfgNode) -> dict[int, str]:
+    """COCO category id of each class number, in their order, and its name."""
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return {1: "object"}
+    dataset = cfg.DATASETS.TEST[0]
+    metadata = MetadataCatalog.get(dataset)
+    if not metadata.get("thing_classes"):
+        DatasetCatalog.get(dataset)  # COCO-format sets learn their class names from their JSON
+    names = metadata.thing_classes
+    number_of = metadata.get("thing_dataset_id_to_contiguous_id")
+    if number_of is None:  # not a COCO-format set, or one not read yet
+        return {number + 1: name for number, name in enumerate(names)}
+    id_of = {number: category for category, number in number_of.items()}
+    return {id_of[number]: name for number, name in enumerate(names)}
 
 
 def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
@@ -81,17 +114,8 @@ def predict(
     with ``score`` and (if the model keeps it) ``pooled_level``; boxes are XYWH in pixels of the
     picture file. COCO's tools read it as ground truth and, its annotations, as results.
     """
-    dataset = cfg.DATASETS.TEST[0]
-    metadata = MetadataCatalog.get(dataset)
-    if not metadata.get("thing_classes"):
-        DatasetCatalog.get(dataset)  # COCO-format sets learn their class names from their JSON
-    names = metadata.thing_classes
-    # Class numbers are 0, 1, ...; the ids in a COCO file may be others.
-    number_of = metadata.get("thing_dataset_id_to_contiguous_id") or {
-        i + 1: i for i in range(len(names))
-    }
-    id_of = {number: category for category, number in number_of.items()}
-
+    categories = class_names(cfg)
+    ids = list(categories)
     predictor = DefaultPredictor(cfg)
     output.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -99,24 +123,24 @@ def predict(
     drawings: set[Path] = set()
     for image_id, picture in enumerate(pictures, start=1):
         image = read_image(str(picture), "RGB")
-        detections = predictor(image[:, :, ::-1])["instances"].to("cpu")  # it takes BGR
+        detections = detections_of(predictor(image[:, :, ::-1]))  # it takes BGR
         detections = detections[detections.scores >= min_score]
         height, width = image.shape[:2]
         images.append({"id": image_id, "file_name": str(picture), "height": height, "width": width})
         for annotation in _annotations(detections):
             annotation["id"] = len(annotations) + 1
             annotation["image_id"] = image_id
-            annotation["category_id"] = id_of[annotation["category_id"]]
+            annotation["category_id"] = ids[annotation["category_id"]]
             annotations.append(annotation)
         drawing = output / f"{picture.stem}.png"
         if drawing in drawings:  # two inputs of the same name
             drawing = output / f"{picture.stem}_{image_id}.png"
         drawings.add(drawing)
-        draw_detections(image, detections, names).save(drawing)
+        draw_detections(image, detections, list(categories.values())).save(drawing)
 
     result = {
         "images": images,
-        "categories": [{"id": id_of[i], "name": name} for i, name in enumerate(names)],
+        "categories": [{"id": i, "name": name} for i, name in categories.items()],
         "annotations": annotations,
     }
     (output / "detections.json").write_text(json.dumps(result, indent=1) + "\n")

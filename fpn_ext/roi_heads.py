@@ -14,46 +14,44 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
+from torch import nn
 
-from .pooler import LevelMappedROIPooler, assign_levels
+from .names import own_keys
+from .pooler import LevelMappedROIPooler
 
 
 @ROI_HEADS_REGISTRY.register()
 class PyramidROIHeads(StandardROIHeads):
     """Detectron2's StandardROIHeads with :class:`LevelMappedROIPooler` in all its branches.
 
-    Sampling, losses and inference are Detectron2's. Parameters keep their names
+    Constructor, sampling, losses and inference are Detectron2's. Parameters keep their names
     (``box_head.*``, ``box_predictor.*``, ``mask_head.*``, ``keypoint_head.*``).
-
-    Args:
-        keep_pooled_level: give every detection a field ``pooled_level``, (R,) int64: the level k
-            its box features were pooled from, i.e. that of the proposal it came from.
-        **kwargs: of StandardROIHeads: ``box_in_features``, ``box_pooler``, ``box_head``,
-            ``box_predictor``, the same for ``mask_`` and ``keypoint_``, and the sampling.
     """
 
-    @configurable
-    def __init__(self, *, keep_pooled_level: bool = False, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.keep_pooled_level = keep_pooled_level
+    # Lets TorchScript drop the branches that are off, as Detectron2's export does for the parent.
+    mask_on: torch.jit.Final[bool]
+    keypoint_on: torch.jit.Final[bool]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         _check_in_features(cfg.MODEL.ROI_HEADS.IN_FEATURES, input_shape)
-        ret = super().from_config(cfg, input_shape)
-        ret["keep_pooled_level"] = cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL
-        return ret
+        return super().from_config(cfg, input_shape)
 
     # The three hooks of StandardROIHeads.from_config, one per branch.
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        pooler = _pooler(cfg, input_shape, "ROI_BOX_HEAD")
         box_head = build_box_head(cfg, _pooled_shape(cfg, input_shape, "ROI_BOX_HEAD"))
+        if own_keys(cfg).KEEP_POOLED_LEVEL:
+            box_predictor = LevelKeepingOutputLayers(cfg, box_head.output_shape, pooler=pooler)
+        else:
+            box_predictor = FastRCNNOutputLayers(cfg, box_head.output_shape)
         return {
             "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
-            "box_pooler": LevelMappedROIPooler(cfg, input_shape, branch="ROI_BOX_HEAD"),
+            "box_pooler": pooler,
             "box_head": box_head,
-            "box_predictor": FastRCNNOutputLayers(cfg, box_head.output_shape),
+            "box_predictor": box_predictor,
         }
 
     @classmethod
@@ -76,7 +74,7 @@ class PyramidROIHeads(StandardROIHeads):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         # Detectron2's convention: an empty POOLER_TYPE hands the head whole maps, unpooled.
         if cfg.MODEL[branch].POOLER_TYPE:
-            pooler = LevelMappedROIPooler(cfg, input_shape, branch=branch)
+            pooler = _pooler(cfg, input_shape, branch)
             head = build_head(cfg, _pooled_shape(cfg, input_shape, branch))
         else:
             pooler = None
@@ -87,26 +85,43 @@ class PyramidROIHeads(StandardROIHeads):
             f"{name}_head": head,
         }
 
-    def _forward_box(
-        self, features: dict[str, torch.Tensor], proposals: list[Instances]
-    ) -> dict[str, torch.Tensor] | list[Instances]:
-        if self.training or not self.keep_pooled_level:
-            return super()._forward_box(features, proposals)
-        # The parent's inference, which drops the row of the proposal behind each detection.
-        boxes = [p.proposal_boxes for p in proposals]
-        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
-        predictions = self.box_predictor(self.box_head(pooled))
-        detections, rows = self.box_predictor.inference(predictions, proposals)
-        pooler = self.box_pooler
-        for found, proposal_rows, candidates in zip(detections, rows, boxes, strict=True):
-            found.pooled_level = assign_levels(
-                candidates.tensor[proposal_rows],
-                pooler.min_level,
-                pooler.max_level,
-                pooler.canonical_box_size,
-                pooler.canonical_level,
-            )
-        return detections
+
+class LevelKeepingOutputLayers(FastRCNNOutputLayers):
+    """Detectron2's box predictor that notes which level each detection was pooled from.
+
+    In inference, every detection gets a field ``pooled_level``, (R,) int64: the level k of the
+    proposal it came from, by the rule of ``pooler``.
+
+    Args:
+        pooler: the pooler in front of the box head.
+        **kwargs: of FastRCNNOutputLayers.
+    """
+
+    @configurable
+    def __init__(self, *, pooler: LevelMappedROIPooler, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.pooler = pooler
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, pooler: nn.Module) -> dict:
+        return {**super().from_config(cfg, input_shape), "pooler": pooler}
+
+    def inference(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """As the parent's: the detections, and the row of the proposal behind each of them."""
+        detections, rows = super().inference(predictions, proposals)
+        for found, proposal_rows, candidates in zip(detections, rows, proposals, strict=True):
+            boxes = candidates.proposal_boxes.tensor[proposal_rows]
+            found.pooled_level = self.pooler.assign(boxes)
+        return detections, rows
+
+
+def _pooler(cfg: CfgNode, input_shape: dict[str, ShapeSpec], branch: str) -> LevelMappedROIPooler:
+    try:
+        return LevelMappedROIPooler(cfg, input_shape, branch=branch)
+    except ValueError as error:
+        raise ValueError(f"MODEL.{branch}: {error}") from None
 
 
 def _check_in_features(in_features: list[str], input_shape: dict[str, ShapeSpec]) -> None:

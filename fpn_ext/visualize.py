@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from .drawing import LEVEL_COLORS, draw_boxes, draw_detections
 from .levels import name_of
-from .predict import load_inference_config
+from .predict import class_names, detections_of, load_inference_config
 
 
 def contact_sheet(cfg: CfgNode, num_images: int = 12, min_score: float = 0.5) -> Image.Image:
@@ -31,8 +31,10 @@ def contact_sheet(cfg: CfgNode, num_images: int = 12, min_score: float = 0.5) ->
     dataset = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)
     names = MetadataCatalog.get(dataset).thing_classes
+    drawn_names = list(class_names(cfg).values())
     predictor = DefaultPredictor(cfg)
     pairs = []
+    levels: set[int] = set()
     for i in np.linspace(0, len(records) - 1, min(num_images, len(records))).astype(int):
         record = records[i]
         image = read_image(record["file_name"], "RGB")
@@ -46,13 +48,18 @@ def contact_sheet(cfg: CfgNode, num_images: int = 12, min_score: float = 0.5) ->
             [None] * len(truth),
             scale,
         )
-        detections = predictor(image[:, :, ::-1])["instances"].to("cpu")  # it takes BGR
+        detections = detections_of(predictor(image[:, :, ::-1]))  # it takes BGR
         found = detections[detections.scores >= min_score]
-        pairs.append((left, draw_detections(image, found, names, scale)))
-    return _paste(pairs, f"ground truth | detections with score >= {min_score:g}, {dataset}")
+        if found.has("pooled_level"):
+            levels |= set(found.pooled_level.tolist())
+        pairs.append((left, draw_detections(image, found, drawn_names, scale)))
+    title = f"ground truth | detections with score >= {min_score:g}, {dataset}"
+    return _paste(pairs, title, sorted(levels))
 
 
-def _paste(pairs: list[tuple[Image.Image, Image.Image]], title: str) -> Image.Image:
+def _paste(
+    pairs: list[tuple[Image.Image, Image.Image]], title: str, levels: Sequence[int]
+) -> Image.Image:
     cell, gap, columns, band = 320, 6, 2, 28
     rows = -(-len(pairs) // columns)
     pair_width = 2 * cell + 3 * gap
@@ -67,7 +74,7 @@ def _paste(pairs: list[tuple[Image.Image, Image.Image]], title: str) -> Image.Im
     x, y = gap, sheet.height - band + 8
     pen.text((x, y), "detections are coloured by the level they were pooled from:", fill="black")
     x += 360
-    for level in range(2, 7):
+    for level in levels:
         pen.rectangle((x, y, x + 12, y + 12), fill=LEVEL_COLORS[level])
         pen.text((x + 18, y), name_of(level).upper(), fill="black")
         x += 56
@@ -75,14 +82,21 @@ def _paste(pairs: list[tuple[Image.Image, Image.Image]], title: str) -> Image.Im
 
 
 def draw_curves(metrics_file: Path, file: Path) -> None:
-    """Total loss and box AP over iterations, from Detectron2's ``metrics.json``.
+    """Losses and box AP over iterations, from Detectron2's ``metrics.json``: its last run's.
 
     Raises:
         FileNotFoundError: there is no such file; training writes it into OUTPUT_DIR.
     """
     if not metrics_file.is_file():
         raise FileNotFoundError(f"no {metrics_file}: training writes it into its OUTPUT_DIR")
-    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    lines: list[dict[str, float]] = []
+    for line in metrics_file.read_text().splitlines():
+        entry = json.loads(line)
+        # Detectron2 appends. Where the iteration falls back, a new run begins, or one goes on from
+        # a checkpoint and does some iterations again.
+        if lines and entry["iteration"] < lines[-1]["iteration"]:
+            lines = [done for done in lines if done["iteration"] < entry["iteration"]]
+        lines.append(entry)
     figure, (loss_axes, ap_axes) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for key in sorted({k for line in lines for k in line if "loss" in k}):
         points = [(line["iteration"], line[key]) for line in lines if key in line]

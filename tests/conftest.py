@@ -1,8 +1,19 @@
+import os
+import tempfile
+from pathlib import Path
+
 import fpn_ext
 import pytest
 import torch
+from fpn_ext.data import register_datasets
 
-LEVELS = ["res2", "res3", "res4", "res5"]
+# Tests name configs and documents from the project's root, wherever pytest is started.
+os.chdir(Path(__file__).parents[1])
+
+# No test reads or makes data in the project's own folder.
+_datasets = tempfile.TemporaryDirectory(prefix="fpn_ext_tests_")
+os.environ["DETECTRON2_DATASETS"] = _datasets.name
+register_datasets()
 
 
 @pytest.fixture(autouse=True)

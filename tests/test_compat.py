@@ -53,9 +53,22 @@ def test_nothing_on_a_healthy_detectron2(tmp_path):
         "print(compat.apply())\n"
         "print((set(vars(numpy)), set(vars(PIL.Image))) == before)\n"
         "print([m for m in sys.modules if m.startswith('detectron2')])\n",
-        **fake_detectron2(tmp_path, healthy),
+        **fake_detectron2(tmp_path, healthy, compiled=True),
     )
     assert out.splitlines() == ["[]", "True", "[]"]
+
+
+def test_an_uncompiled_main_gets_an_error_with_the_remedy_alone(tmp_path):
+    out = fresh(
+        "import torch\n"
+        "print(compat.apply(), compat.apply())\n"
+        "try: torch.ops.detectron2.box_iou_rotated(torch.rand(2, 5), torch.rand(2, 5))\n"
+        "except RuntimeError as error: print(error)\n",
+        **fake_detectron2(tmp_path, dict.fromkeys(V06_LINES, "# no such line")),
+    )
+    first, error = out.splitlines()
+    assert first == "['torch.ops.detectron2'] []"
+    assert "build Detectron2 from source" in error
 
 
 def test_a_compiled_v06_keeps_its_operators(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from fpn_ext import config
 from detectron2.config import get_cfg as get_detectron2_cfg
-from fpn_ext.data import register_datasets
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, build_model
 from fpn_ext.names import look_up
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -144,29 +145,67 @@ def test_mistakes_on_the_command_line(opts, message):
         (["MODEL.RPN.IN_FEATURES", "('p2', 'p7')"], r"MODEL\.RPN\.IN_FEATURES asks for \['p7'\]"),
         (["MODEL.ROI_HEADS.IN_FEATURES", "('p7',)"], r"MODEL\.ROI_HEADS\.IN_FEATURES asks for"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"], r"SIZES has 2 lists .* 5 maps"),
+        (["MODEL.FPN_EXT.BOTTOM_UP", "FeaturePyramide"], r"nearest valid: 'FeaturePyramid'"),
+        (["MODEL.RESNETS.DEPTH", "20"], r"MODEL\.RESNETS\.DEPTH must be one of .*got 20"),
+        (["MODEL.RESNETS.NORM", "bn"], r"MODEL\.RESNETS\.NORM: no normalisation 'bn'"),
+        (["MODEL.ROI_BOX_HEAD.NAME", ""], r"MODEL\.ROI_BOX_HEAD\.NAME: '' is not registered"),
+        (["MODEL.RPN.IN_FEATURES", "('p3', 'p2', 'p4', 'p5', 'p6')"], r"from fine to coarse"),
+        (["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0], [1.0], [1.0], [1.0], [1.0, 2.0]]"],
+         r"ASPECT_RATIOS: StandardRPNHead .*same number of anchors"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "2"], r"NUM_CLASSES is 2, but .*_train' has 5 classes"),
         (["DATASETS.TRAIN", "('demo_multiscale_trian',)"],
          r"DATASETS\.TRAIN: 'demo_multiscale_trian' .*nearest valid: 'demo_multiscale_train'"),
         (["DATASETS.TEST", "('coco_2071_val',)"], r"DATASETS\.TEST: .*'coco_2017_val'"),
     ],
 )  # fmt: skip
 def test_check_config(opts, message):
-    register_datasets()
     with pytest.raises(ValueError, match=message):
         fpn_ext.check_config(fpn_ext.load_config(DEMO, opts))
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["MODEL.ANCHOR_GENERATOR.SIZES", "[]"],
+        ["MODEL.FPN.IN_FEATURES", "('c2',)", "MODEL.RESNETS.OUT_FEATURES", "('c2',)"],
+        ["MODEL.FPN.IN_FEATURES", "()"],
+        ["MODEL.RPN.IN_FEATURES", "()"],
+    ],
+)
+def test_what_the_check_leaves_to_the_build_ends_in_its_error(opts):
+    cfg = fpn_ext.load_config(DEMO, [*opts, "MODEL.DEVICE", "cpu"])
+    with pytest.raises((ValueError, AssertionError)):  # of Detectron2's ResNet: an unknown stage
+        fpn_ext.check_config(cfg)
+        build_model(cfg)
+
+
+def test_training_needs_a_data_set():
+    cfg = fpn_ext.load_config(DEMO, ["DATASETS.TRAIN", "()"])
+    fpn_ext.check_config(cfg)
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN names no data set"):
+        fpn_ext.check_config(cfg, training=True)
+
+
+def test_a_config_without_our_keys():
+    cfg = get_detectron2_cfg()
+    for registry, name, shape in (
+        (BACKBONE_REGISTRY, "FeaturePyramid", ShapeSpec(channels=3)),
+        (ROI_HEADS_REGISTRY, "PyramidROIHeads", {"res4": ShapeSpec(channels=8, stride=16)}),
+    ):
+        with pytest.raises(ValueError, match=r"fpn_ext\.get_cfg\(\).*add_fpn_ext_config"):
+            registry.get(name)(cfg, shape)
 
 
 def test_check_config_lists_all_problems_at_once():
     cfg = fpn_ext.load_config(
         DEMO, ["MODEL.BACKBONE.NAME", "x", "MODEL.ROI_HEADS.NAME", "y", "DATASETS.TRAIN", "('z',)"]
     )
-    register_datasets()
     with pytest.raises(ValueError) as raised:
         fpn_ext.check_config(cfg)
     assert str(raised.value).startswith("3 problem(s) in the config:\n")
 
 
 def test_check_config_knows_what_needs_compiled_operators(monkeypatch):
-    register_datasets()
     cfg = fpn_ext.load_config(DEMO, ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[0, 0, 0, 1]"])
     monkeypatch.setattr(config, "has_compiled_operators", lambda: False)
     with pytest.raises(ValueError, match=r"DEFORM_ON_PER_STAGE.*build Detectron2 from source"):
@@ -188,8 +227,6 @@ def test_the_device_falls_back_to_cpu_and_says_so(monkeypatch):
 
 
 def test_looking_up_a_name():
-    from detectron2.modeling import BACKBONE_REGISTRY
-
     assert look_up(BACKBONE_REGISTRY, "FeaturePyramid", "X") is fpn_ext.FeaturePyramid
     with pytest.raises(ValueError, match=r"MY\.KEY: 'nothing like it' .*valid: .*'FeaturePyramid'"):
         look_up(BACKBONE_REGISTRY, "nothing like it", "MY.KEY")

@@ -1,9 +1,12 @@
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from fpn_ext.data import load_voc_layout, register_datasets, register_voc_layout
+from fpn_ext.data import datasets_root, load_voc_layout, register_datasets, register_voc_layout
 from PIL import Image
 from voc import CLASSES, write_voc
 
@@ -67,14 +70,33 @@ def test_a_broken_file_is_named(tmp_path):
         load_voc_layout(tmp_path, "train", CLASSES)
 
 
-def test_registering_reads_nothing_and_can_be_repeated(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    register_datasets()
-    register_datasets()
+def test_registering_reads_nothing_and_can_be_repeated():
+    """The tests' own folder of data sets is empty, or holds what test_train has generated."""
+    register_datasets()  # conftest.py has done it already
     for name in ("demo_multiscale_train", "demo_multiscale_val", "bccd_trainval", "bccd_test"):
         assert name in DatasetCatalog
     assert MetadataCatalog.get("bccd_test").thing_classes == ["RBC", "WBC", "Platelets"]
-    assert not any(tmp_path.iterdir())
+    assert not (datasets_root() / "BCCD").exists()
+
+
+def test_the_demo_data_are_made_when_they_are_first_used(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c",
+         "from fpn_ext import data, demo_data\n"
+         "demo_data.generate.__kwdefaults__.update(num_train=3, num_val=2)\n"
+         "demo_data.ensure.__kwdefaults__.update(num_train=3, num_val=2)\n"
+         "from detectron2.data import DatasetCatalog\n"
+         "data.register_datasets()\n"
+         "print([len(DatasetCatalog.get(f'demo_multiscale_{s}')) for s in ('train', 'val')])"],
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[3, 2]", done.stderr
+
+
+def test_the_year_chooses_the_ap():
+    with pytest.raises(ValueError, match="2007 or 2012, got 2010"):
+        register_voc_layout("test_data_year", "x", "train", CLASSES, year=2010)
 
 
 def test_a_registered_voc_layout_is_an_ordinary_data_set(tmp_path):

@@ -80,6 +80,27 @@ def test_a_faulty_box_is_no_missed_object(voc):
     assert evaluate(PascalVOCDetectionEvaluator, name, found)["AP50"] < 51
 
 
+def test_what_voc_eval_cannot_read_is_rewritten_for_it(voc, tmp_path):
+    """No pose, truncated or difficult; corners between pixels. Training accepts all of that."""
+    name = voc({"a": []})
+    (tmp_path / "Annotations" / "a.xml").write_text(
+        "<annotation><size><width>80</width><height>60</height></size><object><name>cat</name>"
+        "<bndbox><xmin>1.2</xmin><ymin>0.9</ymin><xmax>20.0</xmax><ymax>20</ymax></bndbox>"
+        "</object></annotation>"
+    )
+    found = {"a": detections((0, 0.9, 0, 0, 20, 20))}
+    assert evaluate(VOCEvaluator, name, found)["AP50-cat"] == pytest.approx(100)
+
+
+def test_a_difficult_object_is_neither_found_nor_missed(voc, tmp_path):
+    name = voc({"a": [("cat", 1, 1, 20, 20), ("cat", 40, 20, 60, 40)]})
+    file = tmp_path / "Annotations" / "a.xml"
+    easy, hard = "<difficult>0</difficult>", "<difficult>1</difficult>"
+    file.write_text(file.read_text().replace(easy, hard, 1))
+    found = {"a": detections((0, 0.9, 0, 0, 20, 20), (0, 0.8, 39, 19, 60, 40))}
+    assert evaluate(VOCEvaluator, name, found)["AP50-cat"] == pytest.approx(100)
+
+
 def test_a_class_without_objects_has_no_ap_and_no_say(voc):
     name = voc({"a": [("cat", 1, 1, 20, 20)]})
     found = {"a": detections((0, 0.9, 0, 0, 20, 20), (1, 0.9, 0, 0, 20, 20))}

@@ -3,8 +3,8 @@ import copy
 import fpn_ext
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from fpn_ext.fpn import FeaturePyramid, Subsample
 
@@ -29,13 +29,14 @@ class Pooling(Backbone):
     def __init__(self, channels=3):
         super().__init__()
         self._out_features = ["c2", "c3", "c4", "c5"]
-        self._out_feature_strides = {f"c{k}": 2**k for k in range(2, 6)}
+        self.strides = [4, 8, 16, 32]
+        self._out_feature_strides = dict(zip(self._out_features, self.strides, strict=True))
         self._out_feature_channels = dict.fromkeys(self._out_features, channels)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         maps: dict[str, torch.Tensor] = {}
-        for k, name in zip(range(2, 6), self._out_features):  # noqa: B905 (TorchScript)
-            maps[name] = torch.nn.functional.avg_pool2d(image, 2**k, ceil_mode=True)
+        for stride, name in zip(self.strides, self._out_features):  # noqa: B905 (TorchScript)
+            maps[name] = torch.nn.functional.avg_pool2d(image, stride, ceil_mode=True)
         return maps
 
 
@@ -188,11 +189,12 @@ def test_resnets(small_cfg, depth):
 
 
 def test_a_pyramid_can_stand_on_a_pyramid(small_cfg):
+    """Both read MODEL.FPN.IN_FEATURES, so the outer one has a key of its own."""
     small_cfg.MODEL.FPN_EXT.BOTTOM_UP = "build_resnet_fpn_backbone"
-    small_cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    inner = BACKBONE_REGISTRY.get("build_resnet_fpn_backbone")(small_cfg, ShapeSpec(channels=3))
-    pyramid = FeaturePyramid(bottom_up=inner, in_features=["p2", "p3"], out_channels=8)
-    assert pyramid(torch.rand(1, 3, 64, 64))["p2"].shape == (1, 8, 16, 16)
+    small_cfg.MODEL.FPN_EXT.IN_FEATURES = ["p2", "p3", "p4"]
+    pyramid = build_backbone(small_cfg)
+    out = pyramid(torch.rand(1, 3, 64, 64))
+    assert [tuple(f.shape[-2:]) for f in out.values()] == [(s, s) for s in (16, 8, 4, 2)]
     assert pyramid.size_divisibility == 32  # what the inner pyramid needs
 
 
@@ -223,15 +225,46 @@ def test_torchscript_equals_eager(small_cfg):
     assert list(backbone.state_dict()) == list(before), "scripting changed the module itself"
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"fuse_type": "avg"}, {"norm": "GN"}, {"top_block": LastLevelP6P7(8, 32, "c5")}],
+    ids=str,
+)
+def test_torchscript_of_the_variants(variant):
+    pyramid = FeaturePyramid(
+        bottom_up=Pooling(8), in_features=["c3", "c4", "c5"], out_channels=32, **variant
+    )
+    scripted, image = torch.jit.script(pyramid), torch.rand(1, 8, 96, 64)
+    for name, eager in pyramid(image).items():
+        torch.testing.assert_close(eager, scripted(image)[name], rtol=0, atol=0)
+
+
+def test_torchscript_beside_detectron2s_own_preparation(small_cfg, monkeypatch):
+    """detectron2.export gives ResNet a preparation of its own, which must find it untouched."""
+
+    def prepare_resnet(self):
+        prepared = copy.deepcopy(self)
+        prepared.stages = torch.nn.ModuleList(prepared.stages)
+        for name in self.stage_names:
+            delattr(prepared, name)
+        return prepared
+
+    monkeypatch.setattr(ResNet, "__prepare_scriptable__", prepare_resnet, raising=False)
+    backbone = build_backbone(small_cfg).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(backbone(image)["p2"], torch.jit.script(backbone)(image)["p2"])
+
+
 def test_padding_constraints_are_those_of_the_bottom_up():
-    bottom_up = Pooling()
-    pyramid = FeaturePyramid(bottom_up=bottom_up, in_features=["c2", "c3"])
-    assert pyramid.padding_constraints == {}
-    type(bottom_up).padding_constraints = {"square_size": 64}
-    try:
-        assert pyramid.padding_constraints == {"square_size": 64}
-    finally:
-        del type(bottom_up).padding_constraints
+    """A property of Detectron2's main branch, there on every Backbone."""
+
+    class Square(Pooling):
+        padding_constraints = {"square_size": 64}  # noqa: RUF012
+
+    plain, square = (FeaturePyramid(bottom_up=b(), in_features=["c2"]) for b in (Pooling, Square))
+    assert plain.padding_constraints == {}
+    assert square.padding_constraints == {"square_size": 64}
 
 
 # What a user can get wrong, each with the YAML line to change.
@@ -249,6 +282,12 @@ def test_an_unknown_bottom_up(small_cfg):
         build_backbone(small_cfg)
 
 
+def test_a_pyramid_under_itself(small_cfg):
+    small_cfg.MODEL.FPN_EXT.BOTTOM_UP = "FeaturePyramid"
+    with pytest.raises(ValueError, match=r"BOTTOM_UP must name the network under FeaturePyramid"):
+        build_backbone(small_cfg)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -257,6 +296,7 @@ def test_an_unknown_bottom_up(small_cfg):
         ({"in_features": ["c2", "c4"]}, r"MODEL\.FPN\.IN_FEATURES.*no gap"),
         ({"in_features": ["c3", "c2"]}, r"MODEL\.FPN\.IN_FEATURES.*fine to coarse"),
         ({"out_channels": 0}, r"MODEL\.FPN\.OUT_CHANNELS.*got 0"),
+        ({"norm": "bn"}, r"MODEL\.FPN\.NORM: no normalisation 'bn'; nearest|valid: .*'BN'"),
         ({"fuse_type": "max"}, r"MODEL\.FPN\.FUSE_TYPE.*got 'max'"),
         ({"top_block": Subsample("p9")}, r"in_feature must be one of .*got 'p9'"),
         ({"top_block": torch.nn.Identity()}, r"in_feature must be one of .*got None"),

@@ -283,6 +283,22 @@ def test_torchscript_equals_eager():
         assert eager.num_degenerate == scripted.num_degenerate == 1
 
 
+def test_a_trace_serves_any_number_of_boxes():
+    class Traceable(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = pooler()
+
+        def forward(self, p2, p3, p4, p5, boxes):
+            return self.pool([p2, p3, p4, p5], [Boxes(boxes)])
+
+    maps, module = pyramid(batch=1), Traceable()
+    traced = torch.jit.trace(module, (*maps, random_boxes(1).tensor), check_trace=False)
+    for count in (0, 3, 50):
+        boxes = random_boxes(count, seed=7).tensor
+        assert torch.equal(traced(*maps, boxes), module(*maps, boxes))
+
+
 def test_yaml(small_cfg):
     shapes = {f"p{k}": ShapeSpec(channels=32, stride=2**k) for k in range(2, 6)}
     small_cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = "ROIPool"

@@ -1,10 +1,17 @@
+import copy
+import importlib
+import sys
+import types
+from pathlib import Path
+
+import detectron2
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.structures import Boxes, ImageList, Instances
 from fpn_ext.pooler import LevelMappedROIPooler, assign_levels
-from fpn_ext.roi_heads import PyramidROIHeads
+from fpn_ext.roi_heads import LevelKeepingOutputLayers, PyramidROIHeads
 
 SHAPES = {f"p{k}": ShapeSpec(channels=32, stride=2**k) for k in range(2, 7)}
 
@@ -51,12 +58,14 @@ def test_an_empty_pooler_type_hands_the_head_whole_maps(small_cfg):
 def test_explicit_construction(small_cfg):
     """The keyword door: the parts, no config."""
     built = build_roi_heads(small_cfg, SHAPES)
+    pooler = LevelMappedROIPooler(7, [1 / 4, 1 / 8], 0, "ROIAlignV2")
     heads = PyramidROIHeads(
-        keep_pooled_level=True,
         box_in_features=["p2", "p3"],
-        box_pooler=LevelMappedROIPooler(7, [1 / 4, 1 / 8], 0, "ROIAlignV2"),
+        box_pooler=pooler,
         box_head=built.box_head,
-        box_predictor=built.box_predictor,
+        box_predictor=LevelKeepingOutputLayers(
+            small_cfg, built.box_head.output_shape, pooler=pooler
+        ),
         num_classes=5,
         batch_size_per_image=16,
         positive_fraction=0.25,
@@ -122,6 +131,45 @@ def test_a_batch_without_any_object_trains(small_cfg):
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_wrong_pooler_names_its_branch(small_cfg):
+    small_cfg.MODEL.MASK_ON = True
+    small_cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = "RoiAlign"
+    with pytest.raises(ValueError, match=r"MODEL\.ROI_MASK_HEAD: POOLER_TYPE: 'RoiAlign'"):
+        build_roi_heads(small_cfg, SHAPES)
+
+
+def test_torchscript_of_the_whole_model(small_cfg):
+    """By Detectron2's own recipe for scripting a model with Instances."""
+    scripting = detectron2_scripting()
+    model = build_model(small_cfg).eval()
+    fields = {
+        "proposal_boxes": Boxes,
+        "objectness_logits": torch.Tensor,
+        "pred_boxes": Boxes,
+        "scores": torch.Tensor,
+        "pred_classes": torch.Tensor,
+    }
+    scripted = scripting.scripting_with_instances(copy.deepcopy(model), fields)
+    inputs = [{"image": torch.rand(3, 128, 160) * 255}]
+    with torch.no_grad():
+        eager = model.inference(inputs, do_postprocess=False)[0]
+        compiled = scripted.inference(inputs, do_postprocess=False)[0]
+    assert len(eager) > 10
+    assert torch.equal(eager.pred_boxes.tensor, compiled.pred_boxes.tensor)
+    assert torch.equal(eager.scores, compiled.scores)
+
+
+def detectron2_scripting():
+    """detectron2.export.torchscript, past v0.6's package file, which asks for caffe2."""
+    try:
+        return importlib.import_module("detectron2.export.torchscript")
+    except ImportError:
+        package = types.ModuleType("detectron2.export")
+        package.__path__ = [str(Path(detectron2.__file__).parent / "export")]
+        sys.modules["detectron2.export"] = package
+        return importlib.import_module("detectron2.export.torchscript")
 
 
 def test_a_map_the_backbone_does_not_give(small_cfg):

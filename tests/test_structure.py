@@ -70,7 +70,10 @@ def test_the_components_are_written_from_scratch():
         assert not bases & {"FPN", "DefaultAnchorGenerator"}
 
 
-def test_everything_public_is_exported():
+def test_everything_public_is_exported_and_described():
+    public = {"FeaturePyramid", "PyramidAnchorGenerator", "LevelMappedROIPooler", "PyramidROIHeads"}
+    functions = {"get_cfg", "add_fpn_ext_config", "assign_levels", "load_config", "check_config"}
+    assert public | functions <= set(fpn_ext.__all__)
     for name in fpn_ext.__all__:
         assert getattr(fpn_ext, name).__doc__, f"{name} has no docstring"
 
@@ -125,10 +128,10 @@ def test_the_errors_the_readme_quotes_are_real():
         exec("from detectron2 import _NoSuchModule")
     raised.append("ImportError: " + str(error.value).replace("_NoSuchModule", "_C"))
 
-    files = [*PACKAGE.glob("*.py"), Path("requirements/install.sh")]
-    source = "".join(file.read_text() for file in files)
+    source = "".join(file.read_text() for file in PACKAGE.glob("*.py"))
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # join adjacent string literals
     source = re.sub(r"\{[^{}]*\}", "<>", source)  # what an f-string fills in
+    source += Path("requirements/install.sh").read_text()
     for message in quoted:
         fixed_parts = re.split(r"<[^>]*>", message)
         assert any(message in text for text in raised) or all(

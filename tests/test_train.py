@@ -14,6 +14,7 @@ from fpn_ext.visualize import draw_curves
 from fpn_ext.visualize import main as visualize
 from PIL import Image
 
+DATASET = Path(os.environ["DETECTRON2_DATASETS"], "demo_multiscale")  # set by conftest.py
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
 SMALL = [
     *("MODEL.DEVICE", "cpu"),
@@ -41,19 +42,12 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model trained for two iterations, and the environment with its data."""
-    folder = tmp_path_factory.mktemp("trained")
-    demo_data.generate(folder / "demo_multiscale", num_train=6, num_val=4)
-    previous = os.environ.get("DETECTRON2_DATASETS")
-    os.environ["DETECTRON2_DATASETS"] = str(folder)
-    output = folder / "output"
+    """The folder and the log of a model trained for two iterations."""
+    demo_data.generate(DATASET, num_train=6, num_val=4)
+    output = tmp_path_factory.mktemp("trained")
     code, log = run("--config-file", DEMO, *SMALL, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", output)
     assert code == 0, log
-    yield output, log
-    if previous is None:
-        del os.environ["DETECTRON2_DATASETS"]
-    else:
-        os.environ["DETECTRON2_DATASETS"] = previous
+    return output, log
 
 
 def results(output):
@@ -99,20 +93,52 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
         "MODEL.WEIGHTS", output / "model_final.pth",
     )  # fmt: skip
     assert code == 0, log
-    assert "skip" not in log.lower().replace("skipped", ""), "a checkpoint key was left over"
-    assert "some model parameters or buffers are not found" not in log.lower()
+    # What fvcore says of keys that are left over, and of those that are missing.
+    assert "not used by the model" not in log and "not found in the checkpoint" not in log
+    assert results(tmp_path) == results(output)
 
 
-def test_a_mistake_ends_before_anything_is_built(tmp_path):
-    code, log = run("--config-file", DEMO, "MODEL.BACKBONE.NAME", "Pyramid", "OUTPUT_DIR", tmp_path)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL.BACKBONE.NAME", "Pyramid"], "nearest valid: 'FeaturePyramid'"),
+        (["--eval-only"], "MODEL.WEIGHTS is empty"),
+        (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS: no file none.pth"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN names no data set"),
+    ],
+)
+def test_a_mistake_ends_before_anything_is_built(tmp_path, arguments, message):
+    code, log = run("--config-file", DEMO, *arguments, "OUTPUT_DIR", tmp_path)
     assert code != 0
-    assert "nearest valid: 'FeaturePyramid'" in log.splitlines()[-1]
+    assert message in log.splitlines()[-1]
     assert not any(tmp_path.iterdir())
+
+
+def test_an_rpn_alone_predicts_its_proposals(trained, tmp_path):
+    output, _ = trained
+    picture = min((DATASET / "val").iterdir())
+    predict([
+        "--config-file", DEMO, "--input", str(picture), "--output", str(tmp_path),
+        "--min-score", "0.0", *SMALL, "MODEL.META_ARCHITECTURE", "ProposalNetwork",
+        "MODEL.WEIGHTS", str(output / "model_final.pth"),
+    ])  # fmt: skip
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert found["categories"] == [{"id": 1, "name": "object"}]
+    assert len(found["annotations"]) > 10
+
+
+def test_a_model_on_precomputed_proposals_cannot_predict(tmp_path):
+    weights = tmp_path / "model.pth"
+    weights.touch()
+    with pytest.raises(ValueError, match=r"MODEL\.LOAD_PROPOSALS"):
+        load_inference_config(
+            "configs/detectron2/fast_rcnn_R_50_FPN_1x.yaml", ["MODEL.WEIGHTS", str(weights)]
+        )
 
 
 def test_prediction_on_files_and_folders(trained, tmp_path, capsys):
     output, _ = trained
-    images = output.parent / "demo_multiscale" / "val"
+    images = DATASET / "val"
     one = sorted(images.iterdir())[0]
     predict([
         "--config-file", DEMO, "--input", str(one), str(images), "--output", str(tmp_path / "out"),
@@ -151,6 +177,17 @@ def test_contact_sheet_and_curves(trained, tmp_path):
     assert sheet.width > sheet.height > 600  # two rows of two pairs
     assert len(sheet.convert("RGB").getcolors(1 << 24)) > 1000
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_curves_are_those_of_the_last_run(tmp_path, monkeypatch):
+    iterations = [19, 39, 59, 19, 39, 59, 79, 59, 79]
+    entries = [{"iteration": i, "total_loss": float(n)} for n, i in enumerate(iterations)]
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, x, y, **_: drawn.append((x, y)))
+    draw_curves(metrics, tmp_path / "curves.png")
+    assert drawn == [((19, 39, 59, 79), (3.0, 4.0, 7.0, 8.0))]
 
 
 def test_curves_need_a_training(tmp_path):

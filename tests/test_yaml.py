@@ -6,7 +6,6 @@ from pathlib import Path
 import fpn_ext
 import pytest
 from detectron2.modeling import build_model
-from fpn_ext.data import register_datasets
 
 ALL = sorted(Path("configs").rglob("*.yaml"))
 MODELS = [f for f in ALL if not f.name.startswith("Base-")]
@@ -30,7 +29,6 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("file", MODELS, ids=str)
 def test_it_loads_checks_and_builds(file):
-    register_datasets()
     cfg = fpn_ext.load_config(str(file))
     cfg.MODEL.DEVICE = "cpu"
     fpn_ext.check_config(cfg)
