@@ -36,9 +36,11 @@ find_python() {
 
 # uv serves where pip does not: pip from version 26 refuses the Detectron2 package (an optional
 # extra of it declares a direct URL), and uv needs neither ensurepip nor pip in the environment.
-# Taken from PATH, else brought by the pip of the Python given.
+# Taken from PATH, else brought by the pip of the Python given, into the environment's folder.
 find_uv() {
-    if command -v uv >/dev/null; then
+    if [ -x "$venv/.uv/bin/uv" ]; then
+        echo "$venv/.uv/bin/uv"
+    elif command -v uv >/dev/null; then
         echo uv
     elif "$1" -m pip --version >/dev/null 2>&1; then
         "$1" -m pip install -q --disable-pip-version-check --upgrade \
