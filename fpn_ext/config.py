@@ -46,6 +46,10 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # The 224 of Eq. 1: side in pixels of the square box that goes to CANONICAL_LEVEL.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.CANONICAL_BOX_SIZE = 224
+    # How boxes are pooled: per_level (torchvision's operator, bit-equal to Detectron2's pooler),
+    # weighted_rows (RoIAlign on CPU, fast), or auto: the fast one where it can serve.
+    # PyramidROIHeads only.
+    cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = "auto"
     # Give every detection a field pooled_level: the level k its features were pooled from.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = False

@@ -29,8 +29,8 @@ class PyramidROIHeads(StandardROIHeads):
     """
 
     # Lets TorchScript drop the branches that are off, as Detectron2's export does for the parent.
-    mask_on: torch.jit.Final[bool]
-    keypoint_on: torch.jit.Final[bool]
+    mask_on: torch.jit.Final[bool]  # type: ignore[misc]
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:

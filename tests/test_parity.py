@@ -73,6 +73,7 @@ def detections(model, batch):
 @pytest.fixture
 def cfg(small_cfg):
     small_cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    small_cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = "per_level"
     small_cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 300
     small_cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 300
     return small_cfg
@@ -112,6 +113,29 @@ def test_same_masks_and_keypoints(cfg, names):
     assert len(ours) > 10
     assert torch.equal(ours.pred_masks, theirs.pred_masks)
     assert torch.equal(ours.pred_keypoints, theirs.pred_keypoints)
+
+
+def test_the_fast_pooler_trains_and_detects_the_same_to_rounding(cfg):
+    """Its sums are the same in another order. Compared on the same samples and proposals."""
+    weights, batch = weights_of_control(cfg), images_with_objects(cfg)
+    control = build(cfg, CONTROL, weights)
+    cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = "weighted_rows"
+    fast = build(cfg, MATRIX[0], weights)
+    for theirs, ours in zip(detections(control, batch), detections(fast, batch), strict=True):
+        assert torch.equal(ours.pred_classes, theirs.pred_classes)
+        torch.testing.assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            ours.pred_boxes.tensor, theirs.pred_boxes.tensor, rtol=0, atol=1e-3
+        )
+    their_losses, their_gradients = losses_and_gradients(control, batch)
+    our_losses, our_gradients = losses_and_gradients(fast, batch)
+    for name, loss in our_losses.items():
+        torch.testing.assert_close(loss, their_losses[name], rtol=1e-6, atol=0)
+    for name, gradient in our_gradients.items():
+        scale = their_gradients[name].abs().max().item()
+        torch.testing.assert_close(
+            gradient, their_gradients[name], rtol=0, atol=1e-4 * scale, msg=name
+        )
 
 
 @pytest.mark.parametrize("pooler_type", ["ROIAlign", "ROIPool"])

@@ -2,6 +2,7 @@ import logging
 
 import pytest
 import torch
+from fpn_ext import weighted_rows
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
@@ -27,6 +28,8 @@ def random_boxes(count, size=256, seed=0):
 
 
 def pooler(pooler_type="ROIAlignV2", output_size=7, sampling_ratio=0, scales=SCALES, **kwargs):
+    """The reference implementation, unless told otherwise."""
+    kwargs.setdefault("implementation", "per_level")
     return LevelMappedROIPooler(
         output_size=output_size,
         scales=scales,
@@ -167,7 +170,7 @@ def test_same_positional_arguments_as_detectron2():
     ours = LevelMappedROIPooler((7, 7), SCALES, 2, "ROIAlign", 112, 3)
     theirs = ROIPooler((7, 7), SCALES, 2, "ROIAlign", 112, 3)
     maps, boxes = pyramid(batch=1), [random_boxes(50)]
-    assert torch.equal(ours(maps, boxes), theirs(maps, boxes))
+    torch.testing.assert_close(ours(maps, boxes), theirs(maps, boxes), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("pooler_type", POOLER_TYPES)
@@ -211,9 +214,15 @@ DEGENERATE = {
 @pytest.mark.parametrize("pooler_type", POOLER_TYPES)
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("levels", [4, 1])
-def test_boxes_that_are_no_boxes(pooler_type, sampling_ratio, levels, caplog):
+@pytest.mark.parametrize("implementation", ["per_level", "auto"])
+def test_boxes_that_are_no_boxes(pooler_type, sampling_ratio, levels, implementation, caplog):
     """Zero rows, no gradient, counted, said once; their neighbours are not touched."""
-    pool = pooler(pooler_type, sampling_ratio=sampling_ratio, scales=SCALES[:levels])
+    pool = pooler(
+        pooler_type,
+        sampling_ratio=sampling_ratio,
+        scales=SCALES[:levels],
+        implementation=implementation,
+    )
     maps = [m.requires_grad_() for m in pyramid(batch=1)[:levels]]
     good = random_boxes(3).tensor
     boxes = torch.cat([good[:1], torch.tensor(list(DEGENERATE.values())), good[1:]])
@@ -273,6 +282,109 @@ def test_double_precision_gradients():
     assert torch.autograd.gradcheck(lambda *m: pool(list(m), boxes), maps)
 
 
+# The fast implementation, against the reference. Features have unit variance.
+
+
+def both(maps, boxes, pooler_type="ROIAlignV2", output_size=7, sampling_ratio=0, scales=SCALES):
+    """(pooled, gradients of the maps) of the reference and of the fast implementation."""
+    results = []
+    for implementation in ("per_level", "weighted_rows"):
+        pool = pooler(
+            pooler_type, output_size, sampling_ratio, scales, implementation=implementation
+        )
+        pooled = pool(maps, boxes)
+        weights = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(5))
+        gradients = torch.autograd.grad((pooled * weights).sum(), maps)
+        results.append((pooled.detach(), gradients))
+    return results
+
+
+def assert_equal_to_rounding(results):
+    (expected, expected_gradients), (pooled, gradients) = results
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=2e-5)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        scale = max(1.0, reference.abs().max().item())
+        torch.testing.assert_close(gradient, reference, rtol=0, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("pooler_type", ["ROIAlignV2", "ROIAlign"])
+@pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
+@pytest.mark.parametrize("output_size", [7, 14, (2, 5), 1])
+@pytest.mark.parametrize("size", [256, 100])
+def test_weighted_rows(pooler_type, sampling_ratio, output_size, size):
+    maps = pyramid(batch=3, size=size, requires_grad=True)
+    boxes = [random_boxes(60, size, seed=3), random_boxes(0), random_boxes(17, size, seed=4)]
+    odd = [[9, 9, 9, 9], [9, 9, 9, 50], [-500, -500, -400, -400], [-500, -500, 900, 900]]
+    odd += [[0, 0, 1e-3, 1e-3], [size - 1, size - 1, size + 3, size + 3], [-4, 20, 0, 40]]
+    boxes[1] = Boxes(torch.tensor(odd, dtype=torch.float32))
+    assert_equal_to_rounding(both(maps, boxes, pooler_type, output_size, sampling_ratio))
+
+
+def test_weighted_rows_of_channels_last_maps():
+    maps = [m.to(memory_format=torch.channels_last).requires_grad_() for m in pyramid(channels=16)]
+    results = both(maps, [random_boxes(40), random_boxes(10, seed=1)])
+    assert_equal_to_rounding(results)
+    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
+    assert results[1][1][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weighted_rows_of_one_level_and_of_a_level_without_boxes():
+    maps = pyramid(batch=1, requires_grad=True)
+    assert_equal_to_rounding(both(maps[:1], [random_boxes(30)], scales=SCALES[:1]))
+    assert_equal_to_rounding(both(maps, [Boxes(squares(100.0))]))
+
+
+def test_weighted_rows_without_boxes():
+    maps = pyramid(requires_grad=True)
+    pool = pooler(output_size=(2, 3), implementation="weighted_rows")
+    pooled = pool(maps, [random_boxes(0), random_boxes(0)])
+    assert pooled.shape == (0, 3, 2, 3)
+    pooled.sum().backward()
+    assert all(m.grad is not None and not m.grad.any() for m in maps)
+
+
+def test_weighted_rows_give_the_same_gradient_every_time():
+    maps = pyramid(batch=1, channels=8, requires_grad=True)
+    boxes = [random_boxes(200)]
+    pool = pooler(implementation="weighted_rows")
+    gradients = [torch.autograd.grad(pool(maps, boxes).square().sum(), maps) for _ in range(3)]
+    for again in gradients[1:]:
+        assert all(map(torch.equal, gradients[0], again))
+
+
+def test_a_frozen_level_gets_no_gradient():
+    maps = pyramid(batch=1)
+    maps[1].requires_grad_()
+    pooler(implementation="weighted_rows")(maps, [random_boxes(50)]).sum().backward()
+    assert [m.grad is not None for m in maps] == [False, True, False, False]
+
+
+def test_auto_takes_the_fast_one_where_it_can_serve(monkeypatch):
+    calls = []
+    fast = weighted_rows.roi_align
+    monkeypatch.setattr(
+        weighted_rows, "roi_align", lambda *a: calls.append("weighted_rows") or fast(*a)
+    )
+    maps, boxes = pyramid(batch=1), [random_boxes(5)]
+    for pool, features, expected in (
+        (pooler(implementation="auto"), maps, ["weighted_rows"]),
+        (pooler(implementation="per_level"), maps, []),
+        (pooler("ROIPool", implementation="auto"), maps, []),
+        (pooler(implementation="auto"), [m.double() for m in maps], []),
+    ):
+        calls.clear()
+        pool(features, boxes)
+        assert calls == expected
+
+
+def test_what_weighted_rows_cannot_serve_is_an_error():
+    maps, boxes = pyramid(batch=1), [random_boxes(5)]
+    with pytest.raises(ValueError, match="weighted_rows cannot serve POOLER_TYPE ROIPool"):
+        pooler("ROIPool", implementation="weighted_rows")(maps, boxes)
+    with pytest.raises(ValueError, match="weighted_rows cannot serve maps that are not float32"):
+        pooler(implementation="weighted_rows")([m.double() for m in maps], boxes)
+
+
 def test_torchscript_equals_eager():
     maps, boxes = pyramid(), [random_boxes(30), random_boxes(5, seed=1)]
     boxes[0].tensor[3, 0] = NAN
@@ -317,6 +429,7 @@ def test_yaml(small_cfg):
         ({"output_size": 0}, r"POOLER_RESOLUTION must be one or two.*got 0"),
         ({"output_size": (7, -1)}, r"POOLER_RESOLUTION"),
         ({"output_size": (7, 7, 7)}, r"POOLER_RESOLUTION.*\(7, 7, 7\)"),
+        ({"implementation": "fast"}, r"POOLER_IMPLEMENTATION must be one of .*got 'fast'"),
         ({"sampling_ratio": -1}, r"POOLER_SAMPLING_RATIO.*got -1"),
         ({"scales": []}, r"IN_FEATURES.*at least one level"),
         ({"scales": [1 / 4, 1 / 16]}, r"IN_FEATURES.*no gap"),

@@ -143,6 +143,7 @@ def test_a_wrong_pooler_names_its_branch(small_cfg):
 def test_torchscript_of_the_whole_model(small_cfg):
     """By Detectron2's own recipe for scripting a model with Instances."""
     scripting = detectron2_scripting()
+    small_cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = "per_level"  # what a scripted pooler does
     model = build_model(small_cfg).eval()
     fields = {
         "proposal_boxes": Boxes,
