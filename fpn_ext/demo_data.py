@@ -2,7 +2,7 @@
 
 Five shapes (disc, square, triangle, star, ring) in random colours lie on cluttered backgrounds.
 Colour, texture and size are drawn without regard to the class, so that only the shape tells the
-classes apart.  Sides range from about 12 to 210 pixels, which spreads the boxes over all levels
+classes apart.  Sides range from about 17 to 210 pixels, which spreads the boxes over all levels
 of a feature pyramid.  Only NumPy, Pillow and the standard library are needed.
 
     python -m fpn_ext.demo_data --root datasets/demo_multiscale
@@ -31,13 +31,13 @@ from PIL import Image, ImageDraw, ImageFilter
 CLASS_NAMES = ("disc", "square", "triangle", "star", "ring")
 SPLITS = ("train", "val")
 # Part of the identity of a data set: raise it with every change that alters a pixel or a box.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 MIN_IMAGE_SIZE = 128
 
 # "Size" below is the geometric mean of the box's side and the side of a square of the mask's
 # area.  A star fills under half of its box; this mean keeps both of its areas in one COCO bin
 # for most objects, and gives every class the same distribution.
-_SIZE_RANGES = ((12.5, 28.0), (37.0, 90.0), (130.0, 168.0))
+_SIZE_RANGES = ((18.0, 28.0), (37.0, 90.0), (130.0, 168.0))
 _SIZE_SHARES = (0.27, 0.31, 0.42)
 _MAX_LARGE = 2
 _OBJECTS = (3, 4, 5, 6, 7)
@@ -109,7 +109,8 @@ def _outlines(category: int, rng: np.random.Generator) -> list[Floats]:
     else:
         loops = [_corners({"disc": 72, "square": 4, "triangle": 3}[name])]
     stretch = math.exp(rng.uniform(-0.12, 0.12))
-    turn = rng.uniform(0, 2 * math.pi)
+    # Upright, give or take 20 degrees, as most things are: triangles and stars point up.
+    turn = -math.pi / 2 + rng.uniform(-0.35, 0.35)
     cos, sin = math.cos(turn), math.sin(turn)
     # Stretch along the shape's axes; squares have theirs through the corners, so turn them first.
     first = math.pi / 4 if name == "square" else 0.0
@@ -212,7 +213,8 @@ def _stroke_paths(extent: float, rng: np.random.Generator) -> tuple[list[Floats]
     if kind == 0:  # a straight line
         end = rng.uniform(-1, 1, size=2) * extent * 0.6
         return [np.stack([-end, end])], rng.uniform(1, 5)
-    turn = rng.uniform(0, 2 * math.pi)
+    # Upright, give or take 20 degrees, as most things are: triangles and stars point up.
+    turn = -math.pi / 2 + rng.uniform(-0.35, 0.35)
     cos, sin = math.cos(turn), math.sin(turn)
     rotation = np.array([[cos, sin], [-sin, cos]])
     if kind == 1:  # a cubic Bezier curve; its points advance, as a closed loop would look a ring
@@ -388,9 +390,9 @@ def _make_scene(rng: np.random.Generator, image_size: int) -> tuple[Image.Image,
         sides[int(rng.integers(2))] = round(image_size * rng.uniform(0.75, 1.0))
     height, width = sides
     scene = _Scene(_background(height, width, rng), np.full((height, width), -1, dtype=np.int64))
-    for _ in range(rng.integers(0, 5)):
+    for _ in range(rng.integers(0, 4)):
         _add_blob(scene.canvas, rng)
-    _add_strokes(scene.canvas, int(rng.integers(2, 12)), rng)
+    _add_strokes(scene.canvas, int(rng.integers(1, 8)), rng)
     kind = rng.random()
     if kind >= _EMPTY_SHARE:
         if kind < _EMPTY_SHARE + _CROWD_SHARE:
