@@ -1,0 +1,158 @@
+"""RoI pooling: this project's implementations against Detectron2's ROIPooler, in one process.
+
+    python benchmarks/roi_pooling.py [--rounds 15] [--json results.json]
+
+The boxes are spread over P2..P5 as a trained RPN's are (450, 357, 160, 33 of 1000 on an 800x1333
+input). All sides run in turn within every round, and ratios are taken round by round, so that what
+else the machine does falls on all alike. Each line compares results with Detectron2's as well.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+
+import torch
+from fpn_ext import LevelMappedROIPooler  # before detectron2, where that is not compiled
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+
+SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+SHARES = {2: 0.450, 3: 0.357, 4: 0.160, 5: 0.033}
+SIDES = {2: (16, 110), 3: (113, 222), 4: (226, 445), 5: (450, 790)}  # pixels, by level
+
+
+def feature_maps(
+    size: tuple[int, int], channels: int, memory_format: torch.memory_format
+) -> list[torch.Tensor]:
+    height, width = (-(-side // 32) * 32 for side in size)
+    return [
+        torch.randn(1, channels, height // s, width // s).contiguous(memory_format=memory_format)
+        for s in (4, 8, 16, 32)
+    ]
+
+
+def boxes_over_the_levels(count: int, size: tuple[int, int]) -> Boxes:
+    boxes = []
+    for level, share in SHARES.items():
+        number = round(share * count)
+        low, high = SIDES[level]
+        side = low * (high / low) ** torch.rand(number, 1)
+        ratio = torch.exp(0.35 * torch.randn(number, 1))
+        extent = torch.cat([side * ratio.sqrt(), side / ratio.sqrt()], dim=1)
+        corner = torch.rand(number, 2) * (torch.tensor([size[1], size[0]]) - extent).clamp(min=0)
+        boxes.append(torch.cat([corner, corner + extent], dim=1))
+    together = torch.cat(boxes)
+    return Boxes(together[torch.randperm(len(together))])
+
+
+def measure(
+    sides: dict[str, Callable[[], torch.Tensor]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+    """Milliseconds of every side in every round, and what it returned last."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    results = {}
+    for round_number in range(rounds + 2):  # the first two warm up
+        for name, run in sides.items():
+            begin = time.perf_counter()
+            results[name] = run()
+            if round_number >= 2:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return times, results
+
+
+def compare(
+    case: str, maps: list[torch.Tensor], boxes: Boxes, backward: bool, options: argparse.Namespace
+) -> list[dict]:
+    shape = (options.bins, SCALES, options.sampling_ratio, "ROIAlignV2")
+    poolers = {
+        "Detectron2": ROIPooler(*shape),
+        "per_level": LevelMappedROIPooler(*shape, implementation="per_level"),
+        "weighted_rows": LevelMappedROIPooler(*shape, implementation="weighted_rows"),
+    }
+
+    def side(pool: torch.nn.Module) -> Callable[[], torch.Tensor]:
+        def forward() -> torch.Tensor:
+            with torch.no_grad():
+                return pool(maps, [boxes])
+
+        def forward_and_backward() -> torch.Tensor:
+            leaves = [m.detach().requires_grad_() for m in maps]
+            pooled = pool(leaves, [boxes])
+            pooled.backward(torch.ones_like(pooled))
+            return leaves[0].grad
+
+        return forward_and_backward if backward else forward
+
+    times, results = measure({name: side(p) for name, p in poolers.items()}, options.rounds)
+    rows = []
+    for name in poolers:
+        ratios = [d / t for d, t in zip(times["Detectron2"], times[name], strict=True)]
+        error = (results[name] - results["Detectron2"]).abs().max().item()
+        reference = results["Detectron2"].abs().max().item()
+        rows.append(
+            {
+                "case": case,
+                "side": name,
+                "ms": statistics.median(times[name]),
+                "ratio": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+                "largest_error": error,
+                "largest_error_relative": error / max(reference, 1e-12),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--boxes", type=int, default=1000)
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--bins", type=int, default=7)
+    parser.add_argument("--sampling-ratio", type=int, default=0, help="0: adaptive")
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
+    parser.add_argument("--json", help="file to write the figures to")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    size = tuple(options.size)
+    boxes = boxes_over_the_levels(options.boxes, size)
+    rows = []
+    for layout, memory_format in (
+        ("NCHW", torch.contiguous_format),
+        ("channels_last", torch.channels_last),
+    ):
+        maps = feature_maps(size, options.channels, memory_format)
+        for backward, what in ((False, "forward"), (True, "forward + backward")):
+            rows += compare(f"{what}, {layout} maps", maps, boxes, backward, options)
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+    ).stdout.strip()
+    about = {
+        "commit": commit,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        **{k: v for k, v in vars(options).items() if k != "json"},
+    }
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print("| case | implementation | ms | times Detectron2 (min to max) | largest error |")
+    print("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        low, high = row["ratio_range"]
+        print(
+            f"| {row['case']} | {row['side']} | {row['ms']:.1f} "
+            f"| {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row['largest_error']:.1e} |"
+        )
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"about": about, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
