@@ -69,7 +69,9 @@ class _WeightedRows(torch.autograd.Function):
             if len(rows) == 0:
                 continue
             bags = _bags(rois[rows], features.shape, settings.scales[i], settings)
-            table = features.permute(0, 2, 3, 1).reshape(-1, channels)  # a view if channels_last
+            # No copy if it is channels_last already.
+            by_cell = features.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+            table = by_cell.reshape(-1, channels)
             sums = _weighted_sums(table, bags.cells, bags.offsets, bags.weights)
             pooled[rows] = sums.view(-1, height, width, channels)
         return pooled.permute(0, 3, 1, 2)
