@@ -107,7 +107,8 @@ def draw_curves(metrics_file: Path, file: Path) -> None:
             ap_axes.plot(*zip(*points, strict=True), marker="o", label=key)
     for axes, title in ((loss_axes, "training loss"), (ap_axes, "AP, percent")):
         axes.set(title=title, xlabel="iteration", ylim=(0, None))
-        axes.legend(fontsize="small")
+        if axes.lines:
+            axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
     plt.close(figure)
