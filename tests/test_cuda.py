@@ -1,0 +1,76 @@
+"""The components on a GPU, against the CPU. Skipped where there is none.
+
+On a machine with one: make test, or python -m pytest tests/test_cuda.py
+"""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes
+from fpn_ext.anchors import PyramidAnchorGenerator
+from fpn_ext.pooler import POOLER_TYPES, LevelMappedROIPooler
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
+def maps(dtype=torch.float32):
+    return [torch.randn(2, 8, 256 // s, 256 // s).to(dtype) for s in (4, 8, 16, 32)]
+
+
+def boxes():
+    side = 4 * 64 ** torch.rand(80, 2)
+    corner = torch.rand(80, 2) * 200
+    together = torch.cat([corner, corner + side], dim=1)
+    together[3, 0] = float("nan")
+    return [Boxes(together[:50]), Boxes(together[50:])]
+
+
+@pytest.mark.parametrize("pooler_type", POOLER_TYPES)
+def test_pooler(pooler_type):
+    pool = LevelMappedROIPooler(7, SCALES, 0, pooler_type, implementation="per_level")
+    features, box_lists = maps(), boxes()
+    expected = pool(features, box_lists)
+    found = pool([f.cuda() for f in features], [b.to("cuda") for b in box_lists])
+    assert found.is_cuda and not found[3].any()
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-4)
+    assert pool.num_degenerate.item() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pooler_of_half_precision_maps(dtype):
+    pool = LevelMappedROIPooler(7, SCALES, 0, "ROIAlignV2")
+    features, box_lists = maps(dtype), boxes()
+    expected = pool([f.float() for f in features], box_lists)
+    found = pool([f.cuda() for f in features], [b.to("cuda") for b in box_lists])
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float().cpu(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_anchors_are_made_where_the_maps_are():
+    generator = PyramidAnchorGenerator(sizes=[[32]], aspect_ratios=[[0.5, 1.0]], strides=[4, 8])
+    features = [torch.zeros(1, 1, 8, 9), torch.zeros(1, 1, 4, 5)]
+    on_cpu, on_gpu = generator(features), generator([f.cuda() for f in features])
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        assert b.device.type == "cuda" and torch.equal(a.tensor, b.tensor.cpu())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_model_trains_and_detects(small_cfg, autocast):
+    from detectron2.structures import Instances
+    from detectron2.utils.events import EventStorage
+
+    small_cfg.MODEL.DEVICE = "cuda"
+    small_cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    model = build_model(small_cfg)
+    truth = Instances((128, 160))
+    truth.gt_boxes = Boxes(torch.tensor([[10.0, 10, 90, 100]]))
+    truth.gt_classes = torch.tensor([2])
+    batch = [{"image": torch.rand(3, 128, 160) * 255, "instances": truth}]
+    with EventStorage(), torch.autocast("cuda", enabled=autocast):
+        losses = model.train()(batch)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    with torch.no_grad(), torch.autocast("cuda", enabled=autocast):
+        assert model.eval()(batch)[0]["instances"].pred_boxes.tensor.is_cuda
