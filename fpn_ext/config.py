@@ -26,6 +26,11 @@ from .levels import name_of
 from .names import check_norm, did_you_mean, look_up
 
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
+RESNET_BUILDERS = (
+    "build_resnet_backbone",
+    "build_resnet_fpn_backbone",
+    "build_retinanet_resnet_fpn_backbone",
+)
 
 
 def add_fpn_ext_config(cfg: CfgNode) -> None:
@@ -247,9 +252,8 @@ def _operator_problems(cfg: CfgNode) -> Iterable[str]:
 def _resnet_problems(cfg: CfgNode) -> Iterable[str]:
     """What Detectron2's ResNet builder answers with a bare KeyError or AssertionError."""
     model, resnets = cfg.MODEL, cfg.MODEL.RESNETS
-    if "build_resnet_backbone" not in (
-        model.FPN_EXT.BOTTOM_UP if model.BACKBONE.NAME == "FeaturePyramid" else model.BACKBONE.NAME
-    ):
+    own = model.BACKBONE.NAME == "FeaturePyramid"
+    if (model.FPN_EXT.BOTTOM_UP if own else model.BACKBONE.NAME) not in RESNET_BUILDERS:
         return
     if resnets.DEPTH not in RESNET_DEPTHS:
         yield f"MODEL.RESNETS.DEPTH must be one of {RESNET_DEPTHS}, got {resnets.DEPTH}"
