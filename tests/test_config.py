@@ -10,19 +10,10 @@ from fpn_ext import config
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, build_model
+from flat_config import flat
 from fpn_ext.names import look_up
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
-
-
-def flat(node, prefix=""):
-    values = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def test_get_cfg_is_detectron2s_plus_our_node():

@@ -6,21 +6,12 @@ from pathlib import Path
 import fpn_ext
 import pytest
 from detectron2.modeling import build_model
+from flat_config import flat
 
 ALL = sorted(Path("configs").rglob("*.yaml"))
 MODELS = [f for f in ALL if not f.name.startswith("Base-")]
 CONTROLS = [f for f in MODELS if f.stem.endswith("_builtin")]
 COMPONENTS = {"MODEL.BACKBONE.NAME", "MODEL.ANCHOR_GENERATOR.NAME", "MODEL.ROI_HEADS.NAME"}
-
-
-def flat(node, prefix=""):
-    values = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def test_there_are_configs():
