@@ -100,6 +100,14 @@ def test_a_config_cannot_run_code(tmp_path):
     assert not victim.exists()
 
 
+def test_nor_can_the_file_it_is_based_on(tmp_path):
+    victim = tmp_path / "touched"
+    (tmp_path / "base.yaml").write_text(f"a: !!python/object/apply:os.mkdir [{victim}]\n")
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        load_text(tmp_path, '_BASE_: "base.yaml"\n')
+    assert not victim.exists()
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [

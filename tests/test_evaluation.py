@@ -99,6 +99,10 @@ def test_a_difficult_object_is_neither_found_nor_missed(voc, tmp_path):
     file.write_text(file.read_text().replace(easy, hard, 1))
     found = {"a": detections((0, 0.9, 0, 0, 20, 20), (0, 0.8, 39, 19, 60, 40))}
     assert evaluate(VOCEvaluator, name, found)["AP50-cat"] == pytest.approx(100)
+    # Nor is there anything to find where all are difficult.
+    file.write_text(file.read_text().replace(easy, hard))
+    for nothing_or_something in (found, {"a": detections()}):
+        assert math.isnan(evaluate(VOCEvaluator, name, nothing_or_something)["AP50-cat"])
 
 
 def test_a_class_without_objects_has_no_ap_and_no_say(voc):
