@@ -2,13 +2,14 @@
 
 ``import fpn_ext`` registers, by these names for YAML:
 
-=========================  ====================================================
-registry                   names
-=========================  ====================================================
-BACKBONE_REGISTRY          ``FeaturePyramid``
-ANCHOR_GENERATOR_REGISTRY  ``PyramidAnchorGenerator``
-ROI_HEADS_REGISTRY         ``PyramidROIHeads`` (pools by ``LevelMappedROIPooler``)
-=========================  ====================================================
+===========================  ==================================================
+registry                     names
+===========================  ==================================================
+BACKBONE_REGISTRY            ``FeaturePyramid``
+ANCHOR_GENERATOR_REGISTRY    ``PyramidAnchorGenerator``
+PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``
+ROI_HEADS_REGISTRY           ``PyramidROIHeads`` (pools by ``LevelMappedROIPooler``)
+===========================  ==================================================
 
 and does nothing else, except on an uncompiled Detectron2 v0.6, which it makes importable
 (``fpn_ext/_d2_compat.py``; import ``fpn_ext`` before ``detectron2`` there).
@@ -30,12 +31,14 @@ from .config import (  # noqa: E402
 from .fpn import FeaturePyramid, Subsample  # noqa: E402
 from .pooler import LevelMappedROIPooler, assign_levels  # noqa: E402
 from .roi_heads import PyramidROIHeads  # noqa: E402
+from .rpn import PyramidRPN  # noqa: E402
 
 __all__ = [
     "FeaturePyramid",
     "LevelMappedROIPooler",
     "PyramidAnchorGenerator",
     "PyramidROIHeads",
+    "PyramidRPN",
     "Subsample",
     "add_fpn_ext_config",
     "assign_levels",

@@ -46,6 +46,8 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # Names of the bottom-up's maps to build on, fine to coarse; [] for MODEL.FPN.IN_FEATURES.
     # For a bottom-up that is itself a pyramid and reads that key. FeaturePyramid only.
     cfg.MODEL.FPN_EXT.IN_FEATURES = []
+    # Bottom-up and pyramid in channels_last memory: faster training on CPU. FeaturePyramid only.
+    cfg.MODEL.FPN_EXT.CHANNELS_LAST = False
     # k0 of Eq. 1: the level a box of CANONICAL_BOX_SIZE is pooled from. PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.CANONICAL_LEVEL = 4
     # The 224 of Eq. 1: side in pixels of the square box that goes to CANONICAL_LEVEL.
@@ -279,7 +281,7 @@ def _level_problems(cfg: CfgNode) -> Iterable[str]:
             if len(levels) == len(maps) and levels != sorted(levels):
                 yield f"{key} must go from fine to coarse, got {maps}"
     anchors = model.ANCHOR_GENERATOR
-    if model.PROPOSAL_GENERATOR.NAME != "RPN":
+    if model.PROPOSAL_GENERATOR.NAME not in ("RPN", "PyramidRPN"):
         return
     per_map = []
     for key in ("SIZES", "ASPECT_RATIOS"):

@@ -27,16 +27,34 @@ class TopDownSum(nn.Module):
     """
 
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
-        """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W)."""
-        return lateral + F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest")
+        """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W).
+
+        Where no gradient is recorded the sum is written into ``lateral``.
+        """
+        return _add_upsampled(lateral, coarser)
 
 
 class TopDownMean(nn.Module):
     """:class:`TopDownSum` halved: Detectron2's ``FUSE_TYPE: avg``. Not in the paper."""
 
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
-        """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W)."""
-        return (lateral + F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest")) / 2
+        """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W).
+
+        Where no gradient is recorded the mean is written into ``lateral``.
+        """
+        return _add_upsampled(lateral, coarser).div_(2)
+
+
+def _add_upsampled(lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
+    n, d, height, width = coarser.shape
+    exactly_twice = lateral.shape[2] == 2 * height and lateral.shape[3] == 2 * width
+    if torch.is_grad_enabled() or not exactly_twice:
+        return F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest").add_(lateral)
+    # Every cell of the coarser map is added to its 2 x 2 cells of the lateral, without ever making
+    # the upsampled map: at 800 px P2's alone is 70 MB, and fresh memory is slower than the sum.
+    cells = lateral.view(n, d, height, 2, width, 2)
+    cells.add_(coarser[:, :, :, None, :, None])
+    return lateral
 
 
 TOP_DOWN = {"sum": TopDownSum, "avg": TopDownMean}
@@ -81,6 +99,8 @@ class FeaturePyramid(Backbone):
         top_block: module with ``in_feature`` (a name among the bottom-up's or the P_k),
             ``num_levels`` and ``forward(map) -> list`` that adds coarser levels, such as
             :class:`Subsample`; ``None`` for none.
+        channels_last: run bottom-up and pyramid in channels_last memory, the faster one for
+            training on CPU; all maps have it then. Results differ by rounding.
 
     Raises:
         ValueError: a feature the bottom-up does not give, levels with a gap, a wrong
@@ -100,6 +120,7 @@ class FeaturePyramid(Backbone):
         norm: str = "",
         fuse_type: str = "sum",
         top_block: nn.Module | None = None,
+        channels_last: bool = False,
     ):
         super().__init__()
         shapes = _bottom_up_shapes(bottom_up, in_features)
@@ -119,7 +140,7 @@ class FeaturePyramid(Backbone):
         self.top_down = TOP_DOWN[fuse_type]()
 
         # Plain lists beside add_module: the parameters keep Detectron2's names, and forward can
-        # walk them by level. Finest level first in both.
+        # walk them by level. Coarsest level first, the way forward goes.
         laterals, outputs = [], []
         use_bias = norm == ""
         check_norm(norm, "MODEL.FPN.NORM")
@@ -145,10 +166,12 @@ class FeaturePyramid(Backbone):
             self.add_module(f"fpn_output{level}", output)
             laterals.append(lateral)
             outputs.append(output)
-        self.laterals = laterals
-        self.outputs = outputs
+        self.laterals = laterals[::-1]
+        self.outputs = outputs[::-1]
+        self.channels_last = channels_last
 
         self.top_block = top_block
+        self.top_block_source = ""
         if top_block is not None:
             _check_top_block(top_block, [name_of(k) for k in levels], bottom_up)
             self.top_block_source = str(top_block.in_feature)
@@ -181,6 +204,7 @@ class FeaturePyramid(Backbone):
             "norm": cfg.MODEL.FPN.NORM,
             "fuse_type": cfg.MODEL.FPN.FUSE_TYPE,
             "top_block": Subsample(in_feature=_name_of_stride(shapes[-1].stride)),
+            "channels_last": own.CHANNELS_LAST,
         }
 
     @property
@@ -207,30 +231,35 @@ class FeaturePyramid(Backbone):
             ``{"p2": (N, d, H/4, W/4), ..., "p6": (N, d, H/64, W/64)}``, sides rounded up, from
             fine to coarse, in the dtype of the bottom-up's maps.
         """
-        bottom_up_features = self.bottom_up(image)
-
-        # Lateral connections: a 1x1 convolution on each C_k.
-        merged: list[torch.Tensor] = []
-        for name, lateral in zip(self.in_features, self.laterals):  # noqa: B905 (TorchScript)
-            merged.append(lateral(bottom_up_features[name]))
-
-        # Top-down pathway, coarse to fine, on maps that no 3x3 has smoothed yet.
-        for i in range(len(merged) - 2, -1, -1):
-            merged[i] = self.top_down(merged[i], merged[i + 1])
-
-        # A 3x3 convolution on each merged map, the coarsest included, gives P_k.
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        features = self.bottom_up(image)
+        bottom_up_maps = [features[name] for name in self.in_features]  # C_k, fine to coarse
         results: dict[str, torch.Tensor] = {}
-        for i, output in enumerate(self.outputs):
-            results[self._out_features[i]] = output(merged[i])
+        if self.top_block_source in features:
+            results[self.top_block_source] = features[self.top_block_source]
+        # From here on a C_k lives until its lateral connection has read it: memory peaks here.
+        features = {}
+
+        coarser: torch.Tensor | None = None
+        for lateral, output in zip(self.laterals, self.outputs):  # noqa: B905 (TorchScript)
+            name = self._out_features[len(bottom_up_maps) - 1]
+            # A 1x1 convolution on C_k, merged with the coarser level that no 3x3 has smoothed yet.
+            merged = lateral(bottom_up_maps.pop())
+            if coarser is not None:
+                merged = self.top_down(merged, coarser)
+            # A 3x3 convolution on each merged map, the coarsest included, gives P_k.
+            results[name] = output(merged)
+            coarser = merged
 
         if self.top_block is not None:
-            source = self.top_block_source
-            extra = self.top_block(
-                results[source] if source in results else bottom_up_features[source]
-            )
-            for i, coarser in enumerate(extra):
-                results[self._out_features[len(merged) + i]] = coarser
-        return results
+            extra = self.top_block(results[self.top_block_source])
+            for i, above in enumerate(extra):
+                results[self._out_features[len(self.in_features) + i]] = above
+        pyramid: dict[str, torch.Tensor] = {}
+        for name in self._out_features:
+            pyramid[name] = results[name]
+        return pyramid
 
     def __prepare_scriptable__(self) -> "FeaturePyramid":
         # torch.jit.script calls this first, and puts the copy in this module's place in a parent

@@ -140,6 +140,43 @@ def test_an_odd_size_upsamples_each_coarser_cell_over_its_own_part():
     assert out["p2"].flatten().tolist() == [1, 1, 2, 2, 3]
 
 
+@pytest.mark.parametrize("size", [(64, 96), (75, 133)])  # in place where every side doubles
+@pytest.mark.parametrize("fuse_type", ["sum", "avg"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_same_bits_with_and_without_gradients(size, fuse_type, memory_format):
+    pyramid = FeaturePyramid(
+        bottom_up=Pooling(), in_features=["c2", "c3", "c4", "c5"], fuse_type=fuse_type
+    )
+    image = torch.rand(2, 3, *size).contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        without = pyramid(image)
+    for name, with_gradients in pyramid(image).items():
+        assert with_gradients.requires_grad
+        assert torch.equal(with_gradients, without[name])
+
+
+def test_what_the_bottom_up_holds_is_never_written_to():
+    bottom_up = Stub(channels=1, strides=[4, 8])
+    bottom_up.maps = [torch.rand(1, 1, 4, 4), torch.rand(1, 1, 2, 2)]
+    before = [m.clone() for m in bottom_up.maps]
+    with torch.no_grad():
+        pyramid_of_ones(bottom_up)(torch.zeros(1, 3, 16, 16))
+    assert all(torch.equal(a, b) for a, b in zip(before, bottom_up.maps, strict=True))
+
+
+def test_channels_last_from_one_key(small_cfg):
+    small_cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    plain = build_backbone(small_cfg)
+    small_cfg.MODEL.FPN_EXT.CHANNELS_LAST = True
+    pyramid = build_backbone(small_cfg)
+    pyramid.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 64, 96)
+    expected = plain(image)
+    for name, found in pyramid(image).items():
+        assert found.is_contiguous(memory_format=torch.channels_last), name
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-4)
+
+
 def test_a_batch_is_its_images():
     pyramid = FeaturePyramid(bottom_up=Pooling(), in_features=["c2", "c3", "c4", "c5"])
     images = torch.rand(3, 3, 64, 96)

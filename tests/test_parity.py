@@ -1,7 +1,7 @@
-"""Ours and Detectron2's components, in all 8 combinations, are one and the same model.
+"""Ours and Detectron2's components, in all 16 combinations, are one and the same model.
 
 Same weights, same images, same random samples: losses, gradients and detections are compared with
-those of the model made of Detectron2's three components. The operations are the same, and so is
+those of the model made of Detectron2's components alone. The operations are the same, and so is
 every bit.
 """
 
@@ -17,15 +17,18 @@ from detectron2.utils.events import EventStorage
 COMPONENTS = {  # part: (ours, Detectron2's)
     "backbone": ("FeaturePyramid", "build_resnet_fpn_backbone"),
     "anchors": ("PyramidAnchorGenerator", "DefaultAnchorGenerator"),
+    "proposals": ("PyramidRPN", "RPN"),
     "roi_heads": ("PyramidROIHeads", "StandardROIHeads"),
 }
+PARTS = ("BACKBONE", "ANCHOR_GENERATOR", "PROPOSAL_GENERATOR", "ROI_HEADS")
 MATRIX = list(itertools.product(*COMPONENTS.values()))
 CONTROL = tuple(theirs for _, theirs in COMPONENTS.values())
 
 
 def build(cfg, names, state_dict=None):
     cfg = cfg.clone()
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ANCHOR_GENERATOR.NAME, cfg.MODEL.ROI_HEADS.NAME = names
+    for part, name in zip(PARTS, names, strict=True):
+        cfg.MODEL[part].NAME = name
     model = build_model(cfg)
     if state_dict is not None:
         model.load_state_dict(state_dict)  # strict: no key missing or left over

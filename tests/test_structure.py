@@ -24,6 +24,7 @@ ALLOWED = {
     "weighted_rows": set(),
     "pooler": {"levels", "names", "weighted_rows"},
     "roi_heads": {"pooler", "levels", "names"},
+    "rpn": set(),
     "config": {"_d2_compat", "levels", "names"},
     "data": {"demo_data"},
     "evaluation": {"data"},
