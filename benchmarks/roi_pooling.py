@@ -11,14 +11,13 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
-import time
 from collections.abc import Callable
 
 import torch
 from fpn_ext import LevelMappedROIPooler  # before detectron2, where that is not compiled
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
+from measuring import commit, markdown_table, measure, ratio, ratio_text
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 SHARES = {2: 0.450, 3: 0.357, 4: 0.160, 5: 0.033}
@@ -49,21 +48,6 @@ def boxes_over_the_levels(count: int, size: tuple[int, int]) -> Boxes:
     return Boxes(together[torch.randperm(len(together))])
 
 
-def measure(
-    sides: dict[str, Callable[[], torch.Tensor]], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
-    """Milliseconds of every side in every round, and what it returned last."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    results = {}
-    for round_number in range(rounds + 2):  # the first two warm up
-        for name, run in sides.items():
-            begin = time.perf_counter()
-            results[name] = run()
-            if round_number >= 2:
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    return times, results
-
-
 def compare(
     case: str, maps: list[torch.Tensor], boxes: Boxes, backward: bool, options: argparse.Namespace
 ) -> list[dict]:
@@ -90,7 +74,6 @@ def compare(
     times, results = measure({name: side(p) for name, p in poolers.items()}, options.rounds)
     rows = []
     for name in poolers:
-        ratios = [d / t for d, t in zip(times["Detectron2"], times[name], strict=True)]
         error = (results[name] - results["Detectron2"]).abs().max().item()
         reference = results["Detectron2"].abs().max().item()
         rows.append(
@@ -98,8 +81,7 @@ def compare(
                 "case": case,
                 "side": name,
                 "ms": statistics.median(times[name]),
-                "ratio": statistics.median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
+                **ratio(times, name, "Detectron2"),
                 "largest_error": error,
                 "largest_error_relative": error / max(reference, 1e-12),
             }
@@ -130,25 +112,20 @@ def main() -> None:
         for backward, what in ((False, "forward"), (True, "forward + backward")):
             rows += compare(f"{what}, {layout} maps", maps, boxes, backward, options)
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-    ).stdout.strip()
     about = {
-        "commit": commit,
+        "commit": commit(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         **{k: v for k, v in vars(options).items() if k != "json"},
     }
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print("| case | implementation | ms | times Detectron2 (min to max) | largest error |")
-    print("| --- | --- | --- | --- | --- |")
-    for row in rows:
-        low, high = row["ratio_range"]
-        print(
-            f"| {row['case']} | {row['side']} | {row['ms']:.1f} "
-            f"| {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row['largest_error']:.1e} |"
-        )
+    header = ["case", "implementation", "ms", "times Detectron2 (min to max)", "largest error"]
+    cells = [
+        [r["case"], r["side"], f"{r['ms']:.1f}", ratio_text(r), f"{r['largest_error']:.1e}"]
+        for r in rows
+    ]
+    print(markdown_table(header, cells))
     if options.json:
         with open(options.json, "w") as file:
             json.dump({"about": about, "rows": rows}, file, indent=1)

@@ -1,0 +1,117 @@
+"""What the benchmarks share: timing in turn, peak memory, a word about the machine, tables."""
+
+import ctypes
+import gc
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WARM_UP = 2  # rounds whose times do not count
+MIB = 2**20
+
+
+def measure(
+    sides: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu"
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Milliseconds of every side in every round, and what it returned last.
+
+    All sides run in turn within a round, so that what else the machine does falls on all alike.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    results = {}
+    gc.collect()
+    for round_number in range(rounds + WARM_UP):
+        for name, run in sides.items():
+            synchronize(device)
+            begin = time.perf_counter()
+            results[name] = run()
+            synchronize(device)
+            if round_number >= WARM_UP:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return times, results
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def ratio(times: dict[str, list[float]], side: str, baseline: str) -> dict[str, Any]:
+    """How many times as fast as ``baseline``, round by round: median and range."""
+    ratios = [b / t for b, t in zip(times[baseline], times[side], strict=True)]
+    return {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
+
+
+def peak_memory(run: Callable[[], Any], device: str = "cpu") -> dict[str, float] | None:
+    """MiB before ``run`` and at its peak; None where the system does not tell."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        synchronize(device)
+        return {"before": before / MIB, "peak": torch.cuda.max_memory_allocated() / MIB}
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # what is free already is not the model's
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+    except OSError:
+        return None
+    before = _status_mib("VmRSS")
+    run()
+    return {"before": before, "peak": _status_mib("VmHWM")}
+
+
+def _status_mib(key: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def commit() -> str:
+    """Of the project, with -dirty where it was changed since; "" outside a git checkout."""
+    return subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    ).stdout.strip()
+
+
+def processor(device: str = "cpu") -> str:
+    """Name of the GPU, or of the CPU with the number of its cores."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    if sys.platform == "darwin":
+        ask = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(ask, capture_output=True, text=True).stdout.strip() or name
+    elif Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            name = f"{len(names)} x {names[0]}"
+    return name
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ratio_text(row: dict, key: str = "ratio") -> str:
+    """``1.93 (1.80 to 2.11)``, or nothing where ``row`` has no such ratio."""
+    if row.get(key) is None:
+        return ""
+    low, high = row[f"{key}_range"]
+    return f"{row[key]:.2f} ({low:.2f} to {high:.2f})"
