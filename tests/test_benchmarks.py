@@ -1,0 +1,109 @@
+"""The benchmark of the whole model, where its figures mean nothing: it runs, it agrees."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import whole_model
+from calibrated import calibrated_weights
+from sides import builtin_config
+
+SMALL = [
+    *("MODEL.RESNETS.DEPTH", "18"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+    *("MODEL.FPN.OUT_CHANNELS", "32"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "64"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "64"),
+]
+ARGUMENTS = [
+    *("--rounds", "1", "--sizes", "96x128", "--train-size", "96x128"),
+    *("--calibrated-at", "192x256", "--batch", "1"),
+]
+FLOAT32 = 2e-4  # of the largest value there is
+
+
+def is_positive(number):
+    return math.isfinite(number) and number > 0
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """What all parts wrote; memory measured in this process, which spares four imports."""
+    folder = tmp_path_factory.mktemp("whole_model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(whole_model, "in_a_fresh_process", whole_model.memory_of_one)
+        whole_model.main([*ARGUMENTS, "--output", str(folder), *SMALL])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(output):
+    return json.loads((output / "whole_model.json").read_text())
+
+
+def sides(rows):
+    return {row["side"] for row in rows}
+
+
+def test_every_part_has_times(results):
+    assert {"Detectron2", "this project"} <= sides(results["inference"])
+    for part in ("inference", "stages", "training"):
+        assert results[part]
+        for row in results[part]:
+            assert is_positive(row["ms"]) and is_positive(row["ratio"]), row
+    assert {row["stage"] for row in results["stages"]} == set(whole_model.STAGES)
+
+
+def test_torchvision_is_left_out_where_its_network_is_another(results):
+    assert "torchvision" in results["left_out"]
+    assert "torchvision" not in sides(results["inference"])
+
+
+def test_stages_agree_with_detectron2(results):
+    compared = [row for row in results["stages"] if row.get("difference") is not None]
+    assert {row["stage"] for row in compared} == set(whole_model.STAGES) - {"input"}
+    for row in compared:
+        if "bfloat16" not in row["side"]:
+            assert row["difference"] <= FLOAT32 * max(1, row["largest"]), row
+            assert row.get("count") == row.get("count_reference"), row
+
+
+def test_whole_models_agree_with_detectron2(results):
+    for row in results["inference"]:
+        assert row["detections"] > 0
+        # Rounding may decide between two boxes that overlap by just the threshold.
+        assert row["found_again"] >= 0.9 * row["detections"], row
+        assert row["score_difference"] <= FLOAT32, row
+
+
+def test_losses_agree_with_detectron2(results):
+    for row in results["training"]:
+        differences = row["relative_difference_of_losses"]
+        assert set(differences) == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
+        assert max(differences.values()) <= FLOAT32, row
+
+
+def test_targets_of_other_sizes_are_not_measured(results):
+    by_part = {row["part"]: row["met"] for row in results["targets"] if row["size"]}
+    assert by_part == {"inference": None, "stages": None, "memory": None}
+
+
+def test_report_and_chart_are_written(output):
+    report = (output / "whole_model.md").read_text()
+    for heading in ("Inference", "Stages, 96x128", "Training", "Targets"):
+        assert f"\n## {heading}" in report
+    assert str(output) not in report, "the folder is nobody's business"
+    assert (output / "whole_model.png").stat().st_size > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_memory_in_a_process_of_its_own():
+    options = whole_model.parse([*ARGUMENTS, *SMALL])
+    weights = calibrated_weights(builtin_config("cpu", SMALL), (96, 128))
+    (row,) = whole_model.memory(weights, "inference", "192x256", ["this project"], options)
+    assert row["peak"] > row["before"] > 0
+    assert row["ratio"] == 1
