@@ -8,7 +8,7 @@ registry                     names
 BACKBONE_REGISTRY            ``FeaturePyramid``
 ANCHOR_GENERATOR_REGISTRY    ``PyramidAnchorGenerator``
 PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``
-ROI_HEADS_REGISTRY           ``PyramidROIHeads`` (pools by ``LevelMappedROIPooler``)
+ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``
 ===========================  ==================================================
 
 and does nothing else, except on an uncompiled Detectron2 v0.6, which it makes importable
@@ -29,11 +29,13 @@ from .config import (  # noqa: E402
     resolve_device,
 )
 from .fpn import FeaturePyramid, Subsample  # noqa: E402
+from .optimize import optimize_for_inference  # noqa: E402
 from .pooler import LevelMappedROIPooler, assign_levels  # noqa: E402
-from .roi_heads import PyramidROIHeads  # noqa: E402
+from .roi_heads import ChunkedROIHeads, PyramidROIHeads  # noqa: E402
 from .rpn import PyramidRPN  # noqa: E402
 
 __all__ = [
+    "ChunkedROIHeads",
     "FeaturePyramid",
     "LevelMappedROIPooler",
     "PyramidAnchorGenerator",
@@ -46,5 +48,6 @@ __all__ = [
     "check_weights",
     "get_cfg",
     "load_config",
+    "optimize_for_inference",
     "resolve_device",
 ]

@@ -122,19 +122,17 @@ class PyramidAnchorGenerator(nn.Module):
                 "feature maps; MODEL.RPN.IN_FEATURES and the strides must belong together"
             )
         if torch.jit.is_scripting():
-            anchors = self._grid_anchors(features)
-        else:
-            anchors = self._cached_anchors(features)
-        return [Boxes(level_anchors) for level_anchors in anchors]
+            return [Boxes(level_anchors) for level_anchors in self._grid_anchors(features)]
+        return self._cached_anchors(features)
 
     @torch.jit.unused
-    def _cached_anchors(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _cached_anchors(self, features: list[torch.Tensor]) -> list[Boxes]:
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return self._grid_anchors(features)  # sizes are symbols there, not keys
-        key = (features[0].device, *(tuple(f.shape[-2:]) for f in features))
-        # A tensor made in inference mode could never take part in training again.
-        with torch.inference_mode(False):
-            return self._cache.get(key, lambda: self._grid_anchors(features))
+            # Sizes are symbols there, not keys.
+            return [Boxes(level_anchors) for level_anchors in self._grid_anchors(features)]
+        key = (features[0].device, *[f.shape[2:] for f in features])
+        anchors = self._cache.get(key, lambda: self._grid_anchors(features))
+        return [_boxes(level_anchors) for level_anchors in anchors]
 
     def _grid_anchors(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
         grid_anchors: list[torch.Tensor] = []
@@ -151,6 +149,13 @@ class PyramidAnchorGenerator(nn.Module):
         return grid_anchors
 
 
+def _boxes(tensor: torch.Tensor) -> Boxes:
+    # Boxes(tensor), less its conversions and checks, which take longer than all else together.
+    boxes = Boxes.__new__(Boxes)
+    boxes.tensor = tensor
+    return boxes
+
+
 class _LeastRecentlyUsed:
     """The anchors of the last few grids. A class of its own, for TorchScript to look past."""
 
@@ -160,7 +165,9 @@ class _LeastRecentlyUsed:
 
     def get(self, key: tuple, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
         if key not in self.entries:
-            self.entries[key] = make()
+            # A tensor made in inference mode could never take part in training again.
+            with torch.inference_mode(False):
+                self.entries[key] = make()
             if len(self.entries) > self.capacity:
                 self.entries.popitem(last=False)
         self.entries.move_to_end(key)

@@ -57,6 +57,8 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # weighted_rows (RoIAlign on CPU, fast), or auto: the fast one where it can serve.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = "auto"
+    # Boxes pooled at once, per image, in inference: bounds the memory. ChunkedROIHeads only.
+    cfg.MODEL.FPN_EXT.BOXES_PER_CHUNK = 256
     # Give every detection a field pooled_level: the level k its features were pooled from.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = False

@@ -24,6 +24,8 @@ ALLOWED = {
     "weighted_rows": set(),
     "pooler": {"levels", "names", "weighted_rows"},
     "roi_heads": {"pooler", "levels", "names"},
+    "winograd": set(),
+    "optimize": {"roi_heads", "winograd"},
     "rpn": set(),
     "config": {"_d2_compat", "levels", "names"},
     "data": {"demo_data"},

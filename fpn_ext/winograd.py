@@ -1,0 +1,189 @@
+"""3x3 convolution with a quarter of the multiplications, on CPU: Winograd's F(4x4, 3x3).
+
+Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016 (arXiv 1509.09308). The
+3x3 convolutions on P2 and P3, the pyramid's and the RPN's, are half the work of the whole model and
+run at the processor's limit: fewer multiplications is the only way to be faster.
+
+A tile of 4x4 outputs needs 6x6 inputs. Tile and filter are transformed (a polynomial evaluated at
+six points), multiplied channel by channel, and transformed back:
+
+    Y = A^T [ (G g G^T) * (B^T d B) ] A
+
+The sum over input channels turns the products into 36 matrix products over all tiles at once. The
+points are 0, +-5/8, +-3/2 and infinity instead of the usual 0, +-1, +-2: nearer to each other in
+size, they lose a third as much to rounding, which leaves float32 as good as with the direct sums.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)  # and infinity
+OUTPUTS, INPUTS = 4, 6  # side of a tile
+
+# With fewer channels the transforms cost what the products save (2 cores, AVX-512).
+FEWEST_CHANNELS = 256
+# Tiles transformed at once: enough for matrix products at full speed, few enough for the cache.
+TILES_AT_ONCE = 200
+# On smaller maps the direct sums are as fast.
+FEWEST_TILES = 100
+PADDING = 272  # floats
+
+
+def serves(convolution: nn.Module) -> bool:
+    """Whether :class:`WinogradConv2d` computes, and is faster for, what this convolution does."""
+    return (
+        isinstance(convolution, nn.Conv2d)
+        and convolution.kernel_size == (3, 3)
+        and convolution.stride == (1, 1)
+        and convolution.padding == (1, 1)
+        and convolution.dilation == (1, 1)
+        and convolution.groups == 1
+        and convolution.padding_mode == "zeros"
+        and convolution.weight.dtype == torch.float32
+        and min(convolution.in_channels, convolution.out_channels) >= FEWEST_CHANNELS
+    )
+
+
+class WinogradConv2d(nn.Module):
+    """A 3x3 convolution of stride 1 and padding 1, and a ReLU if asked for. No gradients.
+
+    Args:
+        weight: (O, I, 3, 3) float32.
+        bias: (O,) or None.
+        relu: whether a ReLU follows.
+    """
+
+    weight: torch.Tensor
+    transformed_weight: torch.Tensor
+    bias: torch.Tensor | None
+    input_transform: torch.Tensor
+    output_transform: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool = False):
+        super().__init__()
+        if tuple(weight.shape[2:]) != (3, 3):
+            raise ValueError(f"the weight must be (O, I, 3, 3), got {tuple(weight.shape)}")
+        a, g, b = _matrices()
+        weight = weight.detach()
+        transformed = torch.einsum("yi,ocij,xj->yxco", g, weight.double(), g).flatten(0, 1)
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("transformed_weight", transformed.to(weight.dtype).contiguous())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        # Both axes in one matrix: B^T d B, flattened, is kron(B^T, B^T) times d, flattened.
+        self.register_buffer("input_transform", torch.kron(b, b).to(weight.dtype))
+        self.register_buffer("output_transform", torch.kron(a, a).to(weight.dtype))
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, I, H, W), fastest in channels_last memory -> (N, O, H, W) in channels_last memory."""
+        n, channels, height, width = x.shape
+        out_channels = self.transformed_weight.shape[2]
+        tiles_y, tiles_x = -(-height // OUTPUTS), -(-width // OUTPUTS)
+        if tiles_y * tiles_x < FEWEST_TILES:
+            direct = F.conv2d(x, self.weight, self.bias, padding=1)
+            return F.relu_(direct) if self.relu else direct
+        rows_at_once = min(tiles_y, -(-TILES_AT_ONCE // tiles_x))
+        by_cell = x.permute(0, 2, 3, 1)
+        result = x.new_empty((n, height, width, out_channels))
+
+        # A strip of rows of tiles, with the zeros around the map, and memory for the steps. Rows of
+        # it a multiple of 4096 bytes apart would compete for the same few lines of the cache.
+        strip_shape = (OUTPUTS * rows_at_once + 2, OUTPUTS * tiles_x + 2, channels)
+        overhang_shape = (OUTPUTS * rows_at_once, OUTPUTS * tiles_x, out_channels)
+        step = rows_at_once * tiles_x * max(channels, out_channels) + PADDING
+        strip, overhang, scratch = _workspace(
+            x, (strip_shape, overhang_shape, (2, INPUTS**2, step))
+        )
+        strip.zero_()
+        for image in range(n):
+            for first in range(0, tiles_y, rows_at_once):
+                rows = min(rows_at_once, tiles_y - first)
+                top, bottom = OUTPUTS * first - 1, OUTPUTS * (first + rows) + 1
+                inside = slice(max(top, 0), min(bottom, height))
+                strip[: inside.start - top] = 0
+                strip[inside.start - top : inside.stop - top, 1 : width + 1] = by_cell[
+                    image, inside
+                ]
+                strip[inside.stop - top :] = 0
+
+                # Where tiles end where the map ends, outputs go where they belong at once.
+                end = min(OUTPUTS * (first + rows), height)
+                here = result[image, OUTPUTS * first : end]
+                fits = end == OUTPUTS * (first + rows) and width == OUTPUTS * tiles_x
+                into = here if fits else overhang[: OUTPUTS * rows]
+                self._convolve(
+                    strip, into.view(rows, OUTPUTS, tiles_x, OUTPUTS, out_channels), scratch
+                )
+                if not fits:
+                    here.copy_(into[: len(here), :width])
+        return result.permute(0, 3, 1, 2)
+
+    def _convolve(self, strip: torch.Tensor, into: torch.Tensor, scratch: torch.Tensor) -> None:
+        """(4 rows + 2, 4 tiles_x + 2, I) -> (rows, 4, tiles_x, 4, O)."""
+        rows, _, tiles_x, _, out_channels = into.shape
+        channels, count = strip.shape[2], rows * tiles_x
+        row, column, _ = strip.stride()
+        tiles = scratch[0, :, : count * channels]
+        tiles.view(INPUTS, INPUTS, rows, tiles_x, channels).copy_(
+            strip.as_strided(
+                (INPUTS, INPUTS, rows, tiles_x, channels),
+                (row, column, OUTPUTS * row, OUTPUTS * column, 1),
+            )
+        )
+        transformed = scratch[1, :, : count * channels]
+        torch.mm(self.input_transform, tiles, out=transformed)
+        products = scratch[0, :, : count * out_channels]
+        torch.bmm(
+            transformed.view(INPUTS**2, count, channels),
+            self.transformed_weight,
+            out=products.view(INPUTS**2, count, out_channels),
+        )
+        outputs = scratch[1, : OUTPUTS**2, : count * out_channels]
+        torch.mm(self.output_transform, products, out=outputs)
+
+        outputs = outputs.view(OUTPUTS, OUTPUTS, rows, tiles_x, out_channels)
+        into = into.permute(1, 3, 0, 2, 4)
+        if self.bias is None:
+            into.copy_(outputs)
+        else:
+            torch.add(outputs, self.bias, out=into)
+        if self.relu:
+            F.relu_(into)
+
+
+_memory = threading.local()
+
+
+def _workspace(like: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """Tensors to write into, in memory that this thread keeps (some 30 MB at 800x1333).
+
+    Fresh memory for every call would cost as much as the products.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    kept = getattr(_memory, "tensor", None)
+    if kept is None or kept.numel() < sum(sizes) or kept.dtype != like.dtype:
+        # Not one made in inference mode: it could not be written to outside of it.
+        with torch.inference_mode(False):
+            kept = _memory.tensor = torch.empty(sum(sizes), dtype=like.dtype)
+    parts = kept[: sum(sizes)].split(sizes)
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A^T (4, 6), G (6, 3) and B^T (6, 6) in float64, from the points (Toom-Cook).
+
+    A product of polynomials of 4 and 3 coefficients has 6: evaluate both at 6 points, multiply
+    there, interpolate. Convolution as networks have it is the transpose of that.
+    """
+    evaluate = torch.zeros(3, INPUTS, INPUTS, dtype=torch.float64)
+    for matrix, length in zip(evaluate, (OUTPUTS, 3, INPUTS), strict=True):
+        for i, point in enumerate(POINTS):
+            matrix[i, :length] = torch.tensor([point**k for k in range(length)])
+        matrix[INPUTS - 1, length - 1] = 1  # at infinity: the highest coefficient
+    a, g, both = evaluate[0, :, :OUTPUTS], evaluate[1, :, :3], evaluate[2]
+    return a.T.contiguous(), g.contiguous(), torch.linalg.inv(both).T.contiguous()
