@@ -54,7 +54,8 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.CANONICAL_BOX_SIZE = 224
     # How boxes are pooled: per_level (torchvision's operator, bit-equal to Detectron2's pooler),
-    # weighted_rows (RoIAlign on CPU, fast), or auto: the fast one where it can serve.
+    # weighted_rows (RoIAlign on CPU, fast), fused (RoIAlign on CUDA, one Triton kernel), or auto:
+    # the fast one where it can serve.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = "auto"
     # Boxes pooled at once, per image, in inference: bounds the memory. ChunkedROIHeads only.

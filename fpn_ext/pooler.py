@@ -1,8 +1,9 @@
 """RoI pooling from the pyramid level that a box's size calls for (Lin et al. 2017, Sec. 4.2).
 
-Two implementations of one result: ``per_level``, one call of torchvision's operator per level,
-plain, for everything, and the reference; ``weighted_rows`` (fpn_ext/weighted_rows.py), RoIAlign on
-CPU, several times as fast and equal to float32 rounding.
+Three implementations of one result: ``per_level``, one call of torchvision's operator per level,
+plain, for everything, and the reference; and for RoIAlign, equal to float32 rounding,
+``weighted_rows`` (fpn_ext/weighted_rows.py) on CPU, several times as fast, and ``fused``
+(fpn_ext/fused_roi_align.py) on CUDA, one Triton kernel for all levels.
 """
 
 import logging
@@ -16,13 +17,13 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import roi_align, roi_pool
 
-from . import weighted_rows
+from . import fused_roi_align, weighted_rows
 from .levels import levels_of
 from .names import did_you_mean, own_keys
 
 logger = logging.getLogger(__name__)
 
-IMPLEMENTATIONS = ("auto", "per_level", "weighted_rows")
+IMPLEMENTATIONS = ("auto", "per_level", "weighted_rows", "fused")
 POOLER_TYPES = ("ROIAlignV2", "ROIAlign", "ROIPool")
 
 # Coordinates beyond this many pixels are treated like infinite ones: no input image is as large,
@@ -89,8 +90,9 @@ class LevelMappedROIPooler(nn.Module):
         canonical_box_size: the 224 of Eq. 1, in pixels of the network input.
         canonical_level: k0 of Eq. 1.
         implementation: ``"per_level"`` (bit-equal to Detectron2's ROIPooler), ``"weighted_rows"``
-            (RoIAlign of float32 maps on CPU, else an error), or ``"auto"``: the latter where it
-            can serve, the former elsewhere.
+            (RoIAlign of float32 maps on CPU, else an error), ``"fused"`` (RoIAlign of float32,
+            float16 or bfloat16 maps on CUDA, with Triton, else an error), or ``"auto"``: on CPU and
+            on CUDA the fast one where it can serve, ``"per_level"`` elsewhere.
 
     Raises:
         ValueError: an unknown ``pooler_type`` or ``implementation``, levels with a gap, sizes that
@@ -184,7 +186,8 @@ class LevelMappedROIPooler(nn.Module):
             image in their order, then those of the second, and so on. R may be 0, as may N.
 
         Raises:
-            ValueError: another number of maps than levels, or of box lists than images.
+            ValueError: another number of maps than levels, or of box lists than images; maps that
+                the ``implementation`` asked for cannot serve.
         """
         if len(x) != len(self.scales):
             raise ValueError(
@@ -198,9 +201,12 @@ class LevelMappedROIPooler(nn.Module):
             return x[0].new_zeros((0, x[0].shape[1], self.output_size[0], self.output_size[1]))
 
         rois = self._to_rois(box_lists)
-        if not torch.jit.is_scripting() and self._weighted_rows_serve(x):
-            return self._pool_weighted_rows(x, rois)
-        return self._pool_per_level(x, rois)
+        if torch.jit.is_scripting():
+            return self._pool_per_level(x, rois)
+        implementation = self._choose(x)
+        if implementation == "per_level":
+            return self._pool_per_level(x, rois)
+        return self._pool_all_levels(implementation, x, rois)
 
     def _pool_per_level(self, x: list[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
         if len(x) == 1:
@@ -218,29 +224,48 @@ class LevelMappedROIPooler(nn.Module):
         return pooled
 
     @torch.jit.unused
-    def _weighted_rows_serve(self, x: list[torch.Tensor]) -> bool:
+    def _choose(self, x: list[torch.Tensor]) -> str:
+        """The implementation for these maps: never ``auto``."""
         if self.implementation == "per_level":
-            return False
-        obstacles = [
-            name
-            for name, there in (
-                ("POOLER_TYPE ROIPool", self.pooler_type == "ROIPool"),
-                ("maps on another device than the CPU", x[0].device.type != "cpu"),
-                ("maps that are not float32", x[0].dtype != torch.float32),
-                ("tracing", torch.jit.is_tracing() or torch.compiler.is_compiling()),
-            )
-            if there
-        ]
-        if obstacles and self.implementation == "weighted_rows":
+            return "per_level"
+        if self.implementation == "auto":
+            fast = "fused" if x[0].is_cuda else "weighted_rows"
+            return "per_level" if self._obstacle(fast, x) else fast
+        obstacle = self._obstacle(self.implementation, x)
+        if obstacle:
             raise ValueError(
-                f"MODEL.FPN_EXT.POOLER_IMPLEMENTATION weighted_rows cannot serve {obstacles[0]}; "
-                "auto falls back to per_level there"
+                f"MODEL.FPN_EXT.POOLER_IMPLEMENTATION {self.implementation} cannot serve "
+                f"{obstacle}; auto falls back to per_level there"
             )
-        return not obstacles
+        return self.implementation
 
     @torch.jit.unused
-    def _pool_weighted_rows(self, x: list[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
-        return weighted_rows.roi_align(
+    def _obstacle(self, implementation: str, x: list[torch.Tensor]) -> str | None:
+        """What a fast implementation cannot serve, in words; None if nothing stands in its way."""
+        if self.pooler_type == "ROIPool":
+            return "POOLER_TYPE ROIPool"
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return "tracing"
+        if implementation == "weighted_rows":
+            if x[0].device.type != "cpu":
+                return "maps on another device than the CPU"
+            if x[0].dtype != torch.float32:
+                return "maps that are not float32"
+            return None
+        if not (x[0].is_cuda or fused_roi_align.INTERPRETED):
+            return "maps on another device than CUDA"
+        if x[0].dtype not in fused_roi_align.DTYPES or any(m.dtype != x[0].dtype for m in x):
+            return "maps that are not all float32, all float16 or all bfloat16"
+        if len(x) > fused_roi_align.MOST_LEVELS:
+            return f"more than {fused_roi_align.MOST_LEVELS} levels"
+        return fused_roi_align.missing()
+
+    @torch.jit.unused
+    def _pool_all_levels(
+        self, implementation: str, x: list[torch.Tensor], rois: torch.Tensor
+    ) -> torch.Tensor:
+        module = fused_roi_align if implementation == "fused" else weighted_rows
+        return module.roi_align(
             x,
             rois.to(torch.float32),
             self.assign(rois[:, 1:]) - self.min_level,

@@ -11,6 +11,10 @@ torchvision's operator on CPU does the same sums channel by channel, on one thre
 gradients cell by cell. Here both directions are vectorised and threaded, and the backward pass is
 deterministic: no two threads add into one cell. What the sums need is computed again for the
 backward pass, not kept.
+
+The code runs on any device. On CUDA only the backward pass is used, where a deterministic one is
+asked for (fpn_ext/fused_roi_align.py): sizes of intermediate results depend on the boxes, for which
+the CPU has to wait.
 """
 
 from typing import Any, NamedTuple
@@ -44,11 +48,11 @@ def roi_align(
     Returns:
         (R, C, *output_size) float32 in channels_last memory, equal to torchvision's to rounding.
     """
-    settings = _Settings(tuple(scales), output_size, sampling_ratio, aligned)
+    settings = Settings(tuple(scales), output_size, sampling_ratio, aligned)
     return _WeightedRows.apply(settings, rois, map_index, *maps)
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     scales: tuple[float, ...]
     output_size: tuple[int, int]
     sampling_ratio: int
@@ -57,7 +61,7 @@ class _Settings(NamedTuple):
 
 class _WeightedRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, settings: _Settings, rois: Any, map_index: Any, *maps: Any) -> Any:
+    def forward(ctx: Any, settings: Settings, rois: Any, map_index: Any, *maps: Any) -> Any:
         ctx.settings = settings
         ctx.save_for_backward(rois, map_index)
         ctx.shapes = [m.shape for m in maps]
@@ -80,30 +84,58 @@ class _WeightedRows(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (gradient,) = grad_outputs
         rois, map_index = ctx.saved_tensors
-        by_bin = gradient.permute(0, 2, 3, 1)  # (R, height, width, C)
-        map_gradients: list[torch.Tensor | None] = []
-        for i, shape in enumerate(ctx.shapes):
-            if not ctx.needs_input_grad[3 + i]:
-                map_gradients.append(None)
-                continue
-            n, channels, height, width = shape
-            rows = torch.nonzero(map_index == i).squeeze(1)
-            if len(rows) == 0:
-                map_gradients.append(gradient.new_zeros(shape))
-                continue
-            bags = _bags(rois[rows], shape, ctx.settings.scales[i], ctx.settings)
-            # From "the cells of each bin" to "the bins of each cell": sort by cell.
-            sizes = torch.diff(bags.offsets, append=bags.offsets.new_tensor([len(bags.cells)]))
-            bins = torch.repeat_interleave(
-                torch.arange(len(sizes), dtype=bags.cells.dtype), sizes.long()
-            )
-            order = torch.argsort(bags.cells, stable=True)
-            uses = torch.bincount(bags.cells, minlength=n * height * width)
-            offsets = (torch.cumsum(uses, 0) - uses).to(bags.cells.dtype)
-            table = by_bin[rows].reshape(-1, channels)
-            sums = _weighted_sums(table, bins[order], offsets, bags.weights[order])
-            map_gradients.append(sums.view(n, height, width, channels).permute(0, 3, 1, 2))
-        return None, None, None, *map_gradients
+        needed = ctx.needs_input_grad[3:]
+        sums = map_gradients(gradient, rois, map_index, ctx.shapes, needed, ctx.settings)
+        return None, None, None, *sums
+
+
+def map_gradients(
+    gradient: torch.Tensor,
+    rois: torch.Tensor,
+    map_index: torch.Tensor,
+    shapes: list[torch.Size],
+    needed: tuple[bool, ...],
+    settings: Settings,
+) -> list[torch.Tensor | None]:
+    """The gradients of the maps from that of the pooled boxes; the same on every run.
+
+    On CUDA, the same on every run under ``torch.use_deterministic_algorithms(True)``; the CPU waits
+    for the GPU several times per map.
+
+    Args:
+        gradient: (R, C, *output_size) float32.
+        rois: as for :func:`roi_align`.
+        map_index: as for :func:`roi_align`.
+        shapes: those of the maps.
+        needed: whether to compute the gradient of a map.
+
+    Returns:
+        For each map (N, C, H_i, W_i) float32, or None where not needed.
+    """
+    by_bin = gradient.permute(0, 2, 3, 1)  # (R, height, width, C)
+    gradients: list[torch.Tensor | None] = []
+    for i, shape in enumerate(shapes):
+        if not needed[i]:
+            gradients.append(None)
+            continue
+        n, channels, height, width = shape
+        rows = torch.nonzero(map_index == i).squeeze(1)
+        if len(rows) == 0:
+            gradients.append(gradient.new_zeros(shape))
+            continue
+        bags = _bags(rois[rows], shape, settings.scales[i], settings)
+        # From "the cells of each bin" to "the bins of each cell": sort by cell.
+        sizes = torch.diff(bags.offsets, append=bags.offsets.new_tensor([len(bags.cells)]))
+        bins = torch.repeat_interleave(
+            torch.arange(len(sizes), dtype=bags.cells.dtype, device=rois.device), sizes.long()
+        )
+        order = torch.argsort(bags.cells, stable=True)
+        uses = torch.bincount(bags.cells, minlength=n * height * width)
+        offsets = (torch.cumsum(uses, 0) - uses).to(bags.cells.dtype)
+        table = by_bin[rows].reshape(-1, channels)
+        sums = _weighted_sums(table, bins[order], offsets, bags.weights[order])
+        gradients.append(sums.view(n, height, width, channels).permute(0, 3, 1, 2))
+    return gradients
 
 
 class _Bags(NamedTuple):
@@ -122,7 +154,7 @@ def _weighted_sums(
     )
 
 
-def _bags(rois: torch.Tensor, shape: torch.Size, scale: float, settings: _Settings) -> _Bags:
+def _bags(rois: torch.Tensor, shape: torch.Size, scale: float, settings: Settings) -> _Bags:
     _, _, map_height, map_width = shape
     bins_y, bins_x = settings.output_size
     y = _taps(rois[:, 2], rois[:, 4], bins_y, map_height, scale, settings)
@@ -144,7 +176,7 @@ def _bags(rois: torch.Tensor, shape: torch.Size, scale: float, settings: _Settin
         row = (first_row[box, None, None] + y.cell[box, :, :taps_y]) * map_width
         column = x.cell[box, :, :taps_x]
         size = bins_y * bins_x * taps_y * taps_x
-        at = start_of_box[box, None] + torch.arange(size)
+        at = start_of_box[box, None] + torch.arange(size, device=rois.device)
         # (boxes, bins_y, bins_x, taps_y, taps_x), flat in this order
         cells[at] = (row[:, :, None, :, None] + column[:, None, :, None, :]).view(-1, size)
         weights[at] = (
@@ -167,24 +199,26 @@ def _taps(
     bins: int,
     length: int,
     scale: float,
-    settings: _Settings,
+    settings: Settings,
 ) -> _Taps:
     """The cells that the samples of each bin touch along an axis of ``length`` cells."""
     start = low * scale - (0.5 if settings.aligned else 0.0)
     size = (high * scale - (0.5 if settings.aligned else 0.0)) - start
     if not settings.aligned:
         size = torch.clamp(size, min=1.0)
-    bin_size = size / bins
+    # By a tensor: CUDA divides by a number as it multiplies by the inverse, and 49 / 7 rounded up
+    # would make eight samples of seven.
+    bin_size = size / torch.full_like(size, bins)
     if settings.sampling_ratio > 0:
         samples = torch.full_like(low, settings.sampling_ratio, dtype=torch.int64)
     else:
-        samples = torch.ceil(size / bins).to(torch.int64)
+        samples = torch.ceil(bin_size).to(torch.int64)
     # A box without size has no sample and no weight; it keeps one tap so that no bag is empty.
     most = max(int(samples.max()), 1)
-    sample = torch.arange(most)
+    sample = torch.arange(most, device=low.device)
     position = (
         start[:, None, None]
-        + torch.arange(bins)[None, :, None] * bin_size[:, None, None]
+        + torch.arange(bins, device=low.device)[None, :, None] * bin_size[:, None, None]
         + (sample + 0.5) * bin_size[:, None, None] / samples[:, None, None].clamp(min=1)
     )  # (R, bins, most)
     counts = sample < samples[:, None, None]
@@ -205,9 +239,10 @@ def _taps(
     merged = run <= 2 * samples
     taps = torch.where(merged, run, 2 * samples).clamp(min=1)
     width = int(taps.max())
-    cell = torch.zeros((len(low), bins, width), dtype=torch.int64)
-    weight = torch.zeros((len(low), bins, width))
-    cell[merged] = torch.clamp(run_start[merged] + torch.arange(width), max=length - 1)
+    cell = lower.new_zeros((len(low), bins, width))
+    weight = low.new_zeros((len(low), bins, width))
+    slots = torch.arange(width, device=low.device)
+    cell[merged] = torch.clamp(run_start[merged] + slots, max=length - 1)
     last_slot = width - 1
     for neighbour, neighbour_weight, slot in (
         (lower, lower_weight, 2 * sample),

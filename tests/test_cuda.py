@@ -28,19 +28,36 @@ def boxes():
 
 
 @pytest.mark.parametrize("pooler_type", POOLER_TYPES)
-def test_pooler(pooler_type):
-    pool = LevelMappedROIPooler(7, SCALES, 0, pooler_type, implementation="per_level")
-    features, box_lists = maps(), boxes()
+@pytest.mark.parametrize("implementation", ["per_level", "auto"])
+def test_pooler(pooler_type, implementation):
+    """auto: another implementation on the CPU than on the GPU (tests/test_fused_roi_align.py)."""
+    pool = LevelMappedROIPooler(7, SCALES, 0, pooler_type, implementation=implementation)
+    features, box_lists = [f.requires_grad_() for f in maps()], boxes()
     expected = pool(features, box_lists)
-    found = pool([f.cuda() for f in features], [b.to("cuda") for b in box_lists])
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * weights).sum(), features)
+    on_gpu = [f.detach().cuda().requires_grad_() for f in features]
+    found = pool(on_gpu, [b.to("cuda") for b in box_lists])
     assert found.is_cuda and not found[3].any()
     torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-4)
+    for gradient, reference in zip(
+        torch.autograd.grad((found * weights.cuda()).sum(), on_gpu), gradients, strict=True
+    ):
+        scale = max(1.0, reference.abs().max().item())
+        torch.testing.assert_close(gradient.cpu(), reference, rtol=0, atol=1e-4 * scale)
     assert pool.num_degenerate.item() == 2
 
 
+def test_weighted_rows_is_for_the_cpu():
+    pool = LevelMappedROIPooler(7, SCALES, 0, "ROIAlignV2", implementation="weighted_rows")
+    with pytest.raises(ValueError, match="weighted_rows cannot serve maps on another device"):
+        pool([f.cuda() for f in maps()], [b.to("cuda") for b in boxes()])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_pooler_of_half_precision_maps(dtype):
-    pool = LevelMappedROIPooler(7, SCALES, 0, "ROIAlignV2")
+@pytest.mark.parametrize("implementation", ["per_level", "auto"])
+def test_pooler_of_half_precision_maps(dtype, implementation):
+    pool = LevelMappedROIPooler(7, SCALES, 0, "ROIAlignV2", implementation=implementation)
     features, box_lists = maps(dtype), boxes()
     expected = pool([f.float() for f in features], box_lists)
     found = pool([f.cuda() for f in features], [b.to("cuda") for b in box_lists])
@@ -57,11 +74,13 @@ def test_anchors_are_made_where_the_maps_are():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_model_trains_and_detects(small_cfg, autocast):
+@pytest.mark.parametrize("implementation", ["per_level", "auto"])
+def test_a_model_trains_and_detects(small_cfg, autocast, implementation):
     from detectron2.structures import Instances
     from detectron2.utils.events import EventStorage
 
     small_cfg.MODEL.DEVICE = "cuda"
+    small_cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = implementation
     small_cfg.MODEL.BACKBONE.FREEZE_AT = 0
     model = build_model(small_cfg)
     truth = Instances((128, 160))
