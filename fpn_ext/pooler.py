@@ -90,7 +90,7 @@ class LevelMappedROIPooler(nn.Module):
         canonical_box_size: the 224 of Eq. 1, in pixels of the network input.
         canonical_level: k0 of Eq. 1.
         implementation: ``"per_level"`` (bit-equal to Detectron2's ROIPooler), ``"weighted_rows"``
-            (RoIAlign of float32 maps on CPU, else an error), ``"fused"`` (RoIAlign of float32,
+            (RoIAlign on CPU, else an error), ``"fused"`` (RoIAlign of float32,
             float16 or bfloat16 maps on CUDA, with Triton, else an error), or ``"auto"``: on CPU and
             on CUDA the fast one where it can serve, ``"per_level"`` elsewhere.
 
@@ -249,8 +249,6 @@ class LevelMappedROIPooler(nn.Module):
         if implementation == "weighted_rows":
             if x[0].device.type != "cpu":
                 return "maps on another device than the CPU"
-            if x[0].dtype != torch.float32:
-                return "maps that are not float32"
             return None
         if not (x[0].is_cuda or fused_roi_align.INTERPRETED):
             return "maps on another device than CUDA"
@@ -267,7 +265,7 @@ class LevelMappedROIPooler(nn.Module):
         module = fused_roi_align if implementation == "fused" else weighted_rows
         return module.roi_align(
             x,
-            rois.to(torch.float32),
+            rois.to(torch.promote_types(x[0].dtype, torch.float32)),
             self.assign(rois[:, 1:]) - self.min_level,
             self.scales,
             self.output_size,

@@ -17,12 +17,16 @@ asked for (fpn_ext/fused_roi_align.py): sizes of intermediate results depend on 
 the CPU has to wait.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 
-# Levels as the pooler has them: (N, C, H, W) float32 maps, fine to coarse.
+# Levels as the pooler has them: (N, C, H, W) maps, fine to coarse.
 Maps = list[torch.Tensor]
+
+# Boxes worked on at once: what their sums need beside maps and result is some 10 MB then.
+BOXES_AT_ONCE = 128
 
 
 def roi_align(
@@ -37,8 +41,9 @@ def roi_align(
     """RoIAlign every box from its own map.
 
     Args:
-        maps: (N, C, H_i, W_i) float32, on CPU; channels_last ones are read where they are.
-        rois: (R, 5) float32: image number and XYXY in pixels of the network input.
+        maps: (N, C, H_i, W_i), on CPU; channels_last ones of float32 or float64 are read where
+            they are, others are copied. Half precision is summed in float32.
+        rois: (R, 5), float32 or float64: image number and XYXY in pixels of the network input.
         map_index: (R,) int64: which of the maps a box is pooled from.
         scales: 1 / stride of each map.
         output_size: bins along y and along x.
@@ -46,7 +51,8 @@ def roi_align(
         aligned: torchvision's flag: half-pixel-correct coordinates.
 
     Returns:
-        (R, C, *output_size) float32 in channels_last memory, equal to torchvision's to rounding.
+        (R, C, *output_size) in the maps' dtype, in channels_last memory, equal to torchvision's to
+        rounding.
     """
     settings = Settings(tuple(scales), output_size, sampling_ratio, aligned)
     return _WeightedRows.apply(settings, rois, map_index, *maps)
@@ -66,18 +72,19 @@ class _WeightedRows(torch.autograd.Function):
         ctx.save_for_backward(rois, map_index)
         ctx.shapes = [m.shape for m in maps]
         height, width = settings.output_size
-        channels = maps[0].shape[1]
+        channels, dtype = maps[0].shape[1], torch.promote_types(maps[0].dtype, torch.float32)
         pooled = maps[0].new_empty((rois.shape[0], height, width, channels))
         for i, features in enumerate(maps):
             rows = torch.nonzero(map_index == i).squeeze(1)
             if len(rows) == 0:
                 continue
-            bags = _bags(rois[rows], features.shape, settings.scales[i], settings)
             # No copy if it is channels_last already.
-            by_cell = features.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+            by_cell = features.to(dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
             table = by_cell.reshape(-1, channels)
-            sums = _weighted_sums(table, bags.cells, bags.offsets, bags.weights)
-            pooled[rows] = sums.view(-1, height, width, channels)
+            for bags in _bags(rois[rows], features.shape, settings.scales[i], settings):
+                sums = _weighted_sums(table, bags.cells, bags.weights)
+                sums = sums.view(-1, height, width, channels)
+                pooled[rows[bags.boxes]] = sums.to(pooled.dtype)
         return pooled.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -85,8 +92,9 @@ class _WeightedRows(torch.autograd.Function):
         (gradient,) = grad_outputs
         rois, map_index = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
-        sums = map_gradients(gradient, rois, map_index, ctx.shapes, needed, ctx.settings)
-        return None, None, None, *sums
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        sums = map_gradients(gradient.to(dtype), rois, map_index, ctx.shapes, needed, ctx.settings)
+        return None, None, None, *(None if s is None else s.to(gradient.dtype) for s in sums)
 
 
 def map_gradients(
@@ -103,16 +111,17 @@ def map_gradients(
     for the GPU several times per map.
 
     Args:
-        gradient: (R, C, *output_size) float32.
+        gradient: (R, C, *output_size), float32 or float64.
         rois: as for :func:`roi_align`.
         map_index: as for :func:`roi_align`.
         shapes: those of the maps.
         needed: whether to compute the gradient of a map.
 
     Returns:
-        For each map (N, C, H_i, W_i) float32, or None where not needed.
+        For each map (N, C, H_i, W_i) in the gradient's dtype, or None where not needed.
     """
-    by_bin = gradient.permute(0, 2, 3, 1)  # (R, height, width, C)
+    bins_y, bins_x = settings.output_size
+    by_bin = gradient.permute(0, 2, 3, 1)  # (R, bins_y, bins_x, C)
     gradients: list[torch.Tensor | None] = []
     for i, shape in enumerate(shapes):
         if not needed[i]:
@@ -123,73 +132,76 @@ def map_gradients(
         if len(rows) == 0:
             gradients.append(gradient.new_zeros(shape))
             continue
-        bags = _bags(rois[rows], shape, settings.scales[i], settings)
         # From "the cells of each bin" to "the bins of each cell": sort by cell.
-        sizes = torch.diff(bags.offsets, append=bags.offsets.new_tensor([len(bags.cells)]))
-        bins = torch.repeat_interleave(
-            torch.arange(len(sizes), dtype=bags.cells.dtype, device=rois.device), sizes.long()
-        )
-        order = torch.argsort(bags.cells, stable=True)
-        uses = torch.bincount(bags.cells, minlength=n * height * width)
-        offsets = (torch.cumsum(uses, 0) - uses).to(bags.cells.dtype)
+        cells, bins, weights = [], [], []
+        for bags in _bags(rois[rows], shape, settings.scales[i], settings):
+            first_bin = bags.boxes * (bins_y * bins_x)
+            every_bin = torch.arange(bins_y * bins_x, device=rois.device)
+            bin_of_bag = (first_bin[:, None] + every_bin).to(torch.int32).view(-1, 1)
+            cells.append(bags.cells.flatten())
+            bins.append(bin_of_bag.expand_as(bags.cells).flatten())
+            weights.append(bags.weights.flatten())
+        used = torch.cat(cells)
+        order = torch.argsort(used, stable=True)
+        uses = torch.bincount(used, minlength=n * height * width)
+        offsets = (torch.cumsum(uses, 0) - uses).to(used.dtype)
         table = by_bin[rows].reshape(-1, channels)
-        sums = _weighted_sums(table, bins[order], offsets, bags.weights[order])
+        sums = _weighted_sums(table, torch.cat(bins)[order], torch.cat(weights)[order], offsets)
         gradients.append(sums.view(n, height, width, channels).permute(0, 3, 1, 2))
     return gradients
 
 
 class _Bags(NamedTuple):
-    """Bin b is the sum of weights[e] * cell cells[e] over e from offsets[b] to offsets[b + 1]."""
+    """The bins of some boxes, each the sum of weights[bin, e] * cell cells[bin, e] over e."""
 
-    cells: torch.Tensor  # int32
-    weights: torch.Tensor  # float32
-    offsets: torch.Tensor  # int32, one per bin: boxes, then y, then x
+    boxes: torch.Tensor  # int64, which of the boxes these are
+    cells: torch.Tensor  # (bins: boxes, then y, then x; cells of a bin) int32
+    weights: torch.Tensor  # the same, float32 or float64
 
 
 def _weighted_sums(
-    table: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor
+    table: torch.Tensor,
+    indices: torch.Tensor,
+    weights: torch.Tensor,
+    offsets: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    """(bags, C): a bag is a row of ``indices``, or begins where ``offsets`` says."""
     return torch.nn.functional.embedding_bag(
         indices, table, offsets, mode="sum", per_sample_weights=weights
     )
 
 
-def _bags(rois: torch.Tensor, shape: torch.Size, scale: float, settings: Settings) -> _Bags:
+def _bags(
+    rois: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
+) -> Iterator[_Bags]:
+    """All boxes, in groups whose bins have equally many cells."""
     _, _, map_height, map_width = shape
     bins_y, bins_x = settings.output_size
     y = _taps(rois[:, 2], rois[:, 4], bins_y, map_height, scale, settings)
     x = _taps(rois[:, 1], rois[:, 3], bins_x, map_width, scale, settings)
     first_row = rois[:, 0].to(torch.int32) * map_height
 
-    # Every bin of a box has taps_y x taps_x cells, but boxes differ: bags in the order of the
-    # boxes, filled by groups of boxes with equal counts.
-    per_bin = y.taps * x.taps
-    offsets = torch.repeat_interleave(per_bin, bins_y * bins_x)
-    total = int(offsets.sum())
-    offsets = torch.cumsum(offsets, 0) - offsets
-    cells = rois.new_empty(total, dtype=torch.int32)
-    weights = rois.new_empty(total)
-    start_of_box = offsets[:: bins_y * bins_x]
-    for key in torch.unique(y.taps * (1 << 20) + x.taps).tolist():
-        taps_y, taps_x = key >> 20, key % (1 << 20)
-        (box,) = torch.nonzero((y.taps == taps_y) & (x.taps == taps_x), as_tuple=True)
-        row = (first_row[box, None, None] + y.cell[box, :, :taps_y]) * map_width
-        column = x.cell[box, :, :taps_x]
-        size = bins_y * bins_x * taps_y * taps_x
-        at = start_of_box[box, None] + torch.arange(size, device=rois.device)
-        # (boxes, bins_y, bins_x, taps_y, taps_x), flat in this order
-        cells[at] = (row[:, :, None, :, None] + column[:, None, :, None, :]).view(-1, size)
-        weights[at] = (
-            y.weight[box, :, None, :taps_y, None] * x.weight[box, None, :, None, :taps_x]
-        ).view(-1, size)
-    return _Bags(cells, weights, offsets.to(torch.int32))
+    key, order = torch.sort(y.taps * (1 << 20) + x.taps, stable=True)
+    keys, counts = torch.unique_consecutive(key, return_counts=True)
+    groups = order.split(counts.tolist())
+    for taps, group in zip(keys.tolist(), groups, strict=True):
+        taps_y, taps_x = taps >> 20, taps % (1 << 20)
+        for boxes in group.split(BOXES_AT_ONCE):
+            row = (first_row[boxes, None, None] + y.cell[boxes, :, :taps_y]) * map_width
+            column = x.cell[boxes, :, :taps_x]
+            # (boxes, bins_y, bins_x, taps_y, taps_x)
+            cells = row[:, :, None, :, None] + column[:, None, :, None, :]
+            weights = (
+                y.weight[boxes, :, None, :taps_y, None] * x.weight[boxes, None, :, None, :taps_x]
+            )
+            yield _Bags(boxes, cells.view(-1, taps_y * taps_x), weights.view(-1, taps_y * taps_x))
 
 
 class _Taps(NamedTuple):
     """Along one axis: bin b of box r is the sum over t < taps[r] of weight[r, b, t] * cell[...]"""
 
     cell: torch.Tensor  # (R, bins, most taps) int32, within the map
-    weight: torch.Tensor  # (R, bins, most taps) float32
+    weight: torch.Tensor  # (R, bins, most taps) float32 or float64
     taps: torch.Tensor  # (R,) int64
 
 
@@ -226,8 +238,9 @@ def _taps(
     position = torch.clamp(position, min=0.0)
     lower = torch.clamp(position.to(torch.int64), max=length - 1)
     upper = torch.clamp(lower + 1, max=length - 1)
-    toward_upper = torch.where(lower < length - 1, position - lower, 0.0)
-    share = torch.where(inside, 1.0 / samples[:, None, None].clamp(min=1), 0.0)
+    toward_upper = torch.where(lower < length - 1, position - lower, torch.zeros_like(position))
+    share = 1.0 / samples[:, None, None].clamp(min=1).to(low.dtype)
+    share = torch.where(inside, share, torch.zeros_like(share))
     upper_weight = toward_upper * share
     lower_weight = share - upper_weight
 

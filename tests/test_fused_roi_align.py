@@ -389,7 +389,7 @@ def test_what_auto_takes(monkeypatch):
     assert choice("cuda", torch.float64) == "per_level"
     assert choice("cuda", torch.float32, pooler_type="ROIPool") == "per_level"
     assert choice("cpu", torch.float32) == "weighted_rows"
-    assert choice("cpu", torch.float16) == "per_level"
+    assert choice("cpu", torch.float16) == "weighted_rows"
     monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
     assert choice("cuda", torch.float32) == "per_level"
     monkeypatch.undo()
@@ -424,20 +424,45 @@ def test_without_triton(monkeypatch):
 
 
 @needs_triton
-def test_a_triton_that_does_not_work_is_said_once(asked_anew, monkeypatch, caplog):
-    def no_compiler(*arguments):
-        raise RuntimeError("Failed to find C compiler")
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (RuntimeError("no C compiler"), r"does not work here \(RuntimeError: no C compiler\)"),
+        (0.5, "0.5 away from torchvision's operator"),
+        (float("inf"), "inf away"),
+    ],
+)
+def test_a_kernel_that_does_not_work_is_said_once(asked_anew, monkeypatch, caplog, outcome, said):
+    def check(device):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     monkeypatch.setattr(fused_roi_align, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "zeros", lambda *a, **k: None)  # there may be no CUDA device
-    monkeypatch.setattr(fused_roi_align, "_launch", no_compiler)
+    monkeypatch.setattr(fused_roi_align, "_largest_error", check)
     with caplog.at_level(logging.WARNING, logger="fpn_ext"):
         assert not fused_roi_align.available()
         assert not fused_roi_align.available()
     (record,) = caplog.records
-    assert "level by level because of a Triton that does not work here" in record.getMessage()
-    assert "Failed to find C compiler" in fused_roi_align.missing()
+    assert "level by level because of" in record.getMessage()
+    assert re.search(said, fused_roi_align.missing())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@runs_the_kernel
+def test_the_kernel_is_checked_against_torchvision(mode, monkeypatch):
+    with mode():
+        assert fused_roi_align._largest_error(DEVICE) < 1e-4
+    right = fused_roi_align._launch
+
+    def wrong(by_cell, by_bin, rois, *others, **kwargs):
+        moved = rois + torch.tensor([0.0, 1, 1, 1, 1], device=rois.device)
+        right(by_cell, by_bin, moved, *others, **kwargs)
+
+    monkeypatch.setattr(fused_roi_align, "_launch", wrong)
+    with mode():
+        assert fused_roi_align._largest_error(DEVICE) > 1e-2
 
 
 @needs_triton

@@ -7,6 +7,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from fpn_ext.pooler import MAX_COORDINATE, POOLER_TYPES, LevelMappedROIPooler, assign_levels
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 INF, NAN = float("inf"), float("nan")
@@ -262,11 +264,12 @@ def test_the_limit_of_coordinates_is_inclusive():
     assert pool.num_degenerate == 0
 
 
+@pytest.mark.parametrize("implementation", ["per_level", "weighted_rows"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_maps_are_pooled_where_the_box_is(dtype):
+def test_half_precision_maps_are_pooled_where_the_box_is(dtype, implementation):
     """Coordinates are not rounded to the dtype of the maps: bfloat16 knows no 257."""
     maps = [torch.arange(512.0).expand(1, 1, 8, 512).to(dtype)]
-    pool = pooler(output_size=1, scales=[1.0])
+    pool = pooler(output_size=1, scales=[1.0], implementation=implementation)
     pooled = pool(maps, [Boxes(torch.tensor([[253.0, 1, 262, 6]]))])
     assert pooled.dtype == dtype
     assert pooled.item() == torch.tensor(257.0).to(dtype)  # cells 253..261
@@ -274,11 +277,12 @@ def test_half_precision_maps_are_pooled_where_the_box_is(dtype):
     assert pooled.float().item() == pytest.approx(100.25, abs=0.25)
 
 
-def test_double_precision_gradients():
+@pytest.mark.parametrize("implementation", ["per_level", "weighted_rows"])
+def test_double_precision_gradients(implementation):
     maps = pyramid(batch=1, channels=1, size=64, dtype=torch.float64)
     maps = [m.requires_grad_() for m in maps]
     boxes = [Boxes(torch.tensor([[3.0, 5, 20, 30], [2, 2, 60, 50]]))]
-    pool = pooler(output_size=2, canonical_box_size=64)
+    pool = pooler(output_size=2, canonical_box_size=64, implementation=implementation)
     assert torch.autograd.gradcheck(lambda *m: pool(list(m), boxes), maps)
 
 
@@ -318,6 +322,75 @@ def test_weighted_rows(pooler_type, sampling_ratio, output_size, size):
     odd += [[0, 0, 1e-3, 1e-3], [size - 1, size - 1, size + 3, size + 3], [-4, 20, 0, 40]]
     boxes[1] = Boxes(torch.tensor(odd, dtype=torch.float32))
     assert_equal_to_rounding(both(maps, boxes, pooler_type, output_size, sampling_ratio))
+
+
+@st.composite
+def pooling_problems(draw):
+    """Maps, boxes and a pooler of any shape, boxes that are no boxes among them."""
+    coarsest = draw(st.integers(2, 6))
+    levels = list(range(draw(st.integers(1, coarsest)), coarsest + 1))
+    side = 2**coarsest * draw(st.integers(1, max(1, 160 >> coarsest)))
+    torch.manual_seed(draw(st.integers(0, 10**6)))
+    batch = draw(st.integers(1, 3))
+    maps = [torch.randn(batch, 4, side >> k, (side >> k) + 1, requires_grad=True) for k in levels]
+    odd = st.sampled_from(
+        [
+            [5, 5, 5, 5],
+            [30, 30, 10, 40],
+            [NAN, 0, 9, 9],
+            [0, 0, float("inf"), 9],
+            [-900, -900, -800, -850],
+            [-2 * side, -2 * side, 3 * side, 3 * side],
+            [side - 1, 0, side + 0.5, side],
+        ]
+    )
+    boxes = []
+    for _ in range(batch):
+        plain = random_boxes(draw(st.integers(0, 12)), side).tensor
+        strange = torch.tensor(draw(st.lists(odd, max_size=4)), dtype=torch.float32).reshape(-1, 4)
+        boxes.append(Boxes(torch.cat([plain, strange])))
+    return maps, boxes, {
+        "pooler_type": draw(st.sampled_from(["ROIAlign", "ROIAlignV2"])),
+        "output_size": (draw(st.integers(1, 14)), draw(st.integers(1, 14))),
+        "sampling_ratio": draw(st.integers(0, 4)),
+        "scales": [2.0**-k for k in levels],
+    }  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(pooling_problems())
+def test_weighted_rows_of_anything(problem):
+    maps, boxes, kwargs = problem
+    assert_equal_to_rounding(both(maps, boxes, **kwargs))
+
+
+def test_weighted_rows_do_not_depend_on_the_number_of_threads():
+    maps = pyramid(channels=32, requires_grad=True)
+    boxes = [random_boxes(200), random_boxes(100, seed=1)]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            pooled = pooler(implementation="weighted_rows")(maps, boxes)
+            results.append([pooled.detach(), *torch.autograd.grad(pooled.square().sum(), maps)])
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+def test_weighted_rows_of_permuted_boxes():
+    """The rows permute, bit for bit; a cell's gradient is the same sum in another order."""
+    maps = pyramid(batch=1, requires_grad=True)
+    boxes = random_boxes(300)
+    order = torch.randperm(300)
+    results = []
+    for these, back in ((boxes, torch.arange(300)), (boxes[order], order.argsort())):
+        pooled = pooler(implementation="weighted_rows")(maps, [these])
+        results.append((pooled.detach()[back], torch.autograd.grad(pooled.sum(), maps)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert_equal_to_rounding(results)
 
 
 def test_weighted_rows_of_channels_last_maps():
@@ -370,7 +443,8 @@ def test_auto_takes_the_fast_one_where_it_can_serve(monkeypatch):
         (pooler(implementation="auto"), maps, ["weighted_rows"]),
         (pooler(implementation="per_level"), maps, []),
         (pooler("ROIPool", implementation="auto"), maps, []),
-        (pooler(implementation="auto"), [m.double() for m in maps], []),
+        (pooler(implementation="auto"), [m.double() for m in maps], ["weighted_rows"]),
+        (pooler(implementation="auto"), [m.bfloat16() for m in maps], ["weighted_rows"]),
     ):
         calls.clear()
         pool(features, boxes)
@@ -381,8 +455,6 @@ def test_what_weighted_rows_cannot_serve_is_an_error():
     maps, boxes = pyramid(batch=1), [random_boxes(5)]
     with pytest.raises(ValueError, match="weighted_rows cannot serve POOLER_TYPE ROIPool"):
         pooler("ROIPool", implementation="weighted_rows")(maps, boxes)
-    with pytest.raises(ValueError, match="weighted_rows cannot serve maps that are not float32"):
-        pooler(implementation="weighted_rows")([m.double() for m in maps], boxes)
 
 
 def test_torchscript_equals_eager():
