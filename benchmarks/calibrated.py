@@ -61,6 +61,7 @@ def _spread_proposals(model: nn.Module, images: object) -> None:
     head.anchor_deltas.weight.mul_(5)
     features = pyramid(images.tensor)
     gain = {name: 1 / f.std().item() for name, f in features.items() if name != "p6"}
+    start = dict(gain)
     for _ in range(20):
         # P6 is P5, subsampled: one gain for both.
         scaled = {name: f * gain.get(name, gain["p5"]) for name, f in features.items()}
@@ -70,7 +71,8 @@ def _spread_proposals(model: nn.Module, images: object) -> None:
         for k in PROPOSED_BY:
             factor = ((SHARE_OF_PROPOSALS[k] + 0.01) / (share[k] + 0.01)) ** 0.25
             for name in PROPOSED_BY[k]:
-                gain[name] *= factor
+                # Within bounds: on small images, no gain makes proposals of the largest sizes.
+                gain[name] = min(max(gain[name] * factor, 0.1 * start[name]), 10 * start[name])
     for name, factor in gain.items():
         output = getattr(pyramid, f"fpn_output{name[1:]}")
         output.weight.mul_(factor)

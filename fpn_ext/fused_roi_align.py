@@ -113,9 +113,9 @@ def _largest_error(device: str) -> float:
     with torch.inference_mode(False), torch.enable_grad():
         numbers = torch.Generator().manual_seed(0)
         features = torch.randn(1, 5, 24, 31, generator=numbers)
-        corners = torch.rand(12, 2, 2, generator=numbers) * 100 - 5
-        rois = torch.cat([torch.zeros(12, 1), corners.amin(1), corners.amax(1)], dim=1)
-        index = torch.zeros(12, dtype=torch.int64, device=device)
+        corners = torch.rand(5, 2, 2, generator=numbers) * 100 - 5
+        rois = torch.cat([torch.zeros(5, 1), corners.amin(1), corners.amax(1)], dim=1)
+        index = torch.zeros(5, dtype=torch.int64, device=device)
         ours, theirs = features.to(device).requires_grad_(), features.clone().requires_grad_()
         results = []
         for leaf, pooled in (

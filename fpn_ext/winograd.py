@@ -29,8 +29,8 @@ OUTPUTS, INPUTS = 4, 6  # side of a tile
 FEWEST_CHANNELS = 256
 # Tiles transformed at once: enough for matrix products at full speed, few enough for the cache.
 TILES_AT_ONCE = 200
-# On smaller maps the direct sums are as fast.
-FEWEST_TILES = 100
+# On smaller maps the direct sums are as fast: 4x4 tiles of the map times channels.
+SMALLEST_MAP = 10_000
 PADDING = 272  # floats
 
 
@@ -84,7 +84,7 @@ class WinogradConv2d(nn.Module):
         n, channels, height, width = x.shape
         out_channels = self.transformed_weight.shape[2]
         tiles_y, tiles_x = -(-height // OUTPUTS), -(-width // OUTPUTS)
-        if tiles_y * tiles_x < FEWEST_TILES:
+        if tiles_y * tiles_x * channels < SMALLEST_MAP:
             direct = F.conv2d(x, self.weight, self.bias, padding=1)
             return F.relu_(direct) if self.relu else direct
         rows_at_once = min(tiles_y, -(-TILES_AT_ONCE // tiles_x))

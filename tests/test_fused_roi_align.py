@@ -449,7 +449,7 @@ def test_a_kernel_that_does_not_work_is_said_once(asked_anew, monkeypatch, caplo
     assert re.search(said, fused_roi_align.missing())
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
 @runs_the_kernel
 def test_the_kernel_is_checked_against_torchvision(mode, monkeypatch):
     with mode():

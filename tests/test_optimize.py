@@ -25,7 +25,7 @@ BUILTIN = {
 @pytest.fixture(autouse=True)
 def winograd_for_small_networks(monkeypatch):
     monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 32)
-    monkeypatch.setattr(winograd, "FEWEST_TILES", 4)
+    monkeypatch.setattr(winograd, "SMALLEST_MAP", 128)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ assert fpn_ext
 
 @pytest.fixture(autouse=True)
 def every_map_however_small(monkeypatch):
-    monkeypatch.setattr(winograd, "FEWEST_TILES", 0)
+    monkeypatch.setattr(winograd, "SMALLEST_MAP", 0)
 
 
 def test_counting_neighbours_by_hand():
@@ -69,9 +69,9 @@ def test_one_call_leaves_nothing_for_the_next():
 
 
 def test_small_maps_are_convolved_directly(monkeypatch):
-    monkeypatch.setattr(winograd, "FEWEST_TILES", 3)
+    monkeypatch.setattr(winograd, "SMALLEST_MAP", 17)
     weight, b = torch.randn(8, 8, 3, 3), torch.randn(8)
-    x = torch.randn(1, 8, 4, 8)  # two tiles
+    x = torch.randn(1, 8, 4, 8)  # two tiles, 8 channels
     winograd._memory.__dict__.clear()
     found = WinogradConv2d(weight, b, relu=True)(x)
     assert not winograd._memory.__dict__, "no workspace was made"
