@@ -9,7 +9,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_R_18_FPN.yaml
 
 
-.PHONY: demo test test-lowest setup lint format lock
+.PHONY: demo test test-lowest gpu setup lint format lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -26,6 +26,13 @@ setup: $(READY)
 # The tests with the oldest versions that pyproject.toml allows.
 test-lowest:
 	LOWEST=1 $(MAKE) test VENV=.venv-lowest
+
+# What needs a GPU: its tests, then its figures into results/speed-gpu.
+gpu: setup
+	$(RUN) -m pytest -q tests/test_cuda.py tests/test_fused_roi_align.py
+	$(RUN) benchmarks/roi_pooling.py --device cuda
+	$(RUN) benchmarks/whole_model.py --device cuda --dtype float32 bfloat16 \
+	    --output results/speed-gpu
 
 lint: setup
 	$(RUN) -m ruff check .

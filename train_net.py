@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
+from fpn_ext.optimize import model_for_inference
 
 
 class Trainer(DefaultTrainer):
@@ -30,7 +31,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        results = super().test(cfg, model, evaluators)
+        results = super().test(cfg, model_for_inference(cfg, model), evaluators)
         if comm.is_main_process():
             # Detectron2 leaves the data set's name out when there is only one.
             single = len(cfg.DATASETS.TEST) == 1

@@ -25,6 +25,7 @@ from ._d2_compat import has_compiled_operators
 from .levels import name_of
 from .names import check_norm, did_you_mean, look_up
 
+INFERENCE_DTYPES = ("", "float32", "bfloat16", "float16")
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
 RESNET_BUILDERS = (
     "build_resnet_backbone",
@@ -60,6 +61,9 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = "auto"
     # Boxes pooled at once, per image, in inference: bounds the memory. ChunkedROIHeads only.
     cfg.MODEL.FPN_EXT.BOXES_PER_CHUNK = 256
+    # How train_net.py's evaluations and fpn_ext.predict infer: "" for the model as trained, or the
+    # dtype to give to fpn_ext.optimize_for_inference: float32, bfloat16, or float16 (GPU only).
+    cfg.MODEL.FPN_EXT.INFERENCE_DTYPE = ""
     # Give every detection a field pooled_level: the level k its features were pooled from.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = False
@@ -164,6 +168,7 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         *_name_problems(cfg),
         *_operator_problems(cfg),
         *_resnet_problems(cfg),
+        *_inference_problems(cfg),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
     ]
@@ -271,6 +276,20 @@ def _resnet_problems(cfg: CfgNode) -> Iterable[str]:
         check_norm(resnets.NORM, "MODEL.RESNETS.NORM")
     except ValueError as error:
         yield str(error)
+
+
+def _inference_problems(cfg: CfgNode) -> Iterable[str]:
+    dtype = cfg.MODEL.FPN_EXT.INFERENCE_DTYPE
+    if dtype not in INFERENCE_DTYPES:
+        yield f"MODEL.FPN_EXT.INFERENCE_DTYPE must be one of {INFERENCE_DTYPES}, got {dtype!r}"
+    elif dtype == "float16" and cfg.MODEL.DEVICE == "cpu":
+        yield "MODEL.FPN_EXT.INFERENCE_DTYPE float16 needs a GPU; on CPU use bfloat16 or float32"
+    architectures = ("GeneralizedRCNN", "ProposalNetwork")
+    if dtype and cfg.MODEL.META_ARCHITECTURE not in architectures:
+        yield (
+            f"MODEL.FPN_EXT.INFERENCE_DTYPE serves MODEL.META_ARCHITECTURE {architectures}, "
+            f"got {cfg.MODEL.META_ARCHITECTURE}; leave it empty"
+        )
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:

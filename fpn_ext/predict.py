@@ -20,6 +20,7 @@ from detectron2.structures import Instances
 from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
 from .drawing import draw_detections
+from .optimize import model_for_inference
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -117,6 +118,7 @@ def predict(
     categories = class_names(cfg)
     ids = list(categories)
     predictor = DefaultPredictor(cfg)
+    predictor.model = model_for_inference(cfg, predictor.model)
     output.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

@@ -154,6 +154,10 @@ def test_mistakes_on_the_command_line(opts, message):
         (["MODEL.ROI_HEADS.NUM_CLASSES", "2"], r"NUM_CLASSES is 2, but .*_train' has 5 classes"),
         (["DATASETS.TRAIN", "('demo_multiscale_trian',)"],
          r"DATASETS\.TRAIN: 'demo_multiscale_trian' .*nearest valid: 'demo_multiscale_train'"),
+        (["MODEL.FPN_EXT.INFERENCE_DTYPE", "int8"], r"INFERENCE_DTYPE must be one of .*'int8'"),
+        (["MODEL.FPN_EXT.INFERENCE_DTYPE", "float16", "MODEL.DEVICE", "cpu"], r"needs a GPU"),
+        (["MODEL.FPN_EXT.INFERENCE_DTYPE", "float32", "MODEL.META_ARCHITECTURE", "RetinaNet"],
+         r"INFERENCE_DTYPE serves .*got RetinaNet"),
         (["DATASETS.TEST", "('coco_2071_val',)"], r"DATASETS\.TEST: .*'coco_2017_val'"),
     ],
 )  # fmt: skip

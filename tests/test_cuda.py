@@ -5,6 +5,7 @@ On a machine with one: make test, or python -m pytest tests/test_cuda.py
 
 import pytest
 import torch
+from fpn_ext import optimize_for_inference
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from fpn_ext.anchors import PyramidAnchorGenerator
@@ -93,3 +94,55 @@ def test_a_model_trains_and_detects(small_cfg, autocast, implementation):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     with torch.no_grad(), torch.autocast("cuda", enabled=autocast):
         assert model.eval()(batch)[0]["instances"].pred_boxes.tensor.is_cuda
+
+
+def scattered(cfg):
+    """A model whose random weights make proposals and scores that differ from each other."""
+    cfg.MODEL.DEVICE = "cuda"
+    model = build_model(cfg).eval()
+    for name, tensor in model.state_dict().items():
+        if "predictor" in name or "rpn_head" in name:
+            tensor.mul_(10)
+    return model
+
+
+def pictures():
+    return [{"image": torch.rand(3, height, 160) * 255} for height in (128, 96)]
+
+
+def test_the_rpns_proposals_are_detectron2s(small_cfg):
+    proposals = []
+    for name in ("PyramidRPN", "RPN"):
+        small_cfg.MODEL.PROPOSAL_GENERATOR.NAME = name
+        torch.manual_seed(1)
+        model = scattered(small_cfg)
+        with torch.no_grad():
+            torch.manual_seed(2)
+            images = model.preprocess_image(pictures())
+            proposals.append(model.proposal_generator(images, model.backbone(images.tensor))[0])
+    for ours, theirs in zip(*proposals, strict=True):
+        assert len(ours) == len(theirs) > 100
+        close = dict(rtol=0, atol=0.01)
+        torch.testing.assert_close(
+            ours.proposal_boxes.tensor, theirs.proposal_boxes.tensor, **close
+        )
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_optimised_model(small_cfg, monkeypatch, dtype, cuda_graphs):
+    """Maps to the dtype's rounding; with graphs recorded, replayed, and recorded for a new size."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = scattered(small_cfg)
+    optimised = optimize_for_inference(model, dtype, cuda_graphs=cuda_graphs)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    with torch.no_grad():
+        for size in ((128, 160), (128, 160), (64, 96), (128, 160)):
+            image = torch.randn(2, 3, *size, device="cuda")
+            found, expected = optimised.backbone(image), model.backbone(image)
+            for name, features in expected.items():
+                assert found[name].dtype == dtype
+                error = (found[name].float() - features).norm() / features.norm()
+                assert error < tolerance, (name, size)
+        for out in optimised(pictures()):
+            assert len(out["instances"]) > 10 and out["instances"].pred_boxes.tensor.is_cuda

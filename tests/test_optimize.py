@@ -262,8 +262,35 @@ def test_wrong_arguments(cfg):
         optimize_for_inference(model, dtype=torch.int8)
     with pytest.raises(ValueError, match="float16 needs a GPU"):
         optimize_for_inference(model, dtype=torch.float16)
+    with pytest.raises(ValueError, match="cuda_graphs needs a model on a GPU"):
+        optimize_for_inference(model, cuda_graphs=True)
     with pytest.raises(ValueError, match="BOXES_PER_CHUNK"):
         optimize_for_inference(model, boxes_per_chunk=0)
+
+
+@pytest.mark.parametrize("norm", ["", "GN"])
+@pytest.mark.parametrize("fuse_type", ["sum", "avg"])
+def test_pyramid_and_heads_compile_without_graph_breaks(cfg, norm, fuse_type):
+    """In one graph each, which is what torch.compile and torch.export need."""
+    cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.FUSE_TYPE = norm, fuse_type
+    model = model_of(cfg)
+    image = torch.randn(1, 3, 64, 96)
+    pooled = torch.randn(3, 32, 7, 7)
+    with torch.no_grad():
+        features = model.backbone(image)
+        maps = list(features.values())
+        for module, argument in (
+            (model.backbone, image),
+            (model.proposal_generator.rpn_head, maps),
+            (model.roi_heads.box_head, pooled),
+        ):
+            torch._dynamo.reset()
+            compiled = torch.compile(module, fullgraph=True, backend="eager")
+            expected, found = module(argument), compiled(argument)
+            flat = torch.utils._pytree.tree_leaves
+            for a, b in zip(flat(found), flat(expected), strict=True):
+                torch.testing.assert_close(a, b)
+    torch._dynamo.reset()
 
 
 def test_it_is_exported():

@@ -32,7 +32,7 @@ ALLOWED = {
     "data": {"demo_data"},
     "evaluation": {"data"},
     "drawing": set(),
-    "predict": {"config", "data", "drawing"},
+    "predict": {"config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},
 }
 

@@ -77,6 +77,19 @@ def test_eval_only_gives_the_same_scores_and_a_folder_per_data_set(trained, tmp_
         assert (tmp_path / "inference" / name / "results.json").is_file()
 
 
+def test_eval_only_of_the_optimised_model(trained, tmp_path):
+    output, _ = trained
+    code, log = run(
+        "--config-file", DEMO, "--eval-only", *SMALL,
+        "MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", tmp_path,
+        "MODEL.FPN_EXT.INFERENCE_DTYPE", "float32",
+    )  # fmt: skip
+    assert code == 0, log
+    optimised, plain = results(tmp_path)["bbox"], results(output)["bbox"]
+    assert optimised.keys() == plain.keys()
+    assert optimised["AP"] == pytest.approx(plain["AP"], abs=0.5, nan_ok=True)
+
+
 def test_resume_goes_on_where_it_stopped(trained):
     output, _ = trained
     arguments = ("--config-file", DEMO, "--resume", *SMALL, "SOLVER.MAX_ITER", 4)
@@ -165,6 +178,18 @@ def test_prediction_on_files_and_folders(trained, tmp_path, capsys):
 
     truth = COCO(str(tmp_path / "out" / "detections.json"))
     assert len(truth.loadRes(found["annotations"]).anns) == len(found["annotations"])
+
+
+def test_prediction_in_bfloat16(trained, tmp_path):
+    output, _ = trained
+    predict([
+        "--config-file", DEMO, "--input", str(DATASET / "val"), "--output", str(tmp_path),
+        "--min-score", "0.0", *SMALL, "MODEL.WEIGHTS", str(output / "model_final.pth"),
+        "MODEL.FPN_EXT.INFERENCE_DTYPE", "bfloat16",
+    ])  # fmt: skip
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert len(found["annotations"]) > 0
+    assert all(2 <= a["pooled_level"] <= 5 for a in found["annotations"])
 
 
 def test_contact_sheet_and_curves(trained, tmp_path):
