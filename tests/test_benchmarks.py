@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import whole_model
 from calibrated import calibrated_weights
+from measuring import ratio_text
 from sides import builtin_config
 
 SMALL = [
@@ -107,3 +108,26 @@ def test_memory_in_a_process_of_its_own():
     (row,) = whole_model.memory(weights, "inference", "192x256", ["this project"], options)
     assert row["peak"] > row["before"] > 0
     assert row["ratio"] == 1
+
+
+def test_the_readme_shows_what_was_measured():
+    """Its ratios are those of the committed run, digit by digit."""
+    figures = json.loads(Path("results/speed-cpu/whole_model.json").read_text())
+    readme = Path("README.md").read_text()
+    table = readme[readme.index("| inference at 800x1333") :].partition("\n\n")[0].splitlines()
+
+    def row(part, **wanted):
+        (found,) = [r for r in figures[part] if wanted.items() <= r.items()]
+        return found
+
+    inference = {"batch": 1, "side": "optimised"}
+    memory = row("memory", task="inference", size="800x1333", side="optimised")
+    expected = [
+        ratio_text(row("inference", size="800x1333", **inference)),
+        ratio_text(row("inference", size="480x640", **inference)),
+        ratio_text(row("training", side="this project")),
+        ratio_text(row("training", side="this project, channels_last")),
+        f"{memory['ratio']:.2f} of Detectron2's",
+    ]
+    assert [line.split("|")[2].strip() for line in table] == expected
+    assert figures["about"]["commit"] in readme and "dirty" not in figures["about"]["commit"]
