@@ -61,7 +61,8 @@ def optimize_for_inference(
 
     Raises:
         TypeError: another kind of model.
-        ValueError: another dtype; float16 or ``cuda_graphs`` on CPU.
+        ValueError: another dtype; float16 or ``cuda_graphs`` on CPU; half precision with ROI heads
+            that have no ``box_head``.
     """
     if not isinstance(model, GeneralizedRCNN | ProposalNetwork):
         raise TypeError(
@@ -94,8 +95,10 @@ def optimize_for_inference(
         model.to(memory_format=torch.channels_last)
     model.register_forward_pre_hook(_refuse_training)
     if cuda_graphs:
-        for module in (model.backbone, model.proposal_generator.rpn_head):
-            module.forward = _Recorded(module.forward)
+        model.backbone.forward = _Recorded(model.backbone.forward)
+        if model.proposal_generator is not None:
+            head = model.proposal_generator.rpn_head
+            head.forward = _Recorded(head.forward)
     return model
 
 
@@ -262,13 +265,20 @@ def _convert(model: Any, dtype: torch.dtype) -> None:
     backbone = model.backbone.to(dtype)
     first = getattr(backbone, "bottom_up", backbone)  # where the image goes in
     first.register_forward_pre_hook(_InputTo(dtype))
-    model.proposal_generator.rpn_head.to(dtype).register_forward_hook(_outputs_to_float)
+    if model.proposal_generator is not None:  # None with precomputed proposals
+        model.proposal_generator.rpn_head.to(dtype).register_forward_hook(_outputs_to_float)
     roi_heads = getattr(model, "roi_heads", None)
     if roi_heads is None:
         return
-    head = roi_heads.box_head.to(dtype)
-    head.register_forward_pre_hook(_InputTo(dtype))
-    head.register_forward_hook(_outputs_to_float)
+    box_head = getattr(roi_heads, "box_head", None)
+    if box_head is None:
+        raise ValueError(
+            f"{dtype} serves ROI heads with a box_head (MODEL.ROI_HEADS.NAME PyramidROIHeads, "
+            f"StandardROIHeads, CascadeROIHeads), got {type(roi_heads).__name__}; use torch.float32"
+        )
+    for head in box_head if isinstance(box_head, nn.ModuleList) else [box_head]:  # a cascade's
+        head.to(dtype).register_forward_pre_hook(_InputTo(dtype))
+        head.register_forward_hook(_outputs_to_float)
     for branch in ("box", "mask", "keypoint"):
         pooler = getattr(roi_heads, f"{branch}_pooler", None)
         if isinstance(pooler, ROIPooler):  # Detectron2's has no half precision on CPU

@@ -200,6 +200,40 @@ def test_bfloat16_with_detectron2s_components(cfg, mask_on):
         assert all(len(out["instances"]) > 10 for out in optimised(images()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["precomputed proposals", "cascade", "C4"])
+def test_other_models(cfg, kind, dtype):
+    if kind == "precomputed proposals":
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
+    elif kind == "cascade":
+        cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
+        cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    else:
+        cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 50, 256
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+        cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = "build_resnet_backbone", "Res5ROIHeads"
+        cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64, 128]]
+    model = model_of(cfg)
+    if kind == "C4" and dtype == torch.bfloat16:
+        with pytest.raises(ValueError, match=r"MODEL\.ROI_HEADS\.NAME .* got Res5ROIHeads"):
+            optimize_for_inference(model, dtype)
+        return
+    optimised = optimize_for_inference(model, dtype)
+    batch = images()
+    for image in batch:
+        size = tuple(image["image"].shape[1:])
+        corners = 100 * torch.rand(30, 2)
+        boxes = Boxes(torch.cat([corners, corners + 20], dim=1))
+        image["proposals"] = Instances(size, proposal_boxes=boxes, objectness_logits=corners[:, 0])
+    with torch.no_grad():
+        for a, b in zip(optimised(batch), model(batch), strict=True):
+            found, expected = a["instances"].scores, b["instances"].scores
+            assert len(found) == len(expected) > 10
+            tolerance = 1e-3 if dtype == torch.float32 else 0.1
+            torch.testing.assert_close(found[:10], expected[:10], rtol=0, atol=tolerance)
+
+
 def test_it_can_be_copied_and_refuses_training(cfg):
     optimised = optimize_for_inference(model_of(cfg))
     again = copy.deepcopy(optimised)
