@@ -104,8 +104,8 @@ def test_what_is_not_finite(generators, predictions, where, value):
 
 def test_a_faulty_box_that_the_best_do_not_need(generators, predictions):
     _, logits, deltas, _ = predictions
-    worst_kept = logits[0][0].sort(descending=True).indices[999]
-    deltas[0][0, worst_kept] = float("nan")
+    # All 240 anchors of P5 are candidates; its worst is not among the best 2000 of the image.
+    deltas[3][0, logits[3][0].argmin()] = float("nan")
     assert_same(generators, predictions)
     for generator in generators:
         with pytest.raises(FloatingPointError):

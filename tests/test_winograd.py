@@ -68,6 +68,14 @@ def test_one_call_leaves_nothing_for_the_next():
             assert torch.equal(convolution(small), before)
 
 
+def test_what_inference_mode_made_serves_outside_of_it():
+    winograd._memory.__dict__.clear()
+    convolution, x = WinogradConv2d(torch.randn(8, 8, 3, 3), None), torch.randn(1, 8, 9, 9)
+    with torch.inference_mode():
+        inside = convolution(x)
+    assert torch.equal(convolution(x), inside)
+
+
 def test_small_maps_are_convolved_directly(monkeypatch):
     monkeypatch.setattr(winograd, "SMALLEST_MAP", 17)
     weight, b = torch.randn(8, 8, 3, 3), torch.randn(8)
