@@ -6,6 +6,7 @@ pooler). What changes the module tree is here, and makes a model that can only i
 
 import collections
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from . import winograd
 from .roi_heads import ChunkedROIHeads, PyramidROIHeads
+
+logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_GRAPHS = 8
@@ -114,6 +117,7 @@ def model_for_inference(cfg: CfgNode, model: Any) -> nn.Module:
         return model
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
+    logger.info("inferring with the optimised model (MODEL.FPN_EXT.INFERENCE_DTYPE %s)", dtype)
     return optimize_for_inference(model, getattr(torch, dtype))
 
 

@@ -85,6 +85,7 @@ def test_eval_only_of_the_optimised_model(trained, tmp_path):
         "MODEL.FPN_EXT.INFERENCE_DTYPE", "float32",
     )  # fmt: skip
     assert code == 0, log
+    assert "inferring with the optimised model (MODEL.FPN_EXT.INFERENCE_DTYPE float32)" in log
     optimised, plain = results(tmp_path)["bbox"], results(output)["bbox"]
     assert optimised.keys() == plain.keys()
     assert optimised["AP"] == pytest.approx(plain["AP"], abs=0.5, nan_ok=True)
@@ -180,13 +181,15 @@ def test_prediction_on_files_and_folders(trained, tmp_path, capsys):
     assert len(truth.loadRes(found["annotations"]).anns) == len(found["annotations"])
 
 
-def test_prediction_in_bfloat16(trained, tmp_path):
+def test_prediction_in_bfloat16(trained, tmp_path, caplog):
     output, _ = trained
+    caplog.set_level("INFO", logger="fpn_ext")
     predict([
         "--config-file", DEMO, "--input", str(DATASET / "val"), "--output", str(tmp_path),
         "--min-score", "0.0", *SMALL, "MODEL.WEIGHTS", str(output / "model_final.pth"),
         "MODEL.FPN_EXT.INFERENCE_DTYPE", "bfloat16",
     ])  # fmt: skip
+    assert "INFERENCE_DTYPE bfloat16" in caplog.text
     found = json.loads((tmp_path / "detections.json").read_text())
     assert len(found["annotations"]) > 0
     assert all(2 <= a["pooled_level"] <= 5 for a in found["annotations"])
