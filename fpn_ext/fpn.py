@@ -168,7 +168,6 @@ class FeaturePyramid(Backbone):
             outputs.append(output)
         self.laterals = laterals[::-1]
         self.outputs = outputs[::-1]
-        self.channels_last = channels_last
 
         self.top_block = top_block
         self.top_block_source = ""
@@ -183,6 +182,9 @@ class FeaturePyramid(Backbone):
         # With sides that are multiples of this, every upsampling is exactly x2.
         self._size_divisibility = max(int(shapes[-1].stride), bottom_up.size_divisibility)
         self._padding_constraints = dict(getattr(bottom_up, "padding_constraints", {}))
+        if channels_last:
+            # A convolution whose weight is channels_last makes channels_last maps of any input.
+            self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -231,8 +233,6 @@ class FeaturePyramid(Backbone):
             ``{"p2": (N, d, H/4, W/4), ..., "p6": (N, d, H/64, W/64)}``, sides rounded up, from
             fine to coarse, in the dtype of the bottom-up's maps.
         """
-        if self.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
         features = self.bottom_up(image)
         bottom_up_maps = [features[name] for name in self.in_features]  # C_k, fine to coarse
         results: dict[str, torch.Tensor] = {}
