@@ -5,10 +5,14 @@
 ===========================  ==================================================
 registry                     names
 ===========================  ==================================================
-BACKBONE_REGISTRY            ``FeaturePyramid``
+BACKBONE_REGISTRY            ``FeaturePyramid``; of the paper's ablations
+                             ``BottomUpPyramid``, ``TopDownPyramid``,
+                             ``FinestLevelPyramid``
 ANCHOR_GENERATOR_REGISTRY    ``PyramidAnchorGenerator``
 PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``
-ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``
+RPN_HEAD_REGISTRY            ``UnsharedRPNHead``
+ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``,
+                             ``UnsharedROIHeads``
 ===========================  ==================================================
 
 and does nothing else, except on an uncompiled Detectron2 v0.6, which it makes importable
@@ -19,6 +23,7 @@ from . import _d2_compat
 
 _d2_compat.apply()
 
+from .ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid  # noqa: E402
 from .anchors import PyramidAnchorGenerator  # noqa: E402
 from .config import (  # noqa: E402
     add_fpn_ext_config,
@@ -33,15 +38,21 @@ from .optimize import optimize_for_inference  # noqa: E402
 from .pooler import LevelMappedROIPooler, assign_levels  # noqa: E402
 from .roi_heads import ChunkedROIHeads, PyramidROIHeads  # noqa: E402
 from .rpn import PyramidRPN  # noqa: E402
+from .unshared import UnsharedROIHeads, UnsharedRPNHead  # noqa: E402
 
 __all__ = [
+    "BottomUpPyramid",
     "ChunkedROIHeads",
     "FeaturePyramid",
+    "FinestLevelPyramid",
     "LevelMappedROIPooler",
     "PyramidAnchorGenerator",
     "PyramidROIHeads",
     "PyramidRPN",
     "Subsample",
+    "TopDownPyramid",
+    "UnsharedROIHeads",
+    "UnsharedRPNHead",
     "add_fpn_ext_config",
     "assign_levels",
     "check_config",

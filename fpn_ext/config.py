@@ -26,6 +26,9 @@ from .levels import name_of
 from .names import check_norm, did_you_mean, look_up
 
 INFERENCE_DTYPES = ("", "float32", "bfloat16", "float16")
+# Backbones that build a pyramid over MODEL.FPN_EXT.BOTTOM_UP.
+PYRAMIDS = ("FeaturePyramid", "BottomUpPyramid", "TopDownPyramid", "FinestLevelPyramid")
+PYRAMID_HEADS = ("PyramidROIHeads", "ChunkedROIHeads", "UnsharedROIHeads")
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
 RESNET_BUILDERS = (
     "build_resnet_backbone",
@@ -42,12 +45,12 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     if "FPN_EXT" in cfg.MODEL:
         return
     cfg.MODEL.FPN_EXT = CfgNode()
-    # Registry name (BACKBONE_REGISTRY) of the network under the pyramid. FeaturePyramid only.
+    # Registry name (BACKBONE_REGISTRY) of the network under the pyramid. Pyramids only.
     cfg.MODEL.FPN_EXT.BOTTOM_UP = "build_resnet_backbone"
     # Names of the bottom-up's maps to build on, fine to coarse; [] for MODEL.FPN.IN_FEATURES.
-    # For a bottom-up that is itself a pyramid and reads that key. FeaturePyramid only.
+    # For a bottom-up that is itself a pyramid and reads that key. Pyramids only.
     cfg.MODEL.FPN_EXT.IN_FEATURES = []
-    # Bottom-up and pyramid in channels_last memory: faster training on CPU. FeaturePyramid only.
+    # Bottom-up and pyramid in channels_last memory: faster training on CPU. Pyramids only.
     cfg.MODEL.FPN_EXT.CHANNELS_LAST = False
     # k0 of Eq. 1: the level a box of CANONICAL_BOX_SIZE is pooled from. PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.CANONICAL_LEVEL = 4
@@ -205,7 +208,7 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
         (ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME"),
         (RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME"),
     ]
-    if model.BACKBONE.NAME == "FeaturePyramid":
+    if model.BACKBONE.NAME in PYRAMIDS:
         named.append((BACKBONE_REGISTRY, model.FPN_EXT.BOTTOM_UP, "MODEL.FPN_EXT.BOTTOM_UP"))
     if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
         named.append(
@@ -216,7 +219,7 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
             )
         )
     # Empty in Detectron2's defaults, for models without such a head.
-    if model.ROI_BOX_HEAD.NAME or model.ROI_HEADS.NAME == "PyramidROIHeads":
+    if model.ROI_BOX_HEAD.NAME or model.ROI_HEADS.NAME in PYRAMID_HEADS:
         named.append((ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME, "MODEL.ROI_BOX_HEAD.NAME"))
     if model.MASK_ON:
         named.append((ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME, "MODEL.ROI_MASK_HEAD.NAME"))
@@ -262,7 +265,7 @@ def _operator_problems(cfg: CfgNode) -> Iterable[str]:
 def _resnet_problems(cfg: CfgNode) -> Iterable[str]:
     """What Detectron2's ResNet builder answers with a bare KeyError or AssertionError."""
     model, resnets = cfg.MODEL, cfg.MODEL.RESNETS
-    own = model.BACKBONE.NAME == "FeaturePyramid"
+    own = model.BACKBONE.NAME in PYRAMIDS
     if (model.FPN_EXT.BOTTOM_UP if own else model.BACKBONE.NAME) not in RESNET_BUILDERS:
         return
     if resnets.DEPTH not in RESNET_DEPTHS:
@@ -295,7 +298,7 @@ def _inference_problems(cfg: CfgNode) -> Iterable[str]:
 def _level_problems(cfg: CfgNode) -> Iterable[str]:
     """The levels of pyramid, anchors and pooler, which have to be kept in step by hand."""
     model = cfg.MODEL
-    if model.BACKBONE.NAME == "FeaturePyramid":
+    if model.BACKBONE.NAME in PYRAMIDS:
         if model.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
             yield from _resnet_pyramid_problems(cfg)
         for key, maps in _asked_maps(cfg):
@@ -326,7 +329,8 @@ def _level_problems(cfg: CfgNode) -> Iterable[str]:
 
 
 def _asked_maps(cfg: CfgNode) -> Iterable[tuple[str, list[str]]]:
-    yield "MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+        yield "MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
         yield "MODEL.ROI_HEADS.IN_FEATURES", cfg.MODEL.ROI_HEADS.IN_FEATURES
 
@@ -346,6 +350,8 @@ def _resnet_pyramid_problems(cfg: CfgNode) -> Iterable[str]:
     if not levels or len(levels) != len(in_features) or resnets.RES5_DILATION != 1:
         return
     given = [name_of(k) for k in (*levels, levels[-1] + 1)]
+    if cfg.MODEL.BACKBONE.NAME == "FinestLevelPyramid":
+        given = given[:1]
     for key, asked in _asked_maps(cfg):
         absent = [f for f in asked if f not in given]
         if absent:

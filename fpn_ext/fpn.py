@@ -252,6 +252,10 @@ class FeaturePyramid(Backbone):
             results[name] = output(merged)
             coarser = merged
 
+        return self._with_top_block(results)
+
+    def _with_top_block(self, results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The maps by name, from fine to coarse, with those that the top block adds."""
         if self.top_block is not None:
             extra = self.top_block(results[self.top_block_source])
             for i, above in enumerate(extra):

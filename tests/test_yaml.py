@@ -5,10 +5,13 @@ from pathlib import Path
 
 import fpn_ext
 import pytest
+import torch
 from detectron2.modeling import build_model
 from flat_config import flat
+from fpn_ext import paper
 
-ALL = sorted(Path("configs").rglob("*.yaml"))
+# Those of paper/scale/ are no configs by themselves: fpn_ext.reproduce puts them on others.
+ALL = sorted(f for f in Path("configs").rglob("*.yaml") if f.parent.name != "scale")
 MODELS = [f for f in ALL if not f.name.startswith("Base-")]
 CONTROLS = [f for f in MODELS if f.stem.endswith("_builtin")]
 COMPONENTS = {
@@ -36,8 +39,43 @@ def test_its_header_says_what_it_is_and_how_to_run_it(file):
     header = re.match(r"(#.*\n)+", file.read_text())
     assert header, "starts with a comment"
     if file in MODELS:
-        (config,) = set(re.findall(r"--config-file (\S+)", header.group()))
+        commands = header.group().replace("\\\n#", "")
+        (config,) = set(re.findall(r"train_net.py .*--config-file (\S+)", commands))
         assert Path(config) == file, "the command names this very file"
+
+
+@pytest.mark.parametrize("table, row", [(t, r) for t in paper.TABLES for r in paper.TABLES[t]])
+def test_a_row_of_the_papers_tables_has_its_figures_in_the_header(table, row):
+    header = re.match(r"(#.*\n)+", Path(f"configs/paper/table{table}/{row}.yaml").read_text())
+    published = re.search(r"# Published: (.*)\.\n# Inferred: .+\.\n", header.group()).group(1)
+    names = {"ARs@1000": "small", "ARm@1000": "medium", "ARl@1000": "large"}
+    names |= {"APs": "small", "APm": "medium", "APl": "large"}
+    figures = paper.published(table, row)
+    expected = ", ".join(f"{names.get(metric, metric)} {figures[metric]}" for metric in figures)
+    assert published == expected or (not figures and published.startswith("nothing"))
+
+
+def test_every_row_of_the_papers_tables_is_known():
+    files = {f"{t}/{r}" for t in paper.TABLES for r in paper.TABLES[t]}
+    assert files == {
+        f"{f.parent.name[-1]}/{f.stem}" for f in ALL if re.fullmatch("table[123]", f.parent.name)
+    }
+
+
+@pytest.mark.parametrize(
+    "row, count",
+    # Figures of Table 1, to the thousand: 47k, 12k, 200k, 750k anchors.
+    [("a", 47_250), ("b", 12_000), ("c", 199_974), ("d", 199_974), ("e", 199_974), ("f", 750_000)],
+)
+def test_anchors_of_the_papers_rows(row, count):
+    """On a 1000 x 800 px image."""
+    cfg = fpn_ext.load_config(f"configs/paper/table1/{row}.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    shapes = [model.backbone.output_shape()[f] for f in cfg.MODEL.RPN.IN_FEATURES]
+    maps = [torch.empty(1, 1, -(-800 // s.stride), -(-1000 // s.stride)) for s in shapes]
+    anchors = model.proposal_generator.anchor_generator(maps)
+    assert sum(len(boxes) for boxes in anchors) == count
 
 
 @pytest.mark.parametrize("file", CONTROLS, ids=str)
@@ -67,5 +105,7 @@ def test_a_control_is_the_model_zoos_config(file):
 
 def test_the_table_in_the_readme_names_every_config():
     readme = Path("configs/README.md").read_text()
+    names = [file.name for file in ALL]
     for file in ALL:
-        assert file.name in readme, file
+        unique = names.count(file.name) == 1
+        assert (file.name if unique else str(file.relative_to("configs"))) in readme, file
