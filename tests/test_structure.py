@@ -30,6 +30,7 @@ ALLOWED = {
     "rpn": set(),
     "config": {"_d2_compat", "levels", "names"},
     "data": {"demo_data"},
+    "recall": {"names"},
     "evaluation": {"data"},
     "drawing": set(),
     "predict": {"config", "data", "drawing", "optimize"},
