@@ -7,19 +7,33 @@ pycocotools'; how Detectron2's own routine differs is in docs/average_recall.md.
 
 import contextlib
 import io
+import logging
 import os
+import pickle
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import nn
 
-from .names import did_you_mean
+from .names import did_you_mean, own_keys
+
+logger = logging.getLogger(__name__)
 
 LIMITS = (10, 100, 1000)
 AREA_SUFFIXES = ("", "s", "m", "l")  # of pycocotools' ranges: all, small, medium, large
@@ -106,6 +120,144 @@ def average_recall_by_class(
         truth = _numbered_from_one(ground_truth, of_class)
         result[f"AR@{limit}-{category['name']}"] = _recall_by_area(truth, found, limit)[0]
     return result
+
+
+class ProposalRecallEvaluator(DatasetEvaluator):
+    """AR of the proposals in a model's outputs, over a data set and all processes.
+
+    It scores what an RPN alone (ProposalNetwork) returns, and what
+    :func:`model_with_proposals` adds to the outputs of a two-stage model.
+
+    Args:
+        dataset_name: a registered data set.
+        output_dir: folder for ``box_proposals.pkl``, the proposals in the form that Detectron2's
+            ``DATASETS.PROPOSAL_FILES_TEST`` reads; None to write no file.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | os.PathLike | None = None):
+        self.ground_truth = ground_truth_of(dataset_name)
+        self.output_dir = output_dir
+        self.reset()
+
+    def reset(self) -> None:
+        self._boxes: dict[Any, np.ndarray] = {}
+        self._scores: dict[Any, np.ndarray] = {}
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Note the ``proposals`` of each output: Instances in pixels of the image file.
+
+        Raises:
+            ValueError: an output has none.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            if "proposals" not in output:
+                raise ValueError(
+                    f"the model's outputs hold {list(output)}, no 'proposals': give the evaluation "
+                    "what fpn_ext.recall.model_with_proposals makes of the model"
+                )
+            proposals = output["proposals"]
+            self._boxes[image["image_id"]] = proposals.proposal_boxes.tensor.float().cpu().numpy()
+            self._scores[image["image_id"]] = proposals.objectness_logits.float().cpu().numpy()
+
+    def evaluate(self) -> OrderedDict | None:
+        """``{"box_proposals": {"AR@10", ..., "ARl@1000", "AR@1000-<class>", ...}}`` in percent.
+
+        None in all processes but the main one; empty for a data set without annotations.
+        """
+        comm.synchronize()
+        gathered = comm.gather((self._boxes, self._scores), dst=0)
+        if not comm.is_main_process():
+            return None
+        boxes = {i: b for of_one_process, _ in gathered for i, b in of_one_process.items()}
+        scores = {i: s for _, of_one_process in gathered for i, s in of_one_process.items()}
+        if self.output_dir is not None:
+            _write_proposals(boxes, scores, Path(self.output_dir, "box_proposals.pkl"))
+        if "annotations" not in self.ground_truth.dataset:
+            logger.info("No annotations to score the proposals with.")
+            return OrderedDict()
+        recall = average_recall(self.ground_truth, boxes, scores)
+        by_class = average_recall_by_class(self.ground_truth, boxes, scores)
+        logger.info("Average recall of box proposals:\n%s", create_small_table(recall))
+        logger.info(
+            "Average recall of box proposals by class:\n%s",
+            "\n".join(f"{key}: {value:.3f}" for key, value in by_class.items()),
+        )
+        return OrderedDict(box_proposals={**recall, **by_class})
+
+
+def _write_proposals(
+    boxes: Mapping[Any, np.ndarray], scores: Mapping[Any, np.ndarray], file: Path
+) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "boxes": list(boxes.values()),
+        "objectness_logits": [scores[image_id] for image_id in boxes],
+        "ids": list(boxes),
+        "bbox_mode": BoxMode.XYXY_ABS.value,
+    }
+    with file.open("wb") as opened:
+        pickle.dump(content, opened)
+
+
+def model_with_proposals(cfg: CfgNode, model: Any) -> nn.Module:
+    """The model as ``MODEL.FPN_EXT.EVALUATE_PROPOSALS`` asks for it: itself, or wrapped.
+
+    The wrapped one returns what the model returns, and in each output ``proposals``: those of its
+    RPN, as an RPN alone (ProposalNetwork) gives them. The latter is returned as it is.
+
+    Args:
+        cfg: the config the model was built from.
+        model: a Detectron2 model, what ``optimize_for_inference`` made of one, or one wrapped in
+            DistributedDataParallel.
+
+    Raises:
+        TypeError: the key asks for the proposals of a model that makes none.
+    """
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if not own_keys(cfg).EVALUATE_PROPOSALS or isinstance(inner, ProposalNetwork):
+        return model
+    if not isinstance(inner, GeneralizedRCNN) or inner.proposal_generator is None:
+        raise TypeError(
+            "MODEL.FPN_EXT.EVALUATE_PROPOSALS needs a model with an RPN (a GeneralizedRCNN without "
+            f"precomputed proposals, or a ProposalNetwork), got {type(inner).__name__}"
+        )
+    return _ProposalKeepingModel(inner)
+
+
+class _ProposalKeepingModel(nn.Module):
+    def __init__(self, model: GeneralizedRCNN):
+        super().__init__()
+        self.model = model
+        self.training = model.training  # an evaluation sets it back to this, the model with it
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        proposals: list[Instances] = []
+
+        def keep(module: nn.Module, inputs: Any, outputs: tuple[list[Instances], Any]) -> None:
+            proposals.extend(outputs[0])
+
+        hook = self.model.proposal_generator.register_forward_hook(keep)
+        try:
+            results = self.model(batched_inputs)
+        finally:
+            hook.remove()
+        return [
+            {**result, "proposals": _in_pixels_of_the_file(found, image)}
+            for result, found, image in zip(results, proposals, batched_inputs, strict=True)
+        ]
+
+
+def _in_pixels_of_the_file(proposals: Instances, image: dict[str, Any]) -> Instances:
+    height, width = (
+        image.get(side, own)
+        for side, own in zip(("height", "width"), proposals.image_size, strict=True)
+    )
+    own_boxes = Instances(
+        proposals.image_size,
+        proposal_boxes=proposals.proposal_boxes.clone(),  # they are scaled in place
+        objectness_logits=proposals.objectness_logits,
+    )
+    return detector_postprocess(own_boxes, height, width)
 
 
 def _checked(

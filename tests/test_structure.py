@@ -31,7 +31,7 @@ ALLOWED = {
     "config": {"_d2_compat", "levels", "names"},
     "data": {"demo_data"},
     "recall": {"names"},
-    "evaluation": {"data"},
+    "evaluation": {"data", "names", "recall"},
     "drawing": set(),
     "predict": {"config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},
