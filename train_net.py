@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.optimize import model_for_inference
+from fpn_ext.recall import model_with_proposals
 
 
 class Trainer(DefaultTrainer):
@@ -31,7 +32,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        results = super().test(cfg, model_for_inference(cfg, model), evaluators)
+        model = model_with_proposals(cfg, model_for_inference(cfg, model))
+        results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             # Detectron2 leaves the data set's name out when there is only one.
             single = len(cfg.DATASETS.TEST) == 1
