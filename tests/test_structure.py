@@ -32,6 +32,7 @@ ALLOWED = {
     "data": {"demo_data"},
     "evaluation": {"data"},
     "drawing": set(),
+    "provenance": {"_d2_compat"},
     "predict": {"config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},
 }
