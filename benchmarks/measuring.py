@@ -1,11 +1,8 @@
-"""What the benchmarks share: timing in turn, peak memory, a word about the machine, tables."""
+"""What the benchmarks share: timing in turn, peak memory, tables."""
 
 import ctypes
 import gc
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,32 +73,6 @@ def _status_mib(key: str) -> float:
         if line.startswith(key + ":"):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"/proc/self/status has no {key}")
-
-
-def commit() -> str:
-    """Of the project, with -dirty where it was changed since; "" outside a git checkout."""
-    return subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
-
-
-def processor(device: str = "cpu") -> str:
-    """Name of the GPU, or of the CPU with the number of its cores."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    if sys.platform == "darwin":
-        ask = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        name = subprocess.run(ask, capture_output=True, text=True).stdout.strip() or name
-    elif Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        if names:
-            name = f"{len(names)} x {names[0]}"
-    return name
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -37,12 +37,11 @@ import torch
 from calibrated import calibrated_weights  # imports fpn_ext, which comes before detectron2
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from fpn_ext.provenance import commit, hardware
 from measuring import (
-    commit,
     markdown_table,
     measure,
     peak_memory,
-    processor,
     ratio,
     ratio_text,
 )
@@ -406,7 +405,7 @@ def about(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processor": processor(options.device),
+        "processor": hardware(options.device),
         "rounds": options.rounds,
     }
 

@@ -11,8 +11,9 @@ import statistics
 
 import torch
 import torch.nn.functional as F
+from fpn_ext.provenance import commit, hardware
 from fpn_ext.winograd import WinogradConv2d
-from measuring import commit, markdown_table, measure, processor, ratio, ratio_text
+from measuring import markdown_table, measure, ratio, ratio_text
 
 MAPS = {
     "P2 of 800x1333": (256, 200, 336),
@@ -60,9 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     rows = [[name, *compare(*size, options.rounds)] for name, size in MAPS.items()]
-    print(
-        f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {commit()}"
-    )
+    print(f"{hardware()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {commit()}")
     header = ["map", "direct: ms", "GFLOP/s", "Winograd: ms", "times as fast (min to max)"]
     print(markdown_table([*header, "direct: error", "Winograd: error"], rows))
 

@@ -36,6 +36,7 @@ ALLOWED = {
     "evaluation": {"data", "names", "recall"},
     "drawing": set(),
     "paper": set(),
+    "provenance": {"_d2_compat"},
     "predict": {"config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},
 }
