@@ -22,19 +22,29 @@ logger = logging.getLogger(__name__)
 BCCD_CLASSES = ("RBC", "WBC", "Platelets")
 
 
+# Data sets that fpn_ext.demo_data makes on first use, and the options it makes them with.
+GENERATED: dict[str, dict[str, int]] = {
+    "demo_multiscale": {},
+    # For fpn_ext.reproduce: shapes that are no objects, so that finding one takes knowing it.
+    "demo_reproduction": {"seed": 1, "num_train": 1200, "num_val": 300, "distractors": 6},
+}
+
+
 def datasets_root() -> Path:
     """Where data sets are looked for: ``$DETECTRON2_DATASETS``, else ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def register_datasets() -> None:
-    """Register ``demo_multiscale_{train,val}`` and ``bccd_{train,val,trainval,test}``.
+    """Register the generated data sets and ``bccd_{train,val,trainval,test}``.
 
-    Calling it again changes nothing. COCO and Pascal VOC are registered by Detectron2 itself.
+    Generated: each ``NAME_{train,val}`` of :data:`GENERATED`. Calling it again changes nothing.
+    COCO and Pascal VOC are registered by Detectron2 itself.
     """
     root = datasets_root()
-    for split in ("train", "val"):
-        _register_demo(f"demo_multiscale_{split}", root / "demo_multiscale", split)
+    for name, options in GENERATED.items():
+        for split in ("train", "val"):
+            _register_generated(f"{name}_{split}", root / name, split, options)
     for split in ("train", "val", "trainval", "test"):
         register_voc_layout(f"bccd_{split}", root / "BCCD", split, BCCD_CLASSES)
 
@@ -180,7 +190,7 @@ def _number(element: ElementTree.Element, path: str, file: Path) -> float:
         raise ValueError(f"{file}: <{path}> must be a number, got {text!r}") from None
 
 
-def _register_demo(name: str, root: Path, split: str) -> None:
+def _register_generated(name: str, root: Path, split: str, options: dict[str, int]) -> None:
     if name in DatasetCatalog:
         return
     json_file = root / "annotations" / f"instances_{split}.json"
@@ -188,8 +198,8 @@ def _register_demo(name: str, root: Path, split: str) -> None:
 
     def load() -> list[dict[str, Any]]:
         if not json_file.is_file():  # one made with other options is used as it is
-            logger.info("Generating the demo data set in %s", root)
-            demo_data.ensure(root)
+            logger.info("Generating the data set in %s", root)
+            demo_data.ensure(root, **options)
         return load_coco_json(str(json_file), str(images), name)
 
     DatasetCatalog.register(name, load)

@@ -2,8 +2,9 @@
 
 Five shapes (disc, square, triangle, star, ring) in random colours lie on cluttered backgrounds.
 Colour, texture and size are drawn without regard to the class, so that only the shape tells the
-classes apart.  Sides range from about 17 to 210 pixels, which spreads the boxes over all levels
-of a feature pyramid.  Only NumPy, Pillow and the standard library are needed.
+classes apart; with distractors, only the shape tells an object from what is none.  Sides range
+from about 17 to 210 pixels, which spreads the boxes over all levels of a feature pyramid.  Only
+NumPy, Pillow and the standard library are needed.
 
     python -m fpn_ext.demo_data --root datasets/demo_multiscale
 
@@ -29,6 +30,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 CLASS_NAMES = ("disc", "square", "triangle", "star", "ring")
+# Shapes that are no objects: never annotated, drawn in images with distractors only.
+DISTRACTOR_NAMES = ("plus", "half-disc", "hourglass", "chevron", "arch")
 SPLITS = ("train", "val")
 # Part of the identity of a data set: raise it with every change that alters a pixel or a box.
 GENERATOR_VERSION = 2
@@ -73,11 +76,15 @@ _GLYPHS: tuple[tuple[tuple[tuple[float, float], ...], ...], ...] = (
 class _Item:
     """One annotated region; its pixels are those of ``_Scene.owner`` that hold its index."""
 
-    category: int
+    category: int  # index into CLASS_NAMES, continued by DISTRACTOR_NAMES
     full_pixels: int  # of the whole shape, hidden and outside parts included
     min_visible: float  # the fraction of full_pixels that later objects must leave
     visible_pixels: int
     crowd: bool = False
+
+    @property
+    def annotated(self) -> bool:
+        return self.category < len(CLASS_NAMES)
 
 
 @dataclass
@@ -101,8 +108,10 @@ def _corners(count: int, radii: float | Floats = 1.0) -> Floats:
 
 def _outlines(category: int, rng: np.random.Generator) -> list[Floats]:
     """The outer outline of a shape, then that of its hole if it has one; any scale."""
-    name = CLASS_NAMES[category]
-    if name == "star":
+    name = (CLASS_NAMES + DISTRACTOR_NAMES)[category]
+    if name in DISTRACTOR_NAMES:
+        loops = [_distractor(name, rng)]
+    elif name == "star":
         loops = [_corners(10, np.tile([1.0, rng.uniform(0.43, 0.49)], 5))]
     elif name == "ring":
         loops = [_corners(72), _corners(72, rng.uniform(0.47, 0.57))]
@@ -117,6 +126,31 @@ def _outlines(category: int, rng: np.random.Generator) -> list[Floats]:
     before = np.array([[math.cos(first), math.sin(first)], [-math.sin(first), math.cos(first)]])
     after = np.array([[stretch * cos, stretch * sin], [-sin / stretch, cos / stretch]])
     return [loop @ before @ after for loop in loops]
+
+
+def _distractor(name: str, rng: np.random.Generator) -> Floats:
+    """The outline of a shape that is no object, upright as the others are."""
+    width = rng.uniform(0.3, 0.42)  # of what it is made of
+    if name == "plus":
+        corner = [(width, width), (width, 1.0), (-width, 1.0)]
+        points = np.array(corner)
+        turns = [np.array([[c, -s], [s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+        loop: Floats = np.concatenate([points @ turn.T for turn in turns])
+    elif name == "half-disc":
+        loop = _corners(72)
+        loop = loop[loop[:, 0] >= -1e-9]
+    elif name == "hourglass":
+        waist = rng.uniform(0.1, 0.2)
+        loop = np.array([(-1, -0.8), (0, -waist), (1, -0.8), (1, 0.8), (0, waist), (-1, 0.8)])
+    elif name == "chevron":
+        loop = np.array(
+            [(1, 0), (0, 1), (-width * 2, 1), (1 - 2 * width, 0), (-width * 2, -1), (0, -1)]
+        )
+    else:  # an arch: a ring with a gap
+        angles = np.linspace(0.65, 2 * math.pi - 0.65, 60)
+        circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        loop = np.concatenate([circle, circle[::-1] * rng.uniform(0.47, 0.57)])
+    return loop
 
 
 def _polygon_area(loop: Floats) -> float:
@@ -383,7 +417,9 @@ def _finish(canvas: Floats, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def _make_scene(rng: np.random.Generator, image_size: int) -> tuple[Image.Image, _Scene]:
+def _make_scene(
+    rng: np.random.Generator, image_size: int, distractors: int = 0
+) -> tuple[Image.Image, _Scene]:
     """One image and its items; everything random about it comes from ``rng``."""
     sides = [image_size, image_size]
     if rng.random() < 0.5:
@@ -397,9 +433,32 @@ def _make_scene(rng: np.random.Generator, image_size: int) -> tuple[Image.Image,
     if kind >= _EMPTY_SHARE:
         if kind < _EMPTY_SHARE + _CROWD_SHARE:
             _place_crowd(scene, int(rng.integers(len(CLASS_NAMES))), rng)
-        for size in _draw_sizes(int(rng.choice(_OBJECTS, p=_OBJECTS_SHARES)), rng):
-            _place(scene, int(rng.integers(len(CLASS_NAMES))), size, rng)
+        objects = int(rng.choice(_OBJECTS, p=_OBJECTS_SHARES))
+        categories = [None] * objects
+        if distractors:
+            others = rng.integers(distractors + 1)
+            categories += list(len(CLASS_NAMES) + rng.integers(len(DISTRACTOR_NAMES), size=others))
+            rng.shuffle(categories)
+        for category, size in zip(categories, _draw_sizes(len(categories), rng), strict=True):
+            if category is None:
+                category = rng.integers(len(CLASS_NAMES))
+            _place(scene, int(category), size, rng)
     return _finish(scene.canvas, rng), scene
+
+
+def picture(rng: np.random.Generator, category: int, side: int) -> Image.Image:
+    """A square picture of one shape on a background of its own, as an image classifier sees it.
+
+    Args:
+        rng: everything random comes from it.
+        category: index into ``CLASS_NAMES + DISTRACTOR_NAMES``.
+        side: pixels; the shape takes from 0.35 to 0.8 of them.
+    """
+    scene = _Scene(_background(side, side, rng), np.full((side, side), -1, dtype=np.int64))
+    _add_strokes(scene.canvas, int(rng.integers(0, 3)), rng)
+    while not scene.items:
+        _place(scene, category, side * rng.uniform(0.35, 0.7), rng)
+    return _finish(scene.canvas, rng)
 
 
 # ----------------------------------------------------------------------------- annotations
@@ -532,7 +591,7 @@ def _write_split(root: Path, split: str, options: dict[str, int]) -> dict[str, A
     for index in range(options[f"num_{split}"]):
         # A stream of its own makes each image independent of how many others there are.
         rng = np.random.default_rng([options["seed"], SPLITS.index(split), index])
-        image, scene = _make_scene(rng, options["image_size"])
+        image, scene = _make_scene(rng, options["image_size"], options["distractors"])
         name, image_id = f"{index + 1:06d}.jpg", index + 1
         image.save(root / split / name, quality=_JPEG_QUALITY)
         images.append(
@@ -544,7 +603,7 @@ def _write_split(root: Path, split: str, options: dict[str, int]) -> dict[str, A
                 "license": 1,
             }
         )
-        for number in range(len(scene.items)):
+        for number in (n for n, item in enumerate(scene.items) if item.annotated):
             ids = {"id": len(annotations) + 1, "image_id": image_id}
             annotations.append(ids | _annotation(scene, number))
     dataset = {
@@ -567,7 +626,13 @@ def _write_split(root: Path, split: str, options: dict[str, int]) -> dict[str, A
 
 def _check_options(**options: Any) -> dict[str, int]:
     """The options as a dict; ValueError for a value that no data set can be made with."""
-    least = {"seed": 0, "num_train": 1, "num_val": 1, "image_size": MIN_IMAGE_SIZE}
+    least = {
+        "seed": 0,
+        "num_train": 1,
+        "num_val": 1,
+        "image_size": MIN_IMAGE_SIZE,
+        "distractors": 0,
+    }
     for name, minimum in least.items():
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -585,7 +650,9 @@ def _load_existing(root: Path, options: dict[str, int]) -> dict[str, Any] | None
     advice = f"delete {root} or choose another root"
     try:
         info = json.loads((root / "info.json").read_text(encoding="utf-8"))
-        found = {"generator_version": info["generator_version"], **info["options"]}
+        # Sets made before there was such an option have no distractors.
+        version = info["generator_version"]
+        found = {"generator_version": version, "distractors": 0, **info["options"]}
         summary: dict[str, Any] = info["summary"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{root} exists but holds no data set of this kind; {advice}") from error
@@ -627,6 +694,7 @@ def generate(
     num_train: int = 800,
     num_val: int = 160,
     image_size: int = 224,
+    distractors: int = 0,
 ) -> dict[str, Any]:
     """Make the data set in ``root``, which must not exist or be empty.
 
@@ -636,11 +704,20 @@ def generate(
         num_train, num_val: how many images, at least 1 each.
         image_size: the longer side of the images in pixels, at least 128.  Objects have the same
             size in pixels whatever this is, so under about 200 fewer large ones fit.
+        distractors: at most so many other shapes (plus, half-disc, hourglass, chevron, arch) in an
+            image, drawn as the objects are and not annotated: to find the objects one has to know
+            their shapes, however small they are.
 
     Returns:
         The counts per split, as also stored in ``info.json``.
     """
-    options = _check_options(seed=seed, num_train=num_train, num_val=num_val, image_size=image_size)
+    options = _check_options(
+        seed=seed,
+        num_train=num_train,
+        num_val=num_val,
+        image_size=image_size,
+        distractors=distractors,
+    )
     target = Path(root).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not empty; delete it or use ensure()")
@@ -654,12 +731,19 @@ def ensure(
     num_train: int = 800,
     num_val: int = 160,
     image_size: int = 224,
+    distractors: int = 0,
 ) -> dict[str, Any]:
     """Like ``generate``, but reuse a data set that was made in ``root`` with the same options.
 
     Raises ValueError if ``root`` holds anything else; nothing is ever overwritten.
     """
-    options = _check_options(seed=seed, num_train=num_train, num_val=num_val, image_size=image_size)
+    options = _check_options(
+        seed=seed,
+        num_train=num_train,
+        num_val=num_val,
+        image_size=image_size,
+        distractors=distractors,
+    )
     target = Path(root).absolute()
     existing = _load_existing(target, options)
     return _create(target, options) if existing is None else existing
@@ -699,6 +783,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-train", type=int, default=800, help="images")
     parser.add_argument("--num-val", type=int, default=160, help="images")
     parser.add_argument("--image-size", type=int, default=224, help="longer side in pixels")
+    parser.add_argument(
+        "--distractors", type=int, default=0, help="most shapes that are no objects"
+    )
     options = vars(parser.parse_args(argv))
     root = options.pop("root")
     try:

@@ -144,6 +144,46 @@ def test_occlusion_leaves_half_of_every_object_visible() -> None:
     assert hidden > 10
 
 
+def test_distractors_are_drawn_and_not_annotated(tmp_path: Path) -> None:
+    scenes = [demo_data._make_scene(np.random.default_rng([9, i]), 224, 6)[1] for i in range(30)]
+    categories = {item.category for scene in scenes for item in scene.items}
+    assert categories == set(range(10))  # five classes, five that are none
+    drawn = sum(not item.annotated for scene in scenes for item in scene.items)
+    assert 30 < drawn < 30 * 6
+    for scene in scenes:  # under distractors as under objects, enough of an object is left to see
+        for number, item in enumerate(scene.items):
+            assert (scene.owner == number).sum() >= 0.5 * item.full_pixels
+    demo_data.generate(tmp_path / "data", num_train=20, num_val=1, distractors=6)
+    content = json.loads((tmp_path / "data/annotations/instances_train.json").read_text())
+    assert {a["category_id"] for a in content["annotations"]} <= {1, 2, 3, 4, 5}
+    rng_of = lambda i: np.random.default_rng([0, 0, i])  # noqa: E731
+    scenes = [demo_data._make_scene(rng_of(i), 224, 6)[1] for i in range(20)]
+    annotated = sum(item.annotated for scene in scenes for item in scene.items)
+    assert len(content["annotations"]) == annotated
+
+
+def test_a_data_set_from_before_there_were_distractors_has_none(tmp_path: Path) -> None:
+    demo_data.generate(tmp_path / "data", num_train=1, num_val=1)
+    file = tmp_path / "data" / "info.json"
+    info = json.loads(file.read_text())
+    del info["options"]["distractors"]
+    file.write_text(json.dumps(info))
+    assert demo_data.ensure(tmp_path / "data", num_train=1, num_val=1) == info["summary"]
+    with pytest.raises(ValueError, match="distractors is 0, needed 3"):
+        demo_data.ensure(tmp_path / "data", num_train=1, num_val=1, distractors=3)
+
+
+@pytest.mark.parametrize("category", range(10))
+def test_a_picture_of_one_shape(category: int) -> None:
+    pictures = [demo_data.picture(np.random.default_rng(s), category, 64) for s in (1, 1, 2)]
+    assert all(picture.size == (64, 64) and picture.mode == "RGB" for picture in pictures)
+    first, same, other = (np.asarray(picture) for picture in pictures)
+    assert (first == same).all() and (first != other).any()
+    rng = np.random.default_rng(3)
+    masks = [demo_data._render(demo_data._outlines(category, rng), 40, 60) for _ in range(3)]
+    assert all(0.2 < (mask >= 0.5).mean() < 1 for mask in masks)
+
+
 def test_polygons_keep_holes_and_separate_parts() -> None:
     mask = np.zeros((12, 16), dtype=bool)
     mask[1:9, 1:9] = True
@@ -376,7 +416,8 @@ def test_command_line(
     arguments = ["--seed", "2", "--num-train", "2", "--num-val", "1", "--image-size", "130"]
     demo_data.main(arguments)
     info = json.loads((tmp_path / "demo_multiscale" / "info.json").read_text())
-    assert info["options"] == {"seed": 2, "num_train": 2, "num_val": 1, "image_size": 130}
+    options = {"seed": 2, "num_train": 2, "num_val": 1, "image_size": 130, "distractors": 0}
+    assert info["options"] == options
     output = capsys.readouterr().out
     for word in ("train", "val", "crowd regions", *demo_data.CLASS_NAMES):
         assert word in output

@@ -37,6 +37,8 @@ ALLOWED = {
     "drawing": set(),
     "paper": set(),
     "provenance": {"_d2_compat"},
+    "pretrain": {"config", "demo_data"},
+    "reproduce": {"config", "data", "paper", "provenance"},
     "predict": {"config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},
 }

@@ -1,0 +1,114 @@
+"""Pretrained weights for the small scale: a ResNet that tells the generated shapes apart.
+
+The paper starts every row from the same ImageNet classifier. Its deep layers know what things are;
+its shallow ones, of which the first are frozen, do not. From random weights a detector trains that
+gap away, and with it what the ablations are about. This is the small scale's ImageNet: pictures of
+one shape each, of the five that are objects and the five that are not.
+
+    python -m fpn_ext.pretrain --output output/pretrained.pth
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import build_resnet_backbone
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from . import demo_data
+from .config import load_config, resolve_device
+
+NUM_CLASSES = len(demo_data.CLASS_NAMES + demo_data.DISTRACTOR_NAMES)
+PICTURES = 3000
+SIDE, CROP = 88, 80  # pixels
+BATCH = 64
+LEARNING_RATE = 2e-3
+
+
+def batches(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of pictures and their classes; random crops, half of them mirrored.
+
+    Yields:
+        (64, 3, 80, 80) float32 BGR in 0..255, and (64,) int64 classes.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.arange(PICTURES) % NUM_CLASSES
+    pictures = np.stack([np.asarray(demo_data.picture(rng, int(k), SIDE)) for k in labels])
+    while True:
+        chosen = rng.integers(PICTURES, size=BATCH)
+        crops = []
+        for picture in pictures[chosen]:
+            y, x = rng.integers(SIDE - CROP + 1, size=2)
+            crop = picture[y : y + CROP, x : x + CROP, ::-1]
+            crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+        pixels = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32))
+        yield pixels, torch.from_numpy(labels[chosen])
+
+
+def pretrain(cfg: CfgNode, iterations: int, seed: int) -> tuple[nn.Module, float]:
+    """Train the config's ResNet, with batch normalisation, as a classifier.
+
+    Returns:
+        The network without its classifier, and its accuracy over the last 20 batches in percent.
+    """
+    logger = setup_logger(name="fpn_ext", abbrev_name="fpn")
+    torch.manual_seed(seed)
+    cfg = cfg.clone()
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    network = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    classifier = nn.Linear(network.output_shape()["res5"].channels, NUM_CLASSES)
+    model = nn.ModuleList([network, classifier]).to(cfg.MODEL.DEVICE)
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, iterations)
+    mean = torch.tensor(cfg.MODEL.PIXEL_MEAN, device=cfg.MODEL.DEVICE).view(1, 3, 1, 1)
+    std = torch.tensor(cfg.MODEL.PIXEL_STD, device=cfg.MODEL.DEVICE).view(1, 3, 1, 1)
+    correct: list[float] = []
+    data = batches(seed)
+    for iteration in range(1, iterations + 1):
+        pixels, classes = (tensor.to(cfg.MODEL.DEVICE) for tensor in next(data))
+        scores = classifier(network((pixels - mean) / std)["res5"].mean(dim=(2, 3)))
+        loss = F.cross_entropy(scores, classes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        correct.append(100 * (scores.argmax(dim=1) == classes).float().mean().item())
+        if iteration % 50 == 0:
+            logger.info(f"pretraining {iteration}/{iterations}: accuracy {_last(correct):.1f} %")
+    return network.eval(), _last(correct)
+
+
+def _last(values: list[float], count: int = 20) -> float:
+    return sum(values[-count:]) / len(values[-count:])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m fpn_ext.pretrain", description="Train a classifier of generated shapes."
+    )
+    parser.add_argument("--config-file", default="configs/paper/scale/small.yaml")
+    parser.add_argument("--output", required=True, help="file to write")
+    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
+    args = parser.parse_args(argv)
+    cfg = load_config(args.config_file, args.opts)
+    if note := resolve_device(cfg):
+        print(note)
+    network, accuracy = pretrain(cfg, args.iterations, args.seed)
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    # A detector's names end like these, whatever stands before them: match them by that.
+    torch.save({"model": network.state_dict(), "matching_heuristics": True}, args.output)
+    print(f"{args.output}: accuracy {accuracy:.1f} % on the last pictures of the training")
+
+
+if __name__ == "__main__":
+    main()

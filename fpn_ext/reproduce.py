@@ -1,0 +1,536 @@
+"""Reproduce the paper's tables: train every row, score it, set the figures beside the paper's.
+
+    python -m fpn_ext.reproduce --table 1 2 3 --scale small --seeds 1 2 3
+
+A run is one row trained with one seed, by ``train_net.py`` on the row's YAML with the scale's YAML
+on top. What is done is not done again: stop at any time and give the same command to go on. Every
+run leaves ``runs/<run>.json`` in the results folder, and the tables are made from these alone.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from . import paper, provenance
+from .config import load_config
+from .data import register_datasets
+
+PROJECT = Path(__file__).parents[1]
+CONFIGS = PROJECT / "configs" / "paper"
+BASELINE = "c"  # the row the others are set against: the FPN
+TASKS = {1: "box_proposals", 2: "bbox", 3: "bbox"}  # in results.json
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How big a reproduction is.
+
+    Args:
+        overlay: YAML file in ``configs/paper/scale/`` that is put on top of every row's; such a
+            scale starts from the weights of :mod:`fpn_ext.pretrain`. "" for the paper's recipe.
+        anchor_factor: anchor sides are the row's times this, as the images are that much smaller.
+    """
+
+    overlay: str = ""
+    anchor_factor: float = 1.0
+
+
+SCALES = {
+    "coco": Scale(),
+    "small": Scale("small.yaml", anchor_factor=0.5),
+    "small-gpu": Scale("small_gpu.yaml"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a row of a table with a seed."""
+
+    table: int
+    row: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"table{self.table}_{self.row}_seed{self.seed}"
+
+    @property
+    def proposals_from(self) -> "Run | None":
+        """The run whose RPN proposes for this one: all of Table 2 shares row 1 (c)'s proposals."""
+        return Run(1, BASELINE, self.seed) if self.table == 2 else None
+
+
+@dataclass
+class Reproduction:
+    """Where the runs of one scale are, and what it takes to do one.
+
+    Args:
+        scale: a name among :data:`SCALES`.
+        work: folder for checkpoints, logs and proposals.
+        results: folder for what is kept: runs/*.json and the tables.
+        num_gpus: GPUs for each training; 0 for the CPU.
+        threads: of each training on the CPU.
+        opts: ``KEY VALUE ...`` on top of everything, for trials.
+    """
+
+    scale: str
+    work: Path
+    results: Path
+    num_gpus: int = 0
+    threads: int = 1
+    opts: Sequence[str] = ()
+
+    @property
+    def weights(self) -> Path:
+        """What all runs start from, where that is not a model of the zoo."""
+        return self.work / "pretrained.pth"
+
+    def folder(self, run: Run) -> Path:
+        return self.work / run.name
+
+    def proposals(self, run: Run, dataset: str) -> Path:
+        return self.folder(run) / "proposals" / f"{dataset}.safetensors"
+
+    def result_file(self, run: Run) -> Path:
+        return self.results / "runs" / f"{run.name}.json"
+
+    def config(self, run: Run) -> CfgNode:
+        """The run's config: the row's YAML, the scale's, and what follows from the run."""
+        scale = SCALES[self.scale]
+        cfg = load_config(str(CONFIGS / f"table{run.table}" / f"{run.row}.yaml"))
+        if scale.overlay:
+            cfg.merge_from_file(str(CONFIGS / "scale" / scale.overlay))
+            cfg.MODEL.WEIGHTS = str(self.weights)
+        else:
+            # With fewer than 8 GPUs Detectron2 scales batch, learning rate and schedule together.
+            cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [
+            [side * scale.anchor_factor for side in of_map]
+            for of_map in cfg.MODEL.ANCHOR_GENERATOR.SIZES
+        ]
+        cfg.MODEL.DEVICE = "cuda" if self.num_gpus else "cpu"
+        cfg.SEED = run.seed
+        cfg.merge_from_list(list(self.opts))
+        cfg.OUTPUT_DIR = str(self.folder(run))
+        if run.proposals_from:
+            for split in ("TRAIN", "TEST"):
+                cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = tuple(
+                    str(self.proposals(run.proposals_from, name)) for name in cfg.DATASETS[split]
+                )
+        return cfg
+
+    def digest(self, run: Run) -> str:
+        """Tells configs apart, wherever their files are."""
+        cfg = self.config(run)
+        cfg.OUTPUT_DIR = ""
+        if SCALES[self.scale].overlay:
+            cfg.MODEL.WEIGHTS = ""
+        cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
+        return hashlib.sha256(cfg.dump().encode()).hexdigest()
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """What an earlier run left; None if there is nothing.
+
+        Raises:
+            ValueError: it was made with another config.
+        """
+        file = self.result_file(run)
+        if not file.exists():
+            return None
+        result: dict[str, Any] = json.loads(file.read_text())
+        if result["config_sha256"] != self.digest(run):
+            raise ValueError(
+                f"{file} was made with another config; move it away to train this row again, or "
+                "choose other folders with --work and --results"
+            )
+        return result
+
+    def plan(self, wanted: Iterable[Run]) -> list[Run]:
+        """The runs still to be done, each after the one that proposes for it."""
+        todo: list[Run] = []
+        for run in wanted:
+            if run in todo or self.result(run):
+                continue
+            source = run.proposals_from
+            if source and source not in todo and not self._has_proposals(source):
+                todo.append(source)
+            todo.append(run)
+        return todo
+
+    def _has_proposals(self, run: Run) -> bool:
+        datasets = self._datasets(run)
+        return all(self.proposals(run, name).exists() for name in datasets)
+
+    def _datasets(self, run: Run) -> list[str]:
+        cfg = self.config(run)
+        return [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+
+    def prepare(self, run: Run) -> None:
+        """What all runs need, before two of them make it at once: data and pretrained weights.
+
+        Raises:
+            RuntimeError: the pretraining failed; names its log.
+        """
+        for name in self._datasets(run):
+            DatasetCatalog.get(name)
+        overlay = SCALES[self.scale].overlay
+        if overlay and not self.weights.exists():
+            print(f"pretraining {self.weights}", flush=True)
+            self.work.mkdir(parents=True, exist_ok=True)
+            pretrain = ["-m", "fpn_ext.pretrain", "--output", str(self.weights)]
+            pretrain += ["--config-file", str(CONFIGS / "scale" / overlay)]
+            pretrain += ["MODEL.DEVICE", self.config(run).MODEL.DEVICE, *self.opts]
+            self._command(pretrain, self.work / "pretrain.log")
+
+    def do(self, run: Run, propose: bool) -> dict[str, Any]:
+        """Train and evaluate, propose if another run needs it; returns what is kept of the run.
+
+        Raises:
+            RuntimeError: a command failed; names its log.
+        """
+        cfg, folder = self.config(run), self.folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        config_file = folder / "reproduce.yaml"
+        config_file.write_text(cfg.dump())
+        result = self.result(run)
+        if result is None or not (folder / "model_final.pth").exists():
+            train = ["train_net.py", "--config-file", str(config_file)]
+            train += ["--num-gpus", str(self.num_gpus)] if self.num_gpus else []
+            train += ["--resume"] if (folder / "last_checkpoint").exists() else []
+            begin = time.time()
+            cpu_seconds = self._command(train, folder / "train.log")
+            scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
+            result = {
+                "table": run.table,
+                "row": run.row,
+                "seed": run.seed,
+                "scores": json.loads(scores_file.read_text())[TASKS[run.table]],
+                "iterations": cfg.SOLVER.MAX_ITER,
+                "seconds": round(time.time() - begin),
+                "cpu_seconds": round(cpu_seconds),
+                "continued": "--resume" in train,
+                "commit": provenance.commit(),
+                "hardware": provenance.hardware(cfg.MODEL.DEVICE),
+                "weights": self._weights_digest(),
+                "versions": provenance.versions(),
+                "config_sha256": self.digest(run),
+            }
+            _write_json(self.result_file(run), result)
+        if propose and not self._has_proposals(run):
+            generate = ["-m", "fpn_ext.proposals", "generate", "--config-file", str(config_file)]
+            generate += ["--datasets", *self._datasets(run), "--output", str(folder / "proposals")]
+            generate += ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+            self._command(generate, folder / "proposals.log")
+        return result
+
+    def _weights_digest(self) -> str:
+        """Of the pretrained weights; "" for a model of the zoo, whose address tells it."""
+        if not self.weights.exists():
+            return ""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
+
+    def _command(self, arguments: list[str], log: Path) -> float:
+        """Run Python on ``arguments`` with its output in ``log``; returns seconds of CPU time."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if not self.num_gpus:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        with log.open("a") as output:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=PROJECT,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            last = log.read_text().strip().splitlines()[-3:]
+            raise RuntimeError(
+                f"{' '.join(arguments[:2])} ended with exit status {process.returncode}; see "
+                f"{log}: {' | '.join(last)}"
+            )
+        return usage.ru_utime + usage.ru_stime
+
+
+def train_all(reproduction: Reproduction, wanted: Sequence[Run], jobs: int) -> list[str]:
+    """Do the runs that are not done, ``jobs`` at a time; returns what failed."""
+    todo = reproduction.plan(wanted)
+    proposers = {run.proposals_from for run in todo}
+    print(f"{len(set(wanted)) - len(set(todo) & set(wanted))} of {len(set(wanted))} runs are done")
+    waiting, failed = list(todo), []
+    running: dict[Future[dict[str, Any]], tuple[Run, float]] = {}
+    seconds: list[float] = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        while waiting or running:
+            busy = {run for run, _ in running.values()}
+            for run in list(waiting):
+                if len(running) == jobs or run.proposals_from in {*waiting, *busy}:
+                    continue
+                waiting.remove(run)
+                busy.add(run)
+                future = pool.submit(reproduction.do, run, run in proposers)
+                running[future] = (run, time.time())
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run, begin = running.pop(future)
+                try:
+                    scores = future.result()["scores"]
+                except RuntimeError as error:
+                    failed.append(f"{run.name}: {error}")
+                    lost = [r for r in waiting if r.proposals_from == run]
+                    failed += [f"{r.name}: needs the proposals of {run.name}" for r in lost]
+                    waiting = [r for r in waiting if r not in lost]
+                    print(failed[-1 - len(lost)], flush=True)
+                    continue
+                seconds.append(time.time() - begin)
+                left = statistics.mean(seconds) * (len(waiting) + len(running)) / jobs
+                number = len(todo) - len(waiting) - len(running)
+                print(
+                    f"[{number}/{len(todo)}] {run.name}: {_figures(run.table, scores)} "
+                    f"({seconds[-1] / 60:.1f} min; about {left / 60:.0f} min left)",
+                    flush=True,
+                )
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def _figures(table: int, scores: Mapping[str, float | None]) -> str:
+    found = {metric: scores.get(metric) for metric in paper.METRICS[table]}
+    return ", ".join(f"{m} {value:.1f}" for m, value in found.items() if value is not None)
+
+
+# ------------------------------------------------------------------------------------ report
+
+
+def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread of every row, and of its difference from the baseline, beside the paper's.
+
+    Differences are taken seed by seed. The verdict on a row and a metric says whether the sign of
+    the paper's difference is found: ``holds`` or ``reversed`` where ours is more than two standard
+    errors from 0, else ``open``.
+    """
+    scores: dict[str, dict[int, Mapping[str, float | None]]] = {}
+    for result in results:
+        if result["table"] == table:
+            scores.setdefault(result["row"], {})[result["seed"]] = result["scores"]
+    rows: dict[str, Any] = {}
+    for row, (what, _) in paper.TABLES[table].items():
+        if row not in scores:
+            continue
+        # A run's own baseline; the ablations (c), (d) are those of their unshared versions.
+        base = row.partition("_")[0] if "_" in row else BASELINE
+        published, of_base = paper.published(table, row), paper.published(table, base)
+        metrics: dict[str, Any] = {}
+        for metric in paper.METRICS[table]:
+            values = _values(scores[row], metric)
+            entry: dict[str, Any] = {"ours": _statistics(list(values.values()))}
+            if published:
+                entry["paper"] = published[metric]
+            if row != base:
+                of_ours = _values(scores.get(base, {}), metric)
+                shared = sorted(values.keys() & of_ours.keys())
+                difference = _statistics([values[seed] - of_ours[seed] for seed in shared])
+                entry["difference"] = difference
+                if published:
+                    entry["paper_difference"] = round(published[metric] - of_base[metric], 1)
+                    entry["verdict"] = _verdict(difference, entry["paper_difference"])
+            metrics[metric] = entry
+        rows[row] = {
+            "what": what,
+            "against": base if row != base else None,
+            "seeds": sorted(scores[row]),
+            "metrics": metrics,
+        }
+    return {"table": table, "rows": rows}
+
+
+def _values(by_seed: Mapping[int, Mapping[str, float | None]], metric: str) -> dict[int, float]:
+    found = {seed: scores.get(metric) for seed, scores in by_seed.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _statistics(values: list[float]) -> dict[str, Any]:
+    if not values:
+        return {"n": 0, "mean": None, "sd": None}
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"n": len(values), "mean": statistics.mean(values), "sd": sd}
+
+
+def _verdict(difference: Mapping[str, Any], published: float) -> str:
+    if difference["n"] < 2:
+        return "open"
+    error = difference["sd"] / difference["n"] ** 0.5
+    if abs(difference["mean"]) <= 2 * error:
+        return "open"
+    return "holds" if difference["mean"] * published > 0 else "reversed"
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """A table's summary as two Markdown tables: figures, and differences with their verdicts."""
+    metrics = paper.METRICS[summary["table"]]
+    head = f"| row | | {' | '.join(metrics)} |\n|{' --- |' * (len(metrics) + 2)}\n"
+    figures, differences = head, head
+    for row, entry in summary["rows"].items():
+        cells = [
+            _cell(entry["metrics"][m]["ours"], entry["metrics"][m].get("paper")) for m in metrics
+        ]
+        figures += f"| {_label(row)} | {entry['what']} | {' | '.join(cells)} |\n"
+        if entry["against"] is None:
+            continue
+        cells = [
+            _cell(of["difference"], of.get("paper_difference"), signed=True)
+            + (f" {of['verdict']}" if of["difference"]["n"] and "verdict" in of else "")
+            for of in (entry["metrics"][m] for m in metrics)
+        ]
+        differences += (
+            f"| {_label(row)} - {_label(entry['against'])} | {entry['what']} | "
+            f"{' | '.join(cells)} |\n"
+        )
+    return f"{figures}\nDifferences, seed by seed:\n\n{differences}"
+
+
+def _label(row: str) -> str:
+    return f"({row})" if "_" not in row else f"({row.replace('_', ', ')})"
+
+
+def _cell(ours: Mapping[str, Any], published: float | None, signed: bool = False) -> str:
+    if ours["mean"] is None:
+        return "-"
+    sign = "+" if signed else ""
+    text = f"{ours['mean']:{sign}.1f}"
+    if ours["sd"] is not None:
+        text += f" ± {ours['sd']:.1f}"
+    return text if published is None else f"{text} ({published:{sign}.1f})"
+
+
+def write_tables(reproduction: Reproduction, tables: Sequence[int], command: str) -> None:
+    """``table{n}.md`` and ``table{n}.json`` in the results folder, of all runs found there."""
+    results = [
+        json.loads(file.read_text()) for file in sorted(reproduction.results.glob("runs/*.json"))
+    ]
+    for table in tables:
+        of_table = [result for result in results if result["table"] == table]
+        if not of_table:
+            continue
+        summary = summarize(table, of_table)
+        origin = {
+            key: sorted({str(result[key]) for result in of_table})
+            for key in ("commit", "hardware", "versions", "iterations", "weights")
+        }
+        minutes = sum(result["cpu_seconds"] for result in of_table) / 60
+        summary["origin"] = {**origin, "command": command, "cpu_minutes": round(minutes)}
+        _write_json(reproduction.results / f"table{table}.json", summary)
+        text = (
+            f"# Table {table}, scale {reproduction.scale}\n\n"
+            f"    {command}\n\n"
+            f"{len(of_table)} trainings of {', '.join(origin['iterations'])} iterations, "
+            f"{minutes:.0f} minutes of CPU time, on {'; '.join(origin['hardware'])}; commit "
+            f"{', '.join(origin['commit'])}; {'; '.join(origin['versions'])}.\n\n"
+            "Mean ± standard deviation over the seeds; in brackets the paper's, on COCO.\n\n"
+            f"{markdown(summary)}\n"
+            "holds, reversed: our difference is more than two standard errors from 0, with the "
+            "sign of the paper's or the other one; open: it is not.\n"
+        )
+        file = reproduction.results / f"table{table}.md"
+        file.write_text(text)
+        print(f"\n{text}\n(written to {file})")
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=2) + "\n")
+
+
+# -------------------------------------------------------------------------------- command line
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fpn_ext.reproduce",
+        description="Train the rows of the paper's tables and set their scores beside the paper's.",
+    )
+    parser.add_argument("--table", type=int, nargs="+", choices=sorted(paper.TABLES), required=True)
+    parser.add_argument("--rows", nargs="+", help="default: all rows of the tables")
+    parser.add_argument(
+        "--scale",
+        choices=sorted(SCALES),
+        default="small",
+        help="small: generated images, on a CPU; small-gpu: more of them, bigger, on a GPU; coco: "
+        "the paper's recipe (default: %(default)s)",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--num-gpus", type=int, help="for each training (default: 0, small: CPU)")
+    parser.add_argument(
+        "--jobs", type=int, help="trainings at a time (default: 2 on a CPU, else 1)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of each training on a CPU")
+    parser.add_argument("--work", help="checkpoints and logs (default: output/reproduce/SCALE)")
+    parser.add_argument("--results", help="scores and tables (default: results/paper-SCALE)")
+    parser.add_argument("--report-only", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides, for trials"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argument_parser()
+    args = parser.parse_args(argv)
+    num_gpus = args.num_gpus
+    if num_gpus is None:
+        num_gpus = 0 if args.scale == "small" else 1
+    if num_gpus > torch.cuda.device_count():
+        parser.error(
+            f"--scale {args.scale} on {num_gpus} GPU(s) asked for, and {torch.cuda.device_count()} "
+            "found: --num-gpus 0 trains on the CPU"
+        )
+    known = {row for table in args.table for row in paper.TABLES[table]}
+    if unknown := sorted(set(args.rows or ()) - known):
+        parser.error(f"--rows {' '.join(unknown)}: the tables have {' '.join(sorted(known))}")
+    reproduction = Reproduction(
+        scale=args.scale,
+        work=Path(args.work or f"output/reproduce/{args.scale}").absolute(),
+        results=Path(args.results or f"results/paper-{args.scale}").absolute(),
+        num_gpus=num_gpus,
+        threads=args.threads,
+        opts=args.opts,
+    )
+    wanted = [
+        Run(table, row, seed)
+        for seed in args.seeds
+        for table in args.table
+        for row in paper.TABLES[table]
+        if args.rows is None or row in args.rows
+    ]
+    failed: list[str] = []
+    if not args.report_only:
+        register_datasets()
+        reproduction.prepare(wanted[0])
+        failed = train_all(reproduction, wanted, args.jobs or (1 if num_gpus else 2))
+    command = f"python -m fpn_ext.reproduce --table {' '.join(map(str, args.table))}"
+    command += f" --scale {args.scale} --seeds {' '.join(map(str, args.seeds))}"
+    write_tables(reproduction, args.table, command)
+    if failed:
+        print(f"\n{len(failed)} run(s) failed:\n" + "\n".join(failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

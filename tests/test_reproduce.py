@@ -1,0 +1,222 @@
+"""fpn_ext.reproduce: what is trained, what is not trained again, and what the tables say."""
+
+import json
+import statistics
+
+import pytest
+import torch
+from fpn_ext import paper, reproduce
+from fpn_ext.reproduce import Reproduction, Run
+
+# Two steps on two images: what runs, not how well.
+TINY = [
+    *("DATASETS.TRAIN", "('demo_multiscale_train',)"),
+    *("DATASETS.TEST", "('demo_multiscale_val',)"),
+    *("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2"),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+]
+
+
+@pytest.fixture
+def reproduction(tmp_path):
+    return Reproduction("small", tmp_path / "work", tmp_path / "results", opts=TINY)
+
+
+def result(table, row, seed, **scores):
+    return {"table": table, "row": row, "seed": seed, "scores": scores}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [Run(t, row, 1) for t in paper.TABLES for row in paper.TABLES[t]],
+    ids=lambda run: run.name,
+)
+def test_a_scale_leaves_what_a_row_is_about(run, tmp_path):
+    """Beside anchors' size, no key that tells a row from its neighbours is touched by the scale."""
+    folders = tmp_path / "work", tmp_path / "results"
+    row = Reproduction("coco", *folders).config(run).MODEL
+    small = Reproduction("small", *folders).config(run).MODEL
+    assert small.BACKBONE.NAME == row.BACKBONE.NAME
+    assert small.RESNETS.OUT_FEATURES == row.RESNETS.OUT_FEATURES
+    assert small.RPN.IN_FEATURES == row.RPN.IN_FEATURES
+    assert small.RPN.HEAD_NAME == row.RPN.HEAD_NAME
+    for key in ("NAME", "IN_FEATURES"):
+        assert small.ROI_HEADS[key] == row.ROI_HEADS[key]
+    for key in ("NUM_FC", "POOLER_RESOLUTION", "POOLER_TYPE"):
+        assert small.ROI_BOX_HEAD[key] == row.ROI_BOX_HEAD[key]
+    assert small.FPN_EXT.CANONICAL_BOX_SIZE == row.FPN_EXT.CANONICAL_BOX_SIZE / 2
+    halved = [[side / 2 for side in of_map] for of_map in row.ANCHOR_GENERATOR.SIZES]
+    assert halved == small.ANCHOR_GENERATOR.SIZES
+
+
+def test_rows_of_a_table_have_equal_budgets(tmp_path):
+    reproduction = Reproduction("small", tmp_path, tmp_path)
+    for table, rows in paper.TABLES.items():
+        solvers = [reproduction.config(Run(table, row, 1)).SOLVER for row in rows]
+        assert all(solver == solvers[0] for solver in solvers)
+
+
+def test_table_2_takes_the_proposals_of_row_1c_of_its_seed(reproduction):
+    (train,) = reproduction.config(Run(2, "d", 7)).DATASETS.PROPOSAL_FILES_TRAIN
+    assert train.endswith("work/table1_c_seed7/proposals/demo_multiscale_train.safetensors")
+    todo = reproduction.plan([Run(2, "d", 7), Run(2, "e", 7), Run(1, "c", 7), Run(3, "a", 7)])
+    names = ["table1_c_seed7", "table2_d_seed7", "table2_e_seed7", "table3_a_seed7"]
+    assert [run.name for run in todo] == names
+
+
+def test_what_is_done_is_not_done_again(reproduction):
+    runs = [Run(1, "a", 1), Run(1, "b", 1)]
+    kept = {"config_sha256": reproduction.digest(runs[0]), "scores": {}}
+    file = reproduction.result_file(runs[0])
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(kept))
+    assert reproduction.plan(runs) == runs[1:]
+    kept["config_sha256"] = reproduction.digest(runs[1])
+    file.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match="was made with another config; move it away"):
+        reproduction.plan(runs)
+
+
+def test_the_digest_is_of_the_experiment_not_of_the_place(reproduction, tmp_path):
+    elsewhere = Reproduction("small", tmp_path / "x", tmp_path / "y", opts=TINY)
+    digests = set()
+    for run in (Run(2, "c", 1), Run(2, "c", 2), Run(2, "d", 1), Run(3, "c", 1)):
+        assert reproduction.digest(run) == elsewhere.digest(run)
+        digests.add(reproduction.digest(run))
+    assert len(digests) == 4
+
+
+def test_means_spreads_and_differences_by_hand():
+    results = [
+        *(result(1, "c", seed, **{"AR@100": 50.0 + seed, "ARs@1000": 40.0}) for seed in (1, 2, 3)),
+        # 9, 10 and 11 below (c) of the same seed.
+        *(result(1, "d", s, **{"AR@100": 42.0, "ARs@1000": 40.0 + s}) for s in (1, 2, 3)),
+        result(1, "e", 9, **{"AR@100": 1.0}),  # no (c) with this seed
+        result(2, "d", 1, AP=1.0),  # another table
+    ]
+    rows = reproduce.summarize(1, results)["rows"]
+    assert list(rows) == ["c", "d", "e"]
+    ours = rows["c"]["metrics"]["AR@100"]["ours"]
+    assert ours == {"n": 3, "mean": 52.0, "sd": 1.0}
+    entry = rows["d"]["metrics"]["AR@100"]
+    assert entry["difference"] == {"n": 3, "mean": -10.0, "sd": 1.0}
+    assert entry["paper"] == 37.4 and entry["paper_difference"] == -6.6
+    assert entry["verdict"] == "holds"
+    # +1, +2, +3: over two standard errors (2 / (1 / sqrt 3) = 3.5) from 0, the paper says -14.4.
+    assert rows["d"]["metrics"]["ARs@1000"]["verdict"] == "reversed"
+    assert rows["e"]["metrics"]["AR@100"]["difference"]["n"] == 0
+    assert rows["e"]["metrics"]["AR@100"]["verdict"] == "open"
+    assert rows["d"]["metrics"]["AR@1000"]["ours"] == {"n": 0, "mean": None, "sd": None}
+
+
+@pytest.mark.parametrize(
+    "differences, verdict",
+    [([-1.0], "open"), ([-1.0, 1.0], "open"), ([-3.0, -3.1], "holds"), ([3.0, 3.1], "reversed")],
+)
+def test_verdicts(differences, verdict):
+    results = [result(2, "c", s, AP=30.0) for s in range(len(differences))]
+    results += [result(2, "d", s, AP=30.0 + d) for s, d in enumerate(differences)]
+    rows = reproduce.summarize(2, results)["rows"]
+    assert rows["d"]["metrics"]["AP"]["verdict"] == verdict
+
+
+def test_an_unshared_row_is_set_against_its_shared_one():
+    results = [
+        result(1, row, 1, **{"AR@100": v}) for row, v in (("c", 9), ("d", 5), ("d_unshared", 7))
+    ]
+    row = reproduce.summarize(1, results)["rows"]["d_unshared"]
+    assert row["against"] == "d"
+    assert row["metrics"]["AR@100"]["difference"]["mean"] == 2
+    assert "paper" not in row["metrics"]["AR@100"] and "verdict" not in row["metrics"]["AR@100"]
+
+
+def test_the_markdown_says_what_the_summary_says():
+    results = [result(3, "c", s, AP=20.0 + s, AP50=40.0) for s in (1, 2)]
+    results += [result(3, "b", s, AP=10.0 + s, AP50=None) for s in (1, 2)]
+    text = reproduce.markdown(reproduce.summarize(3, results))
+    assert "| (c) | Faster R-CNN on FPN | 40.0 ± 0.0 (56.9) | 21.5 ± 0.7 (33.9) | - |" in text
+    assert "| (b) - (c) | Faster R-CNN on C5 | - | -10.0 ± 0.0 (-5.9) holds | - |" in text
+
+
+def test_one_row_end_to_end_and_again(reproduction, tmp_path, capsys, monkeypatch):
+    """Pretrained, trained, proposed, trained on these; the second time there is nothing to do."""
+    arguments = ["--table", "2", "--rows", "c", "--seeds", "5", "--work", str(reproduction.work)]
+    arguments += ["--results", str(reproduction.results), "--opts", *TINY]
+    assert reproduce.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "[2/2] table2_c_seed5: AP50" in printed and "min left" in printed
+    kept = json.loads((reproduction.results / "runs/table2_c_seed5.json").read_text())
+    assert kept["seed"] == 5 and kept["iterations"] == 2 and kept["cpu_seconds"] > 0
+    assert kept["weights"] and kept["scores"]["AP"] is not None
+    table = (reproduction.results / "table2.md").read_text()
+    assert f"| (c) | Fast R-CNN on FPN | {kept['scores']['AP50']:.1f} (56.9)" in table
+    summary = json.loads((reproduction.results / "table2.json").read_text())
+    mean = summary["rows"]["c"]["metrics"]["AP"]["ours"]["mean"]
+    assert mean == statistics.mean([kept["scores"]["AP"]])
+
+    monkeypatch.setattr(Reproduction, "do", lambda *_: pytest.fail("it was done"))
+    assert reproduce.main(arguments) == 0
+    assert "1 of 1 runs are done" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on(reproduction, monkeypatch):
+    run, commands = Run(1, "a", 1), []
+    folder = reproduction.folder(run)
+    folder.mkdir(parents=True)
+    (folder / "last_checkpoint").write_text("model_0000000.pth")
+
+    def command(arguments, log):
+        commands.append(arguments)
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(reproduction, "_command", command)
+    with pytest.raises(RuntimeError, match="stopped"):
+        reproduction.do(run, propose=False)
+    assert commands[0][0] == "train_net.py" and "--resume" in commands[0]
+
+
+def test_a_failure_is_reported_and_the_rest_goes_on(reproduction, monkeypatch, capsys):
+    def do(run, propose):
+        if run.row == "c":
+            raise RuntimeError("exit status 3; see train.log: out of memory")
+        return {"scores": {"AR@100": 5.0}}
+
+    monkeypatch.setattr(reproduction, "do", do)
+    failed = reproduce.train_all(reproduction, [Run(2, "d", 1), Run(1, "a", 1)], jobs=2)
+    assert failed == [
+        "table1_c_seed1: exit status 3; see train.log: out of memory",
+        "table2_d_seed1: needs the proposals of table1_c_seed1",
+    ]
+    assert "table1_a_seed1: AR@100 5.0" in capsys.readouterr().out
+
+
+def test_a_command_that_fails_says_why(reproduction):
+    reproduction.work.mkdir()
+    log = reproduction.work / "x.log"
+    with pytest.raises(
+        RuntimeError, match=r"-c .* ended with exit status 7; see .*x.log: last words"
+    ):
+        reproduction._command(["-c", "print('last words'); raise SystemExit(7)"], log)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--table", "1", "--rows", "z"], "--rows z: the tables have a b c"),
+        (["--table", "9"], "invalid choice: 9"),
+        (["--table", "1", "--scale", "huge"], "invalid choice: 'huge'"),
+        (["--table", "1", "--num-gpus", "99"], "99 GPU"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_scale_for_gpus_needs_one(capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(["--table", "1", "--scale", "small-gpu"])
+    assert "--num-gpus 0 trains on the CPU" in capsys.readouterr().err
