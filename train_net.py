@@ -19,6 +19,7 @@ from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.optimize import model_for_inference
 from fpn_ext.proposal_loader import build_test_loader, build_train_loader
+from fpn_ext.recall import model_with_proposals
 
 
 class Trainer(DefaultTrainer):
@@ -40,7 +41,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        results = super().test(cfg, model_for_inference(cfg, model), evaluators)
+        model = model_with_proposals(cfg, model_for_inference(cfg, model))
+        results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             # Detectron2 leaves the data set's name out when there is only one.
             single = len(cfg.DATASETS.TEST) == 1

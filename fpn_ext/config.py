@@ -19,6 +19,8 @@ from detectron2.modeling import (
     ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
     RPN_HEAD_REGISTRY,
+    GeneralizedRCNN,
+    ProposalNetwork,
 )
 
 from ._d2_compat import has_compiled_operators
@@ -64,6 +66,9 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # How train_net.py's evaluations and fpn_ext.predict infer: "" for the model as trained, or the
     # dtype to give to fpn_ext.optimize_for_inference: float32, bfloat16, or float16 (GPU only).
     cfg.MODEL.FPN_EXT.INFERENCE_DTYPE = ""
+    # Evaluations score the proposals of a two-stage model's RPN, too, by their average recall.
+    # An RPN alone (ProposalNetwork) is always scored.
+    cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = False
     # Give every detection a field pooled_level: the level k its features were pooled from.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = False
@@ -169,6 +174,7 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         *_operator_problems(cfg),
         *_resnet_problems(cfg),
         *_inference_problems(cfg),
+        *_evaluation_problems(cfg),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
         *_proposal_problems(cfg, training),
@@ -291,6 +297,32 @@ def _inference_problems(cfg: CfgNode) -> Iterable[str]:
             f"MODEL.FPN_EXT.INFERENCE_DTYPE serves MODEL.META_ARCHITECTURE {architectures}, "
             f"got {cfg.MODEL.META_ARCHITECTURE}; leave it empty"
         )
+
+
+def _evaluation_problems(cfg: CfgNode) -> Iterable[str]:
+    if not cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS:
+        return
+    key = "MODEL.FPN_EXT.EVALUATE_PROPOSALS"
+    if _has_precomputed_proposals(cfg):
+        yield f"{key} scores a model's own RPN; with precomputed proposals leave it False"
+    elif not _is_architecture(cfg, GeneralizedRCNN, ProposalNetwork):
+        yield (
+            f"{key} needs a model with an RPN (MODEL.META_ARCHITECTURE GeneralizedRCNN or "
+            f"ProposalNetwork), got {cfg.MODEL.META_ARCHITECTURE}; leave it False"
+        )
+
+
+def _has_precomputed_proposals(cfg: CfgNode) -> bool:
+    return cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"
+
+
+def _is_architecture(cfg: CfgNode, *architectures: type) -> bool:
+    """Whether the model is one of them, or of a class that inherits from one."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        return True  # said elsewhere
+    found = META_ARCH_REGISTRY.get(name)
+    return isinstance(found, type) and issubclass(found, architectures)
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:

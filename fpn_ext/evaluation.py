@@ -13,36 +13,63 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+)
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.utils import comm
 
 from .data import box_fault, read_voc_annotation, voc_box
+from .names import own_keys
+from .recall import ProposalRecallEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    """The evaluator that the data set's metadata asks for (``evaluator_type``).
+    """What scores a model on a data set.
+
+    Detections are scored as the data set's metadata asks for (``evaluator_type``), proposals by
+    their average recall: those of an RPN alone (ProposalNetwork), and with
+    ``MODEL.FPN_EXT.EVALUATE_PROPOSALS`` those inside a two-stage model, beside its detections.
 
     Raises:
-        ValueError: the metadata names none, or one this project does not run.
+        ValueError: the metadata names no evaluator, or one this project does not run.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type not in ("coco", "pascal_voc"):
+        # Not NotImplementedError: DefaultTrainer.test would catch that and skip the evaluation.
+        raise ValueError(
+            f"data set {dataset_name!r} asks for evaluator_type {evaluator_type!r}; this project "
+            "evaluates 'coco' and 'pascal_voc' (set it in MetadataCatalog, or change DATASETS.TEST)"
+        )
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return ProposalRecallEvaluator(dataset_name, output_dir)
     if evaluator_type == "coco":
         # COCO's summary stops at 100 detections per image; a higher limit must reach it to count.
         limit = cfg.TEST.DETECTIONS_PER_IMAGE
-        return COCOEvaluator(
+        evaluator = DetectionCOCOEvaluator(
             dataset_name,
             output_dir=output_dir,
             max_dets_per_image=limit if limit > 100 else None,
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
-    if evaluator_type == "pascal_voc":
-        return VOCEvaluator(dataset_name)
-    # Not NotImplementedError: DefaultTrainer.test would catch that and skip the evaluation.
-    raise ValueError(
-        f"data set {dataset_name!r} asks for evaluator_type {evaluator_type!r}; this project "
-        "evaluates 'coco' and 'pascal_voc' (set it in MetadataCatalog, or change DATASETS.TEST)"
-    )
+    else:
+        evaluator = VOCEvaluator(dataset_name)
+    if own_keys(cfg).EVALUATE_PROPOSALS:
+        recall = ProposalRecallEvaluator(dataset_name, output_dir)
+        return DatasetEvaluators([evaluator, recall])
+    return evaluator
+
+
+class DetectionCOCOEvaluator(COCOEvaluator):
+    """Detectron2's COCO evaluator of detections; it leaves proposals to ours."""
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """As the parent's, which would score ``proposals`` by a routine of its own."""
+        detections = [{k: v for k, v in out.items() if k != "proposals"} for out in outputs]
+        super().process(inputs, detections)
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
