@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.optimize import model_for_inference
+from fpn_ext.proposal_loader import build_test_loader, build_train_loader
 from fpn_ext.recall import model_with_proposals
 
 
@@ -29,6 +30,14 @@ class Trainer(DefaultTrainer):
         # A folder per data set: Detectron2's single one lets the second overwrite the first.
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):

@@ -180,6 +180,7 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         *_evaluation_problems(cfg),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
+        *_proposal_problems(cfg, training),
     ]
     if problems:
         raise ValueError(
@@ -414,3 +415,33 @@ def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
                     f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "
                     f"DATASETS.{key} {name!r} has {len(classes)} classes"
                 )
+
+
+def _proposal_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
+    """Proposals made beforehand: the keys that go together, and a file for each data set."""
+    name, load = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.LOAD_PROPOSALS
+    if name == "PrecomputedProposals" and not load:
+        yield "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals needs MODEL.LOAD_PROPOSALS True"
+    if not load:
+        return
+    if name != "PrecomputedProposals":
+        yield (
+            "MODEL.LOAD_PROPOSALS True needs MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals, "
+            f"got {name}, which makes proposals of its own"
+        )
+    for split in ("TRAIN", "TEST") if training else ("TEST",):
+        names, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
+        if len(names) != len(files):
+            yield (
+                f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files for the {len(names)} data "
+                f"sets of DATASETS.{split}; MODEL.LOAD_PROPOSALS needs one for each, in their order"
+            )
+        for file in files:
+            if "://" not in file and not os.path.isfile(file):
+                yield (
+                    f"DATASETS.PROPOSAL_FILES_{split}: no file {file}; "
+                    "python -m fpn_ext.proposals makes them"
+                )
+        limit = cfg.DATASETS[f"PRECOMPUTED_PROPOSAL_TOPK_{split}"]
+        if limit < 1:
+            yield f"DATASETS.PRECOMPUTED_PROPOSAL_TOPK_{split} must be at least 1, got {limit}"

@@ -1,0 +1,21 @@
+"""Random proposals for tests."""
+
+import numpy as np
+from fpn_ext.proposal_file import write_proposals
+
+
+def random_proposals(counts, size=(80, 60), seed=0):
+    """Per image, boxes inside (width, height) and scores, highest first."""
+    rng = np.random.default_rng(seed)
+    for count in counts:
+        corners = rng.uniform(0, 1, size=(count, 2, 2)).astype(np.float32)
+        boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        scores = np.sort(rng.normal(size=count).astype(np.float32))[::-1]
+        yield boxes * np.float32([*size, *size]), scores
+
+
+def write_random(file, counts, dataset=""):
+    """A file of proposals for {image id: number of boxes}; what was written, by image id."""
+    written = dict(zip(counts, random_proposals(counts.values()), strict=True))
+    write_proposals(file, written, written.values(), dataset=dataset, source="random numbers")
+    return written
