@@ -49,6 +49,9 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     cfg.MODEL.FPN_EXT.IN_FEATURES = []
     # Bottom-up and pyramid in channels_last memory: faster training on CPU. FeaturePyramid only.
     cfg.MODEL.FPN_EXT.CHANNELS_LAST = False
+    # Names of modules (or parameters) of the whole model that training leaves as they are, e.g.
+    # ["backbone.bottom_up.stem"]; batch norms in them use their running statistics. train_net.py.
+    cfg.MODEL.FPN_EXT.FREEZE = []
     # k0 of Eq. 1: the level a box of CANONICAL_BOX_SIZE is pooled from. PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.CANONICAL_LEVEL = 4
     # The 224 of Eq. 1: side in pixels of the square box that goes to CANONICAL_LEVEL.
@@ -169,6 +172,7 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         *_operator_problems(cfg),
         *_resnet_problems(cfg),
         *_inference_problems(cfg),
+        *_freeze_problems(cfg),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
     ]
@@ -290,6 +294,12 @@ def _inference_problems(cfg: CfgNode) -> Iterable[str]:
             f"MODEL.FPN_EXT.INFERENCE_DTYPE serves MODEL.META_ARCHITECTURE {architectures}, "
             f"got {cfg.MODEL.META_ARCHITECTURE}; leave it empty"
         )
+
+
+def _freeze_problems(cfg: CfgNode) -> Iterable[str]:
+    names = cfg.MODEL.FPN_EXT.FREEZE
+    if not all(isinstance(name, str) and name for name in names):
+        yield f"MODEL.FPN_EXT.FREEZE must list names of modules, got {names}"
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:

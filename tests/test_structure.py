@@ -25,6 +25,7 @@ ALLOWED = {
     "fused_roi_align": {"weighted_rows"},
     "pooler": {"levels", "names", "weighted_rows", "fused_roi_align"},
     "roi_heads": {"pooler", "levels", "names"},
+    "freezing": {"names"},
     "winograd": set(),
     "optimize": {"roi_heads", "winograd"},
     "rpn": set(),
