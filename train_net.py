@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
+from fpn_ext.freezing import freeze
 from fpn_ext.optimize import model_for_inference
 from fpn_ext.proposal_loader import build_test_loader, build_train_loader
 from fpn_ext.recall import model_with_proposals
@@ -24,6 +25,12 @@ from fpn_ext.recall import model_with_proposals
 
 class Trainer(DefaultTrainer):
     """Detectron2's trainer, with the evaluator that each data set's metadata asks for."""
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        freeze(model, cfg.MODEL.FPN_EXT.FREEZE)
+        return model
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):

@@ -54,6 +54,9 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     cfg.MODEL.FPN_EXT.IN_FEATURES = []
     # Bottom-up and pyramid in channels_last memory: faster training on CPU. Pyramids only.
     cfg.MODEL.FPN_EXT.CHANNELS_LAST = False
+    # Names of modules (or parameters) of the whole model that training leaves as they are, e.g.
+    # ["backbone.bottom_up.stem"]; batch norms in them use their running statistics. train_net.py.
+    cfg.MODEL.FPN_EXT.FREEZE = []
     # k0 of Eq. 1: the level a box of CANONICAL_BOX_SIZE is pooled from. PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.CANONICAL_LEVEL = 4
     # The 224 of Eq. 1: side in pixels of the square box that goes to CANONICAL_LEVEL.
@@ -178,6 +181,7 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         *_resnet_problems(cfg),
         *_inference_problems(cfg),
         *_evaluation_problems(cfg),
+        *_freeze_problems(cfg),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
         *_proposal_problems(cfg, training),
@@ -326,6 +330,12 @@ def _is_architecture(cfg: CfgNode, *architectures: type) -> bool:
         return True  # said elsewhere
     found = META_ARCH_REGISTRY.get(name)
     return isinstance(found, type) and issubclass(found, architectures)
+
+
+def _freeze_problems(cfg: CfgNode) -> Iterable[str]:
+    names = cfg.MODEL.FPN_EXT.FREEZE
+    if not all(isinstance(name, str) and name for name in names):
+        yield f"MODEL.FPN_EXT.FREEZE must list names of modules, got {names}"
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:

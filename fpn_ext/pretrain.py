@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
@@ -64,6 +65,11 @@ def pretrain(cfg: CfgNode, iterations: int, seed: int) -> tuple[nn.Module, float
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     network = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    for module in network.modules():
+        # A residual block that adds nothing at first: deep networks start to learn sooner.
+        if isinstance(module, BasicBlock | BottleneckBlock):
+            last = module.conv3 if hasattr(module, "conv3") else module.conv2
+            nn.init.zeros_(last.norm.weight)
     classifier = nn.Linear(network.output_shape()["res5"].channels, NUM_CLASSES)
     model = nn.ModuleList([network, classifier]).to(cfg.MODEL.DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01)

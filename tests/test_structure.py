@@ -27,6 +27,7 @@ ALLOWED = {
     "pooler": {"levels", "names", "weighted_rows", "fused_roi_align"},
     "roi_heads": {"pooler", "levels", "names"},
     "unshared": {"roi_heads"},
+    "freezing": {"names"},
     "winograd": set(),
     "optimize": {"roi_heads", "winograd"},
     "rpn": set(),
