@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--config-file", default="configs/paper/scale/small.yaml")
     parser.add_argument("--output", required=True, help="file to write")
-    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args(argv)

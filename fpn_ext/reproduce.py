@@ -10,9 +10,7 @@ run leaves ``runs/<run>.json`` in the results folder, and the tables are made fr
 import argparse
 import hashlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,12 +23,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from . import paper, provenance
+from . import commands, paper, provenance
 from .config import load_config
 from .data import register_datasets
 
-PROJECT = Path(__file__).parents[1]
-CONFIGS = PROJECT / "configs" / "paper"
+CONFIGS = commands.PROJECT / "configs" / "paper"
 BASELINE = "c"  # the row the others are set against: the FPN
 TASKS = {1: "box_proposals", 2: "bbox", 3: "bbox"}  # in results.json
 
@@ -194,7 +191,7 @@ class Reproduction:
             pretrain = ["-m", "fpn_ext.pretrain", "--output", str(self.weights)]
             pretrain += ["--config-file", str(CONFIGS / "scale" / overlay)]
             pretrain += ["MODEL.DEVICE", self.config(run).MODEL.DEVICE, *self.opts]
-            self._command(pretrain, self.work / "pretrain.log")
+            self._run(pretrain, self.work / "pretrain.log")
 
     def do(self, run: Run, propose: bool) -> dict[str, Any]:
         """Train and evaluate, propose if another run needs it; returns what is kept of the run.
@@ -212,7 +209,7 @@ class Reproduction:
             train += ["--num-gpus", str(self.num_gpus)] if self.num_gpus else []
             train += ["--resume"] if (folder / "last_checkpoint").exists() else []
             begin = time.time()
-            cpu_seconds = self._command(train, folder / "train.log")
+            cpu_seconds = self._run(train, folder / "train.log")
             scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
             result = {
                 "table": run.table,
@@ -234,7 +231,7 @@ class Reproduction:
             generate = ["-m", "fpn_ext.proposals", "generate", "--config-file", str(config_file)]
             generate += ["--datasets", *self._datasets(run), "--output", str(folder / "proposals")]
             generate += ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
-            self._command(generate, folder / "proposals.log")
+            self._run(generate, folder / "proposals.log")
         return result
 
     def _weights_digest(self) -> str:
@@ -243,28 +240,8 @@ class Reproduction:
             return ""
         return hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
 
-    def _command(self, arguments: list[str], log: Path) -> float:
-        """Run Python on ``arguments`` with its output in ``log``; returns seconds of CPU time."""
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        if not self.num_gpus:
-            environment["OMP_NUM_THREADS"] = str(self.threads)
-        with log.open("a") as output:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=PROJECT,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            last = log.read_text().strip().splitlines()[-3:]
-            raise RuntimeError(
-                f"{' '.join(arguments[:2])} ended with exit status {process.returncode}; see "
-                f"{log}: {' | '.join(last)}"
-            )
-        return usage.ru_utime + usage.ru_stime
+    def _run(self, arguments: list[str], log: Path) -> float:
+        return commands.run(arguments, log, threads=None if self.num_gpus else self.threads)
 
 
 def train_all(reproduction: Reproduction, wanted: Sequence[Run], jobs: int) -> list[str]:

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 import torch
-from fpn_ext import paper, reproduce
+from fpn_ext import commands, paper, reproduce
 from fpn_ext.reproduce import Reproduction, Run
 
 # Two steps on two images: what runs, not how well.
@@ -170,7 +170,7 @@ def test_an_interrupted_run_goes_on(reproduction, monkeypatch):
         commands.append(arguments)
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr(reproduction, "_command", command)
+    monkeypatch.setattr(reproduction, "_run", command)
     with pytest.raises(RuntimeError, match="stopped"):
         reproduction.do(run, propose=False)
     assert commands[0][0] == "train_net.py" and "--resume" in commands[0]
@@ -191,13 +191,16 @@ def test_a_failure_is_reported_and_the_rest_goes_on(reproduction, monkeypatch, c
     assert "table1_a_seed1: AR@100 5.0" in capsys.readouterr().out
 
 
-def test_a_command_that_fails_says_why(reproduction):
-    reproduction.work.mkdir()
-    log = reproduction.work / "x.log"
-    with pytest.raises(
-        RuntimeError, match=r"-c .* ended with exit status 7; see .*x.log: last words"
-    ):
-        reproduction._command(["-c", "print('last words'); raise SystemExit(7)"], log)
+def test_a_command_that_fails_says_why(tmp_path):
+    log = tmp_path / "x.log"
+    with pytest.raises(RuntimeError, match=r"-c .* exit status 7; see .*x.log: last words"):
+        commands.run(["-c", "print('last words'); raise SystemExit(7)"], log)
+
+
+def test_a_command_runs_in_the_project_with_its_threads(tmp_path):
+    code = "import os; print(os.getcwd(), os.environ['OMP_NUM_THREADS'])"
+    assert commands.run(["-c", code], tmp_path / "x.log", threads=3) > 0
+    assert (tmp_path / "x.log").read_text() == f"{commands.PROJECT} 3\n"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ ALLOWED = {
     "paper": set(),
     "provenance": {"_d2_compat"},
     "pretrain": {"config", "demo_data"},
-    "reproduce": {"config", "data", "paper", "provenance"},
+    "commands": set(),
+    "reproduce": {"commands", "config", "data", "paper", "provenance"},
+    "four_step": {"commands", "config", "data"},
     "predict": {"config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},
 }
