@@ -5,6 +5,7 @@ from pathlib import Path
 import fpn_ext
 import pytest
 import torch
+from fpn_ext import demo_data
 from fpn_ext.data import register_datasets
 
 # Tests name configs and documents from the project's root, wherever pytest is started.
@@ -14,6 +15,14 @@ os.chdir(Path(__file__).parents[1])
 _datasets = tempfile.TemporaryDirectory(prefix="fpn_ext_tests_")
 os.environ["DETECTRON2_DATASETS"] = _datasets.name
 register_datasets()
+
+
+@pytest.fixture(scope="session")
+def demo_images():
+    """``demo_multiscale_{train,val}`` with a handful of images; its folder."""
+    root = Path(_datasets.name, "demo_multiscale")
+    demo_data.ensure(root, num_train=6, num_val=4)
+    return root
 
 
 @pytest.fixture(autouse=True)

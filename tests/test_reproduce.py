@@ -139,7 +139,7 @@ def test_the_markdown_says_what_the_summary_says():
     assert "| (b) - (c) | Faster R-CNN on C5 | - | -10.0 ± 0.0 (-5.9) holds | - |" in text
 
 
-def test_one_row_end_to_end_and_again(reproduction, tmp_path, capsys, monkeypatch):
+def test_one_row_end_to_end_and_again(reproduction, demo_images, capsys, monkeypatch):
     """Pretrained, trained, proposed, trained on these; the second time there is nothing to do."""
     arguments = ["--table", "2", "--rows", "c", "--seeds", "5", "--work", str(reproduction.work)]
     arguments += ["--results", str(reproduction.results), "--opts", *TINY]

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from fpn_ext import demo_data
 from fpn_ext.predict import find_pictures, load_inference_config
 from fpn_ext.predict import main as predict
 from fpn_ext.visualize import draw_curves
@@ -41,9 +40,8 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, demo_images):
     """The folder and the log of a model trained for two iterations."""
-    demo_data.generate(DATASET, num_train=6, num_val=4)
     output = tmp_path_factory.mktemp("trained")
     code, log = run("--config-file", DEMO, *SMALL, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", output)
     assert code == 0, log

@@ -1,0 +1,142 @@
+"""The 4-step training: what each step starts from, freezes and gives to the next."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from fpn_ext import four_step, load_config, proposals
+from detectron2.engine import default_argument_parser
+from fpn_ext.data import register_datasets
+from fpn_ext.four_step import STEPS
+from fpn_ext.reproduce import CONFIGS
+
+import train_net
+
+TINY = [
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+    *("MODEL.FPN.OUT_CHANNELS", "8", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "5", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
+    *("DATASETS.TRAIN", "('demo_multiscale_val',)", "DATASETS.TEST", "('demo_multiscale_val',)"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"),
+    *("SOLVER.BASE_LR", "0.00001", "DATALOADER.NUM_WORKERS", "0"),
+    *("TEST.DETECTIONS_PER_IMAGE", "5"),
+]
+RPN = str(CONFIGS / "table5" / "rpn_R_50.yaml")
+DETECTOR = str(CONFIGS / "table5" / "fast_rcnn_R_50.yaml")
+
+
+def run_here(arguments, log):
+    """As commands.run, in this process: sparing it the imports."""
+    if arguments[0] == "train_net.py":
+        train_net.main(default_argument_parser().parse_args(arguments[1:]))
+    else:
+        assert arguments[:2] == ["-m", "fpn_ext.proposals"]
+        proposals.main(arguments[2:])
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory, demo_images):
+    register_datasets()
+    output = tmp_path_factory.mktemp("four_step")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(four_step.commands, "run", run_here)
+        four_step.main(["--rpn", RPN, "--detector", DETECTOR, "--output", str(output), *TINY])
+    return output
+
+
+def weights(output, step):
+    return torch.load(output / step / "model_final.pth", weights_only=True)["model"]
+
+
+def of(part, state):
+    return {name: tensor for name, tensor in state.items() if name.startswith(part)}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_shared_and_what_is_trained(output):
+    rpn1, detector2, rpn3, detector4 = (weights(output, step.name) for step in STEPS)
+    assert not same(of("backbone", rpn1), of("backbone", detector2))
+    assert same(of("backbone", detector2), of("backbone", rpn3))
+    assert same(of("backbone", detector2), of("backbone", detector4))
+    assert not same(of("roi_heads", detector2), of("roi_heads", detector4))
+    assert not same(of("proposal_generator", rpn1), of("proposal_generator", rpn3))
+
+
+def test_the_last_two_become_one_model(output):
+    unified = torch.load(output / "model_final.pth", weights_only=True)["model"]
+    _, _, rpn3, detector4 = (weights(output, step.name) for step in STEPS)
+    assert same(of("backbone", unified), of("backbone", detector4))
+    assert same(of("roi_heads", unified), of("roi_heads", detector4))
+    assert same(of("proposal_generator", unified), of("proposal_generator", rpn3))
+
+
+def test_the_one_model_scores_as_the_detector_on_its_proposals(output):
+    """Its RPN makes the very proposals that the detector of step 4 was tested on."""
+    scores = [
+        (folder / "inference/demo_multiscale_val/results.json").read_text()
+        for folder in (output, output / "step4_detector")
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_it_says_what_each_step_does(output, capsys, monkeypatch):
+    """Run again: everything is done, and said."""
+    run = []
+    monkeypatch.setattr(four_step.commands, "run", lambda arguments, log: run.append(arguments))
+    four_step.main(["--rpn", RPN, "--detector", DETECTOR, "--output", str(output), *TINY])
+    assert [arguments[1] for arguments in run] == ["--eval-only"]
+    printed = capsys.readouterr().out
+    assert "step1_rpn: starts from random weights; trains backbone, proposal_generator" in printed
+    step2 = output / "step2_detector" / "model_final.pth"
+    assert f"step3_rpn: starts from {step2}; backbone frozen, trains proposal_gen" in printed
+    assert f"step4_detector: starts from {step2}; backbone frozen, trains roi_heads" in printed
+    assert "one Faster R-CNN, shared backbone: AP" in printed
+
+
+def test_each_detector_takes_the_proposals_of_the_step_before():
+    rpn, detector = load_config(RPN), load_config(DETECTOR)
+    files = [
+        four_step.step_config(step, rpn, detector, Path("out")).DATASETS.PROPOSAL_FILES_TEST
+        for step in STEPS
+    ]
+    assert files[1] == ("out/step1_rpn/proposals/coco_2017_val.safetensors",)
+    assert files[3] == ("out/step3_rpn/proposals/coco_2017_val.safetensors",)
+    unified = four_step.unified_config(rpn, detector, Path("out"))
+    assert unified.MODEL.RPN.POST_NMS_TOPK_TEST == 1000 and not unified.MODEL.LOAD_PROPOSALS
+    assert unified.MODEL.PROPOSAL_GENERATOR.NAME == "PyramidRPN"
+
+
+def test_two_steps_share_nothing(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(four_step, "train", lambda step, *_: done.append(step.name))
+    monkeypatch.setattr(four_step, "unify", lambda *_: pytest.fail("nothing to unify"))
+    arguments = ["--rpn", RPN, "--detector", DETECTOR, "--output", str(tmp_path), "--steps", "2"]
+    four_step.main([*arguments, *TINY])
+    assert done == ["step1_rpn", "step2_detector"]
+
+
+def test_different_backbones_do_not_become_one_model(output, tmp_path):
+    first, second = (output / step.name / "model_final.pth" for step in STEPS[:2])
+    with pytest.raises(ValueError, match="do not share their backbone"):
+        four_step.unify(first, second, tmp_path / "model.pth")
+
+
+def test_configs_that_do_not_belong_together():
+    rpn, detector = load_config(RPN), load_config(DETECTOR)
+    with pytest.raises(
+        ValueError,
+        match=r"--rpn needs MODEL.META_ARCHITECTURE ProposalNetwork, got GeneralizedRCNN",
+    ):
+        four_step.check_pair(detector, detector)
+    with pytest.raises(
+        ValueError, match=r"--detector needs MODEL.PROPOSAL_GENERATOR.NAME Precomputed"
+    ):
+        four_step.check_pair(rpn, rpn)
+    detector.MODEL.RESNETS.DEPTH = 101
+    with pytest.raises(ValueError, match=r"MODEL\.RESNETS must be the same in both"):
+        four_step.check_pair(rpn, detector)
