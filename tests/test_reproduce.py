@@ -5,13 +5,19 @@ import statistics
 
 import pytest
 import torch
-from fpn_ext import commands, paper, pretrain, reproduce
+from fpn_ext import commands, load_config, paper, pretrain, reproduce
+from detectron2.engine import default_argument_parser
+from fpn_ext.proposal_sources import ground_truth_proposals
 from fpn_ext.reproduce import Reproduction, Run
+
+import train_net
 
 # Two steps on two images: what runs, not how well.
 TINY = [
     *("DATASETS.TRAIN", "('demo_multiscale_train',)"),
     *("DATASETS.TEST", "('demo_multiscale_val',)"),
+    *("SOLVER.BASE_LR", "0.0001", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
     *("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
@@ -48,6 +54,37 @@ def test_a_scale_leaves_what_a_row_is_about(run, tmp_path):
     assert small.FPN_EXT.CANONICAL_BOX_SIZE == row.FPN_EXT.CANONICAL_BOX_SIZE / 2
     halved = [[side / 2 for side in of_map] for of_map in row.ANCHOR_GENERATOR.SIZES]
     assert halved == small.ANCHOR_GENERATOR.SIZES
+
+
+OTHERS = ["table4/fast_rcnn_R_101", "table5/rpn_R_50", "table5/fast_rcnn_R_50"]
+OTHERS += ["table5/rpn_R_101", "table5/fast_rcnn_R_101"]
+
+
+@pytest.mark.parametrize(
+    "row", [f"table{t}/{row}" for t in paper.TABLES for row in paper.TABLES[t]] + OTHERS
+)
+def test_every_row_trains_and_is_scored(row, tmp_path, demo_images):
+    """Two steps and an evaluation, detectors on ground truth for proposals."""
+    cfg = load_config(str(reproduce.CONFIGS / f"{row}.yaml"))
+    cfg.merge_from_file(str(reproduce.CONFIGS / "scale" / "small.yaml"))
+    cfg.merge_from_list(
+        [*TINY, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path)]
+    )
+    if cfg.MODEL.LOAD_PROPOSALS:
+        for split in ("TRAIN", "TEST"):
+            (name,) = cfg.DATASETS[split]
+            file = tmp_path / f"{name}.safetensors"
+            ground_truth_proposals(name, str(file))
+            cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = (str(file),)
+    config_file = tmp_path / "row.yaml"
+    config_file.write_text(cfg.dump())
+    arguments = ["--config-file", str(config_file)]
+    train_net.main(default_argument_parser().parse_args(arguments))
+    (scores,) = json.loads(
+        (tmp_path / "inference/demo_multiscale_val/results.json").read_text()
+    ).values()
+    is_rpn = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+    assert scores["AR@100" if is_rpn else "AP"] is not None
 
 
 def test_rows_of_a_table_have_equal_budgets(tmp_path):
