@@ -12,6 +12,8 @@ data set in DATASETS.PROPOSAL_FILES_TRAIN and DATASETS.PROPOSAL_FILES_TEST.
 
 import argparse
 import json
+import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +25,6 @@ import numpy as np
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.modeling import build_model
-from detectron2.utils.logger import setup_logger
 
 from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
@@ -38,6 +39,7 @@ from .proposal_sources import (
     ground_truth_proposals,
     selective_search_proposals,
 )
+from .recall import AREA_SUFFIXES, LIMITS, average_recall, ground_truth_of
 
 # Pixels by which a box may stick out of its image: float32 arithmetic on XYWH rounds by less.
 OUTSIDE_TOLERANCE = 0.01
@@ -183,6 +185,40 @@ _VALUE_CHECKS: dict[str, tuple[Callable[..., np.ndarray], str]] = {
 }
 
 
+def proposal_stats(file: str | os.PathLike, dataset_name: str) -> dict[str, float]:
+    """How good and how many the proposals in a file are, for a data set with ground truth.
+
+    Returns:
+        Average recall in percent (:func:`fpn_ext.recall.average_recall`), of all, small, medium and
+        large objects, NaN where there are none: ``"AR@10"``, ``"ARs@10"``, ..., ``"ARl@1000"``.
+        Then, over the images of the data set, ``"boxes per image"`` (mean), ``"fewest boxes"`` and
+        ``"most boxes"``, and ``"images with boxes"``, in percent.
+
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be read, or has values that are not finite.
+    """
+    proposals = open_proposals(file)
+    ground_truth = ground_truth_of(dataset_name)
+    best = {
+        image_id: [array[: max(LIMITS)] for array in proposals[image_id]]
+        for image_id in ground_truth.imgs
+        if image_id in proposals
+    }
+    boxes = {image_id: own for image_id, (own, _) in best.items()}
+    scores = {image_id: own for image_id, (_, own) in best.items()}
+    stats: dict[str, float] = {}
+    for limit in LIMITS:
+        stats |= average_recall(ground_truth, boxes, scores, limits=(limit,))
+    counts = [len(proposals[i][1]) if i in proposals else 0 for i in ground_truth.imgs]
+    stats |= {
+        "boxes per image": float(np.mean(counts)),
+        "fewest boxes": min(counts),
+        "most boxes": max(counts),
+        "images with boxes": 100 * float(np.count_nonzero(counts)) / len(counts),
+    }
+    return stats
+
+
 # The commands.
 
 
@@ -233,6 +269,23 @@ def _validate(args: argparse.Namespace) -> int:
             print(f"  PROBLEM: {problem}")
         print(f"{len(report.problems)} problem(s)" if report.problems else "no problems")
     return 1 if report.problems else 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    stats = proposal_stats(args.file, args.dataset)
+    if args.json:
+        print(json.dumps({k: None if math.isnan(v) else v for k, v in stats.items()}, indent=1))
+        return 0
+    print(f"{args.file} on {args.dataset!r}, average recall in percent:\n")
+    print("limit" + "".join(f"{area:>9}" for area in ("all", "small", "medium", "large")))
+    for limit in LIMITS:
+        values = [stats[f"AR{suffix}@{limit}"] for suffix in AREA_SUFFIXES]
+        print(f"{limit:5}" + "".join(f"{value:9.2f}" for value in values))
+    print(
+        f"\n{stats['boxes per image']:.1f} boxes per image ({stats['fewest boxes']} to "
+        f"{stats['most boxes']}); {stats['images with boxes']:.1f}% of the images have boxes"
+    )
+    return 0
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -301,6 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     def checks_dataset(own: argparse.ArgumentParser) -> None:
         own.add_argument("file", metavar="FILE", help="a .safetensors, or Detectron2's .pkl")
         own.add_argument("--dataset", required=True, metavar="NAME", help="the data set it is for")
+        own.add_argument("--json", action="store_true", help="print a JSON object instead of text")
 
     own = command(
         "generate",
@@ -349,7 +403,14 @@ def _parser() -> argparse.ArgumentParser:
         "image ids. The exit code is 0 if there are none, else 1.",
     )
     checks_dataset(own)
-    own.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+
+    own = command(
+        "stats",
+        _stats,
+        "Measure a file on a data set. Average recall (AR) of the 10, 100 and 1000 best boxes of "
+        "each image, of small, medium and large objects; boxes per image; share of images.",
+    )
+    checks_dataset(own)
 
     own = command(
         "convert",
@@ -372,10 +433,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    # Progress and warnings, on standard error.
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     register_datasets()
     if "datasets" in args:
         _check_datasets(args.datasets)
-        setup_logger(name="fpn_ext", abbrev_name="fpn")  # the progress, on standard output
     elif "dataset" in args:
         _check_datasets([args.dataset])
     return args.run(args)

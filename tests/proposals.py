@@ -1,10 +1,14 @@
-"""Random proposals for tests."""
+"""Files of proposals for tests, sound and otherwise."""
+
+import json
+import struct
 
 import numpy as np
 from fpn_ext.proposal_file import write_proposals
+from safetensors.numpy import load_file, save_file
 
 
-def random_proposals(counts, size=(80, 60), seed=0):
+def random_proposals(counts, size=(60, 60), seed=0):
     """Per image, boxes inside (width, height) and scores, highest first."""
     rng = np.random.default_rng(seed)
     for count in counts:
@@ -19,3 +23,13 @@ def write_random(file, counts, dataset=""):
     written = dict(zip(counts, random_proposals(counts.values()), strict=True))
     write_proposals(file, written, written.values(), dataset=dataset, source="random numbers")
     return written
+
+
+def rewrite(file, metadata=None, drop=(), **tensors):
+    """The file again, by safetensors' own writer, with other tensors and metadata."""
+    with open(file, "rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        old = json.loads(opened.read(length))["__metadata__"]
+    kept = {k: v for k, v in ({**old, **(metadata or {})}).items() if k not in drop}
+    all_tensors = {k: v for k, v in ({**load_file(file), **tensors}).items() if k not in drop}
+    save_file(all_tensors, file, metadata=kept)

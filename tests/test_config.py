@@ -182,6 +182,32 @@ def test_what_the_check_leaves_to_the_build_ends_in_its_error(opts):
         build_model(cfg)
 
 
+FAST = "configs/detectron2/fast_rcnn_R_50_FPN_1x.yaml"
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.LOAD_PROPOSALS", "False"], r"Precomputed\w+ needs MODEL\.LOAD_PROPOSALS True"),
+        (["MODEL.PROPOSAL_GENERATOR.NAME", "RPN"], r"LOAD_PROPOSALS True needs .*, got RPN, which"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "()"], r"FILES_TEST has 0 files for the 1 data sets"),
+        (["DATASETS.PROPOSAL_FILES_TRAIN", "('a.pkl', 'b.pkl')"],
+         r"(?s)FILES_TRAIN has 2 files .*FILES_TRAIN: no file a\.pkl.*FILES_TRAIN: no file b\.pkl"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "('none.safetensors',)"],
+         r"PROPOSAL_FILES_TEST: no file none\.safetensors; python -m fpn_ext\.proposals makes"),
+        (["DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "0"], r"TOPK_TEST must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_precomputed_proposals(opts, message):
+    with pytest.raises(ValueError, match=message):
+        fpn_ext.check_config(fpn_ext.load_config(FAST, opts), training=True)
+
+
+def test_files_of_the_training_matter_to_the_training_alone():
+    cfg = fpn_ext.load_config(FAST, ["DATASETS.PROPOSAL_FILES_TRAIN", "('none.pkl',)"])
+    fpn_ext.check_config(cfg)
+
+
 def test_training_needs_a_data_set():
     cfg = fpn_ext.load_config(DEMO, ["DATASETS.TRAIN", "()"])
     fpn_ext.check_config(cfg)

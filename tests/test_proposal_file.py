@@ -12,8 +12,8 @@ from fpn_ext.proposal_file import ProposalFile, first_ids, write_proposals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
-from proposals import write_random
-from safetensors.numpy import load_file, save_file
+from proposals import rewrite, write_random
+from safetensors.numpy import load_file
 from torch.utils.data import DataLoader, Dataset
 
 COUNTS = {7: 3, "b": 0, 12: 1, "last": 0}
@@ -22,16 +22,6 @@ COUNTS = {7: 3, "b": 0, 12: 1, "last": 0}
 @pytest.fixture
 def file(tmp_path):
     return tmp_path / "some.safetensors"
-
-
-def rewrite(file, metadata=None, drop=(), **tensors):
-    """The file again, by safetensors' own writer, with other tensors and metadata."""
-    with open(file, "rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        old = json.loads(opened.read(length))["__metadata__"]
-    kept = {k: v for k, v in ({**old, **(metadata or {})}).items() if k not in drop}
-    all_tensors = {k: v for k, v in ({**load_file(file), **tensors}).items() if k not in drop}
-    save_file(all_tensors, file, metadata=kept)
 
 
 def test_what_is_written_is_read(file):

@@ -45,6 +45,7 @@ ALLOWED = {
         "proposal_file",
         "proposal_pickle",
         "proposal_sources",
+        "recall",
     },
     "recall": {"names"},
     "evaluation": {"data", "names", "recall"},

@@ -1,0 +1,293 @@
+"""The commands: check, convert, measure, and a Fast R-CNN from end to end."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+
+import fpn_ext
+import numpy as np
+import pytest
+import torch
+from fpn_ext import demo_data
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
+from fpn_ext.proposal_file import ProposalFile, write_proposals
+from fpn_ext.proposals import check_proposals, inspect_proposals, main, proposal_stats
+from pictures import box, registered
+from proposals import rewrite, write_random
+from safetensors.numpy import load_file
+
+NAME = "test_proposals"
+IMAGES = {1: ((80, 60), [box(0, 0, 40, 40)]), 2: ((60, 80), []), 3: ((80, 60), [])}
+COUNTS = {1: 4, 2: 3, 3: 2}
+
+
+@pytest.fixture(autouse=True)
+def dataset(tmp_path):
+    with registered(NAME, tmp_path / "images", IMAGES):
+        yield
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "some.safetensors"
+    write_random(path, COUNTS, dataset=NAME)
+    return path
+
+
+# validate
+
+
+def test_a_sound_file(file, capsys):
+    assert main(["validate", str(file), "--dataset", NAME]) == 0
+    out = capsys.readouterr().out
+    assert "3 images, 9 boxes; proposals for 100.0% of the images of 'test_proposals'" in out
+    assert "no problems" in out
+    assert check_proposals(file, NAME) == []
+
+
+def test_every_problem_at_once(file, capsys):
+    tensors = load_file(file)
+    boxes, scores = tensors["boxes"], tensors["scores"]
+    boxes[0, 2] = np.nan
+    boxes[1] = [10, 10, 10, 30]  # no width
+    boxes[2] = [0, 0, 81, 60]  # image 1 is 80 wide
+    boxes[4] = [30, 20, 20, 10]  # inverted
+    boxes[5] = [-1, 0, 20, 10]
+    scores[6] = np.inf
+    scores[7:9] = [-9, 9]
+    rewrite(file, {"image_ids": "[1, 2, 9]"}, **tensors)
+    assert main(["validate", str(file), "--dataset", NAME]) == 1
+    problems = [line.strip() for line in capsys.readouterr().out.splitlines() if "PROBLEM" in line]
+    assert problems == [
+        "PROBLEM: the bytes of 'boxes' are not those that were written (CRC-32)",
+        "PROBLEM: the bytes of 'scores' are not those that were written (CRC-32)",
+        "PROBLEM: 1 images of 'test_proposals' have no entry: image ids 3",
+        "PROBLEM: 1 entries are for images that 'test_proposals' has not: image ids 9",
+        "PROBLEM: 2 boxes have a coordinate or score that is NaN or infinite, in 2 images: "
+        "image ids 1, 2",
+        "PROBLEM: 2 boxes have no area, in 2 images: image ids 1, 2",
+        "PROBLEM: 2 boxes stick out of their image, in 2 images: image ids 1, 2",
+        "PROBLEM: 2 boxes have a higher score than the one before, in 2 images: image ids 2, 9",
+    ]
+    assert [f"PROBLEM: {text}" for text in check_proposals(file, NAME)] == problems
+
+
+def test_the_machine_readable_form(file, capsys):
+    tensors = load_file(file)
+    tensors["boxes"][0] = 0
+    rewrite(file, **tensors)
+    assert main(["validate", str(file), "--dataset", NAME, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["valid"] is False
+    assert (report["images"], report["boxes"], report["coverage"]) == (3, 9, 1.0)
+    assert [p["check"] for p in report["problems"]] == ["checksum", "no_area"]
+    assert report["problems"][1]["count"] == 1 and report["problems"][1]["image_ids"] == [1]
+
+
+def test_what_may_be_meant_is_a_note(tmp_path, capsys):
+    write_random(tmp_path / "x.safetensors", {1: 4, 2: 0, 3: 0}, dataset="another")
+    assert main(["validate", str(tmp_path / "x.safetensors"), "--dataset", NAME]) == 0
+    out = capsys.readouterr().out
+    assert "proposals for 33.3% of the images" in out
+    assert "note: it was made for data set 'another'" in out
+    assert "note: 2 images have an entry without boxes: image ids 2, 3" in out
+
+
+def test_coverage_counts_the_images_of_the_data_set(tmp_path):
+    write_random(tmp_path / "x.safetensors", {1: 4, 2: 0, 9: 3})
+    assert inspect_proposals(tmp_path / "x.safetensors", NAME).coverage == pytest.approx(1 / 3)
+
+
+def test_rounding_is_not_outside(file):
+    boxes = load_file(file)["boxes"]
+    boxes[0] = [0, -0.004, 80.004, 60]
+    rewrite(file, boxes=boxes)
+    assert [p.check for p in inspect_proposals(file, NAME).problems] == ["checksum"]
+
+
+def test_images_of_unknown_size(tmp_path, file):
+    from detectron2.data import DatasetCatalog
+
+    DatasetCatalog.register("test_unsized", lambda: [{"image_id": i} for i in IMAGES])
+    try:
+        report = inspect_proposals(file, "test_unsized")
+    finally:
+        DatasetCatalog.remove("test_unsized")
+    assert report.problems == []
+    assert [note.check for note in report.notes] == ["dataset", "unsized"]
+    assert report.notes[1].count == 3
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "pickle"])
+def test_a_file_that_cannot_be_read_is_one_problem(tmp_path, file, damage, capsys):
+    content = {"truncated": file.read_bytes()[:-1], "empty": b"", "pickle": b"cos\nsystem\n."}
+    broken = tmp_path / ("x.pkl" if damage == "pickle" else "x.safetensors")
+    broken.write_bytes(content[damage])
+    assert main(["validate", str(broken), "--dataset", NAME]) == 1
+    assert "1 problem(s)" in capsys.readouterr().out
+    (text,) = check_proposals(broken, NAME)
+    assert str(broken) in text
+
+
+def test_validate_takes_detectron2s_files(tmp_path, file, capsys):
+    main(["convert", str(file), str(tmp_path / "x.pkl")])
+    assert main(["validate", str(tmp_path / "x.pkl"), "--dataset", NAME]) == 0
+    assert "9 boxes on 3 images" in capsys.readouterr().out
+
+
+def test_no_file_to_validate():
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        main(["validate", "none.safetensors", "--dataset", NAME])
+
+
+# stats
+
+
+def test_stats_by_hand(tmp_path, capsys):
+    """One object, 40 x 40, so a medium one; found exactly by the second best box of its image."""
+    entries = {
+        1: (np.array([[50, 50, 80, 60], [0, 0, 40, 40]]), np.array([2, 1])),
+        2: (np.zeros((0, 4)), np.zeros(0)),
+        3: (np.array([[0, 0, 9, 9]]), np.array([3])),
+    }
+    file = tmp_path / "x.safetensors"
+    write_proposals(file, entries, entries.values(), dataset=NAME, source="")
+    stats = proposal_stats(file, NAME)
+    assert stats["AR@10"] == stats["AR@1000"] == stats["ARm@10"] == 100
+    assert math.isnan(stats["ARs@100"]) and math.isnan(stats["ARl@100"])
+    assert stats["boxes per image"] == 1
+    assert (stats["fewest boxes"], stats["most boxes"]) == (0, 2)
+    assert stats["images with boxes"] == pytest.approx(200 / 3)
+    assert main(["stats", str(file), "--dataset", NAME]) == 0
+    out = capsys.readouterr().out
+    assert "   10   100.00      nan   100.00      nan" in out
+    assert "1.0 boxes per image (0 to 2); 66.7% of the images have boxes" in out
+    assert main(["stats", str(file), "--dataset", NAME, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["AR@100"] == 100 and plain["ARs@100"] is None
+
+
+def test_the_limit_counts_the_best_boxes(tmp_path):
+    boxes = np.tile([50, 50, 80, 60], (11, 1))
+    boxes[10] = [0, 0, 40, 40]
+    entries = {1: (boxes, -np.arange(11)), 2: (boxes, -np.arange(11)), 3: (boxes, np.zeros(11))}
+    file = tmp_path / "x.safetensors"
+    write_proposals(file, entries, entries.values(), dataset=NAME, source="")
+    stats = proposal_stats(file, NAME)
+    assert (stats["AR@10"], stats["AR@100"]) == (0, 100)
+
+
+def test_ground_truth_is_found_whole(tmp_path, capsys):
+    main(["ground-truth", "--datasets", NAME, "--output", str(tmp_path / "gt")])
+    assert proposal_stats(tmp_path / "gt" / f"{NAME}.safetensors", NAME)["AR@10"] == 100
+    assert "1 boxes on 3 images" in capsys.readouterr().out
+
+
+# The command line
+
+
+def test_a_data_set_that_nobody_registered(file, tmp_path):
+    with pytest.raises(ValueError, match=r"'test_proposal' .*nearest valid: 'test_proposals'"):
+        main(["validate", str(file), "--dataset", "test_proposal"])
+    arguments = ["generate", "--config-file", "x", "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"'MODEL\.WEIGHTS' is not a reg.*come last, after anoth"):
+        main([*arguments, "--datasets", NAME, "MODEL.WEIGHTS", "x.pth"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["generate"], ["ground-truth"], ["selective-search"], ["validate"], ["convert"],
+     ["stats"]],
+    ids=str,
+)  # fmt: skip
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0
+    assert len(capsys.readouterr().out) > 300
+
+
+def test_the_exit_code_reaches_the_shell(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "fpn_ext.proposals", "validate",
+         str(tmp_path / "x.safetensors"), "--dataset", "bccd_test", "--json"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["problems"][0]["check"] == "unreadable"
+
+
+def test_generate_needs_a_model(tmp_path):
+    rest = ["--datasets", NAME, "--output", str(tmp_path / "out")]
+    rpn = ["generate", "--config-file", "configs/demo/faster_rcnn_R_18_FPN.yaml", *rest]
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty"):
+        main(rpn)
+    with pytest.raises(ValueError, match=r"--top-k\) must be at least 1, got 0"):
+        main([*rpn, "--top-k", "0", "MODEL.WEIGHTS", "x.pth"])
+    assert not (tmp_path / "out").exists()
+
+
+# From an RPN to a Fast R-CNN.
+
+SMALL = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.FPN.OUT_CHANNELS", "16"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)"),
+    *("INPUT.MIN_SIZE_TEST", "96"),
+    *("DATASETS.TRAIN", "('test_end_train',)"),
+    *("DATASETS.TEST", "('test_end_val',)"),
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Ten generated images; some have no object."""
+    root = tmp_path_factory.mktemp("demo") / "demo_multiscale"
+    demo_data.generate(root, num_train=6, num_val=4)
+    for split in ("train", "val"):
+        json_file = root / "annotations" / f"instances_{split}.json"
+        register_coco_instances(f"test_end_{split}", {}, str(json_file), str(root / split))
+        MetadataCatalog.get(f"test_end_{split}").thing_classes = list(demo_data.CLASS_NAMES)
+
+
+def test_end_to_end(demo, tmp_path, capsys):
+    config = "configs/demo/faster_rcnn_R_18_FPN.yaml"
+    rpn = fpn_ext.load_config(config, [*SMALL, "MODEL.META_ARCHITECTURE", "ProposalNetwork"])
+    torch.save({"model": build_model(rpn).state_dict()}, tmp_path / "rpn.pth")
+    splits = ("test_end_train", "test_end_val")
+    main([
+        "generate", "--config-file", config, "--datasets", *splits, "--top-k", "50",
+        "--output", str(tmp_path), *SMALL, "MODEL.META_ARCHITECTURE", "ProposalNetwork",
+        "MODEL.WEIGHTS", str(tmp_path / "rpn.pth"),
+    ])  # fmt: skip
+    files = [str(tmp_path / f"{split}.safetensors") for split in splits]
+    for file, split, count in zip(files, splits, (6, 4), strict=True):
+        assert len(ProposalFile(file)) == count
+        assert main(["validate", file, "--dataset", split]) == 0
+        assert main(["stats", file, "--dataset", split]) == 0
+    assert "no problems" in capsys.readouterr().out
+
+    spec = importlib.util.spec_from_file_location("train_net", "train_net.py")
+    train_net = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train_net)
+    cfg = fpn_ext.load_config(config, [
+        *SMALL, "MODEL.LOAD_PROPOSALS", "True",
+        "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals",
+        "DATASETS.PROPOSAL_FILES_TRAIN", f"('{files[0]}',)",
+        "DATASETS.PROPOSAL_FILES_TEST", f"('{files[1]}',)",
+        "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001",
+        "TEST.EVAL_PERIOD", "0", "DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", str(tmp_path),
+    ])  # fmt: skip
+    fpn_ext.check_config(cfg, training=True)
+    trainer = train_net.Trainer(cfg)
+    trainer.train()
+    assert trainer.iter == 2
+    results = tmp_path / "inference" / "test_end_val" / "results.json"
+    assert "AP50" in json.loads(results.read_text())["bbox"]
