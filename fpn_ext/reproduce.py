@@ -318,14 +318,14 @@ def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any
         for metric in paper.METRICS[table]:
             values = _values(scores[row], metric)
             entry: dict[str, Any] = {"ours": _statistics(list(values.values()))}
-            if published:
+            if metric in published:
                 entry["paper"] = published[metric]
             if row != base:
                 of_ours = _values(scores.get(base, {}), metric)
                 shared = sorted(values.keys() & of_ours.keys())
                 difference = _statistics([values[seed] - of_ours[seed] for seed in shared])
                 entry["difference"] = difference
-                if published:
+                if metric in published:
                     entry["paper_difference"] = round(published[metric] - of_base[metric], 1)
                     entry["verdict"] = _verdict(difference, entry["paper_difference"])
             metrics[metric] = entry
