@@ -66,7 +66,12 @@ def setup(args) -> CfgNode:
     device_note = fpn_ext.resolve_device(cfg)
     register_datasets()
     fpn_ext.check_config(cfg, training=not args.eval_only)
-    fpn_ext.check_weights(cfg, required=args.eval_only and not args.resume)
+    fpn_ext.check_weights(
+        cfg,
+        required=args.eval_only and not args.resume,
+        from_the_start=not args.eval_only and not args.resume,
+    )
+    pixel_notes = fpn_ext.resolve_bottom_up(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(
@@ -74,6 +79,8 @@ def setup(args) -> CfgNode:
     )
     if device_note:
         logger.warning(device_note)
+    for note in pixel_notes:
+        logger.info(note)
     return cfg
 
 

@@ -25,6 +25,7 @@ _d2_compat.apply()
 
 from .ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid  # noqa: E402
 from .anchors import PyramidAnchorGenerator  # noqa: E402
+from .bottom_ups import resolve_bottom_up  # noqa: E402
 from .config import (  # noqa: E402
     add_fpn_ext_config,
     check_config,
@@ -60,5 +61,6 @@ __all__ = [
     "get_cfg",
     "load_config",
     "optimize_for_inference",
+    "resolve_bottom_up",
     "resolve_device",
 ]

@@ -24,12 +24,12 @@ from detectron2.modeling import (
 )
 
 from ._d2_compat import has_compiled_operators
+from .bottom_ups import check_bottom_up_name
 from .levels import name_of
-from .names import check_norm, did_you_mean, look_up
+from .names import PYRAMIDS, check_norm, did_you_mean, look_up
+from .norms import KINDS
 
 INFERENCE_DTYPES = ("", "float32", "bfloat16", "float16")
-# Backbones that build a pyramid over MODEL.FPN_EXT.BOTTOM_UP.
-PYRAMIDS = ("FeaturePyramid", "BottomUpPyramid", "TopDownPyramid", "FinestLevelPyramid")
 PYRAMID_HEADS = ("PyramidROIHeads", "ChunkedROIHeads", "UnsharedROIHeads")
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
 RESNET_BUILDERS = (
@@ -47,8 +47,18 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     if "FPN_EXT" in cfg.MODEL:
         return
     cfg.MODEL.FPN_EXT = CfgNode()
-    # Registry name (BACKBONE_REGISTRY) of the network under the pyramid. Pyramids only.
+    # The network under the pyramid: a name in Detectron2's BACKBONE_REGISTRY, or
+    # "torchvision/resnet50", "timm/convnext_tiny", "detectron2/regnetx_4gf". What of the latter the
+    # pyramid does not need is not built. Pyramids only, as all keys with BOTTOM_UP.
     cfg.MODEL.FPN_EXT.BOTTOM_UP = "build_resnet_backbone"
+    # Local file (.pth, .safetensors) with pretrained weights of the bottom-up, read unless
+    # MODEL.WEIGHTS names those of the whole model. Training from scratch: leave both empty.
+    cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""
+    # What becomes of the bottom-up's batch norms: "" (they stay), "FrozenBN", "SyncBN", "GN".
+    cfg.MODEL.FPN_EXT.BOTTOM_UP_NORM = ""
+    # MODEL.PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT follow a bottom-up of torchvision, timm or
+    # detectron2/...; True: they stay as they are written.
+    cfg.MODEL.FPN_EXT.KEEP_PIXELS = False
     # Names of the bottom-up's maps to build on, fine to coarse; [] for MODEL.FPN.IN_FEATURES.
     # For a bottom-up that is itself a pyramid and reads that key. Pyramids only.
     cfg.MODEL.FPN_EXT.IN_FEATURES = []
@@ -181,7 +191,7 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         *_resnet_problems(cfg),
         *_inference_problems(cfg),
         *_evaluation_problems(cfg),
-        *_freeze_problems(cfg),
+        *_bottom_up_problems(cfg),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
         *_proposal_problems(cfg, training),
@@ -193,14 +203,20 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         )
 
 
-def check_weights(cfg: CfgNode, required: bool) -> None:
-    """Check that the checkpoint of ``MODEL.WEIGHTS`` is there, before a model is built for it.
+def check_weights(cfg: CfgNode, required: bool, from_the_start: bool = False) -> None:
+    """Check that the weights a config names are there, before a model is built for them.
+
+    Args:
+        required: there must be a checkpoint of the whole model, ``MODEL.WEIGHTS``.
+        from_the_start: a training starts from these weights, and does not go on with a checkpoint
+            of its own.
 
     Raises:
-        FileNotFoundError: it names a local file that does not exist.
-        ValueError: it is empty though ``required``: random weights detect nothing.
+        FileNotFoundError: a local file does not exist.
+        ValueError: no checkpoint though one is ``required``: random weights detect nothing; or a
+            training would freeze random weights.
     """
-    weights = cfg.MODEL.WEIGHTS
+    weights, bottom_up_weights = cfg.MODEL.WEIGHTS, cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS
     if required and not weights:
         raise ValueError(
             "MODEL.WEIGHTS is empty: name the checkpoint, e.g. "
@@ -208,6 +224,21 @@ def check_weights(cfg: CfgNode, required: bool) -> None:
         )
     if weights and "://" not in weights and not os.path.isfile(weights):
         raise FileNotFoundError(f"MODEL.WEIGHTS: no file {weights}")
+    if not weights and bottom_up_weights and not os.path.isfile(bottom_up_weights):
+        raise FileNotFoundError(f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: no file {bottom_up_weights}")
+    if from_the_start and not weights and not bottom_up_weights:
+        # A ResNet of Detectron2's does not follow suit: there, this trains, as in Detectron2.
+        frozen = [f"MODEL.FPN_EXT.FREEZE {cfg.MODEL.FPN_EXT.FREEZE}"] * bool(
+            cfg.MODEL.FPN_EXT.FREEZE
+        )
+        if _from_a_library(cfg) and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+            frozen.append(f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}")
+        if frozen:
+            raise ValueError(
+                f"{' and '.join(frozen)} would freeze random weights: name the pretrained ones in "
+                "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS (or MODEL.WEIGHTS), or freeze nothing "
+                "(MODEL.BACKBONE.FREEZE_AT 0)"
+            )
 
 
 def _name_problems(cfg: CfgNode) -> Iterable[str]:
@@ -220,7 +251,10 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
         (RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME"),
     ]
     if model.BACKBONE.NAME in PYRAMIDS:
-        named.append((BACKBONE_REGISTRY, model.FPN_EXT.BOTTOM_UP, "MODEL.FPN_EXT.BOTTOM_UP"))
+        try:
+            check_bottom_up_name(model.FPN_EXT.BOTTOM_UP)
+        except ValueError as error:
+            yield str(error)
     if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
         named.append(
             (
@@ -332,10 +366,25 @@ def _is_architecture(cfg: CfgNode, *architectures: type) -> bool:
     return isinstance(found, type) and issubclass(found, architectures)
 
 
-def _freeze_problems(cfg: CfgNode) -> Iterable[str]:
-    names = cfg.MODEL.FPN_EXT.FREEZE
-    if not all(isinstance(name, str) and name for name in names):
-        yield f"MODEL.FPN_EXT.FREEZE must list names of modules, got {names}"
+def _bottom_up_problems(cfg: CfgNode) -> Iterable[str]:
+    own = cfg.MODEL.FPN_EXT
+    if not all(isinstance(name, str) and name for name in own.FREEZE):
+        yield f"MODEL.FPN_EXT.FREEZE must list names of modules, got {own.FREEZE}"
+    if own.BOTTOM_UP_NORM not in ("", *KINDS):
+        yield (
+            f"MODEL.FPN_EXT.BOTTOM_UP_NORM must be one of {('', *KINDS)}, "
+            f"got {own.BOTTOM_UP_NORM!r}"
+        )
+    if _from_a_library(cfg) and "ImageNetPretrained" in cfg.MODEL.WEIGHTS:
+        yield (
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} are those of a network of Detectron2's, not of "
+            f"{own.BOTTOM_UP}: name a file of its own in MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS and leave "
+            'MODEL.WEIGHTS ""; to train from scratch, leave both ""'
+        )
+
+
+def _from_a_library(cfg: CfgNode) -> bool:
+    return cfg.MODEL.BACKBONE.NAME in PYRAMIDS and "/" in cfg.MODEL.FPN_EXT.BOTTOM_UP
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:

@@ -15,8 +15,9 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
+from .bottom_ups import build_bottom_up
 from .levels import levels_of, name_of, stride_of
-from .names import check_norm, look_up, own_keys
+from .names import check_norm, own_keys
 
 
 class TopDownSum(nn.Module):
@@ -194,10 +195,7 @@ class FeaturePyramid(Backbone):
                 f"MODEL.FPN_EXT.BOTTOM_UP must name the network under {cls.__name__}, "
                 "not itself; e.g. build_resnet_backbone"
             )
-        bottom_up = look_up(BACKBONE_REGISTRY, own.BOTTOM_UP, "MODEL.FPN_EXT.BOTTOM_UP")(
-            cfg, input_shape
-        )
-        in_features = own.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES
+        bottom_up, in_features = build_bottom_up(cfg, input_shape)
         shapes = _bottom_up_shapes(bottom_up, in_features)
         return {
             "bottom_up": bottom_up,

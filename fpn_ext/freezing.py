@@ -2,16 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
-from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from .names import did_you_mean
+from .norms import replace_norms
 
 logger = logging.getLogger(__name__)
-
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:
@@ -28,6 +25,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
 
     Raises:
         ValueError: nothing has such a name, or nothing is left to train.
+        TypeError: a batch norm whose frozen form is not known.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
     >>> freeze(model, ["0", "1"])
@@ -44,7 +42,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
         ]
         for parameter in parameters:
             parameter.requires_grad_(False)
-        norms = freeze_norms(model, name)
+        norms = replace_norms(model, "FrozenBN", name)
         logger.info(
             "frozen (MODEL.FPN_EXT.FREEZE): %s, %d values in %d parameters, %d batch norms",
             name,
@@ -56,39 +54,6 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
         raise ValueError(
             f"MODEL.FPN_EXT.FREEZE {list(names)} leaves nothing to train; take a name out"
         )
-
-
-def freeze_norms(model: nn.Module, name: str = "") -> int:
-    """Put a frozen one in the place of each batch norm of ``model`` at or under ``name``.
-
-    Returns their number. ``""`` is the whole model, which must not be a batch norm itself.
-
-    Raises:
-        TypeError: a batch norm of a kind that does more, whose frozen form is not known.
-    """
-    count = 0
-    for path, module in list(model.named_modules()):
-        within = not name or path == name or path.startswith(f"{name}.")
-        if within and isinstance(module, BATCH_NORMS):
-            parent, _, child = path.rpartition(".")
-            model.get_submodule(parent).add_module(child, _frozen(module))
-            count += 1
-    return count
-
-
-def _frozen(norm: Any) -> nn.Module:
-    plain = type(norm).forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
-    # Detectron2's synchronised norm has a forward of its own, which only counts otherwise.
-    if plain or type(norm).__module__.startswith("detectron2."):
-        return FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
-    if type(norm).__module__.startswith("timm."):  # batch norm and activation in one
-        from timm.layers import freeze_batch_norm_2d
-
-        return freeze_batch_norm_2d(norm)
-    raise TypeError(
-        f"cannot freeze a batch norm of type {type(norm).__module__}.{type(norm).__name__}: it "
-        "does more than nn.BatchNorm2d, and what it does frozen is not known"
-    )
 
 
 def _check_name(model: nn.Module, name: str) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 
 from detectron2.layers import get_norm
 
+# Backbones that build a pyramid over MODEL.FPN_EXT.BOTTOM_UP.
+PYRAMIDS = ("FeaturePyramid", "BottomUpPyramid", "TopDownPyramid", "FinestLevelPyramid")
+
 # What get_norm knows by name in every Detectron2, for the message only; main knows more.
 NORMS = ("", "BN", "FrozenBN", "GN", "SyncBN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN")
 

@@ -17,6 +17,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 
+from .bottom_ups import resolve_bottom_up
 from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
 from .drawing import draw_detections
@@ -45,9 +46,9 @@ def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
             "MODEL.LOAD_PROPOSALS: this model needs proposals made beforehand for every picture; "
             "predict with a model that has its own RPN"
         )
-    note = resolve_device(cfg)
-    if note:
-        print(note)
+    for note in (resolve_device(cfg), *resolve_bottom_up(cfg)):
+        if note:
+            print(note)
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = True
     cfg.freeze()
     return cfg

@@ -5,7 +5,8 @@ import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from fpn_ext.freezing import freeze, freeze_norms
+from fpn_ext.freezing import freeze
+from fpn_ext.norms import replace_norms
 from torch import nn
 
 from train_net import Trainer
@@ -87,7 +88,7 @@ def test_a_frozen_norm_gives_what_the_norm_gave_in_evaluation():
     x = torch.randn(2, 3, 9, 9)
     model["res"](x), model["res"](2 * x)  # running statistics that are not the first ones
     expected = copy.deepcopy(model["res"]).eval()(x)
-    assert freeze_norms(model) == 2
+    assert replace_norms(model, "FrozenBN") == 2
     torch.testing.assert_close(model["res"].train()(x), expected)
 
 
@@ -97,7 +98,7 @@ def test_a_batch_norm_that_does_more():
             return 2 * super().forward(x)
 
     with pytest.raises(TypeError, match=r"Scaled: it does more"):
-        freeze_norms(nn.Sequential(Scaled(4)))
+        replace_norms(nn.Sequential(Scaled(4)), "FrozenBN")
 
 
 def test_timms_norm_keeps_its_activation():
@@ -105,7 +106,7 @@ def test_timms_norm_keeps_its_activation():
     model = nn.Sequential(layers.BatchNormAct2d(4))
     x = torch.randn(2, 4, 3, 3)
     expected = copy.deepcopy(model).eval()(x)
-    assert freeze_norms(model) == 1 and expected.min() == 0
+    assert replace_norms(model, "FrozenBN") == 1 and expected.min() == 0
     torch.testing.assert_close(model.train()(x), expected)
 
 
