@@ -45,8 +45,8 @@ def test_a_scale_leaves_what_a_row_is_about(run, tmp_path):
     small = Reproduction("small", *folders).config(run).MODEL
     assert small.BACKBONE.NAME == row.BACKBONE.NAME
     assert small.RESNETS.OUT_FEATURES == row.RESNETS.OUT_FEATURES
-    assert small.RPN.IN_FEATURES == row.RPN.IN_FEATURES
-    assert small.RPN.HEAD_NAME == row.RPN.HEAD_NAME
+    for key in ("HEAD_NAME", "IN_FEATURES", "PRE_NMS_TOPK_TEST"):
+        assert small.RPN[key] == row.RPN[key]
     for key in ("NAME", "IN_FEATURES"):
         assert small.ROI_HEADS[key] == row.ROI_HEADS[key]
     for key in ("NUM_FC", "POOLER_RESOLUTION", "POOLER_TYPE"):
