@@ -18,6 +18,7 @@ ALLOWED = {
     "_d2_compat": set(),
     "levels": set(),
     "names": set(),
+    "safe_pickle": set(),
     "demo_data": set(),
     "fpn": {"levels", "names"},
     "anchors": {"levels", "names"},
