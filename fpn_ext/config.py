@@ -24,6 +24,7 @@ from detectron2.modeling import (
 from ._d2_compat import has_compiled_operators
 from .levels import name_of
 from .names import check_norm, did_you_mean, look_up
+from .weight_files import check_address
 
 INFERENCE_DTYPES = ("", "float32", "bfloat16", "float16")
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
@@ -67,6 +68,9 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # Give every detection a field pooled_level: the level k its features were pooled from.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = False
+    # True: train_net.py has PyTorch compute the same bits on every run, or say which operator
+    # cannot; needs a SEED >= 0.
+    cfg.MODEL.FPN_EXT.DETERMINISTIC = False
 
 
 def get_cfg() -> CfgNode:
@@ -169,6 +173,7 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         *_operator_problems(cfg),
         *_resnet_problems(cfg),
         *_inference_problems(cfg),
+        *_determinism_problems(cfg),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
     ]
@@ -184,7 +189,8 @@ def check_weights(cfg: CfgNode, required: bool) -> None:
 
     Raises:
         FileNotFoundError: it names a local file that does not exist.
-        ValueError: it is empty though ``required``: random weights detect nothing.
+        ValueError: it is an http:// address, or empty though ``required``: random weights detect
+            nothing.
     """
     weights = cfg.MODEL.WEIGHTS
     if required and not weights:
@@ -192,6 +198,7 @@ def check_weights(cfg: CfgNode, required: bool) -> None:
             "MODEL.WEIGHTS is empty: name the checkpoint, e.g. "
             "MODEL.WEIGHTS output/demo/model_final.pth"
         )
+    check_address(weights)
     if weights and "://" not in weights and not os.path.isfile(weights):
         raise FileNotFoundError(f"MODEL.WEIGHTS: no file {weights}")
 
@@ -290,6 +297,13 @@ def _inference_problems(cfg: CfgNode) -> Iterable[str]:
             f"MODEL.FPN_EXT.INFERENCE_DTYPE serves MODEL.META_ARCHITECTURE {architectures}, "
             f"got {cfg.MODEL.META_ARCHITECTURE}; leave it empty"
         )
+
+
+def _determinism_problems(cfg: CfgNode) -> Iterable[str]:
+    if cfg.MODEL.FPN_EXT.DETERMINISTIC and cfg.SEED < 0:
+        yield f"MODEL.FPN_EXT.DETERMINISTIC needs a fixed seed, got SEED {cfg.SEED}; set SEED 1"
+    if cfg.MODEL.FPN_EXT.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        yield "MODEL.FPN_EXT.DETERMINISTIC: CUDNN_BENCHMARK chooses by time; set it to False"
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:

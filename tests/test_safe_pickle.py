@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fpn_ext.safe_pickle import load_pickle
+from unsafe import touches
 
 CONTENT = {
     "model": OrderedDict(weight=np.arange(6, dtype=np.float32).reshape(2, 3)),
@@ -73,16 +74,6 @@ def test_objects_shared_and_cyclic_stay_so(tmp_path):
     assert load_pickle(written(tmp_path / "b.pkl", deep)) is not None
 
 
-class Runs:
-    """Unpickled, it makes a file: its presence tells that code was run."""
-
-    def __init__(self, call, *args):
-        self.reduced = call, args
-
-    def __reduce__(self):
-        return self.reduced
-
-
 def opcodes(body):
     return b"\x80\x02" + body + b"."
 
@@ -90,15 +81,15 @@ def opcodes(body):
 def attacks(canary):
     touch = f"open({str(canary)!r}, 'w')"
     quoted = f"V{touch}\n".encode()
-    nested = {"model": [{"w": (np.zeros(2), Runs(eval, touch))}]}
+    nested = {"model": [{"w": (np.zeros(2), touches(canary))}]}
     reconstruct = b"cnumpy.core.multiarray\n_reconstruct\n"
     return {
-        "reduce": (pickle.dumps(Runs(eval, touch)), "builtins.eval"),
+        "reduce": (pickle.dumps(touches(canary)), "builtins.eval"),
         "os.system": (b"cos\nsystem\n(S'touch " + bytes(canary) + b"'\ntR.", "os.system"),
         "nested": (pickle.dumps(nested), "builtins.eval"),
         "instance": (b"(S'x'\nios\nsystem\n.", "os.system"),
         "object opcode": (opcodes(b"(c__builtin__\neval\n" + quoted + b"o"), "__builtin__.eval"),
-        "object array": (pickle.dumps(np.array([Runs(eval, touch)])), "dtype 'O8'"),
+        "object array": (pickle.dumps(np.array([touches(canary)])), "dtype 'O8'"),
         "structured": (pickle.dumps(np.zeros(2, "f4,i4")), "dtype 'V8'"),
         "dotted name": (
             b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.",

@@ -29,11 +29,15 @@ ALLOWED = {
     "winograd": set(),
     "optimize": {"roi_heads", "winograd"},
     "rpn": set(),
-    "config": {"_d2_compat", "levels", "names"},
+    "weight_files": {"safe_pickle"},
+    "checkpoint": {"weight_files"},
+    "repeatable": set(),
+    "trainer": {"checkpoint", "repeatable"},
+    "config": {"_d2_compat", "levels", "names", "weight_files"},
     "data": {"demo_data"},
     "evaluation": {"data"},
     "drawing": set(),
-    "predict": {"config", "data", "drawing", "optimize"},
+    "predict": {"checkpoint", "config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},
 }
 
