@@ -54,7 +54,8 @@ class RepeatableTrainLoader:
         first_batch (int): where iterating begins; may be set before iterating.
 
     Raises:
-        ValueError: images are to be grouped and a record has no ``width`` or ``height``.
+        ValueError: images are to be grouped and a record has no ``width`` or ``height``; or the
+            batch cannot be divided among the processes.
     """
 
     def __init__(
@@ -63,6 +64,12 @@ class RepeatableTrainLoader:
         mapper: Callable[[dict[str, Any]], Any] | None = None,
         records: list[dict[str, Any]] | None = None,
     ):
+        world_size = comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all {world_size} "
+                "processes and must divide among them evenly"
+            )
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.first_batch = 0
@@ -71,7 +78,7 @@ class RepeatableTrainLoader:
             parts = _train_loader_from_config(cfg, self.mapper, dataset=records)
         self.records = parts["dataset"]
         self.sampler, self._sampler_seed = parts["sampler"], self.seed
-        self.batch_size = parts["total_batch_size"] // comm.get_world_size()
+        self.batch_size = parts["total_batch_size"] // world_size
         self.groups = _groups(self.records) if parts["aspect_ratio_grouping"] else None
         self.data = MapDataset(DatasetFromList(self.records, copy=False), self.mapper)
 
