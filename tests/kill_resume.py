@@ -113,7 +113,7 @@ def run(work, args, moments):
     defaults.collect_env_info = str  # it asks compilers for their versions: seconds per start
     began = time.monotonic()
     if wait(start(straight, options, resume=False)):
-        raise SystemExit(straight.with_suffix(".log").read_text())
+        raise SystemExit(straight.with_suffix(".log").read_text()[-3000:])
     duration = time.monotonic() - began
     expected = checkpoints(straight)
 
@@ -133,7 +133,7 @@ def run(work, args, moments):
         log = folder.with_suffix(".log").read_text()
         # Killed after its last checkpoint, it has nothing left to do, and says so.
         if status and "nothing is left" not in log[-2000:]:
-            raise SystemExit(log[-5000:])
+            raise SystemExit(log[-3000:])
         check_same_bits(folder, expected)
         runs += 1
         if kills == args.kills:

@@ -6,7 +6,7 @@ import sys
 
 
 def test_killed_and_resumed_ends_with_the_same_bits():
-    command = [sys.executable, "tests/kill_resume.py", "--kills", "3", "--iterations", "6"]
+    command = [sys.executable, "tests/kill_resume.py", "--kills", "3", "--iterations", "8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     kills, writing, runs, values = map(int, re.findall(r"\d+", done.stdout))
