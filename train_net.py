@@ -2,29 +2,35 @@
 
 python train_net.py --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
+
+Training begins with the weights of MODEL.WEIGHTS; with everything of OUTPUT_DIR's last checkpoint
+(--resume); or with weights and optimizer of MODEL.WEIGHTS and a new schedule (--extend).
 """
 
+import argparse
 import os
 from collections import OrderedDict
 from pathlib import Path
 
 import fpn_ext  # first: it makes an uncompiled Detectron2 v0.6 importable
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from fpn_ext.checkpoint import SafeCheckpointer
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.freezing import freeze
 from fpn_ext.optimize import model_for_inference
-from fpn_ext.proposal_loader import build_test_loader, build_train_loader
+from fpn_ext.proposal_loader import build_test_loader, training_data
 from fpn_ext.recall import model_with_proposals
+from fpn_ext.repeatable import RepeatableTrainLoader, use_deterministic_algorithms
+from fpn_ext.trainer import ResumableTrainer
 
 
-class Trainer(DefaultTrainer):
-    """Detectron2's trainer, with the evaluator that each data set's metadata asks for."""
+class Trainer(ResumableTrainer):
+    """The project's trainer, with the evaluator that each data set's metadata asks for."""
 
     @classmethod
     def build_model(cls, cfg):
@@ -40,7 +46,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_train_loader(cfg)
+        return RepeatableTrainLoader(cfg, **training_data(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -68,10 +74,12 @@ def setup(args) -> CfgNode:
     fpn_ext.check_config(cfg, training=not args.eval_only)
     fpn_ext.check_weights(
         cfg,
-        required=args.eval_only and not args.resume,
+        required=args.extend or (args.eval_only and not args.resume),
         from_the_start=not args.eval_only and not args.resume,
     )
     pixel_notes = fpn_ext.resolve_bottom_up(cfg)
+    if cfg.MODEL.FPN_EXT.DETERMINISTIC:
+        use_deterministic_algorithms()
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(
@@ -88,7 +96,7 @@ def main(args) -> OrderedDict:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = Trainer.test(cfg, model)
@@ -96,12 +104,26 @@ def main(args) -> OrderedDict:
             verify_results(cfg, results)
         return results
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    if args.extend:
+        trainer.extend()
+    else:
+        trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's options and --extend."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="begin a new schedule with the weights and the optimizer's state of MODEL.WEIGHTS",
+    )
+    return parser
+
+
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    args = argument_parser().parse_args()
     launch(
         main,
         args.num_gpus,

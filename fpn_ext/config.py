@@ -28,6 +28,7 @@ from .bottom_ups import check_bottom_up_name
 from .levels import name_of
 from .names import PYRAMIDS, check_norm, did_you_mean, look_up
 from .norms import KINDS
+from .weight_files import check_address
 
 INFERENCE_DTYPES = ("", "float32", "bfloat16", "float16")
 PYRAMID_HEADS = ("PyramidROIHeads", "ChunkedROIHeads", "UnsharedROIHeads")
@@ -88,6 +89,9 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # Give every detection a field pooled_level: the level k its features were pooled from.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = False
+    # True: train_net.py has PyTorch compute the same bits on every run, or say which operator
+    # cannot; needs a SEED >= 0.
+    cfg.MODEL.FPN_EXT.DETERMINISTIC = False
 
 
 def get_cfg() -> CfgNode:
@@ -192,6 +196,7 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         *_inference_problems(cfg),
         *_evaluation_problems(cfg),
         *_bottom_up_problems(cfg),
+        *_determinism_problems(cfg),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
         *_proposal_problems(cfg, training),
@@ -213,8 +218,8 @@ def check_weights(cfg: CfgNode, required: bool, from_the_start: bool = False) ->
 
     Raises:
         FileNotFoundError: a local file does not exist.
-        ValueError: no checkpoint though one is ``required``: random weights detect nothing; or a
-            training would freeze random weights.
+        ValueError: an http:// address; no checkpoint though one is ``required``: random weights
+            detect nothing; or a training would freeze random weights.
     """
     weights, bottom_up_weights = cfg.MODEL.WEIGHTS, cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS
     if required and not weights:
@@ -222,6 +227,7 @@ def check_weights(cfg: CfgNode, required: bool, from_the_start: bool = False) ->
             "MODEL.WEIGHTS is empty: name the checkpoint, e.g. "
             "MODEL.WEIGHTS output/demo/model_final.pth"
         )
+    check_address(weights)
     if weights and "://" not in weights and not os.path.isfile(weights):
         raise FileNotFoundError(f"MODEL.WEIGHTS: no file {weights}")
     if not weights and bottom_up_weights and not os.path.isfile(bottom_up_weights):
@@ -385,6 +391,13 @@ def _bottom_up_problems(cfg: CfgNode) -> Iterable[str]:
 
 def _from_a_library(cfg: CfgNode) -> bool:
     return cfg.MODEL.BACKBONE.NAME in PYRAMIDS and "/" in cfg.MODEL.FPN_EXT.BOTTOM_UP
+
+
+def _determinism_problems(cfg: CfgNode) -> Iterable[str]:
+    if cfg.MODEL.FPN_EXT.DETERMINISTIC and cfg.SEED < 0:
+        yield f"MODEL.FPN_EXT.DETERMINISTIC needs a fixed seed, got SEED {cfg.SEED}; set SEED 1"
+    if cfg.MODEL.FPN_EXT.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        yield "MODEL.FPN_EXT.DETERMINISTIC: CUDNN_BENCHMARK chooses by time; set it to False"
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:

@@ -18,6 +18,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 
 from .bottom_ups import resolve_bottom_up
+from .checkpoint import SafeCheckpointer
 from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
 from .drawing import draw_detections
@@ -52,6 +53,16 @@ def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = True
     cfg.freeze()
     return cfg
+
+
+def build_predictor(cfg: CfgNode) -> DefaultPredictor:
+    """Detectron2's DefaultPredictor, its weights read by :class:`SafeCheckpointer`."""
+    without_weights = cfg.clone()
+    without_weights.defrost()
+    without_weights.MODEL.WEIGHTS = ""  # DefaultPredictor would unpickle them
+    predictor = DefaultPredictor(without_weights)
+    SafeCheckpointer(predictor.model).load(cfg.MODEL.WEIGHTS)
+    return predictor
 
 
 def detections_of(output: dict[str, Any]) -> Instances:
@@ -118,7 +129,7 @@ def predict(
     """
     categories = class_names(cfg)
     ids = list(categories)
-    predictor = DefaultPredictor(cfg)
+    predictor = build_predictor(cfg)
     predictor.model = model_for_inference(cfg, predictor.model)
     output.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []

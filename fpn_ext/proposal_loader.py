@@ -14,7 +14,6 @@ from detectron2.data import (
     DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data.build import (
@@ -30,15 +29,17 @@ from .proposal_pickle import open_proposals
 logger = logging.getLogger(__name__)
 
 
-def build_train_loader(cfg: CfgNode) -> Any:
-    """Detectron2's training loader; with ``MODEL.LOAD_PROPOSALS``, images carry proposals.
+def training_data(cfg: CfgNode) -> dict[str, Any]:
+    """``records`` and ``mapper`` for a training loader; with ``MODEL.LOAD_PROPOSALS`` alone.
+
+    Without, there is nothing to say: ``{}``, and a loader takes Detectron2's own.
 
     Raises:
         FileNotFoundError, ValueError: a file of ``DATASETS.PROPOSAL_FILES_TRAIN`` cannot be read,
             or lacks images of its data set.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
-        return build_detection_train_loader(cfg)
+        return {}
     names = cfg.DATASETS.TRAIN
     proposals = _open_all(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, "TRAIN")
     records = _records(names, proposals)
@@ -56,9 +57,7 @@ def build_train_loader(cfg: CfgNode) -> Any:
             f"DATASETS.TRAIN {names}: no image has annotations to train on "
             "(DATALOADER.FILTER_EMPTY_ANNOTATIONS takes the others out)"
         )
-    return build_detection_train_loader(
-        cfg, dataset=records, mapper=ProposalMapper(cfg, True, proposals)
-    )
+    return {"records": records, "mapper": ProposalMapper(cfg, True, proposals)}
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:

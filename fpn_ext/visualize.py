@@ -14,13 +14,12 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from .drawing import LEVEL_COLORS, draw_boxes, draw_detections
 from .levels import name_of
-from .predict import class_names, detections_of, load_inference_config
+from .predict import build_predictor, class_names, detections_of, load_inference_config
 
 
 def contact_sheet(cfg: CfgNode, num_images: int = 12, min_score: float = 0.5) -> Image.Image:
@@ -32,7 +31,7 @@ def contact_sheet(cfg: CfgNode, num_images: int = 12, min_score: float = 0.5) ->
     records = DatasetCatalog.get(dataset)
     names = MetadataCatalog.get(dataset).thing_classes
     drawn_names = list(class_names(cfg).values())
-    predictor = DefaultPredictor(cfg)
+    predictor = build_predictor(cfg)
     pairs = []
     levels: set[int] = set()
     for i in np.linspace(0, len(records) - 1, min(num_images, len(records))).astype(int):

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from fpn_ext import four_step, load_config, proposals
-from detectron2.engine import default_argument_parser
 from fpn_ext.data import register_datasets
 from fpn_ext.four_step import STEPS
 from fpn_ext.reproduce import CONFIGS
@@ -30,7 +29,7 @@ DETECTOR = str(CONFIGS / "table5" / "fast_rcnn_R_50.yaml")
 def run_here(arguments, log):
     """As commands.run, in this process: sparing it the imports."""
     if arguments[0] == "train_net.py":
-        train_net.main(default_argument_parser().parse_args(arguments[1:]))
+        train_net.main(train_net.argument_parser().parse_args(arguments[1:]))
     else:
         assert arguments[:2] == ["-m", "fpn_ext.proposals"]
         proposals.main(arguments[2:])

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from fpn_ext.proposal_file import ProposalFile, write_proposals
-from fpn_ext.proposal_loader import ProposalMapper, build_test_loader, build_train_loader
+from fpn_ext.proposal_loader import ProposalMapper, build_test_loader, training_data
 from fpn_ext.proposal_pickle import convert
 from pictures import box, registered
 from proposals import random_proposals, rewrite, write_random
@@ -24,6 +24,13 @@ IMAGES = {
     SECOND: {1: ((80, 60), OBJECT), 2: ((80, 60), OBJECT)},
 }
 COUNTS = {FIRST: {1: 9, 2: 7, 3: 8}, SECOND: {1: 5, 2: 6}}
+
+
+def build_train_loader(cfg):
+    """In Detectron2's order, to compare with its own loader."""
+    parts = training_data(cfg)
+    dataset = parts.pop("records", None)
+    return build_detection_train_loader(cfg, dataset=dataset, **parts)
 
 
 @pytest.fixture(autouse=True)

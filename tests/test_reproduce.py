@@ -6,7 +6,6 @@ import statistics
 import pytest
 import torch
 from fpn_ext import commands, load_config, paper, pretrain, reproduce
-from detectron2.engine import default_argument_parser
 from fpn_ext.proposal_sources import ground_truth_proposals
 from fpn_ext.reproduce import Reproduction, Run
 
@@ -79,7 +78,7 @@ def test_every_row_trains_and_is_scored(row, tmp_path, demo_images):
     config_file = tmp_path / "row.yaml"
     config_file.write_text(cfg.dump())
     arguments = ["--config-file", str(config_file)]
-    train_net.main(default_argument_parser().parse_args(arguments))
+    train_net.main(train_net.argument_parser().parse_args(arguments))
     (scores,) = json.loads(
         (tmp_path / "inference/demo_multiscale_val/results.json").read_text()
     ).values()

@@ -1,0 +1,198 @@
+"""Detectron2's checkpointer, with files that are whole or not there, and read as data only."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from .weight_files import DamagedFileError, local_file, read_weights
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Detectron2's DetectionCheckpointer; what differs is what happens when something is wrong.
+
+    A file is read by :func:`fpn_ext.weight_files.read_weights`: no code in it runs, damage is seen.
+    One is written beside its place and moved there when it is whole on the disk, so that being
+    killed, or a full disk, leaves the one before. Resuming passes over damaged and missing ones.
+    How much of the model a file filled is said in one line; nothing at all is an error.
+
+    Attributes:
+        file (str): what was loaded last.
+    """
+
+    file = ""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Detectron2's, of a path or address (:func:`fpn_ext.weight_files.local_file`).
+
+        Raises:
+            ValueError: the file is damaged, asks for code, or fills no tensor of the model.
+        """
+        return super().load(local_file(path) if path else path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        self.file = filename
+        return read_weights(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        given = list(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        needed = [name for name in self.model.state_dict() if _counts(name)]
+        missing = {name for name in incompatible.missing_keys if _counts(name)}
+        if needed and missing.issuperset(needed):
+            raise ValueError(
+                f"{self.file} fits no tensor of the model: it has {given[:3]} (of {len(given)}), "
+                f"the model {needed[:3]} (of {len(needed)}). Check MODEL.WEIGHTS, and that the "
+                "config builds the model the file was made with"
+            )
+        say = self.logger.warning if missing else self.logger.info
+        say("Weights of %s: %s", self.file, matched_share(needed, missing))
+        return incompatible
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As Detectron2's: ``{name}.pth``, then its name into ``last_checkpoint``; each atomically.
+
+        Raises:
+            OSError: the disk is full, or cannot be written. The checkpoints before are untouched.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **states, **kwargs}
+        file = Path(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", file)
+        self._write(file, lambda stream: torch.save(data, stream))
+        self.tag_last_checkpoint(file.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        text = last_filename_basename.encode()
+        self._write(Path(self.save_dir, "last_checkpoint"), lambda stream: stream.write(text))
+
+    def _write(self, file: Path, write: Callable[[IO[bytes]], Any]) -> None:
+        try:
+            write_atomically(file, write)
+        except (OSError, RuntimeError) as error:
+            # Where a write fails, torch may raise a RuntimeError ("unexpected pos") of its own.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            last = self.last_tagged()
+            raise OSError(
+                cause.errno,
+                f"{file} could not be written: {cause.strerror}. Make room in {self.save_dir}; "
+                + (f"then --resume goes on from {last}" if last else "it holds no checkpoint yet"),
+            ) from error
+
+    def has_checkpoint(self) -> bool:
+        return bool(self._candidates())
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """With ``resume`` all of the last checkpoint that can be read; else weights of ``path``.
+
+        With ``resume`` and a folder that has never held a checkpoint, as of a job that was killed
+        early and started again: the weights of ``path``, and that is said.
+
+        Raises:
+            ValueError: there are checkpoints and none of them can be read; or what
+                :meth:`load` raises.
+        """
+        candidates = self._candidates() if resume else []
+        if not candidates:
+            if resume:
+                self.logger.warning("No checkpoint to resume from in %s", self.save_dir)
+            return self.load(path, checkpointables=[])
+        faults = []
+        for file in candidates:
+            try:
+                rest = self.load(str(file))
+            except (DamagedFileError, OSError) as error:
+                faults.append(str(error))
+                continue
+            if faults:
+                self.logger.warning("%s. Going on from the one before: %s", "; ".join(faults), file)
+            return rest
+        raise ValueError(
+            f"no checkpoint in {self.save_dir} can be resumed from: {'; '.join(faults)}. Copy one "
+            "there, or start anew without --resume"
+        )
+
+    def _candidates(self) -> list[Path]:
+        """The checkpoints to resume from: the last one written, then those before it."""
+        numbers = {f: _number(f.name) for f in Path(self.save_dir).glob("*.pth")}
+        numbered = {file: number for file, number in numbers.items() if number is not None}
+        older = sorted(numbered, key=numbered.__getitem__, reverse=True)
+        last = self.last_tagged()
+        if last is None:
+            return older
+        limit = _number(last.name)
+        # A higher number is left from another run in the same folder.
+        return [last, *(f for f in older if limit is None or numbered[f] < limit)]
+
+    def last_tagged(self) -> Path | None:
+        """The checkpoint that the file ``last_checkpoint`` names; None if it names none."""
+        tag = Path(self.save_dir, "last_checkpoint")
+        name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
+        return Path(self.save_dir, name) if name else None
+
+
+def _number(name: str) -> float | None:
+    """The iteration in a checkpoint's name, infinite for the final one; None for any other."""
+    match = re.fullmatch(r"\w+_(\d{7}|final)\.pth", name)
+    return None if not match else float("inf") if match[1] == "final" else int(match[1])
+
+
+def write_atomically(file: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Have ``write`` fill a file that is there only once it is whole and on the disk.
+
+    It is written as ``{name}.partial`` beside it and then moved.
+    """
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name as well
+    finally:
+        os.close(folder)
+
+
+def _counts(name: str) -> bool:
+    """Whether a model is wrong without this tensor; BatchNorm's counter of steps is unused."""
+    return not name.endswith("num_batches_tracked")
+
+
+def matched_share(needed: list[str], missing: set[str]) -> str:
+    """How many of a model's tensors a checkpoint gave, by part of the model.
+
+    >>> names = ["backbone.bottom_up.stem.weight", "backbone.fpn_output2.bias", "roi_heads.w"]
+    >>> matched_share(names, {"roi_heads.w"})
+    'backbone 1 of 1, pyramid 1 of 1, heads 0 of 1 tensors matched; the rest keeps its first values'
+    """
+    total = Counter(map(_part, needed))
+    lost = Counter(map(_part, missing))
+    parts = [
+        f"{part} {total[part] - lost[part]} of {total[part]}" for part in _PARTS if total[part]
+    ]
+    rest = "; the rest keeps its first values" if missing else ""
+    return f"{', '.join(parts)} tensors matched{rest}"
+
+
+_PARTS = ("backbone", "pyramid", "heads")
+
+
+def _part(name: str) -> str:
+    if not name.startswith("backbone."):
+        return "heads"
+    return "pyramid" if name.startswith(("backbone.fpn_", "backbone.top_block.")) else "backbone"

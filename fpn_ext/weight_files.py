@@ -1,0 +1,190 @@
+"""Files of weights: fetched over https alone, checked for damage, read without running anything.
+
+Detectron2 v0.6 unpickles whatever it is given, and a pickle can run any code.
+"""
+
+import hashlib
+import pickle
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint.catalog import ModelCatalog
+from detectron2.utils.file_io import Detectron2Handler, PathManager
+
+from .safe_pickle import load_pickle
+
+
+class DamagedFileError(ValueError):
+    """A file that is cut short or altered, or of another format than its name says."""
+
+
+def check_address(address: str) -> None:
+    """Refuse an address over which anybody on the way could change the weights.
+
+    Raises:
+        ValueError: it begins with http:// or ftp://.
+    """
+    if address.startswith(("http://", "ftp://")):
+        raise ValueError(
+            f"MODEL.WEIGHTS: {address} is fetched without protection from changes on the way; use "
+            "its https:// address, or download it and name the file"
+        )
+
+
+def local_file(address: str) -> str:
+    """The local file of a path, an https:// address or one of Detectron2's catalogues.
+
+    What is downloaded is kept in iopath's cache (``$FVCORE_CACHE``, else ``~/.torch/iopath_cache``)
+    and, where its name carries a hash as torchvision's do (``resnet50-0676ba61.pth``: the first
+    digits of its SHA-256), checked against it.
+
+    Raises:
+        FileNotFoundError: no such local file, or no such entry in a catalogue.
+        ConnectionError: it could not be downloaded; says what to download and what to do with it.
+        ValueError: an address that is not protected (:func:`check_address`), or another hash.
+    """
+    check_address(address)
+    if "://" not in address:
+        if not Path(address).is_file():
+            raise FileNotFoundError(f"no file of weights {address}")
+        return address
+    url = _url(address)
+    try:
+        file = PathManager.get_local_path(url)
+    except OSError as error:
+        raise ConnectionError(
+            f"MODEL.WEIGHTS: could not download {url} ({error}). Download it where there is access "
+            f"to it, copy it here and name the copy: MODEL.WEIGHTS /path/to/{Path(url).name}"
+        ) from error
+    expected = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
+    found = _sha256(file) if expected else ""
+    if expected and not found.startswith(expected[1]):
+        raise ValueError(
+            f"{file}, downloaded from {url}, is not the file its name promises: its SHA-256 begins "
+            f"with {found[: len(expected[1])]}. Delete it and try again, or ask who offers it"
+        )
+    return file
+
+
+def _url(address: str) -> str:
+    """The https:// address behind one of Detectron2's own; any other as it is."""
+    if address.startswith(Detectron2Handler.PREFIX):
+        name = address[len(Detectron2Handler.PREFIX) :]
+        return Detectron2Handler.S3_DETECTRON2_PREFIX + name
+    if address.startswith("catalog://"):
+        try:
+            return ModelCatalog.get(address[len("catalog://") :])
+        except (KeyError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"MODEL.WEIGHTS: no {address} in Detectron2's catalogue of models"
+            ) from error
+    return address
+
+
+def _sha256(file: str) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        for chunk in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_weights(file: str) -> dict[str, Any]:
+    """What a file of weights holds: ``"model"``, tensors or arrays by name, and what lies beside.
+
+    ``.pkl``: Detectron2's model zoo and Caffe2; ``.pyth``: pycls; ``.safetensors``; any other:
+    torch. Tensors, arrays, numbers, strings and plain containers are all that is read.
+
+    Raises:
+        DamagedFileError: a file that is cut short or altered: torch's own reader misses changed
+            numbers, so the checksums in its zip archives are verified first.
+        ValueError: the file asks for code, or holds something else than weights.
+    """
+    if file.endswith(".pkl"):
+        content = _detectron_format(load_pickle(file))
+    elif file.endswith(".safetensors"):
+        content = {"model": _read_safetensors(file)}
+    else:
+        content = _read_torch(file)
+        if isinstance(content, dict) and file.endswith(".pyth"):
+            content = _pycls_format(content)
+        elif isinstance(content, dict) and "model" not in content:
+            content = {"model": content}
+    weights = content.get("model") if isinstance(content, dict) else content
+    if not isinstance(weights, dict):
+        raise ValueError(f"{file} holds a {type(weights).__name__}, not tensors by name")
+    for name, tensor in weights.items():
+        if not isinstance(tensor, torch.Tensor | np.ndarray | np.generic):
+            raise ValueError(
+                f"{file}: {name!r} is a {type(tensor).__name__}, not a tensor. Tensors by name are "
+                "needed, alone in the file or under the key 'model'"
+            )
+    return content
+
+
+def _detectron_format(content: Any) -> Any:
+    """As Detectron2 reads a .pkl: what has no author is from Caffe2, its names to be matched."""
+    if not isinstance(content, dict) or ("model" in content and "__author__" in content):
+        return content
+    weights = content.get("blobs", content)  # detection models have "blobs", ImageNet's do not
+    weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _pycls_format(content: dict[str, Any]) -> dict[str, Any]:
+    weights = content.get("model_state", {})
+    weights = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+
+
+def _read_torch(file: str) -> Any:
+    with open(file, "rb") as stream:
+        is_archive = stream.read(4) == b"PK\x03\x04"
+    if not is_archive and tarfile.is_tarfile(file):
+        # torch before 2.6 runs what is in one, weights_only or not (CVE-2025-32434).
+        raise ValueError(f"{file} is in torch's oldest format, a tar archive, which is not read")
+    try:
+        if is_archive:
+            with zipfile.ZipFile(file) as archive:
+                wrong = archive.testzip()
+            if wrong:
+                raise DamagedFileError(f"{file} is damaged: the checksum of {wrong} does not match")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except DamagedFileError:
+        raise
+    # A damaged file raises anything, from EOFError to KeyError.
+    except Exception as error:
+        asked = re.search(r"GLOBAL (\w[\w.]*)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and asked:
+            raise ValueError(
+                f"{file} asks for {asked[1]}; it was not read and nothing in it was run. Only "
+                "tensors and plain containers are read: ask who made it for a plain dictionary of "
+                "tensors, or for .safetensors"
+            ) from None
+        raise DamagedFileError(
+            f"{file} is damaged or not a file of weights ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+
+
+def _read_safetensors(file: str) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError(
+            f"{file} needs the package safetensors: pip install safetensors"
+        ) from error
+    try:
+        return load_file(file)
+    except OSError:
+        raise
+    except Exception as error:  # safetensors' own, which derives from Exception alone
+        raise DamagedFileError(f"{file} is damaged ({_first_line(error)})") from error
