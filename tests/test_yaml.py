@@ -6,7 +6,7 @@ from pathlib import Path
 import fpn_ext
 import pytest
 from detectron2.modeling import build_model
-from flat_config import flat
+from fpn_ext.config import flat
 
 ALL = sorted(Path("configs").rglob("*.yaml"))
 MODELS = [f for f in ALL if not f.name.startswith("Base-")]
