@@ -33,6 +33,16 @@ ALLOWED = {
     "evaluation": {"data"},
     "drawing": set(),
     "provenance": {"_d2_compat"},
+    "measuring": set(),
+    "agreement": set(),
+    "compare_configs": {"config", "data", "fpn", "roi_heads"},
+    "compare_weights": {
+        *("agreement", "compare_configs", "evaluation", "measuring", "optimize", "predict"),
+    },
+    "compare_training": {"compare_weights", "config", "evaluation", "measuring", "provenance"},
+    "compare": {
+        *("compare_configs", "compare_training", "compare_weights", "evaluation", "provenance"),
+    },
     "predict": {"config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},
 }
