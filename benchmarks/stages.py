@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
+from fpn_ext.agreement import in_form_of
 from sides import Side
 from torch import nn
 from torchvision.models.detection.rpn import concat_box_prediction_layers
@@ -137,6 +138,9 @@ def _as_torchvision(reference: dict[str, Any]) -> dict[str, Any]:
     scores, deltas = reference["predictor"]
     return {
         **reference,
+        # It numbers the maps that Detectron2 names.
+        "bottom-up": dict(zip("0123", reference["bottom-up"].values(), strict=True)),
+        "pyramid": dict(zip((*"0123", "pool"), reference["pyramid"].values(), strict=True)),
         "proposals": (
             [p.proposal_boxes.tensor for p in proposals],
             [p.objectness_logits for p in proposals],
@@ -168,20 +172,6 @@ def _bottom_up_replaced(backbone: nn.Module, stub: nn.Module) -> Iterator[None]:
         yield
     finally:
         backbone.bottom_up = original
-
-
-def in_form_of(own: Any, reference: Any) -> Any:
-    """The numbers of ``reference`` in the dtype and layout of ``own``; ``own`` if shapes differ."""
-    if isinstance(own, torch.Tensor):
-        if own.shape != reference.shape:
-            return own
-        form = torch.empty_strided(own.shape, own.stride(), dtype=own.dtype, device=own.device)
-        return form.copy_(reference)
-    if isinstance(own, dict):
-        # torchvision numbers what Detectron2 names.
-        numbered = dict(zip(own, reference.values(), strict=False))
-        return {k: in_form_of(v, reference.get(k, numbered.get(k))) for k, v in own.items()}
-    return type(own)(map(in_form_of, own, reference))
 
 
 def difference(own: Any, reference: Any) -> dict[str, float] | None:

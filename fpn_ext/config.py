@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -166,6 +167,21 @@ def _keys(node: CfgNode, prefix: str = "") -> Iterable[str]:
         yield prefix + name
         if isinstance(value, CfgNode):
             yield from _keys(value, f"{prefix}{name}.")
+
+
+def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """A config as one flat dictionary, for comparing two of them.
+
+    >>> flat(get_cfg())["MODEL.FPN_EXT.CANONICAL_LEVEL"]
+    4
+    """
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = value
+    return values
 
 
 def resolve_device(cfg: CfgNode) -> str | None:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,13 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
     training, are left out of the ground truth too: nothing could ever be matched to them.
     """
 
-    def evaluate(self) -> OrderedDict | None:
+    def evaluate(self, img_ids: Sequence[str] | None = None) -> OrderedDict | None:
         """``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", "AP50-<class>", ...}}`` in percent.
 
         A class without ground truth counts as NaN and is left out of the means.
+
+        Args:
+            img_ids: the images to be scored, as COCOEvaluator's; None for all of the data set.
         """
         gathered = comm.gather(self._predictions, dst=0)
         if not comm.is_main_process():
@@ -95,8 +98,12 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
 
         thresholds = range(50, 100, 5)
         ap = np.full((len(self._class_names), len(thresholds)), math.nan)
+        if img_ids is None:
+            img_ids = Path(self._image_set_path).read_text().split()
         with tempfile.TemporaryDirectory() as folder:
-            classes_with_boxes = self._copy_ground_truth(Path(folder))
+            image_list = Path(folder, "images")  # no class has a file without a suffix
+            image_list.write_text("\n".join(img_ids))
+            classes_with_boxes = self._copy_ground_truth(img_ids, Path(folder))
             for c, name in enumerate(self._class_names):
                 if name not in classes_with_boxes:
                     continue
@@ -105,7 +112,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
                     _, _, class_ap = voc_eval(
                         os.path.join(folder, "{}.txt"),
                         os.path.join(folder, "{}.xml"),
-                        self._image_set_path,
+                        str(image_list),
                         name,
                         ovthresh=threshold / 100,
                         use_07_metric=self._is_2007,
@@ -119,14 +126,14 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             box[f"AP50-{name}"] = _mean(ap[c, :1])
         return OrderedDict(bbox=box)
 
-    def _copy_ground_truth(self, folder: Path) -> set[str]:
+    def _copy_ground_truth(self, img_ids: Sequence[str], folder: Path) -> set[str]:
         """Write the annotations for ``voc_eval``, less the faulty boxes.
 
         ``voc_eval`` reads fields that not everybody writes, and whole numbers only.
         Returns the classes that have boxes to find.
         """
         classes = set()
-        for image_id in Path(self._image_set_path).read_text().split():
+        for image_id in img_ids:
             file = Path(self._anno_file_template.format(image_id))
             copy = ElementTree.Element("annotation")
             for element in read_voc_annotation(file).findall("object"):
@@ -156,11 +163,20 @@ def _mean(values: np.ndarray) -> float:
 def write_results(results: Mapping[str, Any], file: Path) -> None:
     """Write a results dictionary as JSON; numbers that JSON has no word for become null."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(_plain(results), indent=2) + "\n")
+    file.write_text(json.dumps(plain(results), indent=2) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As JSON holds it: mappings, sequences, text, finite numbers; None for all other numbers.
+
+    >>> plain({"AP": np.float64("nan"), "images": (1, "a.jpg")})
+    {'AP': None, 'images': [1, 'a.jpg']}
+    """
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, str | int):
+        return value
     number = float(value)
     return number if math.isfinite(number) else None

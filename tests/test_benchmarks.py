@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import whole_model
 from calibrated import calibrated_weights
-from measuring import ratio_text
+from fpn_ext.measuring import ratio_text
 from sides import builtin_config
 
 SMALL = [

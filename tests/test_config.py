@@ -10,7 +10,7 @@ from fpn_ext import config
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, build_model
-from flat_config import flat
+from fpn_ext.config import flat
 from fpn_ext.names import look_up
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"

@@ -68,6 +68,16 @@ ALLOWED = {
     "reproduce": {"commands", "config", "data", "paper", "provenance"},
     "four_step": {"commands", "config", "data"},
     "predict": {"bottom_ups", "checkpoint", "config", "data", "drawing", "optimize"},
+    "measuring": set(),
+    "agreement": set(),
+    "compare_configs": {"config", "data", "fpn", "roi_heads"},
+    "compare_weights": {
+        *("agreement", "compare_configs", "evaluation", "measuring", "optimize", "predict"),
+    },
+    "compare_training": {"compare_weights", "config", "evaluation", "measuring", "provenance"},
+    "compare": {
+        *("compare_configs", "compare_training", "compare_weights", "evaluation", "provenance"),
+    },
     "visualize": {"predict", "drawing", "levels"},
 }
 

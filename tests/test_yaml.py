@@ -8,7 +8,7 @@ import pytest
 import torch
 from fpn_ext import paper
 from detectron2.modeling import build_model
-from flat_config import flat
+from fpn_ext.config import flat
 
 # Those of paper/scale/ are no configs by themselves: fpn_ext.reproduce puts them on others.
 ALL = sorted(f for f in Path("configs").rglob("*.yaml") if f.parent.name != "scale")

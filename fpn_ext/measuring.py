@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, peak memory, tables."""
+"""Measuring: sides timed in turn, peak memory, and how their figures are written down."""
 
 import ctypes
 import gc
@@ -51,10 +51,10 @@ def peak_memory(run: Callable[[], Any], device: str = "cpu") -> dict[str, float]
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated() / MIB
         run()
         synchronize(device)
-        return {"before": before / MIB, "peak": torch.cuda.max_memory_allocated() / MIB}
+        return {"before": before, "peak": torch.cuda.max_memory_allocated() / MIB}
     if not Path("/proc/self/clear_refs").exists():
         return None
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
