@@ -68,6 +68,8 @@ class Trainer(ResumableTrainer):
 
 def setup(args) -> CfgNode:
     """The frozen config of the command line; logging, seed and output folder set up from it."""
+    if args.extend and (args.resume or args.eval_only):
+        raise ValueError("--extend begins a training; leave --resume and --eval-only out")
     cfg = fpn_ext.load_config(args.config_file, args.opts)
     device_note = fpn_ext.resolve_device(cfg)
     register_datasets()

@@ -76,11 +76,11 @@ class RepeatableTrainLoader:
         self.mapper = DatasetMapper(cfg, True) if mapper is None else mapper
         with _random_numbers_of(self.seed, _ORDER):
             parts = _train_loader_from_config(cfg, self.mapper, dataset=records)
-        self.records = parts["dataset"]
         self.sampler, self._sampler_seed = parts["sampler"], self.seed
         self.batch_size = parts["total_batch_size"] // world_size
-        self.groups = _groups(self.records) if parts["aspect_ratio_grouping"] else None
-        self.data = MapDataset(DatasetFromList(self.records, copy=False), self.mapper)
+        self.groups = _groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
+        # Packed; the list, gigabytes for COCO, is let go.
+        self.records = DatasetFromList(parts["dataset"], copy=False)
 
     def __iter__(self) -> Iterator[list[Any]]:
         # A generator: Detectron2 v0.6 asks for the iterator before it knows where to begin.
@@ -93,7 +93,7 @@ class RepeatableTrainLoader:
         )
         images = iter(
             DataLoader(
-                _SeededImages(self.data, self.seed, comm.get_rank()),
+                _SeededImages(MapDataset(self.records, self.mapper), self.seed, comm.get_rank()),
                 sampler=itertools.chain.from_iterable(batches),
                 batch_size=None,
                 collate_fn=trivial_batch_collator,

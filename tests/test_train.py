@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from fpn_ext.predict import find_pictures, load_inference_config
+import torch
+from fpn_ext.predict import build_predictor, find_pictures, load_inference_config
 from fpn_ext.predict import main as predict
 from fpn_ext.visualize import draw_curves
 from fpn_ext.visualize import main as visualize
 from PIL import Image
+from unsafe import touches
 
 DATASET = Path(os.environ["DETECTRON2_DATASETS"], "demo_multiscale")  # set by conftest.py
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -95,6 +97,18 @@ def test_resume_goes_on_where_it_stopped(trained):
     code, log = run(*arguments, "OUTPUT_DIR", output)
     assert code == 0, log
     assert "Starting training from iteration 2" in log
+    assert "Next: iteration 2, learning rate" in log and "MAX_ITER 4 (was 2)" in log
+
+
+def test_weights_that_would_run_code_are_refused(trained, tmp_path):
+    torch.save({"model": {"w": touches(tmp_path / "canary")}}, tmp_path / "model.pth")
+    arguments = [*SMALL, "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    cfg = load_inference_config(DEMO, arguments)
+    with pytest.raises(ValueError, match=r"model\.pth asks for .*eval; it was not read"):
+        build_predictor(cfg)
+    code, log = run("--config-file", DEMO, "--eval-only", *arguments, "OUTPUT_DIR", tmp_path / "o")
+    assert code != 0 and "it was not read and nothing in it was run" in log.splitlines()[-1]
+    assert not (tmp_path / "canary").exists()
 
 
 def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
@@ -117,6 +131,8 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
         (["--eval-only"], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS: no file none.pth"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN names no data set"),
+        (["--extend"], "MODEL.WEIGHTS is empty"),
+        (["--extend", "--resume"], "leave --resume and --eval-only out"),
     ],
 )
 def test_a_mistake_ends_before_anything_is_built(tmp_path, arguments, message):
