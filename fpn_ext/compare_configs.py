@@ -20,7 +20,15 @@ COMPONENTS = (
 )
 # Keys of MODEL.FPN_EXT that one component alone reads, with its registry and the key that names it.
 READERS: tuple[tuple[Any, str, type, tuple[str, ...]], ...] = (
-    (BACKBONE_REGISTRY, "BACKBONE", FeaturePyramid, ("BOTTOM_UP", "IN_FEATURES", "CHANNELS_LAST")),
+    (
+        BACKBONE_REGISTRY,
+        "BACKBONE",
+        FeaturePyramid,
+        (
+            *("BOTTOM_UP", "BOTTOM_UP_WEIGHTS", "BOTTOM_UP_NORM", "KEEP_PIXELS"),
+            *("IN_FEATURES", "CHANNELS_LAST"),
+        ),
+    ),
     (
         ROI_HEADS_REGISTRY,
         "ROI_HEADS",

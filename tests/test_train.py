@@ -127,7 +127,7 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["MODEL.BACKBONE.NAME", "Pyramid"], "nearest valid: 'FeaturePyramid'"),
+        (["MODEL.BACKBONE.NAME", "Pyramid"], "nearest valid: 'TopDownPyramid', 'FeaturePyramid'"),
         (["--eval-only"], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS: no file none.pth"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN names no data set"),
