@@ -52,7 +52,11 @@ def compare(cfg: CfgNode) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     cells = [
-        [r["metric"], *(f"{r[side]:.2f}" for side in SIDES), f"{r['difference']:+.2f}"]
+        [
+            r["metric"],
+            *(f"{r[side]:.2f}" for side in SIDES),
+            f"{round(r['difference'], 2) + 0.0:+.2f}",  # + 0.0: no "-0.00"
+        ]
         for r in rows
     ]
     return markdown_table(["", *SIDES, "difference"], cells)
