@@ -94,11 +94,11 @@ def test_ids_in_an_array(file):
 
 def test_integer_boxes_are_exact(file):
     boxes = np.array([[0, 0, 65535, 3], [5, 6, 7, 8]], dtype=np.uint16)
-    scores = np.array([1, 200], dtype=np.uint8)
+    scores = np.array([0, 200], dtype=np.uint8)
     read = read_pickle(dump(file, content(boxes=[boxes, EMPTY[0]],
                                           objectness_logits=[scores, EMPTY[1]])))  # fmt: skip
     assert read[7][0].tolist() == [[5, 6, 7, 8], [0, 0, 65535, 3]]
-    assert read[7][1].tolist() == [200, 1]
+    assert read[7][1].tolist() == [200, 0] and read[7][1].dtype == np.float32
 
 
 def test_xywh_boxes_are_converted(file):
