@@ -152,9 +152,10 @@ def main(args) -> OrderedDict:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
+        checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        resume = args.resume and checkpointer.has_checkpoint()
+        fpn_ext.check_weights(cfg, required=not resume)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

@@ -42,7 +42,8 @@ class RepeatableTrainLoader:
 
     Order and batches are those of Detectron2's sampler (``DATALOADER.SAMPLER_TRAIN``) and of its
     grouping by aspect ratio. What is random in loading an image depends on the seed and on the
-    image's place in that order; so neither prefetching nor the number of workers changes anything.
+    image's place in that order; so neither prefetching nor the number of workers changes anything
+    (but for a mapper that drops images: what stands in for them is Detectron2's choice).
 
     Args:
         cfg: a Detectron2 config; ``SEED`` (below 0: a random one) is the seed.

@@ -6,7 +6,6 @@ refused. NumPy's own ``_reconstruct`` and ``dtype.__setstate__`` are not called 
 arguments they make arrays over foreign memory.
 """
 
-import math
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -118,10 +117,9 @@ def _array(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.n
         data = data.encode("latin1")
     if not isinstance(data, bytes | bytearray):
         raise _RefusedError("an array of Python objects")
-    if len(data) != math.prod(shape) * dtype.stored.itemsize:
-        raise ValueError(f"{len(data)} bytes for an array of {shape}, {dtype.stored}")
     stored = np.frombuffer(data, np.uint8).view(dtype.stored) if data else np.empty(0, dtype.stored)
-    return stored.reshape(shape, order=order).astype(dtype.value)  # astype copies: writable
+    # reshape refuses another number of them; astype copies: writable.
+    return stored.reshape(shape, order=order).astype(dtype.value)
 
 
 def _from_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
