@@ -11,17 +11,22 @@ from pathlib import Path
 import fpn_ext  # first: it makes an uncompiled Detectron2 v0.6 importable
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from fpn_ext.data import register_datasets
+from fpn_ext.data import load_training_records, register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.optimize import model_for_inference
 
 
 class Trainer(DefaultTrainer):
     """Detectron2's trainer, with the evaluator that each data set's metadata asks for."""
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, dataset=load_training_records(cfg))
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):

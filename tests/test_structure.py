@@ -30,6 +30,8 @@ ALLOWED = {
     "rpn": set(),
     "config": {"_d2_compat", "levels", "names"},
     "data": {"demo_data"},
+    "annotation_files": {"data", "names"},
+    "data_check": {"annotation_files", "config", "data", "levels", "names"},
     "evaluation": {"data"},
     "drawing": set(),
     "predict": {"config", "data", "drawing", "optimize"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,8 @@ def test_training_ends_in_a_checkpoint_and_scores(trained):
     assert (output / "model_final.pth").is_file()
     assert {"AP", "AP50", "APs", "APm", "APl", "AP-disc"} <= set(results(output)["bbox"])
     assert "|  AP   |  AP50  |" in log
+    kept = r"\d of 6 training images have no boxes: kept \(DATALOADER\.FILTER_EMPTY_ANNOTATIONS"
+    assert re.search(kept, log)
 
 
 def test_eval_only_gives_the_same_scores_and_a_folder_per_data_set(trained, tmp_path):
