@@ -33,6 +33,7 @@ ALLOWED = {
     "annotation_files": {"data", "names"},
     "data_check": {"annotation_files", "config", "data", "levels", "names"},
     "evaluation": {"data"},
+    "doctor": {"_d2_compat"},
     "drawing": set(),
     "predict": {"config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},
