@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fpn_ext.data import load_training_records, register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
+from fpn_ext.nonfinite import NonFiniteGuard
 from fpn_ext.optimize import model_for_inference
 
 
@@ -27,6 +28,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         return build_detection_train_loader(cfg, dataset=load_training_records(cfg))
+
+    def build_hooks(self):
+        return [*super().build_hooks(), NonFiniteGuard(self.cfg)]  # last: it raises
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):

@@ -34,6 +34,7 @@ ALLOWED = {
     "data_check": {"annotation_files", "config", "data", "levels", "names"},
     "evaluation": {"data"},
     "doctor": {"_d2_compat"},
+    "nonfinite": set(),
     "drawing": set(),
     "predict": {"config", "data", "drawing", "optimize"},
     "visualize": {"predict", "drawing", "levels"},

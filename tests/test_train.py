@@ -242,3 +242,15 @@ def test_prediction_needs_weights():
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS: no file none\.pth"):
         load_inference_config(DEMO, ["MODEL.WEIGHTS", "none.pth"])
     assert Path(DEMO).is_file()
+
+
+def test_a_diverging_training_says_where_and_why(trained, tmp_path):
+    code, log = run(
+        "--config-file", DEMO, *SMALL, "SOLVER.BASE_LR", "1e9", "SOLVER.MAX_ITER", 20,
+        "SOLVER.WARMUP_ITERS", 0, "OUTPUT_DIR", tmp_path,
+    )  # fmt: skip
+    assert code != 0
+    message = log[log.rindex("training met NaN or infinity in iteration") :]
+    assert "first: " in message and "SOLVER.BASE_LR 1e+09" in message
+    (folder,) = (tmp_path / "nonfinite").iterdir()
+    assert {f.name for f in folder.iterdir()} == {"batch.pth", "model.pth", "report.json"}
