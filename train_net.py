@@ -24,6 +24,7 @@ from fpn_ext.checkpoint import SafeCheckpointer
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.freezing import freeze
+from fpn_ext.nonfinite import NonFiniteGuard
 from fpn_ext.optimize import model_for_inference
 from fpn_ext.proposal_loader import build_test_loader, training_data
 from fpn_ext.recall import model_with_proposals
@@ -34,18 +35,21 @@ from fpn_ext.trainer import ResumableTrainer
 class Trainer(ResumableTrainer):
     """The project's trainer, with the evaluator that each data set's metadata asks for."""
 
-    @classmethod
-    def build_model(cls, cfg):
-        model = super().build_model(cfg)
-        freeze(model, cfg.MODEL.FPN_EXT.FREEZE)
-        return model
-
     def __init__(self, cfg):
         super().__init__(cfg)
         if cfg.TEST.AUG.ENABLED:
             # Each image takes many passes: as in Detectron2's script, only when training is over.
             cfg, self.cfg = self.cfg, changed(self.cfg, "TEST.AUG.ENABLED", False)
             self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_TTA(cfg, self.model))])
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        freeze(model, cfg.MODEL.FPN_EXT.FREEZE)
+        return model
+
+    def build_hooks(self):
+        return [*super().build_hooks(), NonFiniteGuard(self.cfg)]  # last: it raises
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,8 @@ def test_training_ends_in_a_checkpoint_and_scores(trained):
     assert (output / "model_final.pth").is_file()
     assert {"AP", "AP50", "APs", "APm", "APl", "AP-disc"} <= set(results(output)["bbox"])
     assert "|  AP   |  AP50  |" in log
+    kept = r"\d of 6 training images have no boxes: kept \(DATALOADER\.FILTER_EMPTY_ANNOTATIONS"
+    assert re.search(kept, log)
 
 
 def test_eval_only_gives_the_same_scores_and_a_folder_per_data_set(trained, tmp_path):
@@ -253,3 +256,15 @@ def test_prediction_needs_weights():
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS: no file none\.pth"):
         load_inference_config(DEMO, ["MODEL.WEIGHTS", "none.pth"])
     assert Path(DEMO).is_file()
+
+
+def test_a_diverging_training_says_where_and_why(trained, tmp_path):
+    code, log = run(
+        "--config-file", DEMO, *SMALL, "SOLVER.BASE_LR", "1e9", "SOLVER.MAX_ITER", 20,
+        "SOLVER.WARMUP_ITERS", 0, "OUTPUT_DIR", tmp_path,
+    )  # fmt: skip
+    assert code != 0
+    message = log[log.rindex("training met NaN or infinity in iteration") :]
+    assert "first: " in message and "SOLVER.BASE_LR 1e+09" in message
+    (folder,) = (tmp_path / "nonfinite").iterdir()
+    assert {f.name for f in folder.iterdir()} == {"batch.pth", "model.pth", "report.json"}
