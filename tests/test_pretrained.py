@@ -18,9 +18,7 @@ def network(channels=3):
 
 def filled(channels=3):
     state = network(channels).state_dict()
-    return {
-        name: torch.randn(t.shape) if t.is_floating_point() else t for name, t in state.items()
-    }
+    return {name: torch.randn(t.shape) if t.is_floating_point() else t for name, t in state.items()}
 
 
 def load(tmp_path, content, into=None):

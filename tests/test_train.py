@@ -43,7 +43,7 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder and the log of a model trained for two iterations."""
-    demo_data.generate(DATASET, num_train=6, num_val=4)
+    demo_data.ensure(DATASET, num_train=6, num_val=4)
     output = tmp_path_factory.mktemp("trained")
     code, log = run("--config-file", DEMO, *SMALL, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", output)
     assert code == 0, log
