@@ -35,9 +35,10 @@ import torch  # noqa: E402
 from fpn_ext import demo_data  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from fpn_ext.data import register_datasets  # noqa: E402
+from fpn_ext.measuring import markdown_table  # noqa: E402
+from fpn_ext.provenance import commit, hardware  # noqa: E402
 from fvcore.nn import FlopCountAnalysis  # noqa: E402
 from fvcore.nn.jit_handles import get_shape  # noqa: E402
-from measuring import commit, markdown_table, processor  # noqa: E402
 
 from train_net import Trainer  # noqa: E402
 
@@ -250,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             row = row or tried(name, folder)
             if args.rounds and row["outcome"] == "pass" and ("seconds" not in row or args.again):
                 row["seconds"] = seconds_per_image(name, args.rounds, folder)
-                row["hardware"], row["threads"] = processor(), torch.get_num_threads()
+                row["hardware"], row["threads"] = hardware(), torch.get_num_threads()
             file.write_text(json.dumps(row, indent=1) + "\n")
             print(f"{name}: {row['outcome'].partition(chr(10))[0]}", flush=True)
             shutil.rmtree(folder, ignore_errors=True)

@@ -19,8 +19,9 @@ from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from fpn_ext.data import register_datasets
+from fpn_ext.measuring import markdown_table
+from fpn_ext.provenance import commit
 from fpn_ext.recall import ProposalRecallEvaluator
-from measuring import commit, markdown_table
 
 SIDES = ("pycocotools", "Detectron2")
 

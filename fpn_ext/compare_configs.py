@@ -74,7 +74,7 @@ def unread_keys(cfg: CfgNode) -> set[str]:
     """The keys under ``MODEL.FPN_EXT`` that the config has no component to read.
 
     >>> sorted(unread_keys(get_cfg()))[:2]  # of Detectron2's components
-    ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOXES_PER_CHUNK']
+    ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOTTOM_UP_NORM']
     """
     unread = set()
     for registry, node, component, keys in READERS:

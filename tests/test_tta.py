@@ -220,11 +220,15 @@ def test_training_is_evaluated_with_augmentation_only_at_its_end(cfg, demo, monk
 
 def test_what_cannot_be_augmented_is_said_before_training():
     demo_config = "configs/demo/faster_rcnn_R_18_FPN.yaml"
+    precomputed = [
+        *("MODEL.LOAD_PROPOSALS", "True"),
+        *("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"),
+        *("DATASETS.PROPOSAL_FILES_TEST", "('README.md',)"),  # any file that is there
+    ]
     for opts, message in (
         (["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "GeneralizedRCNN, got ProposalNetwork"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], "GeneralizedRCNN, got RetinaNet"),
-        (["MODEL.LOAD_PROPOSALS", "True"], "needs the model's own RPN"),
-        (["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"], "needs the model's own RPN"),
+        (precomputed, "needs the model's own RPN"),
         (["MODEL.KEYPOINT_ON", "True"], "has no keypoints"),
         (["TEST.AUG.MIN_SIZES", "()"], r"TEST\.AUG\.MIN_SIZES is empty"),
     ):
