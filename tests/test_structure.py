@@ -44,7 +44,7 @@ ALLOWED = {
     "trainer": {"checkpoint", "repeatable"},
     "data": {"demo_data"},
     "proposal_file": set(),
-    "proposal_pickle": {"proposal_file"},
+    "proposal_pickle": {"proposal_file", "safe_pickle"},
     "proposal_sources": {"proposal_file"},
     "proposal_loader": {"proposal_file", "proposal_pickle"},
     "proposals": {
