@@ -32,7 +32,7 @@ ALLOWED = {
     "freezing": {"names", "norms"},
     "dry_run": {"levels"},
     "networks": {"dry_run", "names"},
-    "pretrained": set(),
+    "pretrained": {"weight_files"},
     "bottom_ups": {"dry_run", "names", "networks", "norms", "pretrained"},
     "winograd": set(),
     "optimize": {"roi_heads", "winograd"},
