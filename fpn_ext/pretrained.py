@@ -4,17 +4,16 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
+
+from .weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
 # Share of a network's tensors that must be in the file.
 LEAST_SHARE = 0.9
-# Under these names a training's checkpoint keeps the model.
-INSIDE = ("model", "state_dict", "model_state")
 EXAMPLES = 5
 
 
@@ -28,7 +27,7 @@ def load_pretrained(network: nn.Module, file: str) -> None:
 
     Args:
         network: changed in place.
-        file: a ``.safetensors`` file, or one of ``torch.save``, read without running code from it.
+        file: as :func:`fpn_ext.weight_files.read_weights` reads it, without running code from it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -68,26 +67,10 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: no file {file}")
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except ImportError:
-        raise ValueError(
-            f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS {file} needs the package safetensors, which is not "
-            "installed: pip install safetensors"
-        ) from None
-    except Exception as error:  # each reader has errors of its own for a file it cannot read
-        raise ValueError(
-            f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: {file} holds no weights that can be read without "
-            f"running code from it ({str(error).partition(chr(10))[0]})"
-        ) from error
-    while isinstance(content, dict) and (key := next((k for k in INSIDE if k in content), None)):
-        content = content[key]
-    tensors = content.items() if isinstance(content, dict) else ()
-    return {name: tensor for name, tensor in tensors if isinstance(tensor, torch.Tensor)}
+        weights = read_weights(str(file))["model"]
+    except ValueError as error:
+        raise ValueError(f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: {error}") from error
+    return {name: torch.as_tensor(tensor) for name, tensor in weights.items()}
 
 
 def _names_in_file(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:

@@ -363,7 +363,7 @@ def _is_id(value: object) -> bool:
 
 def checked_ids(image_ids: Iterable[Any]) -> list[ImageId]:
     """Image ids as Python's integers and strings; a ValueError if they cannot serve as ids."""
-    ids = [i.item() if isinstance(i, np.integer) else i for i in image_ids]
+    ids = [i.item() if isinstance(i, np.generic) else i for i in image_ids]
     wrong = [i for i in ids if not _is_id(i)]
     if wrong:
         raise ValueError(f"image ids must be integers or strings, got {wrong[0]!r}")

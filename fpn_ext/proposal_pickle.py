@@ -1,24 +1,19 @@
 """Detectron2's files of proposals (``.pkl``), read without running what is in them.
 
-A pickle is a program: Detectron2's ``pickle.load`` runs it. Here a pickle may name numpy arrays,
-numbers and dtypes, and Detectron2's BoxMode; each of these is rebuilt by a function of this module
-from plain bytes and numbers. Anything else that a file names ends in a ValueError.
+A pickle is a program: Detectron2's ``pickle.load`` runs it. See :mod:`fpn_ext.safe_pickle`.
 """
 
-import mmap
 import os
 import pickle
-import re
-import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .proposal_file import ImageId, ProposalFile, Proposals, checked_ids, replacing, write_proposals
+from .safe_pickle import load_pickle
 
 PICKLE_SUFFIXES = (".pkl", ".pickle")
 # Detectron1's names of the keys, which Detectron2 reads too.
@@ -61,7 +56,7 @@ def read_pickle(file: str | os.PathLike) -> Proposals:
     path = os.fspath(file)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no file of proposals {path}")
-    content = _load(path)
+    content = load_pickle(path, {"detectron2.structures.boxes.BoxMode": int})
     try:
         ids, boxes, scores = _fields(content)
     except ValueError as error:
@@ -147,8 +142,8 @@ def _fields(content: Any) -> tuple[list[ImageId], list[np.ndarray], list[np.ndar
 
 
 def _plain_list(key: str, value: Any) -> list[Any]:
-    if isinstance(value, _Array):
-        value = value.content if isinstance(value.content, list) else value.content.tolist()
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if not isinstance(value, list | tuple):
         raise ValueError(f"{key} must be a list, it is a {type(value).__name__}")
     return list(value)
@@ -169,161 +164,10 @@ def _scores(image_id: Any, value: Any) -> np.ndarray:
 
 
 def _numbers(image_id: Any, value: Any, key: str, ndim: int) -> np.ndarray:
-    content = value.content if isinstance(value, _Array) else None
-    if not isinstance(content, np.ndarray) or content.dtype.kind not in "iuf":
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
         raise ValueError(f"image id {image_id!r}: {key} must be an array of numbers")
-    if content.size == 0:  # Detectron1 writes (0,)
+    if value.size == 0:  # Detectron1 writes (0,)
         return np.zeros((0, 4)[:ndim], dtype=np.float32)
-    if content.ndim != ndim:
-        raise ValueError(f"image id {image_id!r}: {key} has the shape {content.shape}")
-    return content
-
-
-# Reading a pickle.
-
-
-def _load(path: str) -> Any:
-    try:
-        with (
-            open(path, "rb") as opened,
-            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            return _Unpickler(content, encoding="latin1").load()
-    except _Refused as error:
-        raise ValueError(
-            f"{path} is refused: it asks for {error}, which proposals have no need of. Nothing of "
-            "it was run."
-        ) from None
-    except Exception as error:  # whatever a damaged pickle can raise, which is anything
-        raise ValueError(
-            f"{path} is no pickle, or is damaged: {type(error).__name__}: {error}"
-        ) from None
-
-
-class _Refused(Exception):
-    """The name of what a pickle asked for."""
-
-
-class _DType:
-    """What a pickle has for a numpy.dtype."""
-
-    def __init__(self, code: str, *ignored: object):
-        if not re.fullmatch(r"[iufU]\d{1,4}|O\d*", code):
-            raise _Refused(f"an array of dtype {code!r}")
-        self.code = code
-
-    def __setstate__(self, state: tuple) -> None:
-        order = state[1]
-        if order in ("<", ">"):
-            self.code = order + self.code
-        elif order != "|":
-            raise ValueError(f"byte order {order!r}")
-
-    @property
-    def is_object(self) -> bool:
-        return "O" in self.code
-
-
-class _Array:
-    """What a pickle has for a numpy array; ``content`` is the array, or the list of its objects."""
-
-    content: Any = None
-
-    def __setstate__(self, state: tuple) -> None:
-        shape, dtype, fortran_order, content = state[-4:]
-        if dtype.is_object:
-            self.content = list(content)
-            return
-        # Python 2 wrote bytes as text.
-        raw = content.encode("latin1") if isinstance(content, str) else content
-        array = np.frombuffer(raw, dtype=dtype.code)
-        self.content = array.reshape(shape, order="F" if fortran_order else "C")
-
-
-def _reconstruct(*ignored: object) -> _Array:
-    return _Array()
-
-
-def _frombuffer(
-    buffer: Any, dtype: _DType, shape: tuple, order: str, axis_order: tuple | None = None
-) -> _Array:
-    array = _Array()
-    flat = np.frombuffer(buffer, dtype=dtype.code)
-    if order == "K" and axis_order is not None:
-        array.content = flat.reshape(shape).transpose(axis_order)
-    else:
-        array.content = flat.reshape(shape, order="F" if order == "F" else "C")
-    return array
-
-
-def _scalar(dtype: _DType, raw: bytes | str) -> Any:
-    raw = raw.encode("latin1") if isinstance(raw, str) else raw
-    return np.frombuffer(raw, dtype=dtype.code)[0].item()
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise _Refused(f"_codecs.encode to {encoding!r}")
-    return text.encode("latin1")
-
-
-def _empty_bytes() -> bytes:
-    return b""
-
-
-def _ndarray(*ignored: object) -> None:
-    raise _Refused("a call of numpy.ndarray")
-
-
-def _box_mode(value: int) -> int:
+    if value.ndim != ndim:
+        raise ValueError(f"image id {image_id!r}: {key} has the shape {value.shape}")
     return value
-
-
-# What a pickle may name. Protocols below 3 write bytes as a call of encode, or of bytes if empty.
-_GLOBALS: dict[str, Callable] = {
-    **{
-        f"numpy.{core}.{name}": function
-        for core in ("core", "_core")
-        for name, function in (
-            ("multiarray._reconstruct", _reconstruct),
-            ("multiarray.scalar", _scalar),
-            ("numeric._frombuffer", _frombuffer),
-        )
-    },
-    "numpy.ndarray": _ndarray,
-    "numpy.dtype": _DType,
-    "_codecs.encode": _latin1,
-    "builtins.bytes": _empty_bytes,
-    "__builtin__.bytes": _empty_bytes,
-    "detectron2.structures.boxes.BoxMode": _box_mode,
-}
-
-
-# The one in C fills memory for a memo index that a damaged file makes up; this one does not.
-class _Unpickler(pickle._Unpickler):
-    stack: list[Any]
-    read: Callable[[int], bytes]
-    append: Callable[[object], None]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _GLOBALS[f"{module}.{name}"]
-        except KeyError:
-            raise _Refused(f"{module}.{name}") from None
-
-    def load_build(self) -> None:
-        # The original would set any attribute of anything above, functions included.
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if not isinstance(target, _Array | _DType):
-            raise _Refused(f"setting the state of a {type(target).__name__}")
-        target.__setstate__(state)
-
-    def load_bytearray8(self) -> None:
-        # The original fills memory for a length that a damaged file makes up.
-        (length,) = struct.unpack("<Q", self.read(8))
-        self.append(bytearray(self.read(length)))
-
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8

@@ -6,11 +6,14 @@ refused. NumPy's own ``_reconstruct`` and ``dtype.__setstate__`` are not called 
 arguments they make arrays over foreign memory.
 """
 
+import math
+import mmap
 import os
 import pickle
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -20,8 +23,8 @@ def load_pickle(
 ) -> Any:
     """What a pickle file holds: None, bool, numbers, str, bytes, list, tuple, dict, set, arrays.
 
-    An OrderedDict becomes a dict, an array's numbers get this machine's byte order. Strings of
-    Python 2 are decoded as Latin-1, as Detectron2 does.
+    An OrderedDict becomes a dict, an array of objects (of one dimension) a list, an array's numbers
+    get this machine's byte order. Strings of Python 2 are decoded as Latin-1, as Detectron2 does.
 
     Args:
         extra_globals: more names (``"module.name"``) the file may ask for, and what is called for
@@ -35,11 +38,12 @@ def load_pickle(
     admitted = _ADMITTED | {n: _Admitted(f) for n, f in (extra_globals or {}).items()}
     with Path(file).open("rb") as stream:
         try:
-            return _plain(_Unpickler(stream, admitted).load(), {})
+            with _MappedFile(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _plain(_Unpickler(content, admitted).load(), {})
         except _RefusedError as error:
             raise ValueError(
                 f"{file} asks for {error}; it was not read and nothing in it was run. Only NumPy "
-                "arrays of numbers or strings and plain containers are read from a pickle"
+                "arrays and plain containers are read from a pickle"
             ) from None
         # A damaged pickle raises anything, from EOFError to UnicodeDecodeError.
         except Exception as error:
@@ -52,7 +56,23 @@ class _RefusedError(Exception):
     """What a file asked for and does not get."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _MappedFile(mmap.mmap):
+    """No more of it is read than there is, whatever length is asked for."""
+
+    def readline(self) -> bytes:
+        line = super().readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("it ends within a line")  # the Unpickler would take it for a whole one
+        return line
+
+
+# The one in C fills memory for a memo index that a damaged file makes up; this one does not.
+class _Unpickler(pickle._Unpickler):
+    stack: list[Any]
+    read: Callable[[int], bytes]
+    append: Callable[[object], None]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+
     def __init__(self, stream: Any, admitted: Mapping[str, "_Admitted"]):
         super().__init__(stream, encoding="latin1")
         self.admitted = admitted
@@ -63,9 +83,27 @@ class _Unpickler(pickle.Unpickler):
             raise _RefusedError(full_name)
         return self.admitted[full_name]
 
+    def load_build(self) -> None:
+        # The original would set any attribute of anything that is here.
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, _Admitted):
+            raise _RefusedError("changes to an admitted name")
+        if not isinstance(target, _Array | _Dtype):
+            raise _RefusedError(f"setting the state of a {type(target).__name__}")
+        target.__setstate__(state)
+
+    def load_bytearray8(self) -> None:
+        # The original fills memory for a length that a damaged file makes up.
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
 
 class _Admitted:
-    """A callable whose attributes a pickle cannot set (BUILD sets them on whatever it is given)."""
+    """What a name stands for: to be called, and nothing else."""
 
     __slots__ = ("_call",)
     __hash__ = None  # type: ignore[assignment]  # no member of a set, no key: see _plain
@@ -75,9 +113,6 @@ class _Admitted:
 
     def __call__(self, *args: Any) -> Any:
         return self._call(*args)
-
-    def __setstate__(self, state: object) -> NoReturn:
-        raise _RefusedError("changes to an admitted name")
 
 
 class _Dtype:
@@ -89,41 +124,58 @@ class _Dtype:
     def __init__(self, code: str, align: bool = False, copy: bool = False):
         # Only one-field codes: "f4,O" or a list of fields would be a structured dtype.
         kind = np.dtype(code).kind if isinstance(code, str) and code.isalnum() else "?"
-        if kind not in "biufcSU":
+        if kind not in "biufcSUO":
             raise _RefusedError(f"an array of dtype {code!r}")
         self.stored = self.value = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if state[1] == ">":
-            self.stored = self.value.newbyteorder(">")
+        self.stored = self.value.newbyteorder(state[1])
 
 
 class _Array:
-    """In place of ``numpy.ndarray`` while reading."""
+    """In place of ``numpy.ndarray`` while reading; ``value`` is the array, or list of objects."""
 
     __slots__ = ("value",)
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, *args: Any):
-        self.value = np.empty(0)
+        self.value: np.ndarray | list[Any] = np.empty(0)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, is_fortran, data = state
+        shape, dtype, is_fortran, data = state[-4:]
+        if dtype.value.kind == "O":
+            if not isinstance(data, list) or shape != (len(data),):
+                raise _RefusedError(f"an array of objects of {len(shape)} dimensions")
+            self.value = data
+            return
         self.value = _array(data, dtype, shape, "F" if is_fortran else "C")
 
 
 def _array(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
     if isinstance(data, str):  # bytes written by Python 2
         data = data.encode("latin1")
-    if not isinstance(data, bytes | bytearray):
-        raise _RefusedError("an array of Python objects")
+    if not isinstance(data, bytes | bytearray) or dtype.value.kind == "O":
+        raise _RefusedError("an array of objects in an unknown form")
+    if len(data) != math.prod(shape) * dtype.stored.itemsize:
+        raise ValueError(f"{len(data)} bytes for an array of {shape}, {dtype.stored}")
     stored = np.frombuffer(data, np.uint8).view(dtype.stored) if data else np.empty(0, dtype.stored)
-    # reshape refuses another number of them; astype copies: writable.
-    return stored.reshape(shape, order=order).astype(dtype.value)
+    return stored.reshape(shape, order=order).astype(dtype.value)  # astype copies: writable
 
 
-def _from_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
-    return _array(data, dtype, shape, order)
+def _ndarray(*args: Any) -> NoReturn:
+    raise _RefusedError("a call of numpy.ndarray")
+
+
+def _from_buffer(
+    data: Any,
+    dtype: _Dtype,
+    shape: tuple[int, ...],
+    order: Any,
+    axis_order: tuple[int, ...] | None = None,
+) -> np.ndarray:
+    if axis_order is None:
+        return _array(data, dtype, shape, order)
+    return _array(data, dtype, shape, "C").transpose(axis_order)
 
 
 def _scalar(dtype: _Dtype, data: Any) -> Any:
@@ -140,7 +192,7 @@ def _encode(text: str, encoding: str) -> bytes:
 _CALLS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
     "collections.OrderedDict": dict,
-    "numpy.ndarray": _Array,
+    "numpy.ndarray": _ndarray,
     "numpy.dtype": _Dtype,
     # numpy.core became numpy._core in NumPy 2.
     **{
@@ -153,9 +205,15 @@ _CALLS: dict[str, Callable[..., Any]] = {
         )
     },
     # __builtin__ is Python 2's name of builtins.
-    **{f"{builtins}.set": set for builtins in ("builtins", "__builtin__")},
-    **{f"{builtins}.frozenset": frozenset for builtins in ("builtins", "__builtin__")},
-    "__builtin__.bytes": lambda: b"",  # how Python 3 writes none for Python 2
+    **{
+        f"{builtins}.{name}": call
+        for builtins in ("builtins", "__builtin__")
+        for name, call in (
+            ("set", set),
+            ("frozenset", frozenset),
+            ("bytes", lambda: b""),  # how Python 3 writes none for Python 2
+        )
+    },
 }
 _ADMITTED = {name: _Admitted(call) for name, call in _CALLS.items()}
 
@@ -163,7 +221,7 @@ _ADMITTED = {name: _Admitted(call) for name, call in _CALLS.items()}
 def _plain(value: Any, done: dict[int, Any]) -> Any:
     """``value`` with real arrays and dtypes; lists and dicts in place, each object once."""
     if isinstance(value, _Array | _Dtype):
-        return value.value
+        value = value.value
     if isinstance(value, _Admitted):
         raise _RefusedError("a class or function as a value")
     if id(value) in done:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils.file_io import Detectron2Handler, PathManager
+from safetensors.torch import load_file
 
 from .safe_pickle import load_pickle
 
@@ -98,7 +99,8 @@ def read_weights(file: str) -> dict[str, Any]:
     """What a file of weights holds: ``"model"``, tensors or arrays by name, and what lies beside.
 
     ``.pkl``: Detectron2's model zoo and Caffe2; ``.pyth``: pycls; ``.safetensors``; any other:
-    torch. Tensors, arrays, numbers, strings and plain containers are all that is read.
+    torch, tensors alone or under ``"model"`` or ``"state_dict"``. Tensors, arrays, numbers,
+    strings and plain containers are all that is read.
 
     Raises:
         DamagedFileError: a file that is cut short or altered: torch's own reader misses changed
@@ -114,7 +116,7 @@ def read_weights(file: str) -> dict[str, Any]:
         if isinstance(content, dict) and file.endswith(".pyth"):
             content = _pycls_format(content)
         elif isinstance(content, dict) and "model" not in content:
-            content = {"model": content}
+            content = {"model": content.get("state_dict", content)}
     weights = content.get("model") if isinstance(content, dict) else content
     if not isinstance(weights, dict):
         raise ValueError(f"{file} holds a {type(weights).__name__}, not tensors by name")
@@ -122,7 +124,7 @@ def read_weights(file: str) -> dict[str, Any]:
         if not isinstance(tensor, torch.Tensor | np.ndarray | np.generic):
             raise ValueError(
                 f"{file}: {name!r} is a {type(tensor).__name__}, not a tensor. Tensors by name are "
-                "needed, alone in the file or under the key 'model'"
+                "needed, alone in the file or under the key 'model' or 'state_dict'"
             )
     return content
 
@@ -176,12 +178,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_safetensors(file: str) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ValueError(
-            f"{file} needs the package safetensors: pip install safetensors"
-        ) from error
     try:
         return load_file(file)
     except OSError:

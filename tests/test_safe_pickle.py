@@ -1,6 +1,8 @@
 """Pickles of arrays are read; of anything else, nothing is run."""
 
 import pickle
+import struct
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,6 +17,7 @@ CONTENT = {
     "arrays": (
         np.arange(3, dtype=">i2"),
         np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2),
         np.zeros((0, 4)),
         np.array(7.0),
         np.array([True, False]),
@@ -62,6 +65,13 @@ def test_a_file_of_python_2(tmp_path):
     assert np.array_equal(load_pickle(tmp_path / "c2.pkl")["fc.bias"], array)
 
 
+def test_arrays_of_objects_are_lists(tmp_path):
+    objects = np.empty(2, dtype=object)
+    objects[:] = [np.arange(3), "b"]
+    first, second = load_pickle(written(tmp_path / "a.pkl", {"boxes": objects}))["boxes"]
+    assert first.tolist() == [0, 1, 2] and second == "b"
+
+
 def test_objects_shared_and_cyclic_stay_so(tmp_path):
     shared = [np.arange(2)]
     content = {"a": shared, "b": shared}
@@ -89,12 +99,15 @@ def attacks(canary):
         "nested": (pickle.dumps(nested), "builtins.eval"),
         "instance": (b"(S'x'\nios\nsystem\n.", "os.system"),
         "object opcode": (opcodes(b"(c__builtin__\neval\n" + quoted + b"o"), "__builtin__.eval"),
-        "object array": (pickle.dumps(np.array([touches(canary)])), "dtype 'O8'"),
+        "object array": (pickle.dumps(np.array([touches(canary)])), "builtins.eval"),
+        "objects in rows": (pickle.dumps(np.array([[None]])), "objects of 2 dimensions"),
         "structured": (pickle.dumps(np.zeros(2, "f4,i4")), "dtype 'V8'"),
         "dotted name": (
             b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.",
             "numpy.dtype.__init__",
         ),
+        "state of a container": (opcodes(b"}}U\x08__name__U\x01xsb"), "the state of a dict"),
+        "a call of ndarray": (opcodes(b"cnumpy\nndarray\nK\x09\x85R"), "a call of numpy.ndarray"),
         "state of a function": (
             opcodes(reconstruct + b"}U\x08__name__U\x01xsb"),
             "changes to an admitted name",
@@ -156,6 +169,26 @@ def test_a_cut_file_is_damaged(tmp_path):
         (tmp_path / "a.pkl").write_bytes(text[:length])
         with pytest.raises(ValueError, match=r"a\.pkl is damaged"):
             load_pickle(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize(
+    "made_up",
+    [
+        b"K\x00r" + struct.pack("<I", 1 << 24),  # the number of a remembered value
+        b"\x96" + struct.pack("<Q", 1 << 28),  # the length of a bytearray
+        b"\x8e" + struct.pack("<Q", 1 << 28),  # of bytes
+    ],
+)
+def test_made_up_numbers_fill_no_memory(tmp_path, made_up):
+    file = tmp_path / "a.pkl"
+    file.write_bytes(opcodes(made_up)[:-1])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"a\.pkl is damaged"):
+            load_pickle(file)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_names_can_be_admitted(tmp_path):

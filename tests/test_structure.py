@@ -32,7 +32,7 @@ ALLOWED = {
     "freezing": {"names", "norms"},
     "dry_run": {"levels"},
     "networks": {"dry_run", "names"},
-    "pretrained": set(),
+    "pretrained": {"weight_files"},
     "bottom_ups": {"dry_run", "names", "networks", "norms", "pretrained"},
     "winograd": set(),
     "optimize": {"roi_heads", "winograd"},
@@ -44,7 +44,7 @@ ALLOWED = {
     "trainer": {"checkpoint", "repeatable"},
     "data": {"demo_data"},
     "proposal_file": set(),
-    "proposal_pickle": {"proposal_file"},
+    "proposal_pickle": {"proposal_file", "safe_pickle"},
     "proposal_sources": {"proposal_file"},
     "proposal_loader": {"data", "proposal_file", "proposal_pickle"},
     "proposals": {

@@ -13,6 +13,7 @@ import pytest
 import torch
 from detectron2.utils.file_io import PathManager
 from fpn_ext.weight_files import DamagedFileError, local_file, read_weights
+from safetensors.torch import save_file
 from unsafe import touches
 
 WEIGHTS = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.zeros(2)}
@@ -52,8 +53,9 @@ def test_a_checkpoint_of_detectron2(tmp_path, zipped):
 
 
 def test_weights_alone(tmp_path):
-    torch.save(WEIGHTS, tmp_path / "a.pth")
-    assert same(read_weights(str(tmp_path / "a.pth"))["model"])
+    for content in (WEIGHTS, {"state_dict": WEIGHTS, "epoch": 3}):
+        torch.save(content, tmp_path / "a.pth")
+        assert same(read_weights(str(tmp_path / "a.pth"))["model"])
 
 
 def test_a_pkl_of_the_model_zoo(tmp_path):
@@ -82,9 +84,8 @@ def test_a_pyth_of_pycls(tmp_path):
 
 
 def test_safetensors(tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
     file = tmp_path / "a.safetensors"
-    safetensors.save_file(WEIGHTS, file)
+    save_file(WEIGHTS, file)
     assert same(read_weights(str(file))["model"])
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DamagedFileError, match=r"a\.safetensors is damaged"):
@@ -96,7 +97,7 @@ def test_safetensors(tmp_path):
     [
         ([1, 2], "holds a list, not tensors by name"),
         ({"model": torch.zeros(2)}, "holds a Tensor, not tensors by name"),
-        ({"state_dict": WEIGHTS, "epoch": 3}, "'state_dict' is a dict, not a tensor"),
+        ({"weights": WEIGHTS, "epoch": 3}, "'weights' is a dict, not a tensor"),
     ],
 )
 def test_what_is_not_weights(tmp_path, content, message):
