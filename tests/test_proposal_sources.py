@@ -162,6 +162,7 @@ def test_ground_truth_by_hand(tmp_path, file, caplog):
         box(10, 10, 50, 50),
         box(5, 5, 9, 9, iscrowd=1),
         {"bbox": [90, 70, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0},  # sticks out
+        box(-4, -5, 6, 7),  # on the other side
         box(100, 0, 120, 10),  # outside
     ]
     images = {1: ((100, 80), annotations), 2: ((20, 20), [])}
@@ -171,8 +172,9 @@ def test_ground_truth_by_hand(tmp_path, file, caplog):
     ):
         ground_truth_proposals("test_ground_truth", file)
     proposals = ProposalFile(file)
-    assert proposals[1][0].tolist() == [[10, 10, 50, 50], [90, 70, 100, 80]]
-    assert proposals[1][1].tolist() == [np.float32(GROUND_TRUTH_SCORE)] * 2
+    expected = [[10, 10, 50, 50], [90, 70, 100, 80], [0, 0, 6, 7]]
+    assert proposals[1][0].tolist() == expected
+    assert proposals[1][1].tolist() == [np.float32(GROUND_TRUTH_SCORE)] * 3
     assert proposals[2][0].shape == (0, 4)
     assert "image id 1: 1 ground truth boxes have no area" in caplog.text
 
