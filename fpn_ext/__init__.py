@@ -19,27 +19,31 @@ and does nothing else, except on an uncompiled Detectron2 v0.6, which it makes i
 (``fpn_ext/_d2_compat.py``; import ``fpn_ext`` before ``detectron2`` there).
 """
 
-from . import _d2_compat
+import sys
 
-_d2_compat.apply()
+# `python -m fpn_ext.doctor` imports this file first, and must run where nothing below can.
+if not any(argument.endswith("fpn_ext.doctor") for argument in sys.orig_argv):
+    from . import _d2_compat
 
-from .ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid  # noqa: E402
-from .anchors import PyramidAnchorGenerator  # noqa: E402
-from .bottom_ups import resolve_bottom_up  # noqa: E402
-from .config import (  # noqa: E402
-    add_fpn_ext_config,
-    check_config,
-    check_weights,
-    get_cfg,
-    load_config,
-    resolve_device,
-)
-from .fpn import FeaturePyramid, Subsample  # noqa: E402
-from .optimize import optimize_for_inference  # noqa: E402
-from .pooler import LevelMappedROIPooler, assign_levels  # noqa: E402
-from .roi_heads import ChunkedROIHeads, PyramidROIHeads  # noqa: E402
-from .rpn import PyramidRPN  # noqa: E402
-from .unshared import UnsharedROIHeads, UnsharedRPNHead  # noqa: E402
+    _d2_compat.apply()
+
+    from .ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
+    from .anchors import PyramidAnchorGenerator
+    from .bottom_ups import resolve_bottom_up
+    from .config import (
+        add_fpn_ext_config,
+        check_config,
+        check_weights,
+        get_cfg,
+        load_config,
+        resolve_device,
+    )
+    from .fpn import FeaturePyramid, Subsample
+    from .optimize import optimize_for_inference
+    from .pooler import LevelMappedROIPooler, assign_levels
+    from .roi_heads import ChunkedROIHeads, PyramidROIHeads
+    from .rpn import PyramidRPN
+    from .unshared import UnsharedROIHeads, UnsharedRPNHead
 
 __all__ = [
     "BottomUpPyramid",

@@ -6,6 +6,7 @@ Detectron2's that have no builder (:mod:`fpn_ext.networks`). What such a network
 (:mod:`fpn_ext.dry_run`), and only what the pyramid asks for is built.
 """
 
+import copy
 import logging
 import math
 import re
@@ -72,6 +73,16 @@ class MeasuredBottomUp(Backbone):
             found = maps[self.places[i]]
             named[name] = found.permute(0, 3, 1, 2) if self.channels_last[i] else found
         return named
+
+    def __deepcopy__(self, memo: dict) -> "MeasuredBottomUp":
+        # A copy of what torchvision takes out of a network is in training mode, whatever it was.
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        result.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        result.body.train(self.body.training)
+        for ours, theirs in zip(self.body.modules(), result.body.modules(), strict=True):
+            theirs.training = ours.training
+        return result
 
 
 def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, list[str]]:

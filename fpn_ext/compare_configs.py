@@ -20,7 +20,15 @@ COMPONENTS = (
 )
 # Keys of MODEL.FPN_EXT that one component alone reads, with its registry and the key that names it.
 READERS: tuple[tuple[Any, str, type, tuple[str, ...]], ...] = (
-    (BACKBONE_REGISTRY, "BACKBONE", FeaturePyramid, ("BOTTOM_UP", "IN_FEATURES", "CHANNELS_LAST")),
+    (
+        BACKBONE_REGISTRY,
+        "BACKBONE",
+        FeaturePyramid,
+        (
+            *("BOTTOM_UP", "BOTTOM_UP_WEIGHTS", "BOTTOM_UP_NORM", "KEEP_PIXELS"),
+            *("IN_FEATURES", "CHANNELS_LAST"),
+        ),
+    ),
     (
         ROI_HEADS_REGISTRY,
         "ROI_HEADS",
@@ -66,7 +74,7 @@ def unread_keys(cfg: CfgNode) -> set[str]:
     """The keys under ``MODEL.FPN_EXT`` that the config has no component to read.
 
     >>> sorted(unread_keys(get_cfg()))[:2]  # of Detectron2's components
-    ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOXES_PER_CHUNK']
+    ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOTTOM_UP_NORM']
     """
     unread = set()
     for registry, node, component, keys in READERS:

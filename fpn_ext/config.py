@@ -363,16 +363,30 @@ def _inference_problems(cfg: CfgNode) -> Iterable[str]:
 
 
 def _evaluation_problems(cfg: CfgNode) -> Iterable[str]:
-    if not cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS:
-        return
-    key = "MODEL.FPN_EXT.EVALUATE_PROPOSALS"
-    if _has_precomputed_proposals(cfg):
-        yield f"{key} scores a model's own RPN; with precomputed proposals leave it False"
-    elif not _is_architecture(cfg, GeneralizedRCNN, ProposalNetwork):
-        yield (
-            f"{key} needs a model with an RPN (MODEL.META_ARCHITECTURE GeneralizedRCNN or "
-            f"ProposalNetwork), got {cfg.MODEL.META_ARCHITECTURE}; leave it False"
-        )
+    model = cfg.MODEL
+    if model.FPN_EXT.EVALUATE_PROPOSALS:
+        key = "MODEL.FPN_EXT.EVALUATE_PROPOSALS"
+        if _has_precomputed_proposals(cfg):
+            yield f"{key} scores a model's own RPN; with precomputed proposals leave it False"
+        elif not _is_architecture(cfg, GeneralizedRCNN, ProposalNetwork):
+            yield (
+                f"{key} needs a model with an RPN (MODEL.META_ARCHITECTURE GeneralizedRCNN or "
+                f"ProposalNetwork), got {model.META_ARCHITECTURE}; leave it False"
+            )
+    if cfg.TEST.AUG.ENABLED:
+        # What Detectron2's test-time augmentation answers with an AssertionError, after training.
+        key = "TEST.AUG.ENABLED"
+        if not _is_architecture(cfg, GeneralizedRCNN):
+            yield (
+                f"{key}: test-time augmentation merges the detections of MODEL.META_ARCHITECTURE "
+                f"GeneralizedRCNN, got {model.META_ARCHITECTURE}; leave it False"
+            )
+        if _has_precomputed_proposals(cfg):
+            yield f"{key}: test-time augmentation needs the model's own RPN; leave it False"
+        if model.KEYPOINT_ON:
+            yield f"{key}: test-time augmentation has no keypoints; leave it False"
+        if not cfg.TEST.AUG.MIN_SIZES:
+            yield f"{key} needs the shorter sides of its images, TEST.AUG.MIN_SIZES is empty"
 
 
 def _has_precomputed_proposals(cfg: CfgNode) -> bool:

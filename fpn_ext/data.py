@@ -5,13 +5,19 @@ Nothing is read at registration; the files are read when a data set is used, fro
 """
 
 import logging
+import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.build import (
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+)
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
@@ -93,7 +99,7 @@ def load_voc_layout(
     """
     root = Path(root)
     records = []
-    for image_id in _image_ids(root, split):
+    for image_id in voc_image_ids(root, split):
         image_file = root / "JPEGImages" / f"{image_id}.jpg"
         if not image_file.is_file():
             raise FileNotFoundError(f"no image {image_file}, which split {split!r} lists")
@@ -132,13 +138,59 @@ def load_voc_layout(
     return records
 
 
+def keep_trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Detectron2's filters of images to train on; says what becomes of images without boxes.
+
+    Boxes are counted as Detectron2 does: crowd regions (``iscrowd``) are none.
+
+    Args:
+        records: of all data sets of ``DATASETS.TRAIN``, unfiltered.
+
+    Raises:
+        ValueError: no image is left.
+    """
+    if not isinstance(records, list) or not records or "annotations" not in records[0]:
+        return records  # a torch data set, or one without annotations: nothing is dropped of it
+    total = len(records)
+    with_boxes = sum(any(not a.get("iscrowd", 0) for a in r["annotations"]) for r in records)
+    drop = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    logger.info(
+        "%d of %d training images have no boxes: %s (DATALOADER.FILTER_EMPTY_ANNOTATIONS: %s)",
+        total - with_boxes,
+        total,
+        "dropped" if drop else "kept",
+        drop,
+    )
+    if drop:
+        records = filter_images_with_only_crowd_annotations(records)
+    model = cfg.MODEL
+    if model.KEYPOINT_ON and model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE > 0:
+        least = model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        records = filter_images_with_few_keypoints(records, least)
+    if not records:
+        raise ValueError(
+            f"no image is left of the {total} of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: "
+            f"{with_boxes} have boxes. Check the annotations with python -m fpn_ext.data_check; "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without boxes"
+        )
+    return records
+
+
 def read_voc_annotation(file: Path) -> ElementTree.Element:
-    """The root element of one annotation file."""
+    """The root element of one annotation file.
+
+    Entities of other files are not read, and one that expands without bound is an error: both are
+    what expat does (2.4.1 or newer, as Python 3.10 to 3.12 bring it).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not XML.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"no annotation file {file}")
     try:
         return ElementTree.parse(file).getroot()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter: encodings
         raise ValueError(f"{file} is not XML: {error}") from error
 
 
@@ -165,14 +217,18 @@ def box_fault(box: Sequence[float]) -> str:
     return " and ".join(faults)
 
 
-def _image_ids(root: Path, split: str) -> list[str]:
+def voc_image_ids(root: Path, split: str) -> list[str]:
+    """The words in a split's list, ``ImageSets/Main/{split}.txt``."""
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
         raise FileNotFoundError(
             f"no list of images {file}. Data sets are looked for under $DETECTRON2_DATASETS "
             f"({datasets_root()}); datasets/README.md shows the folders and where to get them."
         )
-    return file.read_text().split()
+    try:
+        return file.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a list of images in UTF-8: {error}") from error
 
 
 def _class_number(element: ElementTree.Element, classes: Sequence[str], file: Path) -> int:
@@ -185,9 +241,12 @@ def _class_number(element: ElementTree.Element, classes: Sequence[str], file: Pa
 def _number(element: ElementTree.Element, path: str, file: Path) -> float:
     text = element.findtext(path, "")
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise ValueError(f"{file}: <{path}> must be a number, got {text!r}") from None
+        number = math.nan
+    if not math.isfinite(number):  # float() takes "nan" and "inf" too
+        raise ValueError(f"{file}: <{path}> must be a number, got {text!r}")
+    return number
 
 
 def _register_generated(name: str, root: Path, split: str, options: dict[str, int]) -> None:

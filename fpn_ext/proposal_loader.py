@@ -16,13 +16,10 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.build import (
-    filter_images_with_few_keypoints,
-    filter_images_with_only_crowd_annotations,
-)
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
+from .data import keep_trainable
 from .proposal_file import ImageId, ProposalFile, Proposals, first_ids
 from .proposal_pickle import open_proposals
 
@@ -30,34 +27,25 @@ logger = logging.getLogger(__name__)
 
 
 def training_data(cfg: CfgNode) -> dict[str, Any]:
-    """``records`` and ``mapper`` for a training loader; with ``MODEL.LOAD_PROPOSALS`` alone.
-
-    Without, there is nothing to say: ``{}``, and a loader takes Detectron2's own.
+    """``records``, those to train on, and with ``MODEL.LOAD_PROPOSALS`` the ``mapper`` for them.
 
     Raises:
         FileNotFoundError, ValueError: a file of ``DATASETS.PROPOSAL_FILES_TRAIN`` cannot be read,
-            or lacks images of its data set.
+            or lacks images of its data set; no image is left to train on.
     """
-    if not cfg.MODEL.LOAD_PROPOSALS:
-        return {}
     names = cfg.DATASETS.TRAIN
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        records = get_detection_dataset_dicts(names, filter_empty=False)
+        return {"records": keep_trainable(cfg, records)}
     proposals = _open_all(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, "TRAIN")
     records = _records(names, proposals)
-    # What get_detection_dataset_dicts does next, for all data sets together.
-    if "annotations" in records[0]:
-        if all(MetadataCatalog.get(name).get("thing_classes") for name in names):
-            check_metadata_consistency("thing_classes", names)
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            records = filter_images_with_only_crowd_annotations(records)
-        if cfg.MODEL.KEYPOINT_ON:
-            few = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-            records = filter_images_with_few_keypoints(records, few)
-    if not records:
-        raise ValueError(
-            f"DATASETS.TRAIN {names}: no image has annotations to train on "
-            "(DATALOADER.FILTER_EMPTY_ANNOTATIONS takes the others out)"
-        )
-    return {"records": records, "mapper": ProposalMapper(cfg, True, proposals)}
+    # What get_detection_dataset_dicts does for several data sets together.
+    if "annotations" in records[0] and all(
+        MetadataCatalog.get(name).get("thing_classes") for name in names
+    ):
+        check_metadata_consistency("thing_classes", names)
+    mapper = ProposalMapper(cfg, True, proposals)
+    return {"records": keep_trainable(cfg, records), "mapper": mapper}
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:

@@ -1,6 +1,6 @@
 """Detectron2's files of proposals (``.pkl``), read without running what is in them.
 
-A pickle is a program: Detectron2's ``pickle.load`` runs it. See :mod:`fpn_ext.safe_pickle`.
+A pickle is a program, and Detectron2 runs it. See :mod:`fpn_ext.safe_pickle`.
 """
 
 import os

@@ -87,7 +87,7 @@ def ground_truth_proposals(dataset_name: str, file: str | os.PathLike) -> None:
     the score that Detectron2 gives to ground truth among proposals, ``GROUND_TRUTH_SCORE``.
 
     Raises:
-        ValueError: the data set has no annotations.
+        ValueError: the data set has no annotations, or an image no width and height.
     """
     records = _records(dataset_name)
     if not any("annotations" in record for record in records):
@@ -176,8 +176,11 @@ def _infer(rpn: ProposalNetwork, loader: Any, top_k: int) -> Iterator[BoxesAndSc
         for batch in _with_progress(loader, len(loader)):
             with torch.no_grad():
                 (output,) = rpn(batch)
-            proposals = output["proposals"][:top_k].to("cpu")
-            yield proposals.proposal_boxes.tensor.numpy(), proposals.objectness_logits.numpy()
+            found = output["proposals"][:top_k].to("cpu")
+            yield (
+                found.proposal_boxes.tensor.float().numpy(),
+                found.objectness_logits.float().numpy(),
+            )
 
 
 def _describe(cfg: CfgNode, top_k: int) -> str:
@@ -199,11 +202,15 @@ def _ground_truth(record: dict[str, Any]) -> BoxesAndScores:
     boxes = np.array(
         [
             BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            for annotation in record["annotations"]
+            for annotation in record.get("annotations", ())
             if not annotation.get("iscrowd", 0)
         ],
         dtype=np.float32,
     ).reshape(-1, 4)
+    if "height" not in record or "width" not in record:
+        raise ValueError(
+            f"image id {record['image_id']!r}: the data set does not tell its width and height"
+        )
     height, width = record["height"], record["width"]
     boxes = boxes.clip(0, np.array([width, height, width, height], dtype=np.float32))
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)

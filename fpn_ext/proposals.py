@@ -322,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
-        own = commands.add_parser(name, help=text.partition(".")[0], description=text)
+        own = commands.add_parser(name, help=text.partition(". ")[0], description=text)
         own.set_defaults(run=run)
         return own
 

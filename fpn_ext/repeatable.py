@@ -42,7 +42,8 @@ class RepeatableTrainLoader:
 
     Order and batches are those of Detectron2's sampler (``DATALOADER.SAMPLER_TRAIN``) and of its
     grouping by aspect ratio. What is random in loading an image depends on the seed and on the
-    image's place in that order; so neither prefetching nor the number of workers changes anything.
+    image's place in that order; so neither prefetching nor the number of workers changes anything
+    (but for a mapper that drops images: what stands in for them is Detectron2's choice).
 
     Args:
         cfg: a Detectron2 config; ``SEED`` (below 0: a random one) is the seed.
@@ -76,11 +77,11 @@ class RepeatableTrainLoader:
         self.mapper = DatasetMapper(cfg, True) if mapper is None else mapper
         with _random_numbers_of(self.seed, _ORDER):
             parts = _train_loader_from_config(cfg, self.mapper, dataset=records)
-        self.records = parts["dataset"]
         self.sampler, self._sampler_seed = parts["sampler"], self.seed
         self.batch_size = parts["total_batch_size"] // world_size
-        self.groups = _groups(self.records) if parts["aspect_ratio_grouping"] else None
-        self.data = MapDataset(DatasetFromList(self.records, copy=False), self.mapper)
+        self.groups = _groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
+        # Packed; the list, gigabytes for COCO, is let go.
+        self.records = DatasetFromList(parts["dataset"], copy=False)
 
     def __iter__(self) -> Iterator[list[Any]]:
         # A generator: Detectron2 v0.6 asks for the iterator before it knows where to begin.
@@ -93,7 +94,7 @@ class RepeatableTrainLoader:
         )
         images = iter(
             DataLoader(
-                _SeededImages(self.data, self.seed, comm.get_rank()),
+                _SeededImages(MapDataset(self.records, self.mapper), self.seed, comm.get_rank()),
                 sampler=itertools.chain.from_iterable(batches),
                 batch_size=None,
                 collate_fn=trivial_batch_collator,
@@ -113,7 +114,7 @@ def batches_of(
     As Detectron2's AspectRatioGroupedDataset, on indices instead of loaded images.
 
     >>> list(batches_of([2, 0, 1, 2], groups=[0, 1, 0], size=2))
-    [[(0, 2), (2, 1)]]
+    [[(0, 2), (1, 0)]]
     """
     waiting: dict[int, list[tuple[int, int]]] = {}
     for position, index in enumerate(order):

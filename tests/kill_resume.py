@@ -7,6 +7,7 @@ is compared with a run that nobody killed: everything in every checkpoint.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -58,13 +59,19 @@ def wait(process, until=lambda: False):
     return None
 
 
-def kill(process, partial_files, at_writing, after):
-    """Kill it then, or see it end before: None, or its exit status."""
+def half_written(folder):
+    """The files being written, or left by a kill: {(name, time)}"""
+    found = set()
+    for file in folder.glob("*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # it was complete meanwhile
+            found.add((file.name, file.stat().st_mtime_ns))
+    return found
+
+
+def kill(process, after, at):
+    """Kill it when so many seconds have passed and ``at()`` is true, or see it end before that."""
     deadline = time.monotonic() + after
-    status = wait(
-        process,
-        lambda: time.monotonic() > deadline and (not at_writing or any(partial_files())),
-    )
+    status = wait(process, lambda: time.monotonic() > deadline and at())
     if status is None:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
@@ -119,16 +126,21 @@ def run(work, args, moments):
 
     kills = writing = runs = 0
     while True:
+        left = half_written(folder)
+
+        def writes(left=left):
+            return bool(half_written(folder) - left)
+
         process = start(folder, options, resume=True)
         if kills < args.kills:
             at_writing = kills % 2 == 0
             after = moments.uniform(0, duration / 2 if at_writing else duration)
-            status = kill(process, lambda: folder.glob("*.partial"), at_writing, after)
+            status = kill(process, after, writes if at_writing else lambda: True)
         else:
             status = wait(process)
         if status is None:
             kills += 1
-            writing += any(folder.glob("*.partial"))
+            writing += writes()
             continue
         log = folder.with_suffix(".log").read_text()
         # Killed after its last checkpoint, it has nothing left to do, and says so.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.data.build import load_proposals_into_dataset
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 from fpn_ext.proposal_file import ProposalFile
 from fpn_ext.proposal_pickle import convert, open_proposals, read_pickle, write_pickle
 from hypothesis import given, settings
@@ -94,11 +95,11 @@ def test_ids_in_an_array(file):
 
 def test_integer_boxes_are_exact(file):
     boxes = np.array([[0, 0, 65535, 3], [5, 6, 7, 8]], dtype=np.uint16)
-    scores = np.array([1, 200], dtype=np.uint8)
+    scores = np.array([0, 200], dtype=np.uint8)
     read = read_pickle(dump(file, content(boxes=[boxes, EMPTY[0]],
                                           objectness_logits=[scores, EMPTY[1]])))  # fmt: skip
     assert read[7][0].tolist() == [[5, 6, 7, 8], [0, 0, 65535, 3]]
-    assert read[7][1].tolist() == [200, 1]
+    assert read[7][1].tolist() == [200, 0] and read[7][1].dtype == np.float32
 
 
 def test_xywh_boxes_are_converted(file):
@@ -181,6 +182,13 @@ def test_the_suffix_says_the_kind(tmp_path, file):
     for source, target in ((file, file), ("a.safetensors", "b.safetensors")):
         with pytest.raises(ValueError, match=r"one of .* must be a \.pkl of Detectron2"):
             convert(source, target)
+
+
+def test_an_address_is_fetched_by_detectron2(file, monkeypatch):
+    dump(file, content())
+    fetched = {"detectron2://proposals/some.pkl": str(file)}
+    monkeypatch.setattr(PathManager, "get_local_path", fetched.__getitem__)
+    check_is_content(open_proposals("detectron2://proposals/some.pkl"))
 
 
 # What is refused.

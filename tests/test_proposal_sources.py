@@ -5,8 +5,9 @@ import types
 import numpy as np
 import pytest
 import torch
-from detectron2.data import build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.modeling import build_model
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.structures import Boxes, BoxMode, Instances
 from fpn_ext.proposal_file import ProposalFile
 from fpn_ext.proposal_sources import (
@@ -161,6 +162,7 @@ def test_ground_truth_by_hand(tmp_path, file, caplog):
         box(10, 10, 50, 50),
         box(5, 5, 9, 9, iscrowd=1),
         {"bbox": [90, 70, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0},  # sticks out
+        box(-4, -5, 6, 7),  # on the other side
         box(100, 0, 120, 10),  # outside
     ]
     images = {1: ((100, 80), annotations), 2: ((20, 20), [])}
@@ -170,15 +172,14 @@ def test_ground_truth_by_hand(tmp_path, file, caplog):
     ):
         ground_truth_proposals("test_ground_truth", file)
     proposals = ProposalFile(file)
-    assert proposals[1][0].tolist() == [[10, 10, 50, 50], [90, 70, 100, 80]]
-    assert proposals[1][1].tolist() == [np.float32(GROUND_TRUTH_SCORE)] * 2
+    expected = [[10, 10, 50, 50], [90, 70, 100, 80], [0, 0, 6, 7]]
+    assert proposals[1][0].tolist() == expected
+    assert proposals[1][1].tolist() == [np.float32(GROUND_TRUTH_SCORE)] * 3
     assert proposals[2][0].shape == (0, 4)
     assert "image id 1: 1 ground truth boxes have no area" in caplog.text
 
 
 def test_the_score_of_ground_truth_is_detectron2s():
-    from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
-
     target = Instances((9, 9))
     target.gt_boxes = Boxes(torch.tensor([[0.0, 0.0, 5.0, 5.0]]))
     proposal = Instances((9, 9))
@@ -191,12 +192,18 @@ def test_the_score_of_ground_truth_is_detectron2s():
     assert added.objectness_logits.item() == pytest.approx(GROUND_TRUTH_SCORE, rel=1e-6)
 
 
-def test_a_data_set_without_annotations(tmp_path, file):
-    from detectron2.data import DatasetCatalog
-
-    DatasetCatalog.register("test_unlabelled", lambda: [{"image_id": 1, "file_name": "x.png"}])
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({}, "'test_unlabelled' has no annotations"),
+        ({"annotations": []}, "image id 1: the data set does not tell its width and height"),
+    ],
+)
+def test_a_data_set_that_tells_too_little(file, record, message):
+    record = {"image_id": 1, "file_name": "x.png", **record}
+    DatasetCatalog.register("test_unlabelled", lambda: [record])
     try:
-        with pytest.raises(ValueError, match="'test_unlabelled' has no annotations"):
+        with pytest.raises(ValueError, match=message):
             ground_truth_proposals("test_unlabelled", file)
     finally:
         DatasetCatalog.remove("test_unlabelled")

@@ -24,6 +24,9 @@ from fpn_ext.evaluation import VOCEvaluator, build_evaluator
 from voc import CLASSES, write_voc
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import recall_difference
+
 from train_net import Trainer
 
 KEYS = ["AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"]
@@ -308,3 +311,30 @@ def test_a_voc_layout_is_scored(cfg, voc, architecture):
     assert set(results) == expected == set(files_of(cfg, voc)[0])
     assert {"AR@1000", "AR@1000-cat", "AR@1000-dog"} <= set(results["box_proposals"])
     assert results["box_proposals"]["AR@1000"] > 0
+
+
+# The difference to Detectron2's own routine
+
+
+def test_detectron2s_routine_is_compared_on_the_same_proposals(cfg, demo, tmp_path):
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    cfg.DATASETS.TEST = (demo,)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": model_of(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    (tmp_path / "rpn.yaml").write_text(cfg.dump())
+    file = tmp_path / "figures.json"
+    recall_difference.main(["--config-file", str(tmp_path / "rpn.yaml"), "--json", str(file)])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["metric"] for row in rows] == ["AR@100", *KEYS[2:]]
+    ours = Trainer.test(cfg, model_of(cfg))["box_proposals"]
+    for row in rows:
+        assert row["pycocotools"] == pytest.approx(ours[row["metric"]])
+        assert row["Detectron2"] == pytest.approx(row["pycocotools"], abs=2)
+        assert row["difference"] == row["Detectron2"] - row["pycocotools"]
+    assert rows[0]["Detectron2"] > 0
+
+
+def test_the_document_shows_what_was_measured():
+    figures = json.loads(Path("results/average_recall/recall_difference.json").read_text())
+    assert recall_difference.table(figures["rows"]) in Path("docs/average_recall.md").read_text()
+    assert "dirty" not in figures["commit"]

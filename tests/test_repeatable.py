@@ -126,6 +126,22 @@ def test_the_batch_is_divided_among_processes(monkeypatch):
         loader()
 
 
+def test_processes_divide_the_images(monkeypatch):
+    """Of one order, each its own part, with random numbers of its own."""
+    opts = ["DATALOADER.ASPECT_RATIO_GROUPING", "False", "SOLVER.IMS_PER_BATCH", "2"]
+    alone = first(loader(*opts), 14)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda value: [value] * 2)
+    ranks = []
+    for rank in (0, 1):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        ranks.append([image for (image,) in first(loader(*opts), 14)])
+    assert [[i for i, *_ in pair] for pair in zip(*ranks, strict=True)] == [
+        [i for i, *_ in batch] for batch in alone
+    ]
+    assert not {draw for _, draw, *_ in ranks[0]} & {draw for _, draw, *_ in ranks[1]}
+
+
 class TrainerOf:
     start_iter = 0
     iter = 0

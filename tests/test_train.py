@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fpn_ext.predict import find_pictures, load_inference_config
+import torch
+from fpn_ext.predict import build_predictor, find_pictures, load_inference_config
 from fpn_ext.predict import main as predict
 from fpn_ext.visualize import draw_curves
 from fpn_ext.visualize import main as visualize
 from PIL import Image
+from unsafe import touches
 
 DATASET = Path(os.environ["DETECTRON2_DATASETS"], "demo_multiscale")  # set by conftest.py
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -58,6 +61,8 @@ def test_training_ends_in_a_checkpoint_and_scores(trained):
     assert (output / "model_final.pth").is_file()
     assert {"AP", "AP50", "APs", "APm", "APl", "AP-disc"} <= set(results(output)["bbox"])
     assert "|  AP   |  AP50  |" in log
+    kept = r"\d of 6 training images have no boxes: kept \(DATALOADER\.FILTER_EMPTY_ANNOTATIONS"
+    assert re.search(kept, log)
 
 
 def test_eval_only_gives_the_same_scores_and_a_folder_per_data_set(trained, tmp_path):
@@ -95,6 +100,18 @@ def test_resume_goes_on_where_it_stopped(trained):
     code, log = run(*arguments, "OUTPUT_DIR", output)
     assert code == 0, log
     assert "Starting training from iteration 2" in log
+    assert "Next: iteration 2, learning rate" in log and "MAX_ITER 4 (was 2)" in log
+
+
+def test_weights_that_would_run_code_are_refused(trained, tmp_path):
+    torch.save({"model": {"w": touches(tmp_path / "canary")}}, tmp_path / "model.pth")
+    arguments = [*SMALL, "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    cfg = load_inference_config(DEMO, arguments)
+    with pytest.raises(ValueError, match=r"model\.pth asks for .*eval; it was not read"):
+        build_predictor(cfg)
+    code, log = run("--config-file", DEMO, "--eval-only", *arguments, "OUTPUT_DIR", tmp_path / "o")
+    assert code != 0 and "it was not read and nothing in it was run" in log.splitlines()[-1]
+    assert not (tmp_path / "canary").exists()
 
 
 def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
@@ -113,10 +130,12 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["MODEL.BACKBONE.NAME", "Pyramid"], "nearest valid: 'FeaturePyramid'"),
+        (["MODEL.BACKBONE.NAME", "Pyramid"], "nearest valid: 'TopDownPyramid', 'FeaturePyramid'"),
         (["--eval-only"], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS: no file none.pth"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN names no data set"),
+        (["--extend"], "MODEL.WEIGHTS is empty"),
+        (["--extend", "--resume"], "leave --resume and --eval-only out"),
     ],
 )
 def test_a_mistake_ends_before_anything_is_built(tmp_path, arguments, message):
@@ -237,3 +256,15 @@ def test_prediction_needs_weights():
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS: no file none\.pth"):
         load_inference_config(DEMO, ["MODEL.WEIGHTS", "none.pth"])
     assert Path(DEMO).is_file()
+
+
+def test_a_diverging_training_says_where_and_why(trained, tmp_path):
+    code, log = run(
+        "--config-file", DEMO, *SMALL, "SOLVER.BASE_LR", "1e9", "SOLVER.MAX_ITER", 20,
+        "SOLVER.WARMUP_ITERS", 0, "OUTPUT_DIR", tmp_path,
+    )  # fmt: skip
+    assert code != 0
+    message = log[log.rindex("training met NaN or infinity in iteration") :]
+    assert "first: " in message and "SOLVER.BASE_LR 1e+09" in message
+    (folder,) = (tmp_path / "nonfinite").iterdir()
+    assert {f.name for f in folder.iterdir()} == {"batch.pth", "model.pth", "report.json"}

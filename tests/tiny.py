@@ -3,9 +3,9 @@
 import fpn_ext
 from fpn_ext import demo_data
 from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from fpn_ext.data import _register_demo
 from torch import nn
 
 DATASET = "tiny_train"
@@ -36,7 +36,8 @@ def register(root):
     """Register the network and, under ``DATASET``, six images, generated in ``root``."""
     demo_data.ensure(root, num_train=6, num_val=1, image_size=128)
     if DATASET not in DatasetCatalog:
-        _register_demo(DATASET, root, "train")
+        annotations = root / "annotations" / "instances_train.json"
+        register_coco_instances(DATASET, {}, str(annotations), str(root / "train"))
     if "build_tiny_bottom_up" not in BACKBONE_REGISTRY:
         BACKBONE_REGISTRY._do_register("build_tiny_bottom_up", lambda cfg, shape: TinyBottomUp())
 

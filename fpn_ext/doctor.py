@@ -1,0 +1,485 @@
+"""What is installed here, what is wrong with it, and the command that mends it.
+
+    python -m fpn_ext.doctor
+    python -m fpn_ext.doctor --output /where/runs/go --json report.json
+
+Works where nothing else does: it needs Python's standard library alone, and asks everything that
+may fail (PyTorch, Detectron2, this package) in processes of their own. Exit code: 0 without errors
+(warnings may be there), 1 with errors.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import pyexpat
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ._d2_compat import detectron2_folder, has_compiled_operators
+
+PROJECT = Path(__file__).resolve().parents[1]
+DETECTRON2_SOURCE = "git+https://github.com/facebookresearch/detectron2.git"
+PROBE_SECONDS = 300  # the first import of PyTorch from a cold network disk takes its time
+MEGABYTE = 1024**2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. ``remedy`` is empty if nothing is wrong."""
+
+    status: Literal["ok", "warning", "error"]
+    name: str
+    value: str
+    remedy: str = ""
+
+
+# Each probe prints one line of JSON. A crash in it, even of the interpreter, is its answer.
+TORCH_FACTS = """
+import json, torch
+facts = {
+    "cuda": torch.version.cuda,
+    "available": torch.cuda.is_available(),
+    "threads": torch.get_num_threads(),
+    "cpu": torch.backends.cpu.get_cpu_capability(),
+    "devices": [],
+    "fault": "",
+}
+if facts["available"]:
+    facts["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    try:
+        torch.ones(1, device="cuda").add_(1).item()
+    except Exception as error:
+        facts["fault"] = str(error).strip().splitlines()[0]
+"""
+TORCH_PROBE = TORCH_FACTS + "print(json.dumps(facts))"
+OPERATORS_PROBE = """
+import json, torch
+from detectron2 import _C
+print(json.dumps({"cuda": _C.get_cuda_version(), "compiler": _C.get_compiler_version()}))
+"""
+PACKAGE_PROBE = f"""
+import fpn_ext, os
+{TORCH_FACTS}
+import detectron2.engine, detectron2.evaluation
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from fpn_ext import data, fused_roi_align
+data.register_datasets()
+def there(name):
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("json_file"):
+        return os.path.isfile(metadata.json_file)
+    lists = os.path.join(metadata.get("dirname", ""), "ImageSets", "Main")
+    return os.path.isfile(os.path.join(lists, metadata.get("split", "") + ".txt"))
+facts["there"] = sorted(filter(there, DatasetCatalog.keys()))
+facts["fused"] = fused_roi_align.missing()
+print(json.dumps(facts))
+"""
+
+
+def examine(output: str | os.PathLike = "output") -> list[Finding]:
+    """Everything that is looked at, in the order of the report.
+
+    Args:
+        output: where runs are to write (``OUTPUT_DIR``).
+    """
+    package, package_fault = _probe(PACKAGE_PROBE)
+    torch, torch_fault = (package, "") if package else _probe(TORCH_PROBE)
+    parts: list[Callable[[], Iterable[Finding]]] = [
+        _python,
+        _packages,
+        lambda: _torch(torch, torch_fault),
+        lambda: _detectron2(torch),
+        lambda: _cuda(torch),
+        lambda: _package(package, package_fault),
+        lambda: _triton(torch, package),
+        lambda: _cpu(torch),
+        lambda: _data_sets(package),
+        lambda: _writable(Path(output)),
+        _shared_memory,
+    ]
+    return [finding for part in parts for finding in part()]
+
+
+def _probe(code: str) -> tuple[dict[str, Any], str]:
+    """What a probe has printed, and "", or {} and the last thing it said before it failed."""
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except subprocess.TimeoutExpired:
+        return {}, f"no answer in {PROBE_SECONDS} seconds"
+    lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines()]
+    if done.returncode == 0:
+        for line in reversed(done.stdout.splitlines()):
+            if line.startswith("{"):
+                return json.loads(line), ""
+    last = [line for line in lines if line][-1:]
+    if done.returncode < 0:
+        last.append(f"(killed by signal {-done.returncode})")
+    return {}, " ".join(last) or f"exit code {done.returncode}"
+
+
+# -------------------------------------------------------------------------------- packages
+
+
+def _python() -> Iterable[Finding]:
+    version = platform.python_version()
+    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+        yield Finding("ok", "Python", f"{version}, {sys.executable}")
+    else:
+        yield Finding(
+            "error",
+            "Python",
+            f"{version}; 3.10, 3.11 or 3.12 is needed",
+            "make setup PYTHON=/path/to/python3.11 VENV=.venv",
+        )
+    if pyexpat.version_info < (2, 4, 1):
+        yield Finding(
+            "warning",
+            "expat",
+            f"{pyexpat.EXPAT_VERSION}: a hostile XML file can expand without bound; 2.4.1 does not "
+            "let it",
+            "install a newer Python, or libexpat from your system's updates",
+        )
+
+
+def requirements() -> list[str]:
+    """What this project asks for, as in pyproject.toml: ``["torch>=2.4", ...]``."""
+    pyproject = PROJECT / "pyproject.toml"
+    text = pyproject.read_text(encoding="utf-8") if pyproject.is_file() else ""
+    if 'name = "fpn-ext"' in text:
+        # Not tomllib: Python 3.10 has none.
+        listed = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)
+        return re.findall(r'"([^"]+)"', listed.group(1)) if listed else []
+    try:
+        asked = importlib.metadata.requires("fpn-ext") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [requirement for requirement in asked if ";" not in requirement]
+
+
+def _packages() -> Iterable[Finding]:
+    for requirement in requirements():
+        name = re.split(r"[<>=!~ ]", requirement)[0]
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("error", name, "not installed", _install(requirement))
+            continue
+        if satisfies(version, requirement[len(name) :]):
+            yield Finding("ok", name, version)
+        else:
+            wrong = f"{version}; {requirement} is needed"
+            yield Finding("error", name, wrong, _install(requirement))
+
+
+def satisfies(version: str, bounds: str) -> bool:
+    """Whether a version lies within bounds like those of pyproject.toml (``>=`` and ``<``).
+
+    >>> satisfies("2.11.0+cu130", ">=2.4"), satisfies("0.1.6", ">=0.1.5,<0.1.6")
+    (True, False)
+    """
+    found = _release(version)
+    for bound in filter(None, bounds.replace(" ", "").split(",")):
+        relation = bound.rstrip("0123456789.")
+        wanted = _release(bound[len(relation) :])
+        length = max(len(found), len(wanted))
+        a, b = (r + (0,) * (length - len(r)) for r in (found, wanted))
+        if not {">=": a >= b, "<": a < b, "<=": a <= b, ">": a > b, "==": a == b}[relation]:
+            return False
+    return True
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(2, 11, 0) of "2.11.0+cu130": the numbers before anything else."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, numbers.group().split("."))) if numbers else ()
+
+
+@functools.cache
+def _pip() -> str:
+    if importlib.util.find_spec("pip"):
+        return f"{sys.executable} -m pip install"
+    return f"uv pip install --python {sys.executable}"
+
+
+def _install(*what: str) -> str:
+    return f"{_pip()} {' '.join(repr(w) for w in what)}"
+
+
+# ------------------------------------------------------------------- PyTorch and Detectron2
+
+
+def _torch(facts: dict[str, Any], fault: str) -> Iterable[Finding]:
+    if fault and importlib.util.find_spec("torch"):
+        yield Finding(
+            "error",
+            "import torch",
+            fault,
+            _install("--force-reinstall", "torch", "torchvision"),
+        )
+    elif facts:
+        yield Finding("ok", "import torch", "works")
+
+
+def _detectron2(torch: dict[str, Any]) -> Iterable[Finding]:
+    try:
+        folder = detectron2_folder()
+    except ModuleNotFoundError:
+        yield Finding("error", "Detectron2", "not installed", _detectron2_remedy())
+        return
+    yield Finding("ok", "Detectron2", f"{_version_in(folder)}, {folder}")
+    if not has_compiled_operators():
+        yield Finding(
+            "ok",
+            "compiled operators",
+            "none: rotated boxes and deformable convolution are not to be had, all else is "
+            "(README, 'Your own Detectron2')",
+        )
+        return
+    operators, fault = _probe(OPERATORS_PROBE)
+    if fault:
+        yield Finding("error", "compiled operators", f"do not load: {fault}", _rebuild())
+        return
+    # "CUDA 12.4", or "not available" where Detectron2 was built for the CPU alone.
+    built = _release(re.sub(r"^\D*", "", operators["cuda"]))
+    ours = _release(torch.get("cuda") or "")
+    value = f"load; built with {operators['compiler']}, CUDA: {operators['cuda']}"
+    if torch.get("available") and built[:1] != ours[:1]:
+        wrong = f"{value}; PyTorch is built for CUDA {torch['cuda']}"
+        yield Finding("error", "compiled operators", wrong, _rebuild())
+    else:
+        yield Finding("ok", "compiled operators", value)
+
+
+def _version_in(folder: Path) -> str:
+    """Detectron2's own word; the name of its distribution differs between builds."""
+    file = folder / "__init__.py"
+    found = re.search(r'^__version__ = "(.*)"', file.read_text(), re.M) if file.is_file() else None
+    return found.group(1) if found else "of unknown version"
+
+
+def _detectron2_remedy() -> str:
+    return f"make setup (a pure-Python one), or {_rebuild()}"
+
+
+def _rebuild() -> str:
+    return f"{_pip()} --no-build-isolation --force-reinstall --no-deps '{DETECTRON2_SOURCE}'"
+
+
+def _cuda(torch: dict[str, Any]) -> Iterable[Finding]:
+    driver = _says("nvidia-smi", pattern=r"CUDA Version: *([\d.]+)")
+    compiler = _says("nvcc", "--version", pattern=r"release ([\d.]+)")
+    built = torch.get("cuda")
+    value = (
+        f"PyTorch: {built or 'none'}, driver: {driver or 'none'}, nvcc: {compiler or 'none'}; "
+        + (", ".join(torch.get("devices", [])) or "no GPU in use")
+    )
+    fault = _cuda_fault(torch, driver)
+    if fault and torch:
+        yield Finding("error", "CUDA", f"{value}. {fault[0]}", fault[1])
+    else:
+        yield Finding("ok", "CUDA", value)
+    if built and compiler and _release(built)[0] != _release(compiler)[0]:
+        yield Finding(
+            "warning",
+            "nvcc",
+            f"is of CUDA {compiler}, PyTorch of {built}: Detectron2's operators cannot be compiled",
+            f"export CUDA_HOME=/usr/local/cuda-{built}  (install that CUDA toolkit first)",
+        )
+
+
+def _cuda_fault(torch: dict[str, Any], driver: str) -> tuple[str, str] | None:
+    if not driver:
+        return None
+    if not torch.get("cuda"):
+        return "This PyTorch is for the CPU alone", _reinstall_torch(driver)
+    if _release(torch["cuda"])[0] > _release(driver)[0]:
+        return (
+            f"The driver serves CUDA up to {driver}",
+            f"update the NVIDIA driver, or {_reinstall_torch(driver)}",
+        )
+    if not torch["available"]:
+        return "PyTorch sees no GPU", "unset CUDA_VISIBLE_DEVICES; then run nvidia-smi"
+    if torch["fault"]:
+        return f"PyTorch cannot use the GPU: {torch['fault']}", _reinstall_torch(driver)
+    return None
+
+
+def _reinstall_torch(driver: str) -> str:
+    return (
+        f"{_install('--force-reinstall', 'torch', 'torchvision')} from the index that "
+        f"https://pytorch.org/get-started/locally names for CUDA {driver}"
+    )
+
+
+def _says(*command: str, pattern: str) -> str:
+    """What a program prints where the pattern's group is; "" without the program."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = re.search(pattern, done.stdout)
+    return found.group(1) if found else ""
+
+
+def _package(facts: dict[str, Any], fault: str) -> Iterable[Finding]:
+    if facts:
+        yield Finding("ok", "import fpn_ext", "works, with Detectron2's trainer and evaluators")
+        return
+    missing = re.search(r"No module named '([\w.]+)'", fault)
+    remedy = "make setup, or the remedies above"
+    if missing and missing.group(1) not in ("torch", "detectron2"):
+        remedy = _install(missing.group(1).partition(".")[0])
+    yield Finding("error", "import fpn_ext", fault, remedy)
+
+
+def _triton(torch: dict[str, Any], package: dict[str, Any]) -> Iterable[Finding]:
+    if not torch.get("available") or not package:
+        return  # fused RoI pooling is for GPUs
+    if package["fused"] is None:
+        yield Finding("ok", "Triton", "fused RoI pooling works")
+    else:
+        yield Finding(
+            "warning",
+            "Triton",
+            f"RoI pooling goes level by level, slower, because of {package['fused']}",
+            f"{_install('triton')}; it also needs a C compiler (apt install gcc)",
+        )
+
+
+# --------------------------------------------------------------------------------- machine
+
+
+def _cpu(torch: dict[str, Any]) -> Iterable[Finding]:
+    cores = _cores()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    threads = torch.get("threads", 0)
+    value = f"{cores:g} core(s) to use, {torch.get('cpu', 'unknown')} instructions"
+    if wanted and not wanted.isdigit():
+        yield Finding("warning", "CPU", f"OMP_NUM_THREADS is {wanted!r}", "unset OMP_NUM_THREADS")
+    elif threads > max(1, cores):
+        yield Finding(
+            "warning",
+            "CPU",
+            f"{value}, and PyTorch runs {threads} threads: they will wait for each other",
+            f"export OMP_NUM_THREADS={max(1, int(cores))}",
+        )
+    else:
+        yield Finding("ok", "CPU", f"{value}, {threads} thread(s)")
+
+
+def _cores() -> float:
+    """CPU cores this process may use: by affinity, and by a container's quota."""
+    count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0)
+    count = count or float(os.cpu_count() or 1)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(count, int(quota) / int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return count
+
+
+def _data_sets(package: dict[str, Any]) -> Iterable[Finding]:
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    source = "DETECTRON2_DATASETS" if "DETECTRON2_DATASETS" in os.environ else "the default"
+    there = package.get("there", [])
+    value = f"{root} ({source}): {', '.join(there) or 'none there yet'}; demo sets are made on use"
+    if source == "DETECTRON2_DATASETS" and not root.is_dir():
+        yield Finding(
+            "warning",
+            "data sets",
+            f"{root} ({source}) is no folder",
+            f"mkdir -p {root}, or export DETECTRON2_DATASETS=/where/they/are (datasets/README.md)",
+        )
+    else:
+        yield Finding("ok", "data sets", value)
+
+
+def _writable(output: Path) -> Iterable[Finding]:
+    folder = next(f for f in (output.absolute(), *output.absolute().parents) if f.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding(
+            "error",
+            "output",
+            f"{folder} cannot be written into",
+            "put OUTPUT_DIR /somewhere/writable behind the command",
+        )
+        return
+    free = shutil.disk_usage(folder).free
+    value = f"{output}: {free // MEGABYTE} MB free"
+    if free < 2048 * MEGABYTE:
+        yield Finding(
+            "warning",
+            "output",
+            f"{value}; a checkpoint of R-50 FPN takes about 320 MB",
+            "put OUTPUT_DIR /where/there/is/room behind the command",
+        )
+    else:
+        yield Finding("ok", "output", value)
+
+
+def _shared_memory() -> Iterable[Finding]:
+    if not os.path.isdir("/dev/shm"):
+        return  # not Linux
+    size = shutil.disk_usage("/dev/shm").total
+    value = f"/dev/shm has {size // MEGABYTE} MB"
+    if size < 1024 * MEGABYTE:
+        yield Finding(
+            "warning",
+            "shared memory",
+            f"{value}: DataLoader workers hand images over in it, and die when it is full",
+            "docker run --shm-size=8g ..., or DATALOADER.NUM_WORKERS 0 behind the command",
+        )
+    else:
+        yield Finding("ok", "shared memory", value)
+
+
+# ---------------------------------------------------------------------------- command line
+
+
+def report(findings: Sequence[Finding]) -> str:
+    """The findings as a table, each fault followed by its remedy."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.status:8}{finding.name:20}{finding.value}")
+        if finding.remedy:
+            lines.append(f"{'':28}-> {finding.remedy}")
+    errors, others = (sum(f.status == s for f in findings) for s in ("error", "warning"))
+    return "\n".join([*lines, "", f"{errors} error(s), {others} warning(s)"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fpn_ext.doctor", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--output", default="output", help="where runs write; default: %(default)s")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the findings here")
+    args = parser.parse_args(argv)
+    findings = examine(args.output)
+    print(report(findings))
+    if args.json:
+        content = {"findings": [asdict(finding) for finding in findings]}
+        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 1 if any(finding.status == "error" for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
