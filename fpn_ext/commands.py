@@ -9,13 +9,16 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[1]
 
 
-def run(arguments: Sequence[str], log: Path, threads: int | None = None) -> float:
-    """Run Python with ``arguments`` in the project's folder and wait for it to end.
+def run(
+    arguments: Sequence[str], log: Path, threads: int | None = None, folder: Path = PROJECT
+) -> float:
+    """Run Python with ``arguments`` and wait for it to end.
 
     Args:
         arguments: e.g. ``["train_net.py", "--config-file", ...]``.
         log: file that its output is added to.
         threads: of its operators on the CPU; None for as many as there are cores.
+        folder: that it runs in; relative paths are from there.
 
     Returns:
         Seconds of CPU time it took.
@@ -30,7 +33,7 @@ def run(arguments: Sequence[str], log: Path, threads: int | None = None) -> floa
     with log.open("a") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=PROJECT,
+            cwd=folder,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,

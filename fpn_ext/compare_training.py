@@ -7,7 +7,6 @@ one seed end at other scores, so runs are not compared in pairs but as two sampl
 import json
 import math
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,13 +15,14 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from .compare_weights import local_weights
+from . import commands
 from .config import flat, load_config
 from .evaluation import plain, write_results
 from .measuring import markdown_table
 from .provenance import commit, hardware, versions
+from .weight_files import local_file
 
-TRAIN_NET = Path(__file__).parents[1] / "train_net.py"
+TRAIN_NET = commands.PROJECT / "train_net.py"
 
 
 def compare_training(
@@ -53,7 +53,8 @@ def compare_training(
     Raises:
         ValueError: a seed that is negative (Detectron2 then draws one) or there twice; a run in
             ``folder`` is of another config.
-        FileNotFoundError: no ``train_net.py``, or no weights to start from.
+        FileNotFoundError: no ``train_net.py``.
+        FileNotFoundError, ConnectionError: no weights to start from.
         RuntimeError: a training failed.
     """
     if min(seeds) < 0 or len({*seeds}) < len(seeds):
@@ -64,7 +65,7 @@ def compare_training(
         )
     for cfg in sides.values():
         if cfg.MODEL.WEIGHTS:
-            local_weights(cfg.MODEL.WEIGHTS)  # told now, not by every run
+            local_file(cfg.MODEL.WEIGHTS)  # told now, not by every run
     runs = [
         _run(side, seed, cfg, files[side], opts, folder, num_gpus)
         for seed in seeds
@@ -89,15 +90,14 @@ def _run(
         print(f"{side}, seed {seed}: done already", file=sys.stderr, flush=True)
         return json.loads((output / "results.json").read_text())
 
-    output.mkdir(parents=True, exist_ok=True)
     log = output / "console.log"
     resumed = (output / "last_checkpoint").is_file()
     words = "goes on" if resumed else "begins"
     print(f"{side}, seed {seed}: training {words}, see {log}", file=sys.stderr, flush=True)
-    command = [sys.executable, str(TRAIN_NET), "--config-file", file, "--resume"]
+    command = [str(TRAIN_NET), "--config-file", file, "--resume"]
     command += ["--num-gpus", str(num_gpus), *opts, "SEED", str(seed), "OUTPUT_DIR", str(output)]
     began = time.perf_counter()
-    _process(command, log)
+    commands.run(command, log, folder=Path.cwd())  # which the user's paths are relative to
     scores = {
         name: json.loads((output / "inference" / name / "results.json").read_text())
         for name in cfg.DATASETS.TEST
@@ -114,14 +114,6 @@ def _run(
     }
     write_results(results, output / "results.json")
     return results
-
-
-def _process(command: Sequence[str], log: Path) -> None:
-    with log.open("a") as opened:
-        code = subprocess.run(command, stdout=opened, stderr=subprocess.STDOUT).returncode
-    if code:
-        last = "".join(log.read_text().splitlines()[-1:])
-        raise RuntimeError(f"train_net.py ended with code {code}, see {log}: {last}")
 
 
 def _check_config_of_run(file: Path, cfg: CfgNode, seed: int) -> None:

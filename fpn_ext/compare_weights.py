@@ -1,29 +1,21 @@
 """One checkpoint in the models of two configs: how they agree, what they score, time and memory."""
 
 import contextlib
-import hashlib
 import itertools
 import multiprocessing
-import os
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.catalog import ModelCatalog, ModelCatalogHandler
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import Detectron2Handler, PathManager
-from iopath.common.file_io import get_cache_dir
 from torch import nn
 
 from .agreement import (
@@ -34,11 +26,13 @@ from .agreement import (
     Tolerance,
     end_to_end_rows,
 )
+from .checkpoint import SafeCheckpointer
 from .compare_configs import unread_keys
 from .evaluation import build_evaluator
 from .measuring import markdown_table, measure, peak_memory, ratio, ratio_text
 from .optimize import model_for_inference
 from .predict import detections_of
+from .weight_files import local_file, sha256
 
 TIMED_IMAGES = 5
 SECONDS_BETWEEN_WORDS = 20
@@ -51,7 +45,7 @@ def compare_weights(
 
     Args:
         sides: the configs ``ours`` and ``control``, with the same ``DATASETS.TEST``.
-        weights: a file or an address, see :func:`local_weights`.
+        weights: a file or an address, see :func:`fpn_ext.weight_files.local_file`.
         images: how many of each data set, its first; None for all.
         rounds: of timing; with 0, neither time nor memory is measured.
         folder: for what the evaluators write.
@@ -61,10 +55,10 @@ def compare_weights(
         parity tests hold; None where they hold nothing for such models.
 
     Raises:
-        FileNotFoundError: the weights are not to be had.
+        FileNotFoundError, ConnectionError: the weights are not to be had.
         ValueError: they do not fit both models.
     """
-    file = local_weights(weights)
+    file = local_file(weights)
     models = build_models(sides, file)
     tolerance, words = tolerance_of(sides)
     stages, whole = StageByStage(models["control"], models["ours"]), Matches()
@@ -85,7 +79,7 @@ def compare_weights(
         scores += score_rows(name, by_side["ours"], by_side["control"])
     results: dict[str, Any] = {
         "weights": weights,
-        "sha256": _sha256(file),
+        "sha256": sha256(file),
         "images": counts,
         "tolerance": words,
         "stages": stages.rows(tolerance),
@@ -108,8 +102,8 @@ def compare_weights(
 # The checkpoint
 
 
-class StrictCheckpointer(DetectionCheckpointer):
-    """Detectron2's, to which a key that does not match is an error and not a line in the log."""
+class StrictCheckpointer(SafeCheckpointer):
+    """To which a key that does not match is an error and not a line in the log."""
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         faults = []
@@ -143,51 +137,6 @@ def build_models(sides: dict[str, CfgNode], file: str) -> dict[str, nn.Module]:
     if faults:
         raise ValueError(f"the weights {file} do not fit:{''.join(faults)}")
     return {side: model_for_inference(sides[side], model) for side, model in models.items()}
-
-
-def local_weights(weights: str) -> str:
-    """The local file of a checkpoint; one with an address is fetched into Detectron2's cache.
-
-    Args:
-        weights: a file, or an address (``detectron2://``, ``catalog://``, ``https://``).
-
-    Raises:
-        FileNotFoundError: not there or not to be had; says what to download, and where to put it.
-    """
-    if "://" not in weights:
-        if not os.path.isfile(weights):
-            raise FileNotFoundError(
-                f"no weights {weights}; name a file (.pth, .pkl) or an address in Detectron2's "
-                "model zoo (detectron2://...)"
-            )
-        return weights
-    try:
-        return PathManager.get_local_path(weights)
-    except (OSError, HTTPException) as error:
-        url = _url(weights)
-        cached = os.path.join(get_cache_dir(), urlparse(url).path.lstrip("/"))
-        raise FileNotFoundError(
-            f"the weights {weights} cannot be fetched: {error}. Download {url} and put it at "
-            f"{cached}, or name your copy of the file instead of the address"
-        ) from error
-
-
-def _url(address: str) -> str:
-    """Where Detectron2's PathManager fetches from."""
-    if address.startswith(Detectron2Handler.PREFIX):
-        path = address.removeprefix(Detectron2Handler.PREFIX)
-        return Detectron2Handler.S3_DETECTRON2_PREFIX + path
-    if address.startswith(ModelCatalogHandler.PREFIX):
-        return ModelCatalog.get(address.removeprefix(ModelCatalogHandler.PREFIX))
-    return address
-
-
-def _sha256(file: str) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # Agreement and scores

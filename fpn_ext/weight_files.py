@@ -8,13 +8,16 @@ import pickle
 import re
 import tarfile
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils.file_io import Detectron2Handler, PathManager
+from iopath.common.file_io import get_cache_dir
 from safetensors.torch import load_file
 
 from .safe_pickle import load_pickle
@@ -46,7 +49,7 @@ def local_file(address: str) -> str:
 
     Raises:
         FileNotFoundError: no such local file, or no such entry in a catalogue.
-        ConnectionError: it could not be downloaded; says what to download and what to do with it.
+        ConnectionError: it could not be downloaded; says what to download and where to put it.
         ValueError: an address that is not protected (:func:`check_address`), or another hash.
     """
     check_address(address)
@@ -57,13 +60,15 @@ def local_file(address: str) -> str:
     url = _url(address)
     try:
         file = PathManager.get_local_path(url)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
+        cached = Path(get_cache_dir(), urlparse(url).path.lstrip("/"))
         raise ConnectionError(
-            f"MODEL.WEIGHTS: could not download {url} ({error}). Download it where there is access "
-            f"to it, copy it here and name the copy: MODEL.WEIGHTS /path/to/{Path(url).name}"
+            f"could not download {url} ({type(error).__name__}: {error}). Download it where there "
+            f"is access to it, copy it here and name the copy instead of {address}, or put it at "
+            f"{cached}"
         ) from error
     expected = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
-    found = _sha256(file) if expected else ""
+    found = sha256(file) if expected else ""
     if expected and not found.startswith(expected[1]):
         raise ValueError(
             f"{file}, downloaded from {url}, is not the file its name promises: its SHA-256 begins "
@@ -87,7 +92,8 @@ def _url(address: str) -> str:
     return address
 
 
-def _sha256(file: str) -> str:
+def sha256(file: str) -> str:
+    """Of the file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
         for chunk in iter(lambda: stream.read(1 << 20), b""):

@@ -4,18 +4,15 @@ import itertools
 import json
 import os
 import re
-import urllib.error
 from concurrent.futures import ThreadPoolExecutor
-from http.client import IncompleteRead
 from pathlib import Path
 
 import fpn_ext
 import pytest
 import torch
-from fpn_ext import compare_training, compare_weights, demo_data
+from fpn_ext import commands, compare_training, compare_weights, demo_data
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
 from fpn_ext.compare import main
 from fpn_ext.compare_configs import load_sides, unread_keys
 from fpn_ext.compare_training import spread_rows
@@ -38,7 +35,6 @@ SMALL = [
 # What Detectron2's components have no key for, as they do it.
 SAME = [*SMALL, "MODEL.FPN_EXT.CANONICAL_BOX_SIZE", "224"]
 EXACT = [*SAME, "MODEL.FPN_EXT.POOLER_IMPLEMENTATION", "per_level"]
-URL = "detectron2://COCO-Detection/faster_rcnn_R_50_FPN_1x/137257794/model_final_b275ba.pkl"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -252,49 +248,8 @@ def test_keys_that_do_not_match_are_named_for_each_model(checkpoint, tmp_path):
 
 
 def test_a_file_that_is_not_there():
-    with pytest.raises(FileNotFoundError, match=r"no weights none\.pth; name a file"):
+    with pytest.raises(FileNotFoundError, match=r"no file of weights none\.pth"):
         weights("none.pth")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache of Detectron2's, and no network."""
-
-    def no_network(url, *arguments, **keywords):
-        raise urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    monkeypatch.setattr("urllib.request.urlretrieve", no_network)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("address", "path"),
-    [
-        (URL, "detectron2/" + URL.partition("//")[2]),
-        ("catalog://ImageNetPretrained/MSRA/R-50", "detectron/ImageNetPretrained/MSRA/R-50.pkl"),
-        ("https://dl.fbaipublicfiles.com/some/model.pth", "some/model.pth"),
-    ],
-)
-def test_weights_out_of_reach_say_what_to_download_and_where_to_put_it(cache, address, path):
-    with pytest.raises(FileNotFoundError) as error:
-        compare_weights.local_weights(address)
-    words = str(error.value)
-    assert "Name or service not known" in words
-    url, place = re.search(r"Download (\S+) and put it at (\S+), or", words).groups()
-    assert url == f"https://dl.fbaipublicfiles.com/{path}"
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
-    Path(place).write_text("weights")
-    assert compare_weights.local_weights(address) == place, "as it says"
-
-
-def test_a_download_that_breaks_off(cache, monkeypatch):
-    def breaks_off(path):
-        raise IncompleteRead(b"half")
-
-    monkeypatch.setattr(PathManager, "get_local_path", breaks_off)
-    with pytest.raises(FileNotFoundError, match="cannot be fetched: IncompleteRead"):
-        compare_weights.local_weights(URL)
 
 
 # The two configs
@@ -358,28 +313,28 @@ def train(folder, seeds=("1", "2"), opts=TRAINED):
 def trained(tmp_path_factory):
     """A folder of finished runs, and those begun: until one was interrupted, and afterwards."""
     folder = tmp_path_factory.mktemp("compared")
-    process, begun, begun_again = compare_training._process, [], []
+    run, begun, begun_again = commands.run, [], []
 
-    def interrupted(command, log):
+    def interrupted(arguments, log, folder):
         begun.append(log.parent.parts[-2:])
         if len(begun) < 3:
-            return process(command, log)
+            return run(arguments, log, folder=folder)
         # After one iteration of two.
-        process([*command, "SOLVER.MAX_ITER", "1"], log)
+        run([*arguments, "SOLVER.MAX_ITER", "1"], log, folder=folder)
         config = log.parent / "config.yaml"
         config.write_text(config.read_text().replace("MAX_ITER: 1\n", "MAX_ITER: 2\n"))
         raise KeyboardInterrupt
 
-    def goes_on(command, log):
+    def goes_on(arguments, log, folder):
         begun_again.append(log.parent.parts[-2:])
-        process(command, log)
+        run(arguments, log, folder=folder)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare_training, "_process", interrupted)
+        patch.setattr(commands, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(folder)
         assert not (folder / "train.json").exists()
-        patch.setattr(compare_training, "_process", goes_on)
+        patch.setattr(commands, "run", goes_on)
         assert train(folder) == 0
     return folder, begun, begun_again
 
@@ -446,9 +401,9 @@ def test_seeds_are_different_numbers(tmp_path, seeds):
         train(tmp_path, seeds)
 
 
-def test_weights_to_start_from_are_looked_for_before_the_first_run(tmp_path, cache):
-    with pytest.raises(FileNotFoundError, match=r"Download https://dl\.fbaipublicfiles\.com/"):
-        train(tmp_path / "runs", opts=[*TRAINED, "MODEL.WEIGHTS", "detectron2://none.pkl"])
+def test_weights_to_start_from_are_looked_for_before_the_first_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no catalog://none in Detectron2's catalogue"):
+        train(tmp_path / "runs", opts=[*TRAINED, "MODEL.WEIGHTS", "catalog://none"])
     assert not (tmp_path / "runs").exists()
 
 

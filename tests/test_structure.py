@@ -76,9 +76,12 @@ ALLOWED = {
     "agreement": set(),
     "compare_configs": {"config", "data", "fpn", "roi_heads"},
     "compare_weights": {
-        *("agreement", "compare_configs", "evaluation", "measuring", "optimize", "predict"),
+        *("agreement", "checkpoint", "compare_configs", "evaluation", "measuring", "optimize"),
+        *("predict", "weight_files"),
     },
-    "compare_training": {"compare_weights", "config", "evaluation", "measuring", "provenance"},
+    "compare_training": {
+        *("commands", "config", "evaluation", "measuring", "provenance", "weight_files"),
+    },
     "compare": {
         *("compare_configs", "compare_training", "compare_weights", "evaluation", "provenance"),
     },

@@ -6,6 +6,8 @@ import random
 import re
 import tarfile
 import urllib.error
+from http.client import IncompleteRead
+from unittest.mock import Mock
 
 import fpn_ext
 import numpy as np
@@ -238,18 +240,32 @@ def test_a_hash_in_the_name_is_checked(downloads):
         local_file("https://example.org/net-01234567.pth")
 
 
-def test_unreachable_weights_say_what_to_do(monkeypatch):
-    def get_local_path(url):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(PathManager, "get_local_path", get_local_path)
-    expected = (
-        "could not download https://dl.fbaipublicfiles.com/detectron2/a/b.pkl (<urlopen error no "
-        "network>). Download it where there is access to it, copy it here and name the copy: "
-        "MODEL.WEIGHTS /path/to/b.pkl"
-    )
-    with pytest.raises(ConnectionError, match=re.escape(expected)):
-        local_file("detectron2://a/b.pkl")
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("detectron2://a/b.pkl", "detectron2/a/b.pkl"),
+        ("catalog://ImageNetPretrained/MSRA/R-50", "detectron/ImageNetPretrained/MSRA/R-50.pkl"),
+        ("https://dl.fbaipublicfiles.com/some/model.pth", "some/model.pth"),
+    ],
+)
+def test_unreachable_weights_say_what_to_do(tmp_path, monkeypatch, address, path):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    place = tmp_path / path
+    for fault, words in (
+        (urllib.error.URLError("no network"), "URLError: <urlopen error no network>"),
+        (IncompleteRead(b"half"), "IncompleteRead: IncompleteRead(4 bytes read)"),
+    ):
+        monkeypatch.setattr("urllib.request.urlretrieve", Mock(side_effect=fault))
+        expected = (
+            f"could not download https://dl.fbaipublicfiles.com/{path} ({words}). Download it "
+            f"where there is access to it, copy it here and name the copy instead of {address}, "
+            f"or put it at {place}"
+        )
+        with pytest.raises(ConnectionError, match=f"^{re.escape(expected)}$"):
+            local_file(address)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("weights")
+    assert local_file(address) == str(place), "as it says"
 
 
 def test_a_missing_file(tmp_path):
