@@ -18,7 +18,7 @@ from detectron2.data import (
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from fpn_ext.data import register_voc_layout
 from fpn_ext.evaluation import VOCEvaluator, build_evaluator
 from voc import CLASSES, write_voc
@@ -105,8 +105,6 @@ def process(evaluator, found):
 def test_evaluator_by_hand(voc, caplog):
     """The dog is found exactly; the cat, 40 x 40, with IoU 0.75: at six of ten thresholds."""
     evaluator = recall.ProposalRecallEvaluator(voc)
-    process(evaluator, {"b": FOUND["a"]})
-    evaluator.reset()
     process(evaluator, FOUND)
     with caplog.at_level("INFO", logger="fpn_ext"):
         scores = evaluator.evaluate()["box_proposals"]
@@ -114,6 +112,8 @@ def test_evaluator_by_hand(voc, caplog):
     assert scores["AR@10"] == scores["AR@1000"] == pytest.approx(80)
     assert (scores["AR@1000-cat"], scores["AR@1000-dog"]) == pytest.approx((60, 100))
     assert "|  AR@10  |  AR@100  |" in caplog.text and "AR@1000-cat: 60.000" in caplog.text
+    evaluator.reset()
+    assert evaluator.evaluate()["box_proposals"]["AR@1000"] == 0
 
 
 def test_processes_are_gathered_and_the_main_one_answers(voc, monkeypatch):
@@ -143,6 +143,7 @@ def test_the_file_of_proposals_is_the_one_detectron2_reads(voc, tmp_path):
         DatasetCatalog.get(voc), str(tmp_path / "new" / "box_proposals.pkl")
     )
     for record in records:
+        assert record["proposal_bbox_mode"] == BoxMode.XYXY_ABS
         expected = FOUND[record["image_id"]]["proposals"]
         order = expected.objectness_logits.argsort(descending=True)
         assert np.array_equal(record["proposal_boxes"], expected.proposal_boxes.tensor[order])
