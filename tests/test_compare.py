@@ -396,7 +396,7 @@ def test_a_training_that_fails(tmp_path, monkeypatch):
     script = tmp_path / "train_net.py"
     script.write_text("import sys\nprint('iteration 3')\nsys.exit('loss is NaN')\n")
     monkeypatch.setattr(compare_training, "TRAIN_NET", script)
-    message = r"train_net\.py ended with code 1, see .*console\.log: loss is NaN$"
+    message = r"train_net\.py .* exit status 1; see .*console\.log: iteration 3 \| loss is NaN$"
     with pytest.raises(RuntimeError, match=message):
         train(tmp_path)
     assert not list(tmp_path.rglob("results.json"))
