@@ -1,6 +1,12 @@
+import logging
 import os
 import tempfile
 from pathlib import Path
+
+# First: once Python's own distutils is imported, setuptools, which TensorBoard asks for, refuses.
+import setuptools  # noqa: F401
+
+# isort: split
 
 import fpn_ext
 import pytest
@@ -23,6 +29,18 @@ def demo_images():
     root = Path(_datasets.name, "demo_multiscale")
     demo_data.ensure(root, num_train=6, num_val=4)
     return root
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_pytest():
+    """A training in this process, by train_net.main, keeps its log to handlers of its own.
+
+    These also abbreviate the names in the records that pytest gets.
+    """
+    for name in ("fpn_ext", "detectron2", "fvcore"):
+        logger = logging.getLogger(name)
+        logger.propagate = True
+        logger.handlers = [h for h in logger.handlers if type(h) is not logging.StreamHandler]
 
 
 @pytest.fixture(autouse=True)
