@@ -58,7 +58,7 @@ ALLOWED = {
         "proposal_sources",
         "recall",
     },
-    "recall": {"names"},
+    "recall": {"names", "proposal_file"},
     "evaluation": {"data", "names", "recall"},
     "annotation_files": {"data", "names"},
     "data_check": {"annotation_files", "config", "data", "levels", "names"},
