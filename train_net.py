@@ -20,7 +20,7 @@ from detectron2.evaluation import verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from fpn_ext.checkpoint import SafeCheckpointer
+from fpn_ext.checkpoint import SafeCheckpointer, checkpoints_in
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.freezing import freeze
@@ -132,10 +132,11 @@ def setup(args) -> CfgNode:
     device_note = fpn_ext.resolve_device(cfg)
     register_datasets()
     fpn_ext.check_config(cfg, training=not args.eval_only)
+    resume = args.resume and checkpoints_in(cfg.OUTPUT_DIR)
     fpn_ext.check_weights(
         cfg,
-        required=args.extend or (args.eval_only and not args.resume),
-        from_the_start=not args.eval_only and not args.resume,
+        required=args.extend or (args.eval_only and not resume),
+        from_the_start=not args.eval_only and not resume,
     )
     pixel_notes = fpn_ext.resolve_bottom_up(cfg)
     if cfg.MODEL.FPN_EXT.DETERMINISTIC:
@@ -156,10 +157,9 @@ def main(args) -> OrderedDict:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        resume = args.resume and checkpointer.has_checkpoint()
-        fpn_ext.check_weights(cfg, required=not resume)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

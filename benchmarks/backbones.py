@@ -213,8 +213,7 @@ Written by `{command}`, commit {commits}.
 
 Each of these was put under the demo's Faster R-CNN by its name in `MODEL.FPN_EXT.BOTTOM_UP`,
 built with random weights, trained for two steps and evaluated on images of the demo: {len(passed)}
-passed, {len(others)} did not. How to use them, and what is done to them:
-[bottom_ups.md](bottom_ups.md).
+passed, {len(others)} did not. The keys that go with it: [configs/README.md](../configs/README.md).
 
 - parameters: of the bottom-up alone, after what the pyramid does not need was left out
 - multiply-adds: fvcore's count for bottom-up and pyramid (64 channels) on one image of 480 x 640

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import torch
 from fpn_ext import check_config, check_weights, load_config, resolve_device  # before detectron2
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
+from fpn_ext.checkpoint import SafeCheckpointer
 from fpn_ext.data import register_datasets
 from fpn_ext.measuring import markdown_table
 from fpn_ext.provenance import commit
@@ -30,7 +30,7 @@ def compare(cfg: CfgNode) -> list[dict]:
     """AR in percent by both, for what both compute: {"metric", *SIDES, "difference"}."""
     (dataset_name, *_) = cfg.DATASETS.TEST
     model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     evaluators = [ProposalRecallEvaluator(dataset_name), COCOEvaluator(dataset_name)]
     for evaluator in evaluators:
         evaluator.reset()

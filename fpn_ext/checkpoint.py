@@ -81,7 +81,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
-            last = self.last_tagged()
+            last = _tagged(self.save_dir)
             raise OSError(
                 cause.errno,
                 f"{file} could not be written: {cause.strerror}. Make room in {self.save_dir}; "
@@ -89,7 +89,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             ) from error
 
     def has_checkpoint(self) -> bool:
-        return bool(self._candidates())
+        return bool(checkpoints_in(self.save_dir))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """With ``resume`` all of the last checkpoint that can be read; else weights of ``path``.
@@ -101,7 +101,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             ValueError: there are checkpoints and none of them can be read; or what
                 :meth:`load` raises.
         """
-        candidates = self._candidates() if resume else []
+        candidates = checkpoints_in(self.save_dir) if resume else []
         if not candidates:
             if resume:
                 self.logger.warning("No checkpoint to resume from in %s", self.save_dir)
@@ -121,23 +121,25 @@ class SafeCheckpointer(DetectionCheckpointer):
             "there, or start anew without --resume"
         )
 
-    def _candidates(self) -> list[Path]:
-        """The checkpoints to resume from: the last one written, then those before it."""
-        numbers = {f: _number(f.name) for f in Path(self.save_dir).glob("*.pth")}
-        numbered = {file: number for file, number in numbers.items() if number is not None}
-        older = sorted(numbered, key=numbered.__getitem__, reverse=True)
-        last = self.last_tagged()
-        if last is None:
-            return older
-        limit = _number(last.name)
-        # A higher number is left from another run in the same folder.
-        return [last, *(f for f in older if limit is None or numbered[f] < limit)]
 
-    def last_tagged(self) -> Path | None:
-        """The checkpoint that the file ``last_checkpoint`` names; None if it names none."""
-        tag = Path(self.save_dir, "last_checkpoint")
-        name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
-        return Path(self.save_dir, name) if name else None
+def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
+    """The checkpoints to resume from in a folder: the last one written, then those before it."""
+    numbers = {f: _number(f.name) for f in Path(folder).glob("*.pth")}
+    numbered = {file: number for file, number in numbers.items() if number is not None}
+    older = sorted(numbered, key=numbered.__getitem__, reverse=True)
+    last = _tagged(folder)
+    if last is None:
+        return older
+    limit = _number(last.name)
+    # A higher number is left from another run in the same folder.
+    return [last, *(f for f in older if limit is None or numbered[f] < limit)]
+
+
+def _tagged(folder: str | os.PathLike) -> Path | None:
+    """The checkpoint that the file ``last_checkpoint`` names; None if it names none."""
+    tag = Path(folder, "last_checkpoint")
+    name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
+    return Path(folder, name) if name else None
 
 
 def _number(name: str) -> float | None:

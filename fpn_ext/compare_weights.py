@@ -302,7 +302,9 @@ def _memory_of_one(
 
 def markdown(results: dict[str, Any]) -> str:
     """The sections of the report, from what :func:`compare_weights` returned and JSON can hold."""
+    images = ", ".join(f"{count} of {name}" for name, count in results["images"].items())
     sections = [
+        f"Weights: {results['weights']} (SHA-256 {results['sha256']}). Images: {images}.",
         f"## Agreement\n\nTolerance: {results['tolerance']}. {_verdict(results)}",
         "Each stage of ours is given what the control's stage before it returned; end to end, both "
         "models are left alone. A box is found again where one of the same class lies within a "

@@ -272,12 +272,14 @@ def _regnet(depth: int, w_0: int, w_a: float, w_m: float, group_width: int, se: 
 
 
 def _swin(embed_dim: int, depth: int, heads: int, drop_path: float) -> Any:
-    return backbone.SwinTransformer(
+    network = backbone.SwinTransformer(
         embed_dim=embed_dim,
         depths=(2, 2, depth, 2),
         num_heads=tuple(heads * 2**i for i in range(4)),
         drop_path_rate=drop_path,
     )
+    network._size_divisibility = 32  # what its property reads, and its constructor misspells
+    return network
 
 
 def _mvit(embed_dim: int, heads: int, last_blocks: tuple[int, ...], drop_path: float) -> Any:

@@ -245,12 +245,7 @@ def _in_pixels_of_the_file(proposals: Instances, image: dict[str, Any]) -> Insta
         image.get(side, own)
         for side, own in zip(("height", "width"), proposals.image_size, strict=True)
     )
-    own_boxes = Instances(
-        proposals.image_size,
-        proposal_boxes=proposals.proposal_boxes.clone(),  # they are scaled in place
-        objectness_logits=proposals.objectness_logits,
-    )
-    return detector_postprocess(own_boxes, height, width)
+    return detector_postprocess(proposals, height, width)  # in place: nobody needs them again
 
 
 def _checked(

@@ -134,6 +134,18 @@ def test_boxes_in_chunks_stand_beside_the_same_boxes(cfg):
     assert beyond(compared(control, ours), TO_ROUNDING) == ["box head"]
 
 
+def test_boxes_that_the_model_leaves_out(cfg):
+    control, ours = pair(cfg)
+
+    class LazyHeads(type(ours.roi_heads)):
+        def _forward_box(self, features, proposals):
+            return super()._forward_box(features, [p[:10] for p in proposals])
+
+    ours.roi_heads.__class__ = LazyHeads
+    assert beyond(compared(control, ours))[:4] == BOX_HEAD[:4]
+    assert beyond(compared(ours, control))[:4] == BOX_HEAD[:4]
+
+
 def test_a_cascade(cfg):
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
     cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"

@@ -1,5 +1,6 @@
 """Two configs set against each other from the command line, on a handful of generated images."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -166,6 +167,8 @@ def test_markdown_and_json_agree(checkpoint, tmp_path, monkeypatch):
         assert cell[2].startswith(f"{seconds['ratio']:.2f} (")
         assert cell[3:] == [f"{memory['before']:.0f}", f"{memory['peak']:.0f}"]
         assert memory["peak"] >= memory["before"] > 0
+    assert f"Weights: {checkpoint} (SHA-256 {found['sha256']}). Images: 2 of demo" in text
+    assert found["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     for key, value in found["about"].items():
         assert f"- {key}: {value}\n" in text
 
@@ -275,7 +278,7 @@ def test_configs_that_differ_in_more_than_the_components(checkpoint, another, tm
 
 @pytest.mark.parametrize("test_sets", ["()", "('demo_multiscale_train',)"])
 def test_there_must_be_something_to_be_compared_on(checkpoint, another, test_sets):
-    another.write_text(f'_BASE_: "{Path(CONTROL).absolute()}"\nDATASETS: {{TEST: {test_sets}}}\n')
+    another.write_text(f'_BASE_: "{Path(CONTROL).absolute()}"\nDATASETS: {{TEST: "{test_sets}"}}\n')
     with pytest.raises(ValueError, match=r"DATASETS\.TEST names what the two are compared on"):
         weights(checkpoint, "--allow-different", control=another)
 
@@ -389,10 +392,14 @@ def test_runs_of_another_config_are_not_taken_for_these(trained):
         train(folder, opts=[*TRAINED, "SOLVER.MAX_ITER", "3"])
 
 
-def test_a_training_that_fails(tmp_path):
-    opts = [*TRAINED, "SOLVER.LR_SCHEDULER_NAME", "NoSuchScheduler"]
-    with pytest.raises(RuntimeError, match=r"see .*console\.log: .*NoSuchScheduler"):
-        train(tmp_path, opts=opts)
+def test_a_training_that_fails(tmp_path, monkeypatch):
+    script = tmp_path / "train_net.py"
+    script.write_text("import sys\nprint('iteration 3')\nsys.exit('loss is NaN')\n")
+    monkeypatch.setattr(compare_training, "TRAIN_NET", script)
+    message = r"train_net\.py .* exit status 1; see .*console\.log: iteration 3 \| loss is NaN$"
+    with pytest.raises(RuntimeError, match=message):
+        train(tmp_path)
+    assert not list(tmp_path.rglob("results.json"))
 
 
 @pytest.mark.parametrize("seeds", [["-1"], ["1", "1"]])

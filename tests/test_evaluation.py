@@ -72,6 +72,15 @@ def test_means_are_those_of_detectron2s_evaluator(voc):
     assert {k: ours[k] for k in theirs} == pytest.approx(theirs)
 
 
+def test_some_images_are_scored_as_if_they_were_all(voc):
+    name = voc({"a": [("cat", 1, 1, 20, 20)], "b": [("cat", 1, 1, 20, 20)]})
+    evaluator = VOCEvaluator(name)
+    evaluator.reset()
+    evaluator.process([{"image_id": "a"}], [detections((0, 0.9, 0, 0, 20, 20))])
+    assert evaluator.evaluate()["bbox"]["AP50-cat"] == pytest.approx(50)
+    assert evaluator.evaluate(["a"])["bbox"]["AP50-cat"] == pytest.approx(100)
+
+
 def test_a_faulty_box_is_no_missed_object(voc):
     name = voc({"a": [("cat", 1, 1, 20, 20), ("cat", 50, 50, 50, 50)]})
     found = {"a": detections((0, 0.9, 0, 0, 20, 20))}
@@ -156,5 +165,5 @@ def test_an_evaluator_we_do_not_run(evaluator_type, tmp_path):
 
 def test_results_are_written_as_plain_json(tmp_path):
     file = tmp_path / "new" / "results.json"
-    write_results({"bbox": {"AP": torch.tensor(1.5), "APs": math.nan}}, file)
-    assert json.loads(file.read_text()) == {"bbox": {"AP": 1.5, "APs": None}}
+    write_results({"bbox": {"AP": torch.tensor(1.5), "APs": math.nan}, "runs": [1, "a"]}, file)
+    assert json.loads(file.read_text()) == {"bbox": {"AP": 1.5, "APs": None}, "runs": [1, "a"]}

@@ -211,10 +211,32 @@ def test_a_step_without_gradients(cfg):
 def test_the_same_random_numbers_are_drawn_again(cfg):
     """NaN once in about a hundred batches."""
     model = Toy(lambda x: x.sum() + (NAN if torch.rand(()) < 0.01 else 0))
-    before = torch.get_rng_state()
     text, report, _ = failure(cfg, model, [rows("a.jpg")] * 2000)
     assert report["iteration"] > 0 and report["first"]["module"] == "end", text
-    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_random_numbers_go_on_where_they_were():
+    state = nonfinite._random_state()
+    drawn = torch.rand(3)
+    before = torch.get_rng_state()
+    with nonfinite._random_numbers(state):
+        assert torch.equal(torch.rand(3), drawn)
+        torch.rand(9)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_weights_are_saved_before_the_batch_runs_again(cfg):
+    model = Toy(lambda x: x.sum() * NAN)
+    model.end = nn.Sequential(nn.BatchNorm1d(2), model.end)
+    _, _, folder = failure(cfg, model, [rows("a.jpg", "b.jpg")])
+    saved = torch.load(folder / "model.pth", weights_only=True)["model"]
+    assert saved["end.0.num_batches_tracked"] == 1 < model.end[0].num_batches_tracked
+
+
+def test_a_map_names_its_level():
+    model = Toy(lambda x: {"p2": x, "p3": x * NAN}).train()
+    first = diagnose(model, rows("a.jpg")).first
+    assert (first.module, first.tensor, first.level) == ("end", "output['p3']", 3)
 
 
 def test_what_does_not_come_again(cfg):
@@ -282,13 +304,17 @@ def test_which_errors_are_taken_for_it(error, taken):
     "error", [RuntimeError("CUDA out of memory"), AssertionError("7 classes"), ValueError("nan")]
 )
 def test_another_error_goes_its_way(cfg, tmp_path, error):
+    calls = []
+
     def fail(x):
+        calls.append(x)
         raise error
 
     with pytest.raises(type(error), match=str(error)) as raised:
         train(cfg, Toy(fail), [rows("a.jpg")])
     assert raised.value is error
     assert not any(tmp_path.iterdir())
+    assert (len(calls) > 1) == isinstance(error, AssertionError), "only that is worth a second run"
 
 
 def test_an_assertion_without_a_word(cfg):

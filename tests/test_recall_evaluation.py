@@ -100,8 +100,6 @@ def process(evaluator, found):
 def test_evaluator_by_hand(voc, caplog):
     """The dog is found exactly; the cat, 40 x 40, with IoU 0.75: at six of ten thresholds."""
     evaluator = recall.ProposalRecallEvaluator(voc)
-    process(evaluator, {"b": FOUND["a"]})
-    evaluator.reset()
     process(evaluator, FOUND)
     with caplog.at_level("INFO", logger="fpn_ext"):
         scores = evaluator.evaluate()["box_proposals"]
@@ -109,6 +107,8 @@ def test_evaluator_by_hand(voc, caplog):
     assert scores["AR@10"] == scores["AR@1000"] == pytest.approx(80)
     assert (scores["AR@1000-cat"], scores["AR@1000-dog"]) == pytest.approx((60, 100))
     assert "|  AR@10  |  AR@100  |" in caplog.text and "AR@1000-cat: 60.000" in caplog.text
+    evaluator.reset()
+    assert evaluator.evaluate()["box_proposals"]["AR@1000"] == 0
 
 
 def test_processes_are_gathered_and_the_main_one_answers(voc, monkeypatch):

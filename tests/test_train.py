@@ -135,6 +135,7 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
         (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS: no file none.pth"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN names no data set"),
         (["--extend"], "MODEL.WEIGHTS is empty"),
+        (["--eval-only", "--resume"], "MODEL.WEIGHTS is empty"),
         (["--extend", "--resume"], "leave --resume and --eval-only out"),
     ],
 )
