@@ -10,6 +10,7 @@ from typing import IO, Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from .atomic import replacing
 from .weight_files import DamagedFileError, local_file, read_weights
 
 
@@ -75,7 +76,8 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _write(self, file: Path, write: Callable[[IO[bytes]], Any]) -> None:
         try:
-            write_atomically(file, write)
+            with replacing(file) as stream:
+                write(stream)
         except (OSError, RuntimeError) as error:
             # Where a write fails, torch may raise a RuntimeError ("unexpected pos") of its own.
             cause = error if isinstance(error, OSError) else error.__context__
@@ -146,28 +148,6 @@ def _number(name: str) -> float | None:
     """The iteration in a checkpoint's name, infinite for the final one; None for any other."""
     match = re.fullmatch(r"\w+_(\d{7}|final)\.pth", name)
     return None if not match else float("inf") if match[1] == "final" else int(match[1])
-
-
-def write_atomically(file: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Have ``write`` fill a file that is there only once it is whole and on the disk.
-
-    It is written as ``{name}.partial`` beside it and then moved.
-    """
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name as well
-    finally:
-        os.close(folder)
 
 
 def _counts(name: str) -> bool:

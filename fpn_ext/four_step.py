@@ -25,8 +25,10 @@ import torch
 from detectron2.config import CfgNode
 
 from . import commands
+from .atomic import replacing
 from .config import check_config, load_config, resolve_device
 from .data import register_datasets
+from .weight_files import read_weights
 
 SHARED = "backbone"
 DETECTOR = "roi_heads"
@@ -102,10 +104,7 @@ def unify(rpn_file: Path, detector_file: Path, output: Path) -> None:
     Raises:
         ValueError: their backbones differ, so that neither part would work on the other's.
     """
-    rpn, detector = (
-        torch.load(file, map_location="cpu", weights_only=True)["model"]
-        for file in (rpn_file, detector_file)
-    )
+    rpn, detector = (read_weights(str(file))["model"] for file in (rpn_file, detector_file))
     shared = [name for name in detector if name.startswith(f"{SHARED}.")]
     different = [n for n in shared if n not in rpn or not torch.equal(rpn[n], detector[n])]
     if different or not shared:
@@ -114,7 +113,8 @@ def unify(rpn_file: Path, detector_file: Path, output: Path) -> None:
             f"{different[:3] or 'no tensor'} of {len(shared)} differ"
         )
     own = {name: tensor for name, tensor in rpn.items() if name.startswith(f"{RPN}.")}
-    torch.save({"model": {**detector, **own}}, output)
+    with replacing(output) as stream:
+        torch.save({"model": {**detector, **own}}, stream)
 
 
 def check_pair(rpn: CfgNode, detector: CfgNode) -> None:

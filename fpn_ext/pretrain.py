@@ -10,7 +10,6 @@ one shape each, of the five that are objects and the five that are not.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from . import demo_data
+from .atomic import replacing
 from .config import load_config, resolve_device
 
 NUM_CLASSES = len(demo_data.CLASS_NAMES + demo_data.DISTRACTOR_NAMES)
@@ -110,9 +110,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if note := resolve_device(cfg):
         print(note)
     network, accuracy = pretrain(cfg, args.iterations, args.seed)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     # A detector's names end like these, whatever stands before them: match them by that.
-    torch.save({"model": network.state_dict(), "matching_heuristics": True}, args.output)
+    content = {"model": network.state_dict(), "matching_heuristics": True}
+    with replacing(args.output) as stream:
+        torch.save(content, stream)
     print(f"{args.output}: accuracy {accuracy:.1f} % on the last pictures of the training")
 
 

@@ -16,7 +16,6 @@ The file is mapped into memory, not read: all processes of a machine share the o
 operating system keeps, and none holds more than the image it asks for.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -31,6 +30,8 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from .atomic import replacing
 
 FORMAT = "fpn_ext.proposals"
 VERSION = "1"
@@ -237,21 +238,6 @@ def write_proposals(
         out.seek(0)
         out.write(_header(metadata, checksums, len(ids), int(offsets[-1]), room))
         out.write(offsets.tobytes())
-
-
-@contextlib.contextmanager
-def replacing(file: str | os.PathLike) -> Iterator[Any]:
-    """A binary file to write; it takes its name, and another's place, if all went well."""
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not from tempfile: those are for the user's eyes only, and this becomes the file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as out:
-            yield out
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def first_ids(image_ids: Sequence[ImageId], limit: int = 5) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from .proposal_file import ImageId, ProposalFile, Proposals, checked_ids, replacing, write_proposals
+from .atomic import replacing
+from .proposal_file import ImageId, ProposalFile, Proposals, checked_ids, write_proposals
 from .safe_pickle import load_pickle
 
 PICKLE_SUFFIXES = (".pkl", ".pickle")

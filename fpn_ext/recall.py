@@ -9,7 +9,6 @@ import contextlib
 import io
 import logging
 import os
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
@@ -32,6 +31,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from .names import did_you_mean, own_keys
+from .proposal_file import write_proposals
 
 logger = logging.getLogger(__name__)
 
@@ -130,11 +130,12 @@ class ProposalRecallEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: a registered data set.
-        output_dir: folder for ``box_proposals.pkl``, the proposals in the form that Detectron2's
-            ``DATASETS.PROPOSAL_FILES_TEST`` reads; None to write no file.
+        output_dir: folder for ``box_proposals.safetensors``, a file of proposals
+            (:mod:`fpn_ext.proposal_file`); None to write no file.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | os.PathLike | None = None):
+        self.dataset_name = dataset_name
         self.ground_truth = ground_truth_of(dataset_name)
         self.output_dir = output_dir
         self.reset()
@@ -171,7 +172,13 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         boxes = {i: b for of_one_process, _ in gathered for i, b in of_one_process.items()}
         scores = {i: s for _, of_one_process in gathered for i, s in of_one_process.items()}
         if self.output_dir is not None:
-            _write_proposals(boxes, scores, Path(self.output_dir, "box_proposals.pkl"))
+            write_proposals(
+                Path(self.output_dir, "box_proposals.safetensors"),
+                boxes,
+                [(boxes[image_id], scores[image_id]) for image_id in boxes],
+                dataset=self.dataset_name,
+                source="the RPN of an evaluated model",
+            )
         if "annotations" not in self.ground_truth.dataset:
             logger.info("No annotations to score the proposals with.")
             return OrderedDict()
@@ -183,20 +190,6 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             "\n".join(f"{key}: {value:.3f}" for key, value in by_class.items()),
         )
         return OrderedDict(box_proposals={**recall, **by_class})
-
-
-def _write_proposals(
-    boxes: Mapping[Any, np.ndarray], scores: Mapping[Any, np.ndarray], file: Path
-) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "boxes": list(boxes.values()),
-        "objectness_logits": [scores[image_id] for image_id in boxes],
-        "ids": list(boxes),
-        "bbox_mode": BoxMode.XYXY_ABS.value,
-    }
-    with file.open("wb") as opened:
-        pickle.dump(content, opened)
 
 
 def model_with_proposals(cfg: CfgNode, model: Any) -> nn.Module:

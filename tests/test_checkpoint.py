@@ -8,7 +8,8 @@ import signal
 
 import pytest
 import torch
-from fpn_ext.checkpoint import SafeCheckpointer, write_atomically
+from fpn_ext.atomic import replacing
+from fpn_ext.checkpoint import SafeCheckpointer
 from fpn_ext.weight_files import DamagedFileError
 from torch import nn
 from unsafe import touches
@@ -69,16 +70,13 @@ def test_without_resume_weights_alone_are_taken(saved, tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     file = tmp_path / "a"
-    write_atomically(file, lambda stream: stream.write(b"old"))
-
-    def fail(stream):
+    with replacing(file) as stream:
+        stream.write(b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(file) as stream:
         stream.write(b"new")
         assert files(tmp_path) == ["a", "a.partial"]
         assert file.read_bytes() == b"old"
         raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(file, fail)
     assert files(tmp_path) == ["a"] and file.read_bytes() == b"old"
 
 

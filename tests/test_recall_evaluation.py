@@ -1,7 +1,6 @@
 """Average recall in evaluations: the evaluator, the RPN inside a model, train_net.py."""
 
 import json
-import pickle
 import sys
 from pathlib import Path
 
@@ -9,18 +8,14 @@ import numpy as np
 import pytest
 import torch
 from fpn_ext import check_config, demo_data, optimize_for_inference, recall
-from detectron2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
-    build_detection_test_loader,
-    load_proposals_into_dataset,
-)
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from fpn_ext.data import register_voc_layout
 from fpn_ext.evaluation import VOCEvaluator, build_evaluator
+from fpn_ext.proposal_file import ProposalFile
 from voc import CLASSES, write_voc
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -135,21 +130,17 @@ def test_outputs_without_proposals(voc):
         evaluator.process([{"image_id": "a"}], [{"instances": None}])
 
 
-def test_the_file_of_proposals_is_the_one_detectron2_reads(voc, tmp_path):
+def test_the_proposals_are_written(voc, tmp_path):
     evaluator = recall.ProposalRecallEvaluator(voc, tmp_path / "new")
     process(evaluator, FOUND)
     evaluator.evaluate()
-    records = load_proposals_into_dataset(
-        DatasetCatalog.get(voc), str(tmp_path / "new" / "box_proposals.pkl")
-    )
-    for record in records:
-        assert record["proposal_bbox_mode"] == BoxMode.XYXY_ABS
-        expected = FOUND[record["image_id"]]["proposals"]
+    written = ProposalFile(tmp_path / "new" / "box_proposals.safetensors")
+    assert written.dataset == voc and written.image_ids == list(FOUND)
+    for image_id, (boxes, scores) in written.items():
+        expected = FOUND[image_id]["proposals"]
         order = expected.objectness_logits.argsort(descending=True)
-        assert np.array_equal(record["proposal_boxes"], expected.proposal_boxes.tensor[order])
-        assert np.array_equal(
-            record["proposal_objectness_logits"], expected.objectness_logits[order]
-        )
+        assert np.array_equal(boxes, expected.proposal_boxes.tensor[order])
+        assert np.array_equal(scores, expected.objectness_logits[order])
 
 
 def test_a_data_set_without_annotations_has_no_scores(tmp_path, request):
@@ -159,7 +150,7 @@ def test_a_data_set_without_annotations_has_no_scores(tmp_path, request):
     evaluator = recall.ProposalRecallEvaluator(request.node.name, tmp_path)
     process(evaluator, {1: FOUND["a"]})
     assert evaluator.evaluate() == {}
-    assert (tmp_path / "box_proposals.pkl").is_file()
+    assert (tmp_path / "box_proposals.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -267,12 +258,11 @@ def test_an_rpn_alone_is_scored(cfg, demo):
     written, folder = files_of(cfg, demo)
     assert written["box_proposals"]["AR@1000"] == scores["AR@1000"]
 
-    with open(folder / "box_proposals.pkl", "rb") as file:
-        saved = pickle.load(file)
+    saved = ProposalFile(folder / "box_proposals.safetensors")
     again = recall.average_recall(
         recall.ground_truth_of(demo),
-        dict(zip(saved["ids"], saved["boxes"], strict=True)),
-        dict(zip(saved["ids"], saved["objectness_logits"], strict=True)),
+        {image_id: boxes for image_id, (boxes, _) in saved.items()},
+        {image_id: scores for image_id, (_, scores) in saved.items()},
     )
     assert again == {key: scores[key] for key in KEYS}
 
