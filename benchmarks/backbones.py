@@ -74,7 +74,7 @@ FAMILIES = {
     "timm/maxvit_nano_rw_256": "MaxViT",
     "timm/hrnet_w18_small": "HRNet",
     "timm/dla46x_c": "DLA",
-    "timm/cspnext_tiny": "CSPNeXt",
+    "timm/cs3darknet_focus_s": "CSPDarknet",
     "timm/ese_vovnet19b_slim_dw": "VoVNet",
     "timm/res2net50_26w_4s": "Res2Net",
     "timm/resnest14d": "ResNeSt",

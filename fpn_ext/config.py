@@ -436,6 +436,8 @@ def _level_problems(cfg: CfgNode) -> Iterable[str]:
     if model.BACKBONE.NAME in PYRAMIDS:
         if model.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
             yield from _resnet_pyramid_problems(cfg)
+        elif _from_a_library(cfg):
+            yield from _absent_map_problems(cfg, r"(?:res|c)(\d+)")
         for key, maps in _asked_maps(cfg):
             levels = [int(f[1:]) for f in maps if re.fullmatch(r"p\d+", f)]
             if len(levels) == len(maps) and levels != sorted(levels):
@@ -481,8 +483,15 @@ def _resnet_pyramid_problems(cfg: CfgNode) -> Iterable[str]:
         )
         return
     # A ResNet's res{k} has stride 2^k, unless its res5 is dilated: then the build will tell.
-    levels = [int(f[3:]) for f in in_features if re.fullmatch(r"res\d", f)]
-    if not levels or len(levels) != len(in_features) or resnets.RES5_DILATION != 1:
+    if resnets.RES5_DILATION == 1:
+        yield from _absent_map_problems(cfg, r"res(\d)")
+
+
+def _absent_map_problems(cfg: CfgNode, map_of_level: str) -> Iterable[str]:
+    in_features = cfg.MODEL.FPN_EXT.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES
+    found = [re.fullmatch(map_of_level, f) for f in in_features]
+    levels = [int(match.group(1)) for match in found if match]
+    if not levels or len(levels) != len(in_features):
         return
     given = [name_of(k) for k in (*levels, levels[-1] + 1)]
     if cfg.MODEL.BACKBONE.NAME == "FinestLevelPyramid":

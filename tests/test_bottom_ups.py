@@ -510,6 +510,9 @@ def test_what_is_checked_before_building():
                                      "detectron2://ImageNetPretrained/MSRA/R-50.pkl"])  # fmt: skip
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS .*R-50\.pkl are those .* of Detectron2"):
         check(cfg)
+    cfg = fpn_ext.load_config(DEMO, [*TORCHVISION, "MODEL.FPN.IN_FEATURES", "('c2', 'res3')"])
+    with pytest.raises(ValueError, match=r"RPN\.IN_FEATURES asks for \['p5', 'p6'\]; the pyramid"):
+        check(cfg)
 
 
 @pytest.mark.parametrize(
