@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
+from .bottom_ups import resolve_bottom_up
 from .config import check_config, flat, get_cfg, load_config, resolve_device
 from .data import register_datasets
 from .fpn import FeaturePyramid
@@ -57,10 +58,10 @@ def load_sides(
     register_datasets()
     sides = {"ours": load_config(config_file, opts), "control": load_config(control, opts)}
     for side, cfg in sides.items():
-        note = resolve_device(cfg)
-        if note:
-            print(f"{side}: {note}", file=sys.stderr)
+        device_note = resolve_device(cfg)
         check_config(cfg, training)
+        for note in filter(None, (device_note, *resolve_bottom_up(cfg))):
+            print(f"{side}: {note}", file=sys.stderr)
     ours, theirs = (tuple(cfg.DATASETS.TEST) for cfg in sides.values())
     if ours != theirs or not ours:
         raise ValueError(

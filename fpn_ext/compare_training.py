@@ -95,6 +95,8 @@ def _run(
     words = "goes on" if resumed else "begins"
     print(f"{side}, seed {seed}: training {words}, see {log}", file=sys.stderr, flush=True)
     command = [str(TRAIN_NET), "--config-file", file, "--resume"]
+    if (output / "model_final.pth").is_file():  # interrupted in its last evaluation
+        command += ["--eval-only"]
     command += ["--num-gpus", str(num_gpus), *opts, "SEED", str(seed), "OUTPUT_DIR", str(output)]
     began = time.perf_counter()
     commands.run(command, log, folder=Path.cwd())  # which the user's paths are relative to
@@ -208,11 +210,6 @@ def markdown(results: dict[str, Any]) -> str:
     for what in ("commit", "hardware", "versions"):
         if len({str(run[what]) for run in results["runs"]}) > 1:
             sections.append(f"**The runs are not all of the same {what}.**")
-    if any(run["resumed"] for run in results["runs"]):
-        sections.append(
-            "A run that went on from a checkpoint draws its images anew from there: it is a "
-            "training of its config, but not the one that would have come of its seed."
-        )
     return "\n\n".join(sections)
 
 

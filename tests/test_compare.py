@@ -15,7 +15,7 @@ from fpn_ext import commands, compare_training, compare_weights, demo_data
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from fpn_ext.compare import main
-from fpn_ext.compare_configs import load_sides, unread_keys
+from fpn_ext.compare_configs import differences, load_sides, unread_keys
 from fpn_ext.compare_training import spread_rows
 
 DATASET = Path(os.environ["DETECTRON2_DATASETS"], "demo_multiscale")  # set by conftest.py
@@ -121,7 +121,8 @@ def test_a_key_that_the_control_does_not_read_is_said_and_its_effect_found(
     found = report(tmp_path)
     assert found["agrees"] is False
     assert beyond(found)[0] == "pooled box features"
-    assert {what.partition(",")[0] for what in beyond(found)[1:]} <= {"end-to-end detections"}
+    end_to_end = ["end-to-end detections, boxes", "end-to-end detections, scores"]
+    assert beyond(found)[1:] == end_to_end
     text = (tmp_path / "weights.md").read_text()
     assert "**Beyond it: pooled box features" in text and said in text
 
@@ -276,6 +277,24 @@ def test_configs_that_differ_in_more_than_the_components(checkpoint, another, tm
     assert beyond(report(tmp_path))[0] == "proposals, boxes", "where suppression is"
 
 
+def test_what_only_one_of_them_reads_is_no_difference(another):
+    file, key = another, "MODEL.FPN_EXT.CANONICAL_BOX_SIZE"
+    file.write_text(
+        f'_BASE_: "{Path(OURS).absolute()}"\nMODEL: {{FPN_EXT: {{CANONICAL_BOX_SIZE: 9}}}}\n'
+    )
+    for control, expected in ((CONTROL, []), (OURS, [{"key": key, "ours": 9, "control": 112}])):
+        assert differences(load_sides(str(file), control, SMALL, False), ["OUTPUT_DIR"]) == expected
+
+
+def test_a_bottom_up_by_name_brings_its_pixels_as_in_train_net():
+    """Which its control does not have, and that is a difference."""
+    opts = ["MODEL.FPN_EXT.BOTTOM_UP", "torchvision/resnet18", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"]
+    sides = load_sides(OURS, CONTROL, ["MODEL.DEVICE", "cpu", *opts], False)
+    assert sides["ours"].INPUT.FORMAT == "RGB" and sides["control"].INPUT.FORMAT == "BGR"
+    found = [d["key"] for d in differences(sides, ["OUTPUT_DIR"])]
+    assert found == ["INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"]
+
+
 @pytest.mark.parametrize("test_sets", ["()", "('demo_multiscale_train',)"])
 def test_there_must_be_something_to_be_compared_on(checkpoint, another, test_sets):
     another.write_text(f'_BASE_: "{Path(CONTROL).absolute()}"\nDATASETS: {{TEST: "{test_sets}"}}\n')
@@ -350,7 +369,18 @@ def test_what_is_done_is_not_done_again_and_what_was_interrupted_goes_on(trained
     assert [run["resumed"] for run in runs] == [False, False, True, False]
     log = (folder / "ours/seed_2/console.log").read_text()
     assert "Starting training from iteration 1" in log
-    assert "draws its images anew" in (folder / "train.md").read_text()
+
+
+def test_a_run_interrupted_in_its_last_evaluation_is_evaluated(trained):
+    folder, *_ = trained
+    file = folder / "control" / "seed_1" / "results.json"
+    before = json.loads(file.read_text())["scores"]
+    file.unlink()
+    assert train(folder) == 0
+    assert json.loads(file.read_text())["scores"] == before
+    log = (file.parent / "console.log").read_text()
+    assert log.count("Starting training from iteration") == 1
+    assert train(folder) == 0, "still a run of this config"
 
 
 def test_every_run_is_the_users_own_with_its_seed(trained):
@@ -452,4 +482,4 @@ def test_runs_of_different_commits_are_said_to_be():
              "hardware": "h", "versions": {}} for commit in "ab"]  # fmt: skip
     text = compare_training.markdown({"scores": [], "runs": some})
     assert "**The runs are not all of the same commit.**" in text
-    assert "same hardware" not in text and "anew" not in text
+    assert "same hardware" not in text

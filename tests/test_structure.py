@@ -75,7 +75,7 @@ ALLOWED = {
     "predict": {"bottom_ups", "checkpoint", "config", "data", "drawing", "optimize"},
     "measuring": set(),
     "agreement": set(),
-    "compare_configs": {"config", "data", "fpn", "roi_heads"},
+    "compare_configs": {"bottom_ups", "config", "data", "fpn", "roi_heads"},
     "compare_weights": {
         *("agreement", "checkpoint", "compare_configs", "evaluation", "measuring", "optimize"),
         *("predict", "weight_files"),
