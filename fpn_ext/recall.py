@@ -241,11 +241,8 @@ class _ProposalKeepingModel(nn.Module):
 
 
 def _in_pixels_of_the_file(proposals: Instances, image: dict[str, Any]) -> Instances:
-    height, width = (
-        image.get(side, own)
-        for side, own in zip(("height", "width"), proposals.image_size, strict=True)
-    )
-    return detector_postprocess(proposals, height, width)  # in place: nobody needs them again
+    height, width = proposals.image_size  # of the input; the boxes are scaled in place
+    return detector_postprocess(proposals, image.get("height", height), image.get("width", width))
 
 
 def _checked(
