@@ -113,8 +113,8 @@ def batches_of(
 
     As Detectron2's AspectRatioGroupedDataset, on indices instead of loaded images.
 
-    >>> list(batches_of([2, 0, 1, 2], groups=[0, 1, 0], size=2))
-    [[(0, 2), (2, 1)]]
+    >>> list(batches_of([2, 1, 0, 2], groups=[0, 1, 0], size=2))
+    [[(0, 2), (2, 0)]]
     """
     waiting: dict[int, list[tuple[int, int]]] = {}
     for position, index in enumerate(order):
