@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -134,15 +135,28 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
         (["--eval-only"], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS: no file none.pth"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN names no data set"),
-        (["--extend"], "MODEL.WEIGHTS is empty"),
-        (["--eval-only", "--resume"], "MODEL.WEIGHTS is empty"),
-        (["--extend", "--resume"], "leave --resume and --eval-only out"),
     ],
 )
 def test_a_mistake_ends_before_anything_is_built(tmp_path, arguments, message):
     code, log = run("--config-file", DEMO, *arguments, "OUTPUT_DIR", tmp_path)
     assert code != 0
     assert message in log.splitlines()[-1]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--extend"], r"MODEL\.WEIGHTS is empty"),
+        (["--eval-only", "--resume"], r"MODEL\.WEIGHTS is empty"),  # nor is there a checkpoint
+        (["--extend", "--resume"], "leave --resume and --eval-only out"),
+    ],
+)
+def test_ways_to_begin_with_nothing_to_begin_with(tmp_path, options, message):
+    train_net = runpy.run_path("train_net.py")
+    words = ["--config-file", DEMO, *options, "OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(ValueError, match=message):
+        train_net["setup"](train_net["argument_parser"]().parse_args(words))
     assert not any(tmp_path.iterdir())
 
 
