@@ -20,7 +20,7 @@ from detectron2.evaluation import verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from fpn_ext.checkpoint import SafeCheckpointer, checkpoints_in
+from fpn_ext.checkpoint import CompleteCheckpointer, checkpoints_in
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.freezing import freeze
@@ -157,7 +157,7 @@ def main(args) -> OrderedDict:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        CompleteCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = Trainer.test(cfg, model)

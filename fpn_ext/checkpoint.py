@@ -124,6 +124,28 @@ class SafeCheckpointer(DetectionCheckpointer):
         )
 
 
+class CompleteCheckpointer(SafeCheckpointer):
+    """For a model that is to infer: a tensor that the file does not fill is an error.
+
+    With Detectron2 it keeps its random numbers, and an AP of 0 is all that tells.
+    """
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        others = {key: (there, here) for key, there, here in incompatible.incorrect_shapes}
+        faults = [f"{key} is {there}, the model's {here}" for key, (there, here) in others.items()]
+        missing = [k for k in incompatible.missing_keys if _counts(k) and k not in others]
+        if missing:
+            faults.append(f"it has no {', '.join(missing[:3])} (of {len(missing)})")
+        if faults:
+            raise ValueError(
+                f"{self.file} does not fill the model, and random weights detect nothing: "
+                f"{'; '.join(faults)}. Evaluate with the config it was trained with (another class "
+                "count is MODEL.ROI_HEADS.NUM_CLASSES), or train with it as MODEL.WEIGHTS first"
+            )
+        return incompatible
+
+
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
     """The checkpoints to resume from in a folder: the last one written, then those before it."""
     numbers = {f: _number(f.name) for f in Path(folder).glob("*.pth")}

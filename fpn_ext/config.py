@@ -1,5 +1,6 @@
 """Every config key of this project, and what is checked before a model is built from a config."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -110,7 +111,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         FileNotFoundError: no such file.
         ValueError: text that is not YAML, a key nobody defined (the nearest valid ones are named),
-            a value of the wrong type, an override without a value.
+            a value of the wrong type, an override without a value. All there are at once.
+        TypeError: the file holds no mapping of keys.
     """
     if not os.path.isfile(config_file):
         raise FileNotFoundError(
@@ -118,15 +120,27 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             "with this project are listed in configs/README.md"
         )
     cfg = get_cfg()
-    with _readable_errors(cfg, config_file):
+    try:
         _check_is_mapping(config_file)
         cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config_file} is not valid YAML: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{config_file}: _BASE_ names a file that does not exist: {error.filename}"
+        ) from error
+    except (KeyError, AssertionError, ValueError) as error:
+        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        raise _mistakes(_leaves(values, get_cfg()), config_file, error) from error
     if len(opts) % 2:
         raise ValueError(
             f"overrides come in pairs KEY VALUE, got {len(opts)} words: {' '.join(opts)}"
         )
-    with _readable_errors(cfg, "the command line"):
+    try:
         cfg.merge_from_list(list(opts))
+    except (KeyError, AssertionError, ValueError) as error:
+        pairs = zip(opts[::2], opts[1::2], strict=True)
+        raise _mistakes(pairs, "the command line", error) from error
     return cfg
 
 
@@ -134,32 +148,78 @@ def _check_is_mapping(config_file: str) -> None:
     with open(config_file, encoding="utf-8") as file:
         content = yaml.safe_load(file)
     if not isinstance(content, dict):
-        raise ValueError(f"a config must be a mapping of keys, got {type(content).__name__}")
+        kind = type(content).__name__
+        raise TypeError(f"{config_file}: a config must be a mapping of keys, got {kind}")
 
 
-class _readable_errors:
-    """Turns what yacs and PyYAML raise while merging into a ValueError with a remedy."""
+def _mistakes(values: Iterable[tuple[str, Any]], source: str, error: Exception) -> ValueError:
+    """All that is wrong with the values of a file or of the command line, as one error.
 
-    def __init__(self, cfg: CfgNode, source: str):
-        self.valid = list(_keys(cfg))
-        self.source = source
+    yacs stops at the first: here each is merged alone. ``error`` is what yacs said of them all.
+    """
+    cfg = get_cfg()
+    faults = [_fault(cfg, key, value, source) for key, value in values]
+    found = [fault for fault in faults if fault]
+    if not found:
+        return ValueError(f"{source}: {error.args[0] if error.args else error}")
+    if len(found) == 1:
+        return ValueError(found[0])
+    return ValueError(
+        f"{len(found)} problem(s) in {source}:\n" + "\n".join(f"  - {fault}" for fault in found)
+    )
 
-    def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, yaml.YAMLError):
-            raise ValueError(f"{self.source} is not valid YAML: {error}") from error
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(
-                f"{self.source}: _BASE_ names a file that does not exist: {error.filename}"
-            ) from error
-        if isinstance(error, KeyError | AssertionError | ValueError):
-            text = str(error.args[0]) if error.args else str(error)
-            unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
-            if unknown:
-                key = unknown.group(1)
-                text = f"no config key {key!r}; {did_you_mean(key, self.valid)}"
-            raise ValueError(f"{self.source}: {text}") from error
+def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
+    """What is wrong with one value; it is merged into ``cfg`` if nothing is."""
+    if source != "the command line":
+        line = _line_of(key, source)
+        source += f", line {line}" if line else ""
+    if key not in (valid := set(_keys(cfg))):
+        return f"{source}: no config key {key!r}; {_near_keys(key, valid)}"
+    default = cfg
+    for part in key.split("."):
+        default = default[part]
+    try:
+        cfg.merge_from_list([key, value])
+    except (KeyError, AssertionError, ValueError):
+        if isinstance(default, CfgNode):
+            return f"{source}: {key} has keys of its own ({', '.join(default)}), got {value!r}"
+        kind = type(default).__name__
+        return f"{source}: {key} must be of type {kind}, as {default!r} is; got {value!r}"
+    return ""
+
+
+def _near_keys(key: str, valid: Iterable[str]) -> str:
+    """The keys that may be meant; if none is near, those beside it in its node."""
+    valid = list(valid)
+    node = key.rpartition(".")[0]
+    beside = [k for k in valid if k.rpartition(".")[0] == node]
+    near = difflib.get_close_matches(key, valid, n=3, cutoff=0.6)
+    return did_you_mean(key, near or beside or [k for k in valid if "." not in k])
+
+
+def _line_of(key: str, config_file: str) -> int:
+    """The line of a file in which it gives a value to a key; 0 if it does not, but its base."""
+    with open(config_file, encoding="utf-8") as file:
+        node = yaml.compose(file, Loader=yaml.SafeLoader)
+    line = 0
+    for part in key.split("."):
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(name, value) for name, value in entries if name.value == part]
+        if not found:
+            return 0
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return line
+
+
+def _leaves(values: dict[str, Any], schema: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(key, value) of a file's values, down to what ``schema`` does not divide further."""
+    for name, value in values.items():
+        known = schema.get(name)
+        if isinstance(value, dict) and isinstance(known, CfgNode):
+            yield from _leaves(value, known, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _keys(node: CfgNode, prefix: str = "") -> Iterable[str]:
@@ -196,16 +256,31 @@ def resolve_device(cfg: CfgNode) -> str | None:
     return None
 
 
-def check_config(cfg: CfgNode, training: bool = False) -> None:
+def check_config(cfg: CfgNode, training: bool = False, also_defined: Sequence[str] = ()) -> None:
     """Check, before anything is built, that the names and shapes in a config fit together.
 
     Args:
         training: also require what only training needs.
+        also_defined: keys of another project's, within the nodes that Detectron2 or this project
+            define; nodes of their own need not be named.
 
     Raises:
         ValueError: lists every violation with the key, what it holds and what it needs.
     """
-    problems = [
+    problems = config_problems(cfg, training, also_defined)
+    if problems:
+        raise ValueError(
+            f"{len(problems)} problem(s) in the config:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
+
+
+def config_problems(
+    cfg: CfgNode, training: bool = False, also_defined: Sequence[str] = ()
+) -> list[str]:
+    """What :func:`check_config` raises, one violation each."""
+    return [
+        *_undefined_key_problems(cfg, also_defined),
         *_name_problems(cfg),
         *_operator_problems(cfg),
         *_resnet_problems(cfg),
@@ -217,11 +292,19 @@ def check_config(cfg: CfgNode, training: bool = False) -> None:
         *_dataset_problems(cfg, training),
         *_proposal_problems(cfg, training),
     ]
-    if problems:
-        raise ValueError(
-            f"{len(problems)} problem(s) in the config:\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
-        )
+
+
+def _undefined_key_problems(cfg: CfgNode, also_defined: Sequence[str]) -> Iterable[str]:
+    """Values that Python code has set under names nobody reads: yacs takes any name there."""
+    schema = get_cfg()
+    valid = {*_keys(schema), *also_defined}
+    for key, value in _leaves(cfg, schema):
+        if key not in valid and not isinstance(value, CfgNode):
+            yield (
+                f"{key} is set to {value!r}, and nothing defines or reads it; "
+                f"{_near_keys(key, valid)}. If it is another project's: "
+                f"check_config(cfg, also_defined=[{key!r}])"
+            )
 
 
 def check_weights(cfg: CfgNode, required: bool, from_the_start: bool = False) -> None:

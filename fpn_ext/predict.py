@@ -18,7 +18,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 
 from .bottom_ups import resolve_bottom_up
-from .checkpoint import SafeCheckpointer
+from .checkpoint import CompleteCheckpointer
 from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
 from .drawing import draw_detections
@@ -56,12 +56,12 @@ def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
 
 
 def build_predictor(cfg: CfgNode) -> DefaultPredictor:
-    """Detectron2's DefaultPredictor, its weights read by :class:`SafeCheckpointer`."""
+    """Detectron2's DefaultPredictor, its weights read by :class:`CompleteCheckpointer`."""
     without_weights = cfg.clone()
     without_weights.defrost()
     without_weights.MODEL.WEIGHTS = ""  # DefaultPredictor would unpickle them
     predictor = DefaultPredictor(without_weights)
-    SafeCheckpointer(predictor.model).load(cfg.MODEL.WEIGHTS)
+    CompleteCheckpointer(predictor.model).load(cfg.MODEL.WEIGHTS)
     return predictor
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.modeling import build_model
 
-from .checkpoint import SafeCheckpointer
+from .checkpoint import CompleteCheckpointer
 from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
 from .names import did_you_mean
@@ -232,7 +232,7 @@ def _generate(args: argparse.Namespace) -> int:
         print(note)
     cfg.freeze()
     model = build_model(cfg)
-    SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    CompleteCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     model = model_for_inference(cfg, model)
     for dataset, file in _outputs(args):
         generate_proposals(cfg, model, dataset, file, args.top_k)
