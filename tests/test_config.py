@@ -107,7 +107,7 @@ def test_all_mistakes_of_a_file_at_once(tmp_path):
         load_text(
             tmp_path,
             "_BASE_: base.yaml\nMODEL:\n  WEIGHTS: []\n  RESNETS: 4\nZZZ:\n  A: 1\n"
-            "SOLVER:\n  QQQQ: 1\n  MAX_ITER: 7\n",
+            "SOLVER:\n  QQQQQQQQQQQQQQQQ: 1\n  MAX_ITER: 7\n",
         )
     first, *rest = str(error.value).splitlines()
     assert first == f"5 problem(s) in {tmp_path}/mine.yaml:"
