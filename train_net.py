@@ -29,6 +29,7 @@ from fpn_ext.optimize import model_for_inference
 from fpn_ext.proposal_loader import build_test_loader, training_data
 from fpn_ext.recall import model_with_proposals
 from fpn_ext.repeatable import RepeatableTrainLoader, use_deterministic_algorithms
+from fpn_ext.schedule import learning_rate_note, scale_schedule
 from fpn_ext.trainer import ResumableTrainer
 
 
@@ -141,6 +142,7 @@ def setup(args) -> CfgNode:
     pixel_notes = fpn_ext.resolve_bottom_up(cfg)
     if cfg.MODEL.FPN_EXT.DETERMINISTIC:
         use_deterministic_algorithms()
+    cfg, scaled = scale_schedule(cfg, comm.get_world_size())
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(
@@ -148,7 +150,10 @@ def setup(args) -> CfgNode:
     )
     if device_note:
         logger.warning(device_note)
-    for note in pixel_notes:
+    if scaled:
+        logger.info("SOLVER.REFERENCE_WORLD_SIZE: %s", ", ".join(scaled))
+    notes = pixel_notes if args.eval_only else [*pixel_notes, learning_rate_note(cfg)]
+    for note in filter(None, notes):
         logger.info(note)
     return cfg
 

@@ -24,9 +24,13 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     Attributes:
         file (str): what was loaded last.
+        matched (str): how many tensors of the model it filled, by part of the model.
+        other_shapes (tuple of str): tensors that both have, in other shapes, which it did not fill.
     """
 
     file = ""
+    matched = ""
+    other_shapes: tuple[str, ...] = ()
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As Detectron2's, of a path or address (:func:`fpn_ext.weight_files.local_file`).
@@ -43,6 +47,10 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         given = list(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
+        self.other_shapes = tuple(
+            f"{key} is {there}, the model's {here}"
+            for key, there, here in incompatible.incorrect_shapes
+        )
         needed = [name for name in self.model.state_dict() if _counts(name)]
         missing = {name for name in incompatible.missing_keys if _counts(name)}
         if needed and missing.issuperset(needed):
@@ -52,7 +60,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "config builds the model the file was made with"
             )
         say = self.logger.warning if missing else self.logger.info
-        say("Weights of %s: %s", self.file, matched_share(needed, missing))
+        self.matched = matched_share(needed, missing)
+        say("Weights of %s: %s", self.file, self.matched)
         return incompatible
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -132,8 +141,8 @@ class CompleteCheckpointer(SafeCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         incompatible = super()._load_model(checkpoint)
-        others = {key: (there, here) for key, there, here in incompatible.incorrect_shapes}
-        faults = [f"{key} is {there}, the model's {here}" for key, (there, here) in others.items()]
+        faults = list(self.other_shapes)
+        others = {key for key, *_ in incompatible.incorrect_shapes}
         missing = [k for k in incompatible.missing_keys if _counts(k) and k not in others]
         if missing:
             faults.append(f"it has no {', '.join(missing[:3])} (of {len(missing)})")

@@ -288,6 +288,7 @@ def config_problems(
         *_evaluation_problems(cfg),
         *_bottom_up_problems(cfg),
         *_determinism_problems(cfg),
+        *_solver_problems(cfg),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
         *_proposal_problems(cfg, training),
@@ -511,6 +512,19 @@ def _determinism_problems(cfg: CfgNode) -> Iterable[str]:
         yield f"MODEL.FPN_EXT.DETERMINISTIC needs a fixed seed, got SEED {cfg.SEED}; set SEED 1"
     if cfg.MODEL.FPN_EXT.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
         yield "MODEL.FPN_EXT.DETERMINISTIC: CUDNN_BENCHMARK chooses by time; set it to False"
+
+
+def _solver_problems(cfg: CfgNode) -> Iterable[str]:
+    solver = cfg.SOLVER
+    world_size = solver.REFERENCE_WORLD_SIZE
+    if solver.IMS_PER_BATCH < 1:
+        yield f"SOLVER.IMS_PER_BATCH is the number of images of a step, got {solver.IMS_PER_BATCH}"
+    elif world_size > 0 and solver.IMS_PER_BATCH % world_size:
+        yield (
+            f"SOLVER.REFERENCE_WORLD_SIZE {world_size} is the number of processes that "
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} was written for, among which it does not "
+            "divide; set it to that number, or to 0 to scale nothing"
+        )
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:

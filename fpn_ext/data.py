@@ -138,6 +138,33 @@ def load_voc_layout(
     return records
 
 
+def check_classes(cfg: CfgNode, names: Sequence[str], records: Any) -> None:
+    """Check the classes of data sets that have been read against ``MODEL.ROI_HEADS.NUM_CLASSES``.
+
+    On a GPU, a class beyond them is a device-side assert without a name.
+
+    Raises:
+        ValueError: an annotation of another class, or data sets with more or fewer classes.
+    """
+    model = cfg.MODEL
+    if model.META_ARCHITECTURE != "GeneralizedRCNN" or not model.ROI_HEADS.NAME:
+        return
+    if not isinstance(records, list):
+        return  # a torch data set, which would have to be loaded
+    limit = model.ROI_HEADS.NUM_CLASSES
+    classes = MetadataCatalog.get(names[0]).get("thing_classes") or []
+    found = {a["category_id"] for r in records for a in r.get("annotations", ())}
+    beyond = sorted(number for number in found if not 0 <= number < limit)
+    if beyond or (classes and len(classes) != limit):
+        listed = f" ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})"
+        numbers = f" and boxes of class {', '.join(map(str, beyond[:5]))}" if beyond else ""
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {limit}, but {' + '.join(names)} has "
+            f"{len(classes) or 'no list of'} classes{listed if classes else ''}{numbers}: set it "
+            f"to {len(classes) or max(beyond) + 1}"
+        )
+
+
 def keep_trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Detectron2's filters of images to train on; says what becomes of images without boxes.
 

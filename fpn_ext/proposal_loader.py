@@ -19,7 +19,7 @@ from detectron2.data import (
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
-from .data import keep_trainable
+from .data import check_classes, keep_trainable
 from .proposal_file import ImageId, ProposalFile, Proposals, first_ids
 from .proposal_pickle import open_proposals
 
@@ -36,6 +36,7 @@ def training_data(cfg: CfgNode) -> dict[str, Any]:
     names = cfg.DATASETS.TRAIN
     if not cfg.MODEL.LOAD_PROPOSALS:
         records = get_detection_dataset_dicts(names, filter_empty=False)
+        check_classes(cfg, names, records)
         return {"records": keep_trainable(cfg, records)}
     proposals = _open_all(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, "TRAIN")
     records = _records(names, proposals)
@@ -44,6 +45,7 @@ def training_data(cfg: CfgNode) -> dict[str, Any]:
         MetadataCatalog.get(name).get("thing_classes") for name in names
     ):
         check_metadata_consistency("thing_classes", names)
+    check_classes(cfg, names, records)
     mapper = ProposalMapper(cfg, True, proposals)
     return {"records": keep_trainable(cfg, records), "mapper": mapper}
 
@@ -55,14 +57,17 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
         FileNotFoundError, ValueError: the file of ``DATASETS.PROPOSAL_FILES_TEST`` cannot be read,
             or lacks images of the data set.
     """
-    if not cfg.MODEL.LOAD_PROPOSALS:
-        return build_detection_test_loader(cfg, dataset_name)
-    file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(dataset_name)]
-    proposals = _open_all([dataset_name], [file], "TEST")
+    if cfg.MODEL.LOAD_PROPOSALS:
+        file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(dataset_name)]
+        proposals = _open_all([dataset_name], [file], "TEST")
+        records = _records([dataset_name], proposals)
+        mapper: DatasetMapper = ProposalMapper(cfg, False, proposals)
+    else:
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        mapper = DatasetMapper(cfg, False)
+    check_classes(cfg, [dataset_name], records)
     return build_detection_test_loader(
-        _records([dataset_name], proposals),
-        mapper=ProposalMapper(cfg, False, proposals),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
 
 

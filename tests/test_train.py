@@ -160,6 +160,27 @@ def test_ways_to_begin_with_nothing_to_begin_with(tmp_path, options, message):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_schedule_that_is_scaled_is_said_in_full(tmp_path):
+    train_net = runpy.run_path("train_net.py")
+    words = [
+        "--config-file",
+        DEMO,
+        "SOLVER.REFERENCE_WORLD_SIZE",
+        "8",
+        "SOLVER.IMS_PER_BATCH",
+        "16",
+    ]
+    words += ["DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
+    cfg = train_net["setup"](train_net["argument_parser"]().parse_args(words))
+    # One process does what eight would: an eighth of the batch and of the rate, for eight times as
+    # long.
+    assert cfg.SOLVER.IMS_PER_BATCH == 2 and pytest.approx(0.005) == cfg.SOLVER.BASE_LR
+    log = (tmp_path / "log.txt").read_text()
+    for key, before, after in [("BASE_LR", 0.04, 0.005), ("MAX_ITER", 520, 4160)]:
+        assert f"SOLVER.{key} {before} -> {after}" in log
+    assert "is 2 times the 0.0025 usual" in log
+
+
 def test_an_rpn_alone_predicts_its_proposals(trained, tmp_path):
     output, _ = trained
     picture = min((DATASET / "val").iterdir())

@@ -1,0 +1,193 @@
+"""Check a config before it is trained or evaluated: keys, names, levels, weights, data, schedule.
+
+    python -m fpn_ext.check --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
+    python -m fpn_ext.check --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
+
+All that is wrong is said at once, each with what would mend it. train_net.py makes the same checks,
+each before the step that it protects. Exit code: 0 without errors (warnings may be there), 1 with
+errors. No image is opened: for these, python -m fpn_ext.data_check.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from .bottom_ups import resolve_bottom_up
+from .checkpoint import CompleteCheckpointer, SafeCheckpointer
+from .config import check_weights, config_problems, load_config, resolve_device
+from .data import register_datasets
+from .doctor import Finding, report
+from .proposal_loader import build_test_loader, training_data
+from .schedule import learning_rate_note, scale_schedule
+
+MISTAKES = (ValueError, TypeError, OSError)  # what this project and Detectron2 raise of the user's
+
+
+def examine(
+    config_file: str, opts: Sequence[str] = (), eval_only: bool = False, world_size: int = 1
+) -> list[Finding]:
+    """All findings on a config; those that need a config without errors only if it has none.
+
+    Args:
+        opts: ``KEY VALUE ...`` on top of the file.
+        eval_only: it is to be evaluated, not trained.
+        world_size: the number of processes (GPUs) it is to be trained by.
+    """
+    try:
+        cfg = load_config(config_file, opts)
+    except MISTAKES as error:
+        return [Finding("error", "config", str(error))]
+    findings = list(_names_and_files(cfg, eval_only))
+    if any(finding.status == "error" for finding in findings):
+        return findings
+    findings += [*_model(cfg, eval_only), *_data(cfg, eval_only)]
+    if not eval_only:
+        findings += _schedule(cfg, world_size)
+    return findings
+
+
+def _names_and_files(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
+    register_datasets()
+    note = resolve_device(cfg)
+    if note:
+        yield Finding("warning", "device", note)
+    problems = config_problems(cfg, training=not eval_only)
+    yield from (Finding("error", "config", problem) for problem in problems)
+    if not problems:
+        yield Finding("ok", "config", "every key, name and level fits")
+    try:
+        check_weights(cfg, required=eval_only, from_the_start=not eval_only)
+    except MISTAKES as error:
+        yield Finding("error", "weights", str(error))
+    try:
+        yield from (Finding("ok", "pixels", note) for note in resolve_bottom_up(cfg))
+    except MISTAKES as error:
+        yield Finding("error", "pixels", str(error))
+
+
+def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    try:
+        model = build_model(cfg)
+    except MISTAKES as error:
+        yield Finding("error", "model", str(error))
+        return
+    parameters = sum(p.numel() for p in model.parameters())
+    yield Finding("ok", "model", f"{parameters / 1e6:.1f} million parameters")
+    if not cfg.MODEL.WEIGHTS:
+        return
+    if "://" in cfg.MODEL.WEIGHTS:
+        yield Finding("ok", "weights", f"{cfg.MODEL.WEIGHTS} is fetched when they are needed")
+        return
+    checkpointer = CompleteCheckpointer(model) if eval_only else SafeCheckpointer(model)
+    try:
+        checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    except MISTAKES as error:
+        yield Finding("error", "weights", str(error))
+        return
+    value = f"{cfg.MODEL.WEIGHTS}: {checkpointer.matched}"
+    others = checkpointer.other_shapes
+    if not others:
+        yield Finding("ok", "weights", value)
+        return
+    yield Finding(
+        "warning",
+        "weights",
+        f"{value}. Of another shape: {'; '.join(others[:3])} (of {len(others)})",
+        "right if these are to be trained anew, as for other classes",
+    )
+
+
+def _data(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
+    if not eval_only:
+        try:
+            records = training_data(cfg)["records"]
+            boxes = sum(len(record.get("annotations", ())) for record in records)
+            names = ", ".join(cfg.DATASETS.TRAIN)
+            value = f"{names}: {len(records)} images with {boxes} boxes"
+            per_epoch = len(records) / cfg.SOLVER.IMS_PER_BATCH
+            epochs = cfg.SOLVER.MAX_ITER / per_epoch
+            yield Finding("ok", "training data", f"{value}; {epochs:.1f} epochs")
+        except MISTAKES as error:
+            yield Finding("error", "training data", str(error))
+    for name in cfg.DATASETS.TEST:
+        try:
+            images = len(build_test_loader(cfg, name).dataset)
+            yield Finding("ok", "test data", f"{name}: {images} images")
+        except MISTAKES as error:
+            yield Finding("error", "test data", str(error))
+
+
+def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:
+    scaled, changes = scale_schedule(cfg, world_size)
+    if changes:
+        value = f"scaled to {world_size} process(es), as SOLVER.REFERENCE_WORLD_SIZE asks: "
+        yield Finding("ok", "schedule", value + ", ".join(changes))
+    solver = scaled.SOLVER
+    if solver.IMS_PER_BATCH % world_size:
+        yield Finding(
+            "error",
+            "schedule",
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is the batch of all {world_size} "
+            "processes and does not divide among them",
+        )
+    late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
+    if late:
+        yield Finding(
+            "warning",
+            "schedule",
+            f"SOLVER.STEPS {late} are not before the end, SOLVER.MAX_ITER {solver.MAX_ITER}",
+            "the learning rate will not fall there; set SOLVER.STEPS",
+        )
+    note = learning_rate_note(scaled)
+    if note:
+        yield Finding(
+            "warning",
+            "schedule",
+            note,
+            "a rate that is too high ends in NaN, one too low in a low AP; SOLVER.BASE_LR",
+        )
+    else:
+        yield Finding(
+            "ok",
+            "schedule",
+            f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images, learning rate "
+            f"{solver.BASE_LR:g}, steps at {', '.join(map(str, solver.STEPS))}",
+        )
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fpn_ext.check", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--eval-only", action="store_true", help="it is to be evaluated alone")
+    parser.add_argument("--num-gpus", type=int, default=1, help="to train on; default: %(default)s")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the findings here")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; returns the exit code."""
+    args = argument_parser().parse_args(argv)
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)  # the report counts
+    logging.getLogger("fpn_ext").setLevel(logging.ERROR)
+    findings = examine(args.config_file, args.opts, args.eval_only, args.num_gpus)
+    print(report(findings))
+    if args.json:
+        content = {"findings": [asdict(finding) for finding in findings]}
+        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 1 if any(finding.status == "error" for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
