@@ -125,9 +125,15 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_file(config_file, allow_unsafe=False)
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is not valid YAML: {error}") from error
-    except FileNotFoundError as error:
+    except OSError as error:
         raise FileNotFoundError(
-            f"{config_file}: _BASE_ names a file that does not exist: {error.filename}"
+            f"{config_file}: _BASE_ names a file that cannot be read: {error.filename} "
+            f"({error.strerror})"
+        ) from error
+    except (AttributeError, TypeError, RecursionError) as error:
+        raise TypeError(
+            f"{config_file}: a config must be a mapping of keys, and so must the file that its "
+            f"_BASE_ names, which cannot be itself ({error})"
         ) from error
     except (KeyError, AssertionError, ValueError) as error:
         values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
@@ -148,8 +154,7 @@ def _check_is_mapping(config_file: str) -> None:
     with open(config_file, encoding="utf-8") as file:
         content = yaml.safe_load(file)
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise TypeError(f"{config_file}: a config must be a mapping of keys, got {kind}")
+        raise TypeError(f"got {type(content).__name__}")
 
 
 def _mistakes(values: Iterable[tuple[str, Any]], source: str, error: Exception) -> ValueError:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from fpn_ext import demo_data
 from fpn_ext.data import register_datasets
+from fuzzing import tried
 
 # Tests name configs and documents from the project's root, wherever pytest is started.
 os.chdir(Path(__file__).parents[1])
@@ -62,3 +63,9 @@ def small_cfg():
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     return cfg
+
+
+def pytest_terminal_summary(terminalreporter):
+    if tried:
+        found = ", ".join(f"{count} by {name}" for name, count in sorted(tried.items()))
+        terminalreporter.write_line(f"{sum(tried.values())} fuzzed inputs: {found}")

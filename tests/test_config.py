@@ -96,9 +96,19 @@ def test_mistakes_in_a_file(tmp_path, text, message):
         load_text(tmp_path, text)
 
 
-def test_a_file_without_keys(tmp_path):
-    with pytest.raises(TypeError, match=r"mine\.yaml: a config must be a mapping of keys, got str"):
-        load_text(tmp_path, "just words\n")
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("just words\n", "got str"),
+        ("_BASE_: base.yaml\n", "list"),
+        ("_BASE_: mine.yaml\n", "recursion"),
+        ("_BASE_:\nSEED: 1\n", "NoneType"),
+    ],
+)
+def test_files_without_keys(tmp_path, text, fault):
+    (tmp_path / "base.yaml").write_text("[1, 2]\n")
+    with pytest.raises(TypeError, match=rf"mine\.yaml: a config must be a mapping.*{fault}"):
+        load_text(tmp_path, text)
 
 
 def test_all_mistakes_of_a_file_at_once(tmp_path):

@@ -16,17 +16,10 @@ from fpn_ext.annotation_files import KINDS, Box, read_coco, read_records, read_v
 from fpn_ext.data import register_voc_layout
 from fpn_ext.data_check import _format_problems, check, main, read_registered
 from fpn_ext.proposal_loader import training_data
-from hypothesis import HealthCheck, given, settings
+from fuzzing import corrupted, fuzz
 from hypothesis import strategies as st
 from PIL import Image
 from voc import CLASSES, write_voc
-
-# The longer run: FUZZ_EXAMPLES=20000 python -m pytest tests/test_data_check.py -k fuzz
-FUZZ = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 
 
 def coco():
@@ -700,28 +693,12 @@ like_coco = st.fixed_dictionaries(
 )
 
 
-@FUZZ
-@given(data=anything | like_coco)
+@fuzz(data=anything | like_coco)
 def test_fuzz_json(tmp_path, data):
     write_coco(tmp_path, data)
     report = coco_report(tmp_path, fpn_ext.get_cfg())
     str(report).encode("utf-8")
     json.dumps(report.as_json()).encode("ascii")
-
-
-def corrupted(text):
-    """Pieces of a text cut out, doubled, or overwritten with bytes."""
-    edit = st.tuples(
-        st.integers(0, len(text)), st.integers(0, 40), st.binary(max_size=6) | st.just(text[:90])
-    )
-
-    def apply(edits):
-        result = text
-        for start, length, insert in edits:
-            result = result[:start] + insert + result[start + length :]
-        return result
-
-    return st.lists(edit, min_size=1, max_size=4).map(apply)
 
 
 VOC_TEXT = (
@@ -731,8 +708,7 @@ VOC_TEXT = (
 )
 
 
-@FUZZ
-@given(text=corrupted(VOC_TEXT) | st.binary(max_size=200), numbers=st.lists(st.text(), max_size=4))
+@fuzz(text=corrupted(VOC_TEXT) | st.binary(max_size=200), numbers=st.lists(st.text(), max_size=4))
 def test_fuzz_xml(tmp_path, text, numbers):
     write_voc(tmp_path, {"a": [], "b": []})
     (tmp_path / "Annotations" / "a.xml").write_bytes(text)
@@ -745,8 +721,7 @@ def test_fuzz_xml(tmp_path, text, numbers):
     str(voc_report(tmp_path)).encode("utf-8")
 
 
-@FUZZ
-@given(text=st.binary(max_size=60))
+@fuzz(text=st.binary(max_size=60))
 def test_fuzz_list_of_images(tmp_path, text):
     write_voc(tmp_path, {"a": []})
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(text)
@@ -765,8 +740,7 @@ def picture_bytes(form, **options):
 PICTURES = [picture_bytes(f) for f in ("jpeg", "png", "gif", "bmp", "tiff", "webp", "ppm")]
 
 
-@FUZZ
-@given(content=st.one_of(*map(corrupted, PICTURES)) | st.binary(max_size=100))
+@fuzz(content=st.one_of(*map(corrupted, PICTURES)) | st.binary(max_size=100))
 def test_fuzz_pictures(tmp_path, content):
     write_coco(tmp_path, coco())
     (tmp_path / "a.jpg").write_bytes(content)
