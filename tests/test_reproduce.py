@@ -263,3 +263,26 @@ def test_a_scale_for_gpus_needs_one(capsys):
     with pytest.raises(SystemExit):
         reproduce.main(["--table", "1", "--scale", "small-gpu"])
     assert "--num-gpus 0 trains on the CPU" in capsys.readouterr().err
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results():
+    readme, verdicts, minutes = Path("README.md").read_text(), Counter(), 0
+    for table in (1, 2, 3):
+        summary = json.loads(Path(f"results/paper-small/table{table}.json").read_text())
+        figures, _, _ = reproduce.markdown(summary).partition("\nDifferences")
+        assert figures in readme
+        assert all(entry["seeds"] == [1, 2, 3] for entry in summary["rows"].values())
+        verdicts += Counter(
+            metric["verdict"]
+            for entry in summary["rows"].values()
+            for metric in entry["metrics"].values()
+            if "verdict" in metric
+        )
+        minutes += summary["origin"]["cpu_minutes"]
+    text = " ".join(readme.split())
+    assert (
+        f"Of the {verdicts.total()} differences from row (c) that the paper has too, "
+        f"{verdicts['holds']} have its sign by more than two standard errors, "
+        f"{verdicts['reversed']} the other one, {verdicts['open']} are open"
+    ) in text
+    assert f"are 54 trainings: {minutes} minutes of CPU time" in text
