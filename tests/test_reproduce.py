@@ -2,6 +2,8 @@
 
 import json
 import statistics
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
