@@ -28,12 +28,12 @@ from fpn_ext.nonfinite import NonFiniteGuard
 from fpn_ext.optimize import model_for_inference
 from fpn_ext.proposal_loader import build_test_loader, training_data
 from fpn_ext.recall import model_with_proposals
+from fpn_ext.recipes import RecipeTrainer
 from fpn_ext.repeatable import RepeatableTrainLoader, use_deterministic_algorithms
 from fpn_ext.schedule import learning_rate_note, scale_schedule
-from fpn_ext.trainer import ResumableTrainer
 
 
-class Trainer(ResumableTrainer):
+class Trainer(RecipeTrainer):
     """The project's trainer, with the evaluator that each data set's metadata asks for."""
 
     def __init__(self, cfg):
@@ -41,7 +41,8 @@ class Trainer(ResumableTrainer):
         if cfg.TEST.AUG.ENABLED:
             # Each image takes many passes: as in Detectron2's script, only when training is over.
             cfg, self.cfg = self.cfg, changed(self.cfg, "TEST.AUG.ENABLED", False)
-            self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_TTA(cfg, self.model))])
+            evaluate = lambda: self.test_with_TTA(cfg, self.evaluated_model)  # noqa: E731
+            self.register_hooks([hooks.EvalHook(0, evaluate)])
 
     @classmethod
     def build_model(cls, cfg):

@@ -9,6 +9,8 @@ from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .atomic import replacing
 from .weight_files import DamagedFileError, local_file, read_weights
@@ -74,10 +76,28 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
         data = {"model": self.model.state_dict(), **states, **kwargs}
+        self._save(name, data)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def export(self, name: str, model: nn.Module, **kwargs: Any) -> None:
+        """Write the weights of a model to ``{name}.pth``: for MODEL.WEIGHTS, not to resume from.
+
+        Args:
+            name: not of the form ``*_0000123`` or ``*_final``, which are checkpoints.
+            model: may be wrapped in DistributedDataParallel.
+            kwargs: what to write beside ``model``.
+
+        Raises:
+            OSError: as :meth:`save`.
+        """
+        if self.save_dir and self.save_to_disk:
+            bare = model.module if isinstance(model, DistributedDataParallel) else model
+            self._save(name, {"model": bare.state_dict(), **kwargs})
+
+    def _save(self, name: str, data: dict[str, Any]) -> None:
         file = Path(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", file)
         self._write(file, lambda stream: torch.save(data, stream))
-        self.tag_last_checkpoint(file.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         text = last_filename_basename.encode()

@@ -33,6 +33,8 @@ from .norms import KINDS
 from .weight_files import check_address
 
 INFERENCE_DTYPES = ("", "float32", "bfloat16", "float16")
+AMP_DTYPES = ("float16", "bfloat16")
+MODES = ("max", "min")
 PYRAMID_HEADS = ("PyramidROIHeads", "ChunkedROIHeads", "UnsharedROIHeads")
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
 RESNET_BUILDERS = (
@@ -94,6 +96,22 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # True: train_net.py has PyTorch compute the same bits on every run, or say which operator
     # cannot; needs a SEED >= 0.
     cfg.MODEL.FPN_EXT.DETERMINISTIC = False
+    # What SOLVER.AMP.ENABLED computes in: float16 (GPU only), as Detectron2, or bfloat16.
+    cfg.MODEL.FPN_EXT.AMP_DTYPE = "float16"
+    # Batches of SOLVER.IMS_PER_BATCH images per iteration: one step with the mean of their
+    # gradients. SOLVER.BASE_LR stays as it is.
+    cfg.MODEL.FPN_EXT.ACCUMULATE = 1
+    # The score, e.g. "bbox/AP", by which evaluations find what goes to model_best.pth; "" for none.
+    cfg.MODEL.FPN_EXT.BEST_METRIC = ""
+    # What is better by BEST_METRIC: "max" or "min".
+    cfg.MODEL.FPN_EXT.BEST_MODE = "max"
+    # Evaluations in a row without a better BEST_METRIC after which training ends; 0 for never.
+    cfg.MODEL.FPN_EXT.EARLY_STOP_PATIENCE = 0
+    # Evaluations during training also compute the losses on DATASETS.TEST, validation_loss/...
+    cfg.MODEL.FPN_EXT.VALIDATION_LOSS = False
+    # Keep an exponential moving average of the weights, e.g. 0.999 of it per iteration; evaluations
+    # during training are of the average. 0 for none.
+    cfg.MODEL.FPN_EXT.EMA_DECAY = 0.0
 
 
 def get_cfg() -> CfgNode:
@@ -294,6 +312,7 @@ def config_problems(
         *_bottom_up_problems(cfg),
         *_determinism_problems(cfg),
         *_solver_problems(cfg),
+        *_recipe_problems(cfg, training),
         *_level_problems(cfg),
         *_dataset_problems(cfg, training),
         *_proposal_problems(cfg, training),
@@ -530,6 +549,49 @@ def _solver_problems(cfg: CfgNode) -> Iterable[str]:
             f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} was written for, among which it does not "
             "divide; set it to that number, or to 0 to scale nothing"
         )
+
+
+def _recipe_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
+    """Mixed precision, accumulation, best checkpoint, early stopping, validation loss, EMA."""
+    own = cfg.MODEL.FPN_EXT
+    if own.AMP_DTYPE not in AMP_DTYPES:
+        yield f"MODEL.FPN_EXT.AMP_DTYPE must be one of {AMP_DTYPES}, got {own.AMP_DTYPE!r}"
+    if own.ACCUMULATE < 1:
+        yield f"MODEL.FPN_EXT.ACCUMULATE must be at least 1, got {own.ACCUMULATE}"
+    if own.BEST_MODE not in MODES:
+        yield f"MODEL.FPN_EXT.BEST_MODE must be one of {MODES}, got {own.BEST_MODE!r}"
+    if own.EARLY_STOP_PATIENCE < 0:
+        yield (
+            "MODEL.FPN_EXT.EARLY_STOP_PATIENCE must be 0 (never) or more, got "
+            f"{own.EARLY_STOP_PATIENCE}"
+        )
+    if not 0 <= own.EMA_DECAY < 1:
+        yield f"MODEL.FPN_EXT.EMA_DECAY must be 0 (none) or more, under 1, got {own.EMA_DECAY}"
+    if own.EARLY_STOP_PATIENCE > 0 and not own.BEST_METRIC:
+        yield (
+            "MODEL.FPN_EXT.EARLY_STOP_PATIENCE needs the score to go by: set "
+            'MODEL.FPN_EXT.BEST_METRIC, e.g. "bbox/AP"'
+        )
+    if own.BEST_METRIC.startswith("validation_loss/"):
+        if not own.VALIDATION_LOSS:
+            yield f"MODEL.FPN_EXT.BEST_METRIC {own.BEST_METRIC} needs VALIDATION_LOSS True"
+        if own.BEST_MODE == "max":
+            yield f"MODEL.FPN_EXT.BEST_METRIC {own.BEST_METRIC} is a loss: set BEST_MODE min"
+    if not training:
+        return
+    if cfg.SOLVER.AMP.ENABLED and own.AMP_DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        yield (
+            "SOLVER.AMP.ENABLED: float16 needs a GPU; on CPU set MODEL.FPN_EXT.AMP_DTYPE bfloat16, "
+            "or SOLVER.AMP.ENABLED False"
+        )
+    for key in ("BEST_METRIC", "VALIDATION_LOSS"):
+        if own[key] and cfg.TEST.EVAL_PERIOD <= 0:
+            yield (
+                f"MODEL.FPN_EXT.{key} needs evaluations during training: set TEST.EVAL_PERIOD, "
+                f"got {cfg.TEST.EVAL_PERIOD}"
+            )
+        if own[key] and not cfg.DATASETS.TEST:
+            yield f"MODEL.FPN_EXT.{key} needs a data set in DATASETS.TEST, which is empty"
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:

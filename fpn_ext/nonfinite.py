@@ -26,6 +26,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from .names import own_keys
+
 logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
@@ -98,6 +100,10 @@ class NonFiniteGuard(HookBase):
         self._handles: list[Any] = []
         self._batch: Batch = []
         self._random_state: list[torch.Tensor] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NonFiniteGuard":
+        # A copy of the model, made to infer with, has this hook too: it must not copy the trainer.
+        return self
 
     def before_train(self) -> None:
         model = _unwrapped(self.trainer.model)
@@ -189,7 +195,7 @@ def says_non_finite(error: BaseException | None) -> bool:
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """The dtype that ``SOLVER.AMP`` makes a training compute in; None for float32."""
-    return torch.float16 if cfg.SOLVER.AMP.ENABLED else None
+    return getattr(torch, own_keys(cfg).AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None
 
 
 # ------------------------------------------------------------------------------- diagnosis
@@ -233,8 +239,8 @@ def _first_in(model: nn.Module, batch: Batch, autocast: torch.dtype | None) -> F
         try:
             with context:
                 losses = model(batch)
-            # With autocast a gradient may overflow: the trainer's GradScaler then skips the step.
-            if watch.first is None and autocast is None:
+            # Not scaled up: what overflows now would at any scale that float16's GradScaler tries.
+            if watch.first is None:
                 sum(losses.values()).backward()
         except Exception as error:  # what NaN leads to; the watch has seen where it started
             if watch.first is None:
@@ -421,7 +427,8 @@ def _seen_causes(found: Diagnosis) -> Iterable[str]:
     yield from found.batch_faults
     if found.finite_in_float32:
         yield (
-            "float16 overflow: in float32 the same batch is finite; set SOLVER.AMP.ENABLED False"
+            "float16 overflow: in float32 the same batch is finite; set MODEL.FPN_EXT.AMP_DTYPE "
+            "bfloat16, which reaches as far as float32, or SOLVER.AMP.ENABLED False"
         )
     if found.first is None and comm.get_world_size() > 1:
         yield (
@@ -432,11 +439,13 @@ def _seen_causes(found: Diagnosis) -> Iterable[str]:
 
 def _solver_causes(cfg: CfgNode, optimizer: torch.optim.Optimizer, iteration: int) -> Iterable[str]:
     solver = cfg.SOLVER
-    fitting = RECIPE_LR * solver.IMS_PER_BATCH / RECIPE_BATCH
+    batches = own_keys(cfg).ACCUMULATE
+    fitting = RECIPE_LR * solver.IMS_PER_BATCH * batches / RECIPE_BATCH
     if isinstance(optimizer, torch.optim.SGD) and 1.5 * fitting < solver.BASE_LR:
         yield (
-            f"SOLVER.BASE_LR {solver.BASE_LR:g} for SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is "
-            f"{solver.BASE_LR / fitting:.3g} times that of Detectron2's recipes "
+            f"SOLVER.BASE_LR {solver.BASE_LR:g} for SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}"
+            + (f" x MODEL.FPN_EXT.ACCUMULATE {batches}" if batches > 1 else "")
+            + f" is {solver.BASE_LR / fitting:.3g} times that of Detectron2's recipes "
             f"({RECIPE_LR} for {RECIPE_BATCH}); try {fitting:g}"
         )
     if iteration < RECIPE_WARMUP and solver.WARMUP_ITERS < RECIPE_WARMUP / 2:

@@ -57,15 +57,48 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
         FileNotFoundError, ValueError: the file of ``DATASETS.PROPOSAL_FILES_TEST`` cannot be read,
             or lacks images of the data set.
     """
+    return _one_by_one(cfg, *_test_data(cfg, dataset_name, is_train=False))
+
+
+def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
+    """The images of :func:`build_test_loader`, in the same size, with ground truth.
+
+    Raises:
+        ValueError: the data set has none; or what :func:`build_test_loader` raises.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.CROP.ENABLED = False
+    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
+    records, mapper = _test_data(cfg, dataset_name, is_train=True)
+    if not any(record.get("annotations") for record in records):
+        raise ValueError(
+            f"MODEL.FPN_EXT.VALIDATION_LOSS needs ground truth: no image of data set "
+            f"{dataset_name!r} (DATASETS.TEST) has annotations"
+        )
+    return _one_by_one(cfg, records, mapper)
+
+
+def _test_data(
+    cfg: CfgNode, dataset_name: str, is_train: bool
+) -> tuple[list[dict[str, Any]], DatasetMapper]:
     if cfg.MODEL.LOAD_PROPOSALS:
         file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(dataset_name)]
         proposals = _open_all([dataset_name], [file], "TEST")
         records = _records([dataset_name], proposals)
-        mapper: DatasetMapper = ProposalMapper(cfg, False, proposals)
+        mapper: DatasetMapper = ProposalMapper(cfg, is_train, proposals)
     else:
         records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-        mapper = DatasetMapper(cfg, False)
+        mapper = DatasetMapper(cfg, is_train)
     check_classes(cfg, [dataset_name], records)
+    return records, mapper
+
+
+def _one_by_one(cfg: CfgNode, records: list[dict[str, Any]], mapper: DatasetMapper) -> Any:
     return build_detection_test_loader(
         records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )

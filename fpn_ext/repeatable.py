@@ -152,13 +152,18 @@ class SeededIterations(HookBase):
 
     So evaluating between two iterations, or starting at the second, changes nothing. The seed is
     kept in checkpoints: with ``SEED: -1`` a resumed training goes on with the same.
+
+    Args:
+        loader: that of the training.
+        batches: how many of its batches an iteration takes.
     """
 
-    def __init__(self, loader: RepeatableTrainLoader):
+    def __init__(self, loader: RepeatableTrainLoader, batches: int = 1):
         self.loader = loader
+        self.batches = batches
 
     def before_train(self) -> None:
-        self.loader.first_batch = self.trainer.start_iter
+        self.loader.first_batch = self.trainer.start_iter * self.batches
 
     def before_step(self) -> None:
         _seed(self.loader.seed, _ITERATIONS, comm.get_rank(), self.trainer.iter)

@@ -35,11 +35,12 @@ def learning_rate_note(cfg: CfgNode) -> str:
     >>> learning_rate_note(cfg)
     'SOLVER.BASE_LR 0.02 is 8 times the 0.0025 usual for SOLVER.IMS_PER_BATCH 2 (0.02 for 16)'
     """
-    rate, batch = cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH
+    rate, times = cfg.SOLVER.BASE_LR, cfg.MODEL.FPN_EXT.ACCUMULATE
+    batch = cfg.SOLVER.IMS_PER_BATCH * times
     usual = REFERENCE_RATE * batch
     if 1 / TOLERATED <= rate / usual <= TOLERATED:
         return ""
     return (
         f"SOLVER.BASE_LR {rate:g} is {rate / usual:.2g} times the {usual:g} usual for "
-        f"SOLVER.IMS_PER_BATCH {batch} (0.02 for 16)"
+        f"SOLVER.IMS_PER_BATCH {batch // times}{f' x {times}' * (times > 1)} (0.02 for 16)"
     )

@@ -37,7 +37,8 @@ class ResumableTrainer(DefaultTrainer):
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self._restored: dict[str, Any] = {}
-        return [SeededIterations(self.data_loader), *super().build_hooks()]
+        seeded = SeededIterations(self.data_loader, self.cfg.MODEL.FPN_EXT.ACCUMULATE)
+        return [seeded, *super().build_hooks()]
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

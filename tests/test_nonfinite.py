@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 from fpn_ext import nonfinite
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -265,6 +265,23 @@ def test_synchronised_batch_norm_is_not_run_alone(monkeypatch):
     assert diagnose(model, rows("a.jpg")).first is None
 
 
+def test_a_guarded_model_is_copied_without_its_trainer(cfg):
+    """As fpn_ext.optimize_for_inference does at each evaluation of a training."""
+    guard, copies = NonFiniteGuard(cfg), []
+
+    class Copy(HookBase):
+        def after_step(self):
+            copies.append(copy.deepcopy(self.trainer.model))
+
+    model = Toy(lambda x: x.sum())
+    trainer = SimpleTrainer(
+        model, iter([rows("a.jpg")]), torch.optim.SGD(model.parameters(), lr=0.1)
+    )
+    trainer.register_hooks([guard, Copy()])
+    trainer.train(0, 1)
+    assert torch.equal(copies[0].layer.weight, model.layer.weight)
+
+
 def test_float16_overflow():
     model = Toy(lambda x: x.float().sum())
     model.layer.weight.data.fill_(60000)  # float16 ends at 65504
@@ -356,6 +373,11 @@ def test_causes_in_the_config(cfg):
     assert len(causes(cfg, iteration=10)) == 1
     cfg.SOLVER.WARMUP_ITERS = 1000
     assert causes(cfg, iteration=10) == []
+    cfg.MODEL.FPN_EXT.ACCUMULATE, cfg.SOLVER.BASE_LR = 4, 0.015
+    assert causes(cfg) == []
+    cfg.SOLVER.BASE_LR = 0.02
+    assert "IMS_PER_BATCH 2 x MODEL.FPN_EXT.ACCUMULATE 4 is 2 times" in causes(cfg)[0]
+    cfg.MODEL.FPN_EXT.ACCUMULATE = 1
     cfg.SOLVER.BASE_LR = 0.0037
     assert causes(cfg) == []
     cfg.SOLVER.BASE_LR = 0.004
