@@ -43,6 +43,7 @@ ALLOWED = {
     "checkpoint": {"atomic", "weight_files"},
     "repeatable": set(),
     "trainer": {"checkpoint", "repeatable"},
+    "distributed": {"_d2_compat"},
     "data": {"demo_data"},
     "proposal_file": {"atomic"},
     "proposal_pickle": {"atomic", "proposal_file", "safe_pickle"},
