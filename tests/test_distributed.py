@@ -319,7 +319,7 @@ def test_who_had_the_batch_with_nan(folder, found):
 
 
 def test_a_folder_that_is_not_shared_is_not_resumed_from(found):
-    message = r"OUTPUT_DIR .* 'model_0000001\.pth'.* must be one folder that all machines share"
+    message = r"OUTPUT_DIR .*'model_0000001\.pth'.* must be one folder that all machines share"
     assert all(re.search(message, of["not shared"]) for of in found["failures"])
 
 

@@ -37,6 +37,7 @@ VOC = "two_processes_voc"
 # Each choice takes something away that makes N processes differ from one: docs/distributed.md.
 SAME_LOSSES = [
     *("MODEL.FPN_EXT.BOTTOM_UP_NORM", "FrozenBN"),
+    *("MODEL.FPN.NORM", ""),
     *("DATALOADER.ASPECT_RATIO_GROUPING", False),
     *("INPUT.CROP.ENABLED", True),  # one size: no padding
     *("INPUT.CROP.TYPE", "absolute"),
