@@ -2,6 +2,7 @@
 
 python train_net.py --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
+python train_net.py --config-file ... --num-gpus 8    # or under torchrun or srun, without --num-gpus
 
 Training begins with the weights of MODEL.WEIGHTS; with everything of OUTPUT_DIR's last checkpoint
 (--resume); or with weights and optimizer of MODEL.WEIGHTS and a new schedule (--extend).
@@ -14,8 +15,9 @@ from collections import OrderedDict
 from pathlib import Path
 
 import fpn_ext  # first: it makes an uncompiled Detectron2 v0.6 importable
+from fpn_ext import distributed
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, hooks, launch
+from detectron2.engine import default_setup, hooks
 from detectron2.evaluation import verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -73,6 +75,7 @@ class Trainer(RecipeTrainer):
 
         With ``evaluators`` of the caller's, without augmentation.
         """
+        distributed.share_buffers(model)
         inferring = model_with_proposals(cfg, model_for_inference(cfg, model))
         results = super().test(cfg, inferring, evaluators)
         write(cfg, results, "inference")
@@ -90,6 +93,7 @@ class Trainer(RecipeTrainer):
         which sizes. Files go to the folder ``inference_TTA``.
         """
         logging.getLogger("fpn_ext").info("evaluating with test-time augmentation (TEST.AUG)")
+        distributed.share_buffers(model)
         augmented = GeneralizedRCNNWithTTA(cfg, model_for_inference(cfg, model))
         augmented.training = augmented.model.training  # what an evaluation sets it back to
         cfg = changed(cfg, "MODEL.FPN_EXT.EVALUATE_PROPOSALS", False)  # it merges detections
@@ -149,6 +153,7 @@ def setup(args) -> CfgNode:
     logger = setup_logger(
         output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fpn_ext", abbrev_name="fpn"
     )
+    logger.info(distributed.started_by())
     if device_note:
         logger.warning(device_note)
     if scaled:
@@ -179,8 +184,8 @@ def main(args) -> OrderedDict:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's options and --extend."""
-    parser = default_argument_parser()
+    """Detectron2's options, --num-processes and --extend."""
+    parser = distributed.argument_parser()
     parser.add_argument(
         "--extend",
         action="store_true",
@@ -189,13 +194,13 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def device(args) -> str:
+    """``MODEL.DEVICE``, as the command line and this machine have it."""
+    cfg = fpn_ext.load_config(args.config_file, args.opts)
+    fpn_ext.resolve_device(cfg)
+    return cfg.MODEL.DEVICE
+
+
 if __name__ == "__main__":
     args = argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    distributed.launch(main, args, device(args))

@@ -7,6 +7,8 @@ any age, rotated operators are defined so that using one raises an error with th
 healthy installation :func:`apply` therefore changes nothing; it returns the list of what it did.
 
 It must run before the first ``import detectron2...`` of a process: ``import fpn_ext`` first.
+
+Several processes need two more things, when they have joined each other: the last two functions.
 """
 
 import importlib.machinery
@@ -151,3 +153,32 @@ def _define_missing_torch_operators() -> list[str]:
             "CompositeImplicitAutograd",
         )
     return ["torch.ops.detectron2"]
+
+
+def create_local_process_group(per_machine: int) -> None:
+    """Tell Detectron2's ``comm`` which processes share a machine; all of them call this.
+
+    Args:
+        per_machine: as many of them, in the order of their ranks.
+    """
+    from detectron2.utils import comm
+
+    if hasattr(comm, "create_local_process_group"):  # main
+        comm.create_local_process_group(per_machine)
+        return
+    import torch.distributed as dist
+
+    # What v0.6's launcher does in the processes that it starts.
+    for first in range(0, dist.get_world_size(), per_machine):
+        group = dist.new_group(list(range(first, first + per_machine)))
+        if first <= dist.get_rank() < first + per_machine:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def let_ddp_take_cpu_models() -> None:
+    """Have DefaultTrainer wrap its model without the number of a GPU, which it always names."""
+    import functools
+
+    from detectron2.engine import defaults
+
+    defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)

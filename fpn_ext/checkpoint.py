@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -126,23 +127,29 @@ class SafeCheckpointer(DetectionCheckpointer):
         """With ``resume`` all of the last checkpoint that can be read; else weights of ``path``.
 
         With ``resume`` and a folder that has never held a checkpoint, as of a job that was killed
-        early and started again: the weights of ``path``, and that is said.
+        early and started again: the weights of ``path``, and that is said. Of several processes,
+        all call this, and all take the same file.
 
         Raises:
-            ValueError: there are checkpoints and none of them can be read; or what
-                :meth:`load` raises.
+            ValueError: there are checkpoints and none of them can be read; processes see
+                different ones; or what :meth:`load` raises.
         """
         candidates = checkpoints_in(self.save_dir) if resume else []
+        if resume:
+            self._check_all_see([file.name for file in candidates])
         if not candidates:
             if resume:
                 self.logger.warning("No checkpoint to resume from in %s", self.save_dir)
             return self.load(path, checkpointables=[])
         faults = []
         for file in candidates:
+            fault, rest = "", {}
             try:
                 rest = self.load(str(file))
             except (DamagedFileError, OSError) as error:
-                faults.append(str(error))
+                fault = str(error)
+            if fault := next(filter(None, comm.all_gather(fault)), ""):
+                faults.append(fault)
                 continue
             if faults:
                 self.logger.warning("%s. Going on from the one before: %s", "; ".join(faults), file)
@@ -151,6 +158,15 @@ class SafeCheckpointer(DetectionCheckpointer):
             f"no checkpoint in {self.save_dir} can be resumed from: {'; '.join(faults)}. Copy one "
             "there, or start anew without --resume"
         )
+
+    def _check_all_see(self, names: list[str]) -> None:
+        for rank, others in enumerate(comm.all_gather(names)):
+            if others != names:
+                raise ValueError(
+                    f"--resume: in OUTPUT_DIR {self.save_dir} the process of rank "
+                    f"{comm.get_rank()} finds {names or 'no checkpoint'}, that of rank {rank} "
+                    f"{others or 'none'}: OUTPUT_DIR must be one folder that all machines share"
+                )
 
 
 class CompleteCheckpointer(SafeCheckpointer):

@@ -20,6 +20,7 @@ from detectron2.data.build import (
 )
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
+from iopath.common.file_io import file_lock
 
 from . import demo_data
 
@@ -284,8 +285,10 @@ def _register_generated(name: str, root: Path, split: str, options: dict[str, in
 
     def load() -> list[dict[str, Any]]:
         if not json_file.is_file():  # one made with other options is used as it is
-            logger.info("Generating the data set in %s", root)
-            demo_data.ensure(root, **options)
+            with file_lock(str(root)):  # of several processes one makes it, and the others wait
+                if not json_file.is_file():
+                    logger.info("Generating the data set in %s", root)
+                    demo_data.ensure(root, **options)
         return load_coco_json(str(json_file), str(images), name)
 
     DatasetCatalog.register(name, load)

@@ -11,6 +11,7 @@ import math
 import re
 import statistics
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,6 +35,9 @@ Batch = list[dict[str, Any]]
 # Detectron2's 1x recipes: SOLVER.BASE_LR 0.02 for 16 images, after 1000 iterations of warm-up.
 RECIPE_LR, RECIPE_BATCH, RECIPE_WARMUP = 0.02, 16, 1000
 EXPLODED_WEIGHT = 1e3  # no trained detector has weights as large
+# Seconds that a process whose batch was not to blame waits before it ends: a launcher reports the
+# first to end and stops the others, and the one with the batch runs every image again.
+OTHERS_FIRST = 30.0
 _NOT_AGAIN = "not found by running this process's batch again"
 # What may stand in an Instances; each is made of what its attribute holds.
 FIELD_TYPES: dict[str, tuple[type, str]] = {
@@ -140,7 +144,10 @@ class NonFiniteGuard(HookBase):
             found = diagnose(model, self._batch, amp_dtype(self.cfg))
         if found.first is None and not isinstance(error, FloatingPointError):
             return
-        raise FloatingPointError(self._report(error, found, weights)) from error
+        report = self._report(error, found, weights)
+        if found.first is None and comm.get_world_size() > 1:
+            time.sleep(OTHERS_FIRST)
+        raise FloatingPointError(report) from error
 
     def _report(
         self, error: BaseException, found: Diagnosis, weights: dict[str, torch.Tensor]
@@ -432,8 +439,8 @@ def _seen_causes(found: Diagnosis) -> Iterable[str]:
         )
     if found.first is None and comm.get_world_size() > 1:
         yield (
-            f"another of the {comm.get_world_size()} processes had the batch: Detectron2 adds "
-            "their losses up, and only one of them reports"
+            f"another of the {comm.get_world_size()} processes had the batch: Detectron2 averages "
+            "their losses and gradients; its report is beside this one"
         )
 
 

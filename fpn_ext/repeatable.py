@@ -94,7 +94,7 @@ class RepeatableTrainLoader:
         )
         images = iter(
             DataLoader(
-                _SeededImages(MapDataset(self.records, self.mapper), self.seed, comm.get_rank()),
+                _SeededImages(MapDataset(self.records, self.mapper), self.seed),
                 sampler=itertools.chain.from_iterable(batches),
                 batch_size=None,
                 collate_fn=trivial_batch_collator,
@@ -136,14 +136,16 @@ def _groups(records: list[dict[str, Any]]) -> list[int]:
 
 
 class _SeededImages(Dataset):
-    def __init__(self, data: Dataset, seed: int, rank: int):
+    def __init__(self, data: Dataset, seed: int):
         self.data = data
         self.seed = seed
-        self.rank = rank
+        self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
+        # Processes take turns in one order; an image's place in that is the same for any number.
         position, index = place
-        with _random_numbers_of(self.seed, _IMAGES, self.rank, position):
+        position = position * self.world_size + self.rank
+        with _random_numbers_of(self.seed, _IMAGES, 0, position):
             return self.data[index]
 
 

@@ -60,6 +60,7 @@ ALLOWED = {
     "recipes": {
         *("best", "ema", "nonfinite", "proposal_loader", "steps", "trainer", "validation_loss"),
     },
+    "distributed": {"_d2_compat"},
     "data": {"demo_data"},
     "proposal_file": {"atomic"},
     "proposal_pickle": {"atomic", "proposal_file", "safe_pickle"},

@@ -1,0 +1,248 @@
+"""Two processes on the CPU, with the variables that srun or torchrun sets; what they find, in files.
+
+    python tests/two_processes.py FOLDER
+
+They are forked from one that has imported everything; tests/test_distributed.py starts it, and does
+the same in one process. It also starts and kills :func:`train_for_long`.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch; and a process with threads cannot be forked
+    os.chdir(ROOT)
+
+import tiny
+import torch
+from fpn_ext import data, demo_data, distributed, nonfinite
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from fpn_ext.checkpoint import SafeCheckpointer
+from voc import write_voc
+
+import train_net
+
+VOC = "two_processes_voc"
+
+# Each choice takes something away that makes N processes differ from one: docs/distributed.md.
+SAME_LOSSES = [
+    *("MODEL.FPN_EXT.BOTTOM_UP_NORM", "FrozenBN"),
+    *("MODEL.FPN.NORM", ""),
+    *("DATALOADER.ASPECT_RATIO_GROUPING", False),
+    *("INPUT.CROP.ENABLED", True),  # one size: no padding
+    *("INPUT.CROP.TYPE", "absolute"),
+    *("INPUT.CROP.SIZE", "[48, 48]"),
+    *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 2048),  # all anchors
+    *("MODEL.RPN.NMS_THRESH", 1.0),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 20),
+    *("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 128),  # all 20 boxes of every image
+    *("SOLVER.IMS_PER_BATCH", 4),
+    *("SOLVER.MAX_ITER", 4),
+    *("SOLVER.STEPS", "(2,)"),
+    *("SOLVER.WARMUP_ITERS", 0),
+]
+# Nothing of that: batch norms, sampling, images of two sizes; and an evaluation at the end.
+USUAL = [
+    *("DATALOADER.ASPECT_RATIO_GROUPING", False),
+    *("SOLVER.IMS_PER_BATCH", 4),
+    *("SOLVER.MAX_ITER", 6),
+    *("SOLVER.STEPS", "(5,)"),
+    *("SOLVER.CHECKPOINT_PERIOD", 3),
+    *("DATASETS.TEST", f"('{tiny.DATASET}', '{VOC}')"),
+    *("INPUT.MIN_SIZE_TEST", 64),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
+    *("MODEL.FPN_EXT.EVALUATE_PROPOSALS", True),
+]
+
+
+def register(folder):
+    """Six images in COCO's format, three in Pascal VOC's."""
+    tiny.register(folder / "tiny")
+    if not (folder / "voc").exists():
+        boxes = {"a": [("disc", 1, 1, 40, 40)], "b": [("star", 11, 11, 30, 50)], "c": []}
+        write_voc(folder / "voc", boxes)
+    data.register_voc_layout(VOC, folder / "voc", "train", demo_data.CLASS_NAMES)
+
+
+def unregister():
+    for name in (tiny.DATASET, VOC):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+class Stopped(Exception):
+    """In place of a kill."""
+
+
+class Watch(HookBase):
+    """Keeps the mean losses over all processes, which the main one knows; stops after some."""
+
+    def __init__(self, stop_after=None):
+        self.losses = {}
+        self.stop_after = stop_after
+
+    def after_step(self):
+        if comm.is_main_process():
+            latest = self.trainer.storage.latest()
+            self.losses[self.trainer.iter] = {k: v for k, (v, _) in latest.items() if "loss" in k}
+        if self.trainer.iter + 1 == self.stop_after:
+            raise Stopped
+
+
+def train(cfg, resume=False, stop_after=None):
+    """The trainer, and its losses by iteration."""
+    torch.manual_seed(comm.get_rank())  # first weights: those of the main process count
+    trainer = train_net.Trainer(cfg)
+    watch = Watch(stop_after)
+    trainer.register_hooks([watch])
+    trainer.resume_or_load(resume)
+    with contextlib.suppress(Stopped):
+        trainer.train()
+    return trainer, watch.losses
+
+
+def evaluate(cfg, weights):
+    model = build_model(cfg)
+    SafeCheckpointer(model).load(weights)
+    return train_net.Trainer.test(cfg, model)
+
+
+def images_of(loader, batches=5):
+    """What each of the first batches holds: image and whether it was flipped or resized."""
+    stream = iter(loader)
+    return [
+        [(image["image_id"], *image["image"].shape, image["image"].sum().item()) for image in batch]
+        for batch in (next(stream) for _ in range(batches))
+    ]
+
+
+def trainings(folder):
+    """What one process started by srun finds."""
+    cfg = tiny.config(folder / "same", *SAME_LOSSES)
+    found = {"same": train(cfg)[1], "processes": distributed.started_by()}
+    cfg = tiny.config(folder / "usual", *USUAL)
+    found["images"] = images_of(train_net.Trainer.build_train_loader(cfg))
+    found["usual"] = train(cfg)[1]
+    cfg = tiny.config(folder / "resumed", *USUAL)
+    found["stopped"] = train(cfg, stop_after=4)[1]
+    found["resumed"] = train(cfg, resume=True)[1]
+    cfg = tiny.config(folder / "evaluated", *USUAL)
+    found["evaluated"] = evaluate(cfg, str(folder / "usual" / "model_final.pth"))
+    return found
+
+
+def failures(folder):
+    """What one process started by torchrun finds: its place, data made by one, errors."""
+    rank = comm.get_rank()
+    found = {
+        "place": [rank, comm.get_world_size(), comm.get_local_rank(), comm.get_local_size()],
+        "processes": distributed.started_by(),
+    }
+
+    made = []
+    handler = logging.Handler()
+    handler.emit = lambda record: made.append(record.getMessage())
+    logging.getLogger("fpn_ext").addHandler(handler)
+    logging.getLogger("fpn_ext").setLevel(logging.INFO)
+    data._register_generated("made", folder / "made", "val", {"num_train": 1, "num_val": 2})
+    comm.synchronize()
+    found["records"] = len(DatasetCatalog.get("made"))
+    found["made"] = [text for text in made if text.startswith("Generating")]
+
+    nonfinite.OTHERS_FIRST = 0.1
+    trainer = train_net.Trainer(tiny.config(folder / "nan", *USUAL, "DATASETS.TEST", "()"))
+    if rank == 1:
+        trainer.model.module.register_forward_hook(
+            lambda model, inputs, losses: {k: v * float("nan") for k, v in losses.items()}
+        )
+    found["nan"] = error_of(trainer.train)
+
+    # A folder that the other machine does not see.
+    own = folder / f"own_{rank}"
+    own.mkdir()
+    if rank == 1:
+        (own / "model_0000001.pth").touch()
+    checkpointer = SafeCheckpointer(torch.nn.Linear(1, 1), str(own))
+    found["not shared"] = error_of(lambda: checkpointer.resume_or_load("", resume=True))
+    return found
+
+
+class SaysItTrains(HookBase):
+    def __init__(self, folder):
+        self.file = folder / f"pid_{comm.get_rank()}"
+
+    def after_step(self):
+        if self.trainer.iter == 2:
+            self.file.with_suffix(".new").write_text(str(os.getpid()))
+            self.file.with_suffix(".new").rename(self.file)
+
+
+def train_for_long(args):
+    """What a test kills; ``args.folder`` gets the processes' numbers once they train."""
+    register(args.folder)
+    opts = [*USUAL, "SOLVER.MAX_ITER", 100000, "DATALOADER.NUM_WORKERS", 1]
+    trainer = train_net.Trainer(tiny.config(args.folder / "long", *opts))
+    trainer.register_hooks([SaysItTrains(args.folder)])
+    trainer.train()
+
+
+def error_of(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def write(task, folder):
+    """Run a task as one of the two, and write what it returns."""
+    found = task(folder)
+    file = folder / f"{task.__name__}_{comm.get_rank()}.json"
+    file.write_text(json.dumps(found))
+
+
+def variables(kind, rank, port):
+    own = {"srun": {
+        "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": f"{rank}",
+        "SLURM_LOCALID": f"{rank}", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "node[1-2]",
+    }, "torchrun": {
+        "RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": f"{rank}",
+    }}[kind]  # fmt: skip
+    return {**own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+
+
+def start(task, kind, folder):
+    """Fork two processes and wait for them; whether both ended well."""
+    port = distributed._free_port()
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if not child:
+            os.environ.update(variables(kind, rank, port))
+            args = distributed.argument_parser().parse_args([])
+            try:
+                distributed.launch(lambda _: write(task, folder), args, "cpu")
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    return not any([os.waitpid(child, 0)[1] for child in children])
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    register(folder)
+    ended_well = [start(trainings, "srun", folder), start(failures, "torchrun", folder)]
+    sys.exit(0 if all(ended_well) else 1)
