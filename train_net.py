@@ -150,6 +150,7 @@ def setup(args) -> CfgNode:
         logger.warning(device_note)
     for note in pixel_notes:
         logger.info(note)
+    logger.info("levels:\n%s", fpn_ext.level_table(cfg) or "  of no known strides")
     return cfg
 
 
