@@ -161,6 +161,7 @@ def setup(args) -> CfgNode:
     notes = pixel_notes if args.eval_only else [*pixel_notes, learning_rate_note(cfg)]
     for note in filter(None, notes):
         logger.info(note)
+    logger.info("levels:\n%s", fpn_ext.level_table(cfg) or "  of no known strides")
     return cfg
 
 

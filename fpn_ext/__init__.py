@@ -10,9 +10,9 @@ BACKBONE_REGISTRY            ``FeaturePyramid``; of the paper's ablations
                              ``FinestLevelPyramid``
 ANCHOR_GENERATOR_REGISTRY    ``PyramidAnchorGenerator``
 PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``
-RPN_HEAD_REGISTRY            ``UnsharedRPNHead``
+RPN_HEAD_REGISTRY            ``UnsharedRPNHead``, ``VariedAnchorsRPNHead``
 ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``,
-                             ``UnsharedROIHeads``
+                             ``UnsharedROIHeads``, ``AllLevelsROIHeads``
 ===========================  ==================================================
 
 and does nothing else, except on an uncompiled Detectron2 v0.6, which it makes importable
@@ -28,6 +28,7 @@ if not any(argument.endswith("fpn_ext.doctor") for argument in sys.orig_argv):
     _d2_compat.apply()
 
     from .ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
+    from .all_levels import AllLevelsROIHeads
     from .anchors import PyramidAnchorGenerator
     from .bottom_ups import resolve_bottom_up
     from .config import (
@@ -38,14 +39,19 @@ if not any(argument.endswith("fpn_ext.doctor") for argument in sys.orig_argv):
         load_config,
         resolve_device,
     )
-    from .fpn import FeaturePyramid, Subsample
+    from .fpn import FeaturePyramid
+    from .level_keys import level_table, resolve_levels
+    from .level_rules import assign_levels
     from .optimize import optimize_for_inference
-    from .pooler import LevelMappedROIPooler, assign_levels
+    from .pooler import LevelMappedROIPooler
     from .roi_heads import ChunkedROIHeads, PyramidROIHeads
     from .rpn import PyramidRPN
+    from .top_blocks import Subsample
     from .unshared import UnsharedROIHeads, UnsharedRPNHead
+    from .varied_anchors import VariedAnchorsRPNHead
 
 __all__ = [
+    "AllLevelsROIHeads",
     "BottomUpPyramid",
     "ChunkedROIHeads",
     "FeaturePyramid",
@@ -58,13 +64,16 @@ __all__ = [
     "TopDownPyramid",
     "UnsharedROIHeads",
     "UnsharedRPNHead",
+    "VariedAnchorsRPNHead",
     "add_fpn_ext_config",
     "assign_levels",
     "check_config",
     "check_weights",
     "get_cfg",
+    "level_table",
     "load_config",
     "optimize_for_inference",
     "resolve_bottom_up",
     "resolve_device",
+    "resolve_levels",
 ]

@@ -7,7 +7,7 @@ Because the RPN head slides over every level, a level needs no anchors of severa
 import collections
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,6 +15,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY
 from detectron2.structures import Boxes
 from torch import nn
+
+from .levels import map_name
 
 # Sets of anchors kept per module. One of an 800x1333 image takes 4 MB; more input sizes than this
 # in turn (multi-scale training) only mean that the oldest set is computed again.
@@ -32,7 +34,8 @@ class PyramidAnchorGenerator(nn.Module):
     Args:
         sizes: square roots of the anchor areas in pixels of the network input, one list per level,
             e.g. ``[[32], [64], [128], [256], [512]]``. A single list, nested or flat, is used on
-            every level.
+            every level. Or a mapping by level, ``{"p2": [32], "p3": [64], ...}``, of which the
+            levels that the strides name are taken.
         aspect_ratios: heights over widths, one list per level or a single list for all.
         strides: stride of each level in pixels, fine to coarse.
         offset: centre of the first anchor as a share of the stride, in [0, 1).
@@ -56,7 +59,7 @@ class PyramidAnchorGenerator(nn.Module):
     def __init__(
         self,
         *,
-        sizes: Sequence[Sequence[float]] | Sequence[float],
+        sizes: Sequence[Sequence[float]] | Sequence[float] | Mapping[str, Sequence[float]],
         aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
         strides: Sequence[float],
         offset: float = 0.0,
@@ -70,6 +73,8 @@ class PyramidAnchorGenerator(nn.Module):
                 f"MODEL.ANCHOR_GENERATOR.OFFSET must be at least 0 and below 1, got {offset}"
             )
         self.offset = float(offset)
+        if isinstance(sizes, Mapping):
+            sizes = _of_levels(sizes, self.strides)
         # Numbers, not buffers: whatever the model is cast to, anchors stay float32.
         self.cell_anchors = [
             cell_anchors(level_sizes, level_ratios)
@@ -83,8 +88,10 @@ class PyramidAnchorGenerator(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        # Without this project's keys, Detectron2's alone serve.
+        by_level = cfg.MODEL.get("FPN_EXT", {}).get("ANCHOR_SIZES", {})
         return {
-            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
+            "sizes": dict(by_level) or cfg.MODEL.ANCHOR_GENERATOR.SIZES,
             "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
             "strides": [shape.stride for shape in input_shape],
             "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
@@ -215,6 +222,18 @@ def _per_level(
         )
     per_level = [[float(number) for number in v] for v in lists]
     return per_level * len(strides) if len(per_level) == 1 else per_level
+
+
+def _of_levels(
+    sizes: Mapping[str, Sequence[float]], strides: Sequence[float]
+) -> list[Sequence[float]]:
+    names = [map_name(stride) for stride in strides]
+    if any(name not in sizes for name in names):
+        raise ValueError(
+            f"MODEL.FPN_EXT.ANCHOR_SIZES needs a list of sizes for each of the levels {names}, "
+            f"got {dict(sizes)}"
+        )
+    return [sizes[name] for name in names]
 
 
 def _is_positive_list(value: object) -> bool:

@@ -21,6 +21,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import fx, nn
 
 from .dry_run import DryRun, FoundMap, parameters_behind
+from .level_keys import in_features_key, level_table
+from .levels import stride_named
 from .names import PYRAMIDS, look_up, own_keys
 from .networks import Network, Pixels, library_of, names_in_libraries
 from .norms import BATCH_NORMS, replace_norms
@@ -89,7 +91,8 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, lis
     """The network that ``MODEL.FPN_EXT.BOTTOM_UP`` names, and the names of its maps to build on.
 
     These are what ``MODEL.FPN_EXT.IN_FEATURES`` or ``MODEL.FPN.IN_FEATURES`` asks for; of a network
-    out of a library, ``"res3"`` and ``"c3"`` both are the map of stride 2^3.
+    out of a library, ``"res3"`` and ``"c3"`` both are the map of stride 2^3, as they are of any
+    other that has no map of that name.
 
     Args:
         cfg: a config with this project's keys.
@@ -108,7 +111,7 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, lis
         check_bottom_up_name(own.BOTTOM_UP)
         bottom_up = BACKBONE_REGISTRY.get(own.BOTTOM_UP)(cfg, input_shape)
         _load_and_convert(bottom_up, cfg)
-        return bottom_up, asked
+        return bottom_up, [_own_name(name, bottom_up) for name in asked]
 
     library, name = library_of(own.BOTTOM_UP)
     _check_pixels_resolved(cfg)
@@ -117,8 +120,10 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, lis
         network = library.build(name, channels)
     except ValueError as error:
         raise ValueError(f"MODEL.FPN_EXT.BOTTOM_UP {own.BOTTOM_UP}: {error}") from error
-    key = "MODEL.FPN_EXT.IN_FEATURES" if own.IN_FEATURES else "MODEL.FPN.IN_FEATURES"
-    maps = _maps_asked_for(asked, key, network.found, own.BOTTOM_UP)
+    try:
+        maps = _maps_asked_for(asked, in_features_key(cfg), network.found, own.BOTTOM_UP)
+    except ValueError as error:
+        raise ValueError(f"{error}\nThe levels as configured:\n{level_table(cfg)}") from None
     logger.info("MODEL.FPN_EXT.BOTTOM_UP %s gives\n%s", own.BOTTOM_UP, network.found.table())
 
     chosen = [found.key for found in network.found.maps if found in maps.values()]
@@ -146,6 +151,15 @@ def check_bottom_up_name(name: str) -> None:
         raise ValueError(f"{error}{hint}") from None
 
 
+def _own_name(name: str, bottom_up: Backbone) -> str:
+    """What the network itself calls the map; if it has none such, the name as it is."""
+    shapes = bottom_up.output_shape() if isinstance(bottom_up, Backbone) else {}
+    if name in shapes:
+        return name
+    same = [own for own, shape in shapes.items() if shape.stride == stride_named(name)]
+    return same[-1] if same else name
+
+
 def _maps_asked_for(
     asked: Sequence[str], key: str, found: DryRun, bottom_up: str
 ) -> dict[str, FoundMap]:
@@ -156,7 +170,7 @@ def _maps_asked_for(
         raise ValueError(
             f"{key} {list(asked)} asks for {missing}, which {bottom_up} does not give. It gives "
             f"{list(available)}:\n{found.table()}\n"
-            f"Change {key}, or choose another MODEL.FPN_EXT.BOTTOM_UP"
+            f"Change {key} or MODEL.FPN_EXT.LEVELS, or choose another MODEL.FPN_EXT.BOTTOM_UP"
         )
     return {name: available[name] for name in names}
 

@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
+from .all_levels import AllLevelsROIHeads
 from .bottom_ups import resolve_bottom_up
 from .config import check_config, flat, get_cfg, load_config, resolve_device
 from .data import register_datasets
@@ -27,16 +28,20 @@ READERS: tuple[tuple[Any, str, type, tuple[str, ...]], ...] = (
         FeaturePyramid,
         (
             *("BOTTOM_UP", "BOTTOM_UP_WEIGHTS", "BOTTOM_UP_NORM", "KEEP_PIXELS"),
-            *("IN_FEATURES", "CHANNELS_LAST"),
+            *("IN_FEATURES", "CHANNELS_LAST", "LEVELS", "TOP_BLOCK"),
         ),
     ),
     (
         ROI_HEADS_REGISTRY,
         "ROI_HEADS",
         PyramidROIHeads,
-        ("CANONICAL_LEVEL", "CANONICAL_BOX_SIZE", "POOLER_IMPLEMENTATION", "KEEP_POOLED_LEVEL"),
+        (
+            *("CANONICAL_LEVEL", "CANONICAL_BOX_SIZE", "LEVEL_RULE", "POOLER_IMPLEMENTATION"),
+            "KEEP_POOLED_LEVEL",
+        ),
     ),
     (ROI_HEADS_REGISTRY, "ROI_HEADS", ChunkedROIHeads, ("BOXES_PER_CHUNK",)),
+    (ROI_HEADS_REGISTRY, "ROI_HEADS", AllLevelsROIHeads, ("LEVEL_FUSION",)),
 )
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,16 +25,28 @@ from detectron2.modeling import (
 )
 
 from ._d2_compat import has_compiled_operators
+from .all_levels import FUSIONS
 from .bottom_ups import check_bottom_up_name
-from .levels import name_of
-from .names import PYRAMIDS, check_norm, did_you_mean, look_up
+from .level_keys import (
+    LEVELS,
+    in_features_key,
+    level_problems,
+    level_rule,
+    level_table,
+    levels_given,
+    resolve_levels,
+)
+from .levels import stride_named
+from .names import PYRAMID_HEADS, PYRAMIDS, check_norm, did_you_mean, look_up
 from .norms import KINDS
+from .top_blocks import TOP_BLOCK_REGISTRY
 from .weight_files import check_address
 
+NAMED_BY_LEVEL = "MODEL.FPN_EXT.ANCHOR_SIZES."
+ANCHOR_SIZES_AS_LIST = "MODEL.ANCHOR_GENERATOR.SIZES"
 INFERENCE_DTYPES = ("", "float32", "bfloat16", "float16")
 AMP_DTYPES = ("float16", "bfloat16")
 MODES = ("max", "min")
-PYRAMID_HEADS = ("PyramidROIHeads", "ChunkedROIHeads", "UnsharedROIHeads")
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
 RESNET_BUILDERS = (
     "build_resnet_backbone",
@@ -67,6 +78,16 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # Names of the bottom-up's maps to build on, fine to coarse; [] for MODEL.FPN.IN_FEATURES.
     # For a bottom-up that is itself a pyramid and reads that key. Pyramids only.
     cfg.MODEL.FPN_EXT.IN_FEATURES = []
+    # The pyramid's levels, fine to coarse, e.g. ["p2", "p3", "p4", "p5", "p6"]: what it is built
+    # on, what RPN and RoI heads read, and the anchors' sizes follow (docs/levels.md). []: every
+    # key says it for itself. Pyramids only.
+    cfg.MODEL.FPN_EXT.LEVELS = []
+    # How levels above the bottom-up's coarsest map are made: Subsample (the paper),
+    # ConvolutionsOnP (of stride 2, on the coarsest P_k), ConvolutionsOnC (on C5). Pyramids only.
+    cfg.MODEL.FPN_EXT.TOP_BLOCK = "Subsample"
+    # Anchor sizes by level, e.g. {p2: [32], p3: [64, 90], ...}, in the place of
+    # MODEL.ANCHOR_GENERATOR.SIZES; {} for those. PyramidAnchorGenerator only.
+    cfg.MODEL.FPN_EXT.ANCHOR_SIZES = CfgNode(new_allowed=True)
     # Bottom-up and pyramid in channels_last memory: faster training on CPU. Pyramids only.
     cfg.MODEL.FPN_EXT.CHANNELS_LAST = False
     # Names of modules (or parameters) of the whole model that training leaves as they are, e.g.
@@ -77,6 +98,11 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # The 224 of Eq. 1: side in pixels of the square box that goes to CANONICAL_LEVEL.
     # PyramidROIHeads only.
     cfg.MODEL.FPN_EXT.CANONICAL_BOX_SIZE = 224
+    # Which level a box is pooled from: PaperRule (Eq. 1), RoundedRule, LongerSideRule, StrideRule
+    # (for any strides), or one of yours. PyramidROIHeads only.
+    cfg.MODEL.FPN_EXT.LEVEL_RULE = "PaperRule"
+    # What AllLevelsROIHeads make of a box's features of all levels: their "max" or "sum".
+    cfg.MODEL.FPN_EXT.LEVEL_FUSION = "max"
     # How boxes are pooled: per_level (torchvision's operator, bit-equal to Detectron2's pooler),
     # weighted_rows (RoIAlign on CPU, fast), fused (RoIAlign on CUDA, one Triton kernel), or auto:
     # the fast one where it can serve.
@@ -124,12 +150,15 @@ def get_cfg() -> CfgNode:
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The config of a YAML file (and its ``_BASE_``) with ``KEY VALUE ...`` overrides, unfrozen.
 
-    YAML is read by the safe loader: a config cannot run code.
+    YAML is read by the safe loader: a config cannot run code. Where ``MODEL.FPN_EXT.LEVELS`` is
+    set, what follows from it is, too (:func:`resolve_levels`); keys written in the same file, or in
+    what comes after it, count as set by hand, and those of the files it is based on do not.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: text that is not YAML, a key nobody defined (the nearest valid ones are named),
-            a value of the wrong type, an override without a value. All there are at once.
+            a value of the wrong type, an override without a value, levels that do not fit together.
+            All there are at once.
         TypeError: the file holds no mapping of keys.
     """
     if not os.path.isfile(config_file):
@@ -160,12 +189,48 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         raise ValueError(
             f"overrides come in pairs KEY VALUE, got {len(opts)} words: {' '.join(opts)}"
         )
+    _declare_levels(cfg, opts[::2])
     try:
         cfg.merge_from_list(list(opts))
     except (KeyError, AssertionError, ValueError) as error:
         pairs = zip(opts[::2], opts[1::2], strict=True)
         raise _mistakes(pairs, "the command line", error) from error
+    written = [*_written_in(config_file), set(opts[::2])]
+    by_hand = _written_since(LEVELS, written) & set(flat(cfg))
+    by_hand |= _written_since("MODEL.FPN_EXT.ANCHOR_SIZES", written) & {ANCHOR_SIZES_AS_LIST}
+    resolve_levels(cfg, by_hand)
     return cfg
+
+
+def _declare_levels(cfg: CfgNode, keys: Iterable[str]) -> None:
+    """Give ANCHOR_SIZES the levels of overrides such as ``MODEL.FPN_EXT.ANCHOR_SIZES.p2``."""
+    for key in keys:
+        node, _, level = key.rpartition(".")
+        if node == "MODEL.FPN_EXT.ANCHOR_SIZES":
+            cfg.MODEL.FPN_EXT.ANCHOR_SIZES.setdefault(level, [])
+
+
+def _written_in(config_file: str) -> list[set[str]]:
+    """The keys that are written in each of the files behind a config, its bases first."""
+    with open(config_file, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    bases = content.pop("_BASE_", [])
+    written = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        # Relative to the file that names it, as Detectron2 reads it.
+        path = os.path.join(os.path.dirname(config_file), os.path.expanduser(base))
+        written += _written_in(path)
+    return [*written, set(flat(CfgNode(content)))]
+
+
+def _written_since(key: str, written: Sequence[set[str]]) -> set[str]:
+    """All keys in the last of these sets that has ``key``, or a key of that node, and after it."""
+    having = [
+        i
+        for i, keys in enumerate(written)
+        if any(other == key or other.startswith(f"{key}.") for other in keys)
+    ]
+    return set().union(*written[having[-1] :]) if having else set()
 
 
 def _check_is_mapping(config_file: str) -> None:
@@ -197,8 +262,9 @@ def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
     if source != "the command line":
         line = _line_of(key, source)
         source += f", line {line}" if line else ""
-    if key not in (valid := set(_keys(cfg))):
+    if key not in (valid := set(_keys(cfg))) and not key.startswith(NAMED_BY_LEVEL):
         return f"{source}: no config key {key!r}; {_near_keys(key, valid)}"
+    _declare_levels(cfg, [key])
     default = cfg
     for part in key.split("."):
         default = default[part]
@@ -292,9 +358,11 @@ def check_config(cfg: CfgNode, training: bool = False, also_defined: Sequence[st
     """
     problems = config_problems(cfg, training, also_defined)
     if problems:
+        table = level_table(cfg) if list(_level_problems(cfg)) else ""
         raise ValueError(
             f"{len(problems)} problem(s) in the config:\n"
             + "\n".join(f"  - {problem}" for problem in problems)
+            + (f"\nThe levels as configured:\n{table}" if table else "")
         )
 
 
@@ -324,7 +392,11 @@ def _undefined_key_problems(cfg: CfgNode, also_defined: Sequence[str]) -> Iterab
     schema = get_cfg()
     valid = {*_keys(schema), *also_defined}
     for key, value in _leaves(cfg, schema):
-        if key not in valid and not isinstance(value, CfgNode):
+        if (
+            key not in valid
+            and not isinstance(value, CfgNode)
+            and not key.startswith(NAMED_BY_LEVEL)
+        ):
             yield (
                 f"{key} is set to {value!r}, and nothing defines or reads it; "
                 f"{_near_keys(key, valid)}. If it is another project's: "
@@ -381,6 +453,7 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
         (RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME"),
     ]
     if model.BACKBONE.NAME in PYRAMIDS:
+        named.append((TOP_BLOCK_REGISTRY, model.FPN_EXT.TOP_BLOCK, "MODEL.FPN_EXT.TOP_BLOCK"))
         try:
             check_bottom_up_name(model.FPN_EXT.BOTTOM_UP)
         except ValueError as error:
@@ -595,17 +668,21 @@ def _recipe_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
 
 
 def _level_problems(cfg: CfgNode) -> Iterable[str]:
-    """The levels of pyramid, anchors and pooler, which have to be kept in step by hand."""
+    """The levels of pyramid, anchors and pooler, which have to fit together."""
     model = cfg.MODEL
-    if model.BACKBONE.NAME in PYRAMIDS:
+    contradictions = level_problems(cfg)
+    for problem in contradictions:
+        yield f"{problem} (in Python, call fpn_ext.resolve_levels(cfg))"
+    if model.BACKBONE.NAME in PYRAMIDS and not contradictions:
         if model.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
             yield from _resnet_pyramid_problems(cfg)
         elif _from_a_library(cfg):
-            yield from _absent_map_problems(cfg, r"(?:res|c)(\d+)")
+            yield from _absent_map_problems(cfg)
         for key, maps in _asked_maps(cfg):
-            levels = [int(f[1:]) for f in maps if re.fullmatch(r"p\d+", f)]
-            if len(levels) == len(maps) and levels != sorted(levels):
+            strides = [stride_named(name) for name in maps]
+            if None not in strides and strides != sorted(strides, key=lambda t: t or 0):
                 yield f"{key} must go from fine to coarse, got {maps}"
+    yield from _rule_problems(cfg)
     anchors = model.ANCHOR_GENERATOR
     if model.PROPOSAL_GENERATOR.NAME not in ("RPN", "PyramidRPN"):
         return
@@ -625,8 +702,22 @@ def _level_problems(cfg: CfgNode) -> Iterable[str]:
     if per_map and model.RPN.HEAD_NAME == "StandardRPNHead":
         yield (
             f"MODEL.ANCHOR_GENERATOR.{' and '.join(per_map)}: StandardRPNHead serves all levels, "
-            "so each needs the same number of anchors per location"
+            "so each needs the same number of anchors per location; MODEL.RPN.HEAD_NAME "
+            "VariedAnchorsRPNHead takes any"
         )
+
+
+def _rule_problems(cfg: CfgNode) -> Iterable[str]:
+    own = cfg.MODEL.FPN_EXT
+    if cfg.MODEL.ROI_HEADS.NAME not in PYRAMID_HEADS:
+        return
+    if own.LEVEL_FUSION not in FUSIONS:
+        yield f"MODEL.FPN_EXT.LEVEL_FUSION must be one of {FUSIONS}, got {own.LEVEL_FUSION!r}"
+    try:
+        level_rule(cfg)
+    except ValueError as error:
+        if "fine to coarse" not in str(error):  # said of the key, for every component
+            yield str(error)
 
 
 def _asked_maps(cfg: CfgNode) -> Iterable[tuple[str, list[str]]]:
@@ -648,25 +739,19 @@ def _resnet_pyramid_problems(cfg: CfgNode) -> Iterable[str]:
         return
     # A ResNet's res{k} has stride 2^k, unless its res5 is dilated: then the build will tell.
     if resnets.RES5_DILATION == 1:
-        yield from _absent_map_problems(cfg, r"res(\d)")
+        yield from _absent_map_problems(cfg)
 
 
-def _absent_map_problems(cfg: CfgNode, map_of_level: str) -> Iterable[str]:
-    in_features = cfg.MODEL.FPN_EXT.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES
-    found = [re.fullmatch(map_of_level, f) for f in in_features]
-    levels = [int(match.group(1)) for match in found if match]
-    if not levels or len(levels) != len(in_features):
+def _absent_map_problems(cfg: CfgNode) -> Iterable[str]:
+    given = levels_given(cfg)
+    if given is None:
         return
-    given = [name_of(k) for k in (*levels, levels[-1] + 1)]
-    if cfg.MODEL.BACKBONE.NAME == "FinestLevelPyramid":
-        given = given[:1]
-    for key, asked in _asked_maps(cfg):
+    key = in_features_key(cfg)
+    in_features = cfg.MODEL.FPN_EXT.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES
+    for asking, asked in _asked_maps(cfg):
         absent = [f for f in asked if f not in given]
         if absent:
-            yield (
-                f"{key} asks for {absent}; the pyramid on MODEL.FPN.IN_FEATURES "
-                f"{in_features} gives {given}"
-            )
+            yield f"{asking} asks for {absent}; the pyramid on {key} {in_features} gives {given}"
 
 
 def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:

@@ -11,7 +11,6 @@ code: 0 without errors (warnings may be there), 1 with errors, 2 if the call its
 import argparse
 import json
 import os
-import re
 import stat
 import sys
 import warnings
@@ -41,7 +40,7 @@ from .annotation_files import (
 )
 from .config import load_config
 from .data import register_datasets
-from .levels import stride_of
+from .levels import stride_named
 from .names import did_you_mean
 
 # Pixels a box may reach beyond its image: conventions differ by a half and by one.
@@ -319,8 +318,8 @@ def scale_at_test(cfg: CfgNode, size: tuple[int, int]) -> float:
 
 def _finest_stride(cfg: CfgNode) -> int:
     """Of the maps the RPN reads, by their names: p2 has stride 4, res4 has 16."""
-    found = [re.search(r"\d+$", name) for name in cfg.MODEL.RPN.IN_FEATURES]
-    return min((stride_of(int(level.group())) for level in found if level), default=4)
+    found = [stride_named(name) for name in cfg.MODEL.RPN.IN_FEATURES]
+    return min((stride for stride in found if stride), default=4)
 
 
 # ------------------------------------------------------------------- boxes in another format

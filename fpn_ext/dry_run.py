@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .levels import level_of
+from .levels import map_name
+from .names import aligned
 
 # Added to the height for the second run: a multiple of 64 and of 7, so that strides 1, 2, 4, ...
 # 64 and 7, 14, 28, ... come out exactly, whatever the padding; of others, those below 15.
@@ -61,7 +62,7 @@ class DryRun:
         ``"c3"`` is that of stride 2^3, ``"s6"`` that of stride 6.
         """
         last = {found.stride: found for found in self.maps if found.stride}
-        return {map_name(stride): last[stride] for stride in sorted(last)}
+        return {map_name(stride, "c"): last[stride] for stride in sorted(last)}
 
     def table(self) -> str:
         """All that was found, as text; one line for each output."""
@@ -73,23 +74,7 @@ class DryRun:
             numbers = [str(found.stride or "-"), str(found.channels or "-")]
             note = found.note or ("channels last" if found.channels_last else "")
             lines.append([names.get(found, "-"), found.key, *shapes, *numbers, note])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  " + "  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        )
-
-
-def map_name(stride: int) -> str:
-    """Name of a bottom-up's map.
-
-    >>> map_name(32), map_name(6)
-    ('c5', 's6')
-    """
-    try:
-        return f"c{level_of(stride)}"
-    except ValueError:
-        return f"s{stride}"
+        return aligned(lines)
 
 
 def dry_run(network: nn.Module, channels: int, native: int = 0) -> DryRun:

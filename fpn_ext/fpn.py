@@ -5,6 +5,7 @@ see docs/differences.md.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
@@ -16,15 +17,18 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
 from .bottom_ups import build_bottom_up
-from .levels import levels_of, name_of, stride_of
-from .names import check_norm, own_keys
+from .level_keys import level_table, names_added
+from .levels import check_fine_to_coarse, map_name, names_above, stride_named
+from .names import check_norm, look_up, own_keys
+from .top_blocks import TOP_BLOCK_REGISTRY, Top
 
 
 class TopDownSum(nn.Module):
     """One top-down step: the coarser map upsampled to the lateral's size, plus the lateral.
 
     Nearest neighbour, exactly x2 wherever the sizes divide; where they do not (an input whose
-    sides are no multiple of the coarsest stride) it still lands on the lateral's size.
+    sides are no multiple of the coarsest stride) it still lands on the lateral's size, as it does
+    where the coarser stride is another multiple of the finer one.
     """
 
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
@@ -61,29 +65,12 @@ def _add_upsampled(lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor
 TOP_DOWN = {"sum": TopDownSum, "avg": TopDownMean}
 
 
-class Subsample(nn.Module):
-    """P6, "simply a stride two subsampling of P5" (paper, footnote 2): every second cell.
-
-    Args:
-        in_feature: name of the map it reads, e.g. ``"p5"``.
-    """
-
-    num_levels = 1
-
-    def __init__(self, in_feature: str):
-        super().__init__()
-        self.in_feature = in_feature
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(N, d, H, W) -> one map, (N, d, ceil(H/2), ceil(W/2))."""
-        return [F.max_pool2d(x, kernel_size=1, stride=2)]
-
-
 @BACKBONE_REGISTRY.register()
 class FeaturePyramid(Backbone):
     """Bottom-up network, lateral connections and top-down pathway: C2..C5 in, P2..P6 out.
 
-    Every P_k has ``out_channels`` channels (the paper's d), stride 2^k and the name ``"p{k}"``.
+    Every P_k has ``out_channels`` channels (the paper's d), stride 2^k and the name ``"p{k}"``;
+    maps of other strides t, and levels with some missing between them, serve as well: ``"ps{t}"``.
     No layer added here has a non-linearity (paper, Sec. 3).
 
     Parameters are named as in Detectron2's FPN (``bottom_up.*``, ``fpn_lateral{k}``,
@@ -92,19 +79,19 @@ class FeaturePyramid(Backbone):
     Args:
         bottom_up: backbone that gives the maps C_k.
         in_features: names of the C_k to build on, from fine to coarse, e.g.
-            ``["res2", "res3", "res4", "res5"]``; strides must be powers of two with no gap.
+            ``["res2", "res3", "res4", "res5"]``.
         out_channels: d, channels of every P_k.
         norm: normalisation after each of the pyramid's convolutions, as
             :func:`detectron2.layers.get_norm` names them; ``""`` is none and turns biases on.
         fuse_type: how a top-down step merges, ``"sum"`` (the paper) or ``"avg"``.
         top_block: module with ``in_feature`` (a name among the bottom-up's or the P_k),
-            ``num_levels`` and ``forward(map) -> list`` that adds coarser levels, such as
-            :class:`Subsample`; ``None`` for none.
+            ``num_levels`` and ``forward(map) -> list`` that adds coarser levels, each of twice the
+            stride, such as :class:`fpn_ext.Subsample`; ``None`` for none.
         channels_last: run bottom-up and pyramid in channels_last memory, the faster one for
             training on CPU; all maps have it then. Results differ by rounding.
 
     Raises:
-        ValueError: a feature the bottom-up does not give, levels with a gap, a wrong
+        ValueError: a feature the bottom-up does not give, levels not from fine to coarse, a wrong
             ``fuse_type``, ``out_channels`` or ``top_block``.
         TypeError: ``bottom_up`` is no Backbone.
     """
@@ -125,8 +112,9 @@ class FeaturePyramid(Backbone):
     ):
         super().__init__()
         shapes = _bottom_up_shapes(bottom_up, in_features)
+        strides = [int(shape.stride) for shape in shapes]
         try:
-            levels = levels_of([shape.stride for shape in shapes])
+            check_fine_to_coarse(strides)
         except ValueError as error:
             raise ValueError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: {error}") from None
         if out_channels < 1:
@@ -145,7 +133,8 @@ class FeaturePyramid(Backbone):
         laterals, outputs = [], []
         use_bias = norm == ""
         check_norm(norm, "MODEL.FPN.NORM")
-        for level, shape in zip(levels, shapes, strict=True):
+        names = [map_name(stride) for stride in strides]
+        for name, shape in zip(names, shapes, strict=True):
             lateral = Conv2d(
                 shape.channels,
                 out_channels,
@@ -163,8 +152,8 @@ class FeaturePyramid(Backbone):
             )
             for convolution in (lateral, output):
                 weight_init.c2_xavier_fill(convolution)
-            self.add_module(f"fpn_lateral{level}", lateral)
-            self.add_module(f"fpn_output{level}", output)
+            self.add_module(f"fpn_lateral{name[1:]}", lateral)
+            self.add_module(f"fpn_output{name[1:]}", output)
             laterals.append(lateral)
             outputs.append(output)
         self.laterals = laterals[::-1]
@@ -173,15 +162,15 @@ class FeaturePyramid(Backbone):
         self.top_block = top_block
         self.top_block_source = ""
         if top_block is not None:
-            _check_top_block(top_block, [name_of(k) for k in levels], bottom_up)
+            _check_top_block(top_block, names, bottom_up)
             self.top_block_source = str(top_block.in_feature)
-            levels = levels + [levels[-1] + 1 + i for i in range(_num_levels(top_block))]
+            names = names + names_above(names[-1], _num_levels(top_block))
 
-        self._out_features = [name_of(level) for level in levels]
-        self._out_feature_strides = {name_of(level): stride_of(level) for level in levels}
-        self._out_feature_channels = {name_of(level): out_channels for level in levels}
-        # With sides that are multiples of this, every upsampling is exactly x2.
-        self._size_divisibility = max(int(shapes[-1].stride), bottom_up.size_divisibility)
+        self._out_features = names
+        self._out_feature_strides = {name: stride_named(name) for name in names}
+        self._out_feature_channels = dict.fromkeys(names, out_channels)
+        # With sides that are multiples of this, every upsampling is exact.
+        self._size_divisibility = math.lcm(*strides, max(bottom_up.size_divisibility, 1))
         self._padding_constraints = dict(getattr(bottom_up, "padding_constraints", {}))
         if channels_last:
             # A convolution whose weight is channels_last makes channels_last maps of any input.
@@ -196,14 +185,22 @@ class FeaturePyramid(Backbone):
                 "not itself; e.g. build_resnet_backbone"
             )
         bottom_up, in_features = build_bottom_up(cfg, input_shape)
-        shapes = _bottom_up_shapes(bottom_up, in_features)
+        try:
+            shapes = _bottom_up_shapes(bottom_up, in_features)
+        except ValueError as error:
+            raise ValueError("\n".join(filter(None, [str(error), level_table(cfg)]))) from None
+        levels = [map_name(shape.stride) for shape in shapes]
+        added = names_added(cfg, levels)
+        channels = shapes[-1].channels
+        top = Top(levels[-1], in_features[-1], channels, cfg.MODEL.FPN.OUT_CHANNELS, added)
+        top_block = look_up(TOP_BLOCK_REGISTRY, own.TOP_BLOCK, "MODEL.FPN_EXT.TOP_BLOCK")
         return {
             "bottom_up": bottom_up,
             "in_features": in_features,
             "out_channels": cfg.MODEL.FPN.OUT_CHANNELS,
             "norm": cfg.MODEL.FPN.NORM,
             "fuse_type": cfg.MODEL.FPN.FUSE_TYPE,
-            "top_block": Subsample(in_feature=_name_of_stride(shapes[-1].stride)),
+            "top_block": top_block.on(top) if added else None,
             "channels_last": own.CHANNELS_LAST,
         }
 
@@ -310,10 +307,6 @@ def _bottom_up_shapes(bottom_up: Backbone, in_features: Sequence[str]) -> list[S
             "(for a ResNet: MODEL.RESNETS.OUT_FEATURES)."
         )
     return [available[name] for name in in_features]
-
-
-def _name_of_stride(stride: float) -> str:
-    return name_of(levels_of([stride])[0])
 
 
 def _check_top_block(top_block: nn.Module, pyramid: list[str], bottom_up: Backbone) -> None:

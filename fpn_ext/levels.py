@@ -1,10 +1,13 @@
 """Level k, stride 2^k and name "p{k}": the one place that knows how they hang together.
 
 The paper names a feature map after its level k; one step on it is 2^k pixels of the network
-input (C2..C5 and P2..P6 have strides 4, 8, 16, 32, 64; Lin et al. 2017, Sec. 3).
+input (C2..C5 and P2..P6 have strides 4, 8, 16, 32, 64; Lin et al. 2017, Sec. 3). A level whose
+stride t is no power of two is named after the stride, "ps{t}".
 """
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
 
 
@@ -44,21 +47,69 @@ def level_of(stride: float) -> int:
     return level
 
 
-def levels_of(strides: Sequence[float]) -> list[int]:
-    """Levels of several maps, finest first, each twice as coarse as the one before.
+def nearest_level(stride: float) -> int:
+    """Level k whose stride is nearest to the given one, by ratio; that of 2^k is k.
 
-    Raises:
-        ValueError: no stride given, one is not a power of two, or there is a gap or a wrong order.
-
-    >>> levels_of([4, 8, 16, 32])
+    >>> [nearest_level(stride) for stride in (4, 6, 12, 32)]
     [2, 3, 4, 5]
+    """
+    try:
+        return level_of(stride)
+    except ValueError:
+        return round(math.log2(stride))
+
+
+def map_name(stride: float, letter: str = "p") -> str:
+    """Name of a map of any stride: of the pyramid (``"p"``) or of the bottom-up (``"c"``).
+
+    >>> map_name(32), map_name(6), map_name(32, "c"), map_name(6, "c")
+    ('p5', 'ps6', 'c5', 's6')
+    """
+    try:
+        return f"{letter}{level_of(stride)}"
+    except ValueError:
+        number = f"{stride:g}"
+        return f"s{number}" if letter == "c" else f"{letter}s{number}"
+
+
+def stride_named(name: str) -> int | None:
+    """Stride of the map a name stands for; None for a name that says nothing of it.
+
+    The bottom-up's maps are ``"c{k}"``, ``"res{k}"`` in a ResNet of Detectron2's, or ``"s{t}"``.
+
+    >>> [stride_named(name) for name in ("p5", "ps6", "c5", "res5", "s6", "stem", "ps8")]
+    [32, 6, 32, 32, 6, None, None]
+    """
+    level = re.fullmatch(r"(?:p|c|res)(\d{1,2})", name)
+    if level:
+        return stride_of(int(level.group(1)))
+    stride = re.fullmatch(r"p?s(\d{1,4})", name)
+    if stride and math.log2(max(int(stride.group(1)), 1)) % 1:
+        return int(stride.group(1))
+    return None
+
+
+def names_above(name: str, count: int) -> list[str]:
+    """Names of so many coarser levels, each of twice the stride of the one before.
+
+    >>> names_above("p5", 2), names_above("ps24", 1)
+    (['p6', 'p7'], ['ps48'])
+    """
+    stride = stride_named(name)
+    assert stride is not None, name
+    return [map_name(stride * 2**i) for i in range(1, count + 1)]
+
+
+def check_fine_to_coarse(strides: Sequence[float]) -> None:
+    """Raise ValueError unless strides are those of a pyramid: numbers >= 1, each above the last.
+
+    Levels may be missing between them, and they need not be powers of two.
     """
     if not strides:
         raise ValueError("a pyramid needs at least one level, got none")
-    levels = [level_of(stride) for stride in strides]
-    if levels != list(range(levels[0], levels[0] + len(levels))):
+    in_order = all(fine < coarse for fine, coarse in itertools.pairwise(strides))
+    if not (in_order and all(math.isfinite(t) and t >= 1 for t in strides)):
         raise ValueError(
-            f"pyramid levels must be listed from fine to coarse with no gap, each stride twice "
-            f"the one before; got strides {list(strides)}"
+            "pyramid levels must be listed from fine to coarse, each with a stride of at least 1 "
+            f"pixel; got strides {list(strides)}"
         )
-    return levels

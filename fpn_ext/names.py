@@ -1,13 +1,16 @@
 """Finding what names in YAML stand for, and saying what was meant when they stand for nothing."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.layers import get_norm
 
 # Backbones that build a pyramid over MODEL.FPN_EXT.BOTTOM_UP.
 PYRAMIDS = ("FeaturePyramid", "BottomUpPyramid", "TopDownPyramid", "FinestLevelPyramid")
+
+# RoI heads that pool by this project's rules.
+PYRAMID_HEADS = ("PyramidROIHeads", "ChunkedROIHeads", "UnsharedROIHeads", "AllLevelsROIHeads")
 
 # What get_norm knows by name in every Detectron2, for the message only; main knows more.
 NORMS = ("", "BN", "FrozenBN", "GN", "SyncBN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN")
@@ -25,6 +28,20 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     label = "nearest valid" if near else "valid"
     return f"{label}: " + (", ".join(repr(n) for n in near or names) or "(none)")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text, indented, one line each, the columns below one another.
+
+    >>> print(aligned([["level", "stride"], ["p2", "4"]]))
+      level  stride
+      p2     4
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def own_keys(cfg: Any) -> Any:

@@ -339,7 +339,7 @@ def _level_named(text: str) -> int | None:
     >>> _level_named("backbone.bottom_up.res5.0.conv1"), _level_named("roi_heads.box_head.fc1")
     (5, None)
     """
-    found = re.search(r"fpn_(?:lateral|output)(\d+)|\bres(\d)\b|'[a-z]+(\d)'", text)
+    found = re.search(r"fpn_(?:lateral|output)(\d+)|\bres(\d)\b|'(?:p|c|res)(\d)'", text)
     return int(next(filter(None, found.groups()))) if found else None
 
 

@@ -18,8 +18,9 @@ from torch import nn
 from torchvision.ops import roi_align, roi_pool
 
 from . import fused_roi_align, weighted_rows
-from .levels import levels_of
-from .names import did_you_mean, own_keys
+from .level_rules import LEVEL_RULE_REGISTRY
+from .levels import nearest_level
+from .names import did_you_mean, look_up, own_keys
 
 logger = logging.getLogger(__name__)
 
@@ -31,46 +32,8 @@ POOLER_TYPES = ("ROIAlignV2", "ROIAlign", "ROIPool")
 MAX_COORDINATE = 2.0**15
 
 
-def assign_levels(
-    boxes: torch.Tensor,
-    min_level: int,
-    max_level: int,
-    canonical_box_size: float = 224,
-    canonical_level: int = 4,
-) -> torch.Tensor:
-    """The pyramid level k each box is pooled from: Eq. 1 of the paper, clamped.
-
-    k = floor(k0 + log2(sqrt(w h) / 224)), k0 = 4: a 224x224 box, the size of ImageNet's crops,
-    goes to the level that a ResNet's C4 has; half that size goes one level finer. The paper does
-    not say what happens beyond the levels there are; as everywhere, the nearest one is taken.
-
-    Args:
-        boxes: (R, 4) XYXY in pixels of the network input.
-        min_level: finest level there is.
-        max_level: coarsest level there is.
-        canonical_box_size: the 224 of Eq. 1, in pixels.
-        canonical_level: k0.
-
-    Returns:
-        (R,) int64 levels in [min_level, max_level]. A box without a size (zero, negative or NaN
-        area) gets ``min_level``.
-
-    >>> sides = torch.tensor([0.0, 112.0, 223.99, 224.0, 448.0, 1e6])
-    >>> assign_levels(torch.stack([0 * sides, 0 * sides, sides, sides], dim=1), 2, 5).tolist()
-    [2, 3, 3, 4, 5, 5]
-    """
-    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
-    width = boxes[:, 2] - boxes[:, 0]
-    height = boxes[:, 3] - boxes[:, 1]
-    size = torch.sqrt(width * height)
-    # log2(0) is -inf and clamps to min_level; what is NaN by now has no size.
-    level = torch.floor(canonical_level + torch.log2(size / canonical_box_size))
-    level = torch.clamp(level, min=min_level, max=max_level)
-    return torch.nan_to_num(level, nan=float(min_level)).to(torch.int64)
-
-
 class LevelMappedROIPooler(nn.Module):
-    """Pools every box from the one level that :func:`assign_levels` names.
+    """Pools every box from the one level that a rule, Eq. 1 of the paper, names.
 
     Same arguments, result and order as Detectron2's ROIPooler.
 
@@ -82,7 +45,7 @@ class LevelMappedROIPooler(nn.Module):
 
     Args:
         output_size: height and width of the pooled map, one number or two.
-        scales: 1 / stride of each level, fine to coarse, powers of two with no gap.
+        scales: 1 / stride of each level, fine to coarse.
         sampling_ratio: samples per bin and side of RoIAlign; 0 for adaptive (ceil of the bin's
             size). Not used by ROIPool.
         pooler_type: ``"ROIAlignV2"`` (RoIAlign with half-pixel-correct coordinates),
@@ -93,10 +56,12 @@ class LevelMappedROIPooler(nn.Module):
             (RoIAlign on CPU, else an error), ``"fused"`` (RoIAlign of float32,
             float16 or bfloat16 maps on CUDA, with Triton, else an error), or ``"auto"``: on CPU and
             on CUDA the fast one where it can serve, ``"per_level"`` elsewhere.
+        level_rule: name in :data:`fpn_ext.level_rules.LEVEL_RULE_REGISTRY`.
 
     Raises:
-        ValueError: an unknown ``pooler_type`` or ``implementation``, levels with a gap, sizes that
-            are not positive.
+        ValueError: an unknown ``pooler_type``, ``implementation`` or ``level_rule``, levels not
+            from fine to coarse or with strides that the rule has no level for, sizes that are not
+            positive.
     """
 
     num_degenerate: torch.Tensor
@@ -111,6 +76,7 @@ class LevelMappedROIPooler(nn.Module):
         canonical_box_size: float = 224,
         canonical_level: int = 4,
         implementation: str = "auto",
+        level_rule: str = "PaperRule",
     ):
         super().__init__()
         size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
@@ -140,8 +106,10 @@ class LevelMappedROIPooler(nn.Module):
             )
         if not all(scale > 0 for scale in scales):
             raise ValueError(f"scales (1 / stride) must be positive, got {list(scales)}")
+        rule = look_up(LEVEL_RULE_REGISTRY, level_rule, "MODEL.FPN_EXT.LEVEL_RULE")
+        strides = [_stride(scale) for scale in scales]
         try:
-            levels = levels_of([1.0 / scale for scale in scales])
+            self.rule = rule(strides, canonical_box_size, canonical_level)
         except ValueError as error:
             raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES: {error}") from None
 
@@ -150,8 +118,7 @@ class LevelMappedROIPooler(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.pooler_type = pooler_type
         self.implementation = implementation
-        self.min_level = levels[0]
-        self.max_level = levels[-1]
+        self.levels = [nearest_level(stride) for stride in strides]
         self.canonical_box_size = float(canonical_box_size)
         self.canonical_level = canonical_level
         self.max_coordinate = MAX_COORDINATE  # TorchScript sees no module constants
@@ -172,6 +139,7 @@ class LevelMappedROIPooler(nn.Module):
             "canonical_box_size": own.CANONICAL_BOX_SIZE,
             "canonical_level": own.CANONICAL_LEVEL,
             "implementation": own.POOLER_IMPLEMENTATION,
+            "level_rule": own.LEVEL_RULE,
         }
 
     def forward(self, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
@@ -213,13 +181,13 @@ class LevelMappedROIPooler(nn.Module):
             return self._pool(x[0], rois, self.scales[0])
         # Each level pools its own boxes; their rows go back to where the boxes stood.
         #   levels  3 2 3      rows of P2: 1       pooled[1]    <- P2
-        #                      rows of P3: 0 2     pooled[0, 2] <- P3
-        levels = self.assign(rois[:, 1:])
+        #   maps    1 0 1      rows of P3: 0 2     pooled[0, 2] <- P3
+        map_index = self.rule(rois[:, 1:])
         pooled = x[0].new_zeros(
             (rois.shape[0], x[0].shape[1], self.output_size[0], self.output_size[1])
         )
         for i, (features, scale) in enumerate(zip(x, self.scales)):  # noqa: B905 (TorchScript)
-            rows = torch.nonzero(levels == self.min_level + i).squeeze(1)
+            rows = torch.nonzero(map_index == i).squeeze(1)
             pooled.index_put_((rows,), self._pool(features, rois[rows], scale))
         return pooled
 
@@ -266,7 +234,7 @@ class LevelMappedROIPooler(nn.Module):
         return module.roi_align(
             x,
             rois.to(torch.promote_types(x[0].dtype, torch.float32)),
-            self.assign(rois[:, 1:]) - self.min_level,
+            self.rule(rois[:, 1:]),
             self.scales,
             self.output_size,
             self.sampling_ratio,
@@ -274,14 +242,11 @@ class LevelMappedROIPooler(nn.Module):
         )
 
     def assign(self, boxes: torch.Tensor) -> torch.Tensor:
-        """:func:`assign_levels` with this pooler's levels and constants: (R, 4) -> (R,) int64."""
-        return assign_levels(
-            boxes,
-            self.min_level,
-            self.max_level,
-            self.canonical_box_size,
-            self.canonical_level,
-        )
+        """The level k of the map that each box is pooled from: (R, 4) -> (R,) int64.
+
+        Of a map whose stride is no power of two it is the nearest level.
+        """
+        return torch.tensor(self.levels, device=boxes.device)[self.rule(boxes)]
 
     def _to_rois(self, box_lists: list[Boxes]) -> torch.Tensor:
         """(R, 5) of image index and XYXY, with degenerate boxes moved off every map."""
@@ -332,3 +297,9 @@ class LevelMappedROIPooler(nn.Module):
                 self.pooler_type == "ROIAlignV2",
             )
         return pooled.to(features.dtype)
+
+
+def _stride(scale: float) -> float:
+    # 1/stride travels through YAML and Detectron2 as a float: 1 / (1/49) is not 49.
+    stride = 1.0 / scale
+    return float(round(stride)) if math.isclose(stride, round(stride), rel_tol=1e-6) else stride

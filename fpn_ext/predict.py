@@ -22,6 +22,7 @@ from .checkpoint import CompleteCheckpointer
 from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
 from .drawing import draw_detections
+from .level_keys import level_table
 from .optimize import model_for_inference
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -47,7 +48,7 @@ def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
             "MODEL.LOAD_PROPOSALS: this model needs proposals made beforehand for every picture; "
             "predict with a model that has its own RPN"
         )
-    for note in (resolve_device(cfg), *resolve_bottom_up(cfg)):
+    for note in (resolve_device(cfg), *resolve_bottom_up(cfg), level_table(cfg)):
         if note:
             print(note)
     cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = True

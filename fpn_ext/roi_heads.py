@@ -16,6 +16,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from .level_keys import level_table
 from .names import own_keys
 from .pooler import LevelMappedROIPooler
 
@@ -34,24 +35,23 @@ class PyramidROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        _check_in_features(cfg.MODEL.ROI_HEADS.IN_FEATURES, input_shape)
+        try:
+            _check_in_features(cfg.MODEL.ROI_HEADS.IN_FEATURES, input_shape)
+        except ValueError as error:
+            raise ValueError("\n".join(filter(None, [str(error), level_table(cfg)]))) from None
         return super().from_config(cfg, input_shape)
 
     # The three hooks of StandardROIHeads.from_config, one per branch.
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        pooler = _pooler(cfg, input_shape, "ROI_BOX_HEAD")
+        pooler = cls._pooler(cfg, input_shape, "ROI_BOX_HEAD")
         box_head = build_box_head(cfg, _pooled_shape(cfg, input_shape, "ROI_BOX_HEAD"))
-        if own_keys(cfg).KEEP_POOLED_LEVEL:
-            box_predictor = LevelKeepingOutputLayers(cfg, box_head.output_shape, pooler=pooler)
-        else:
-            box_predictor = FastRCNNOutputLayers(cfg, box_head.output_shape)
         return {
             "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "box_pooler": pooler,
             "box_head": box_head,
-            "box_predictor": box_predictor,
+            "box_predictor": cls._box_predictor(cfg, box_head.output_shape, pooler),
         }
 
     @classmethod
@@ -74,7 +74,7 @@ class PyramidROIHeads(StandardROIHeads):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         # Detectron2's convention: an empty POOLER_TYPE hands the head whole maps, unpooled.
         if cfg.MODEL[branch].POOLER_TYPE:
-            pooler = _pooler(cfg, input_shape, branch)
+            pooler = cls._pooler(cfg, input_shape, branch)
             head = build_head(cfg, _pooled_shape(cfg, input_shape, branch))
         else:
             pooler = None
@@ -84,6 +84,21 @@ class PyramidROIHeads(StandardROIHeads):
             f"{name}_pooler": pooler,
             f"{name}_head": head,
         }
+
+    # What a variant may have of its own.
+
+    @classmethod
+    def _pooler(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], branch: str) -> Any:
+        try:
+            return LevelMappedROIPooler(cfg, input_shape, branch=branch)
+        except ValueError as error:
+            raise ValueError(f"MODEL.{branch}: {error}") from None
+
+    @classmethod
+    def _box_predictor(cls, cfg: CfgNode, input_shape: ShapeSpec, pooler: Any) -> Any:
+        if own_keys(cfg).KEEP_POOLED_LEVEL:
+            return LevelKeepingOutputLayers(cfg, input_shape, pooler=pooler)
+        return FastRCNNOutputLayers(cfg, input_shape)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -172,13 +187,6 @@ class LevelKeepingOutputLayers(FastRCNNOutputLayers):
             boxes = candidates.proposal_boxes.tensor[proposal_rows]
             found.pooled_level = self.pooler.assign(boxes)
         return detections, rows
-
-
-def _pooler(cfg: CfgNode, input_shape: dict[str, ShapeSpec], branch: str) -> LevelMappedROIPooler:
-    try:
-        return LevelMappedROIPooler(cfg, input_shape, branch=branch)
-    except ValueError as error:
-        raise ValueError(f"MODEL.{branch}: {error}") from None
 
 
 def _check_in_features(in_features: list[str], input_shape: dict[str, ShapeSpec]) -> None:

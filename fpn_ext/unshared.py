@@ -95,11 +95,11 @@ class UnsharedROIHeads(PyramidROIHeads):
     def _forward_box(self, features: dict[str, torch.Tensor], proposals: list[Instances]) -> Any:
         boxes = [p.proposal_boxes for p in proposals]
         pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
-        levels = self.box_pooler.assign(Boxes.cat(boxes).tensor)
+        map_index = self.box_pooler.rule(Boxes.cat(boxes).tensor)
         rows, scores, deltas = [], [], []
         heads = zip(self.box_head, self.box_predictor, strict=True)
-        for level, (head, predictor) in enumerate(heads, start=self.box_pooler.min_level):
-            of_level = (levels == level).nonzero().flatten()
+        for level, (head, predictor) in enumerate(heads):
+            of_level = (map_index == level).nonzero().flatten()
             # A level without a box runs, too: distributed training wants every gradient.
             level_scores, level_deltas = predictor(head(pooled[of_level]))
             rows.append(of_level)

@@ -7,7 +7,7 @@ from detectron2.modeling import Backbone, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from fpn_ext.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
-from fpn_ext.fpn import Subsample
+from fpn_ext.top_blocks import Subsample
 
 ROWS = [BottomUpPyramid, TopDownPyramid, FinestLevelPyramid]
 

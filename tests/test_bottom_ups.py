@@ -455,8 +455,8 @@ def test_a_network_with_one_output(cfg):
     message = str(error.value)
     assert "asks for ['c2', 'c3', 'c5'], which timm/test_vit does not give" in message
     assert "It gives ['c4']:\n  name  output  at 96x160" in message
-    assert message.endswith("Change MODEL.FPN.IN_FEATURES, or choose another "
-                            "MODEL.FPN_EXT.BOTTOM_UP")  # fmt: skip
+    assert "Change MODEL.FPN.IN_FEATURES or MODEL.FPN_EXT.LEVELS, or choose another" in message
+    assert "The levels as configured:\n  level  made from  stride" in message
     single = build_backbone(resolved(cfg, "timm/test_vit", IN_FEATURES=["c4"]))
     assert list(single.output_shape()) == ["p4", "p5"], "one level can be had"
 

@@ -1,5 +1,14 @@
 import pytest
-from fpn_ext.levels import level_of, levels_of, name_of, stride_of
+from fpn_ext.levels import (
+    check_fine_to_coarse,
+    level_of,
+    map_name,
+    name_of,
+    names_above,
+    nearest_level,
+    stride_named,
+    stride_of,
+)
 
 
 def test_level_stride_and_name_belong_together():
@@ -18,12 +27,33 @@ def test_a_stride_that_is_no_power_of_two_is_refused(stride):
         level_of(stride)
 
 
-@pytest.mark.parametrize("strides", [[], [4, 16], [8, 4], [4, 4], [4, 8, 12]])
-def test_gaps_and_wrong_orders_are_refused(strides):
-    with pytest.raises(ValueError):
-        levels_of(strides)
+@pytest.mark.parametrize("strides", [[], [8, 4], [4, 4], [0, 4], [4, float("nan")]])
+def test_wrong_orders_are_refused(strides):
+    with pytest.raises(ValueError, match=r"at least one level|from fine to coarse"):
+        check_fine_to_coarse(strides)
 
 
-def test_any_gap_free_run_is_a_pyramid():
-    assert levels_of([2.0, 4.0]) == [1, 2]
-    assert levels_of([16]) == [4]
+@pytest.mark.parametrize("strides", [[2.0, 4.0], [16], [4, 16, 32], [6, 12, 24], [3, 9]])
+def test_gaps_and_other_strides_are_levels(strides):
+    check_fine_to_coarse(strides)
+
+
+def test_a_name_says_its_stride_and_back():
+    for stride in (1, 2, 6, 7, 32, 48, 128):
+        assert stride_named(map_name(stride)) == stride
+        assert stride_named(map_name(stride, "c")) == stride
+    assert [map_name(t) for t in (128, 12.0)] == ["p7", "ps12"]
+
+
+@pytest.mark.parametrize("name", ["", "p", "stem", "ps8", "s4", "ps0", "p-2", "p2x", "c", "q3"])
+def test_a_name_that_says_no_stride(name):
+    assert stride_named(name) is None
+
+
+def test_levels_above_another():
+    assert names_above("p5", 2) == ["p6", "p7"]
+    assert names_above("ps12", 2) == ["ps24", "ps48"]
+
+
+def test_strides_between_two_levels_belong_to_the_nearest():
+    assert [nearest_level(t) for t in (4, 5, 6, 11, 12, 100)] == [2, 2, 3, 3, 4, 7]

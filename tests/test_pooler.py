@@ -6,7 +6,8 @@ from fpn_ext import weighted_rows
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from fpn_ext.pooler import MAX_COORDINATE, POOLER_TYPES, LevelMappedROIPooler, assign_levels
+from fpn_ext.level_rules import assign_levels
+from fpn_ext.pooler import MAX_COORDINATE, POOLER_TYPES, LevelMappedROIPooler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -491,7 +492,7 @@ def test_yaml(small_cfg):
     pool = LevelMappedROIPooler(small_cfg, shapes, branch="ROI_MASK_HEAD")
     assert (pool.output_size, pool.pooler_type) == ((14, 14), "ROIPool")
     assert (pool.canonical_level, pool.canonical_box_size) == (5, 300)
-    assert (pool.min_level, pool.max_level) == (2, 5)
+    assert pool.levels == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -504,9 +505,9 @@ def test_yaml(small_cfg):
         ({"implementation": "fast"}, r"POOLER_IMPLEMENTATION must be one of .*got 'fast'"),
         ({"sampling_ratio": -1}, r"POOLER_SAMPLING_RATIO.*got -1"),
         ({"scales": []}, r"IN_FEATURES.*at least one level"),
-        ({"scales": [1 / 4, 1 / 16]}, r"IN_FEATURES.*no gap"),
         ({"scales": [1 / 8, 1 / 4]}, r"IN_FEATURES.*fine to coarse"),
-        ({"scales": [1 / 6]}, r"IN_FEATURES.*power of two"),
+        ({"scales": [1 / 6, 1 / 12]}, r"IN_FEATURES.*power of two.*LEVEL_RULE StrideRule"),
+        ({"level_rule": "StrideRul"}, r"LEVEL_RULE: 'StrideRul' .*nearest valid: 'StrideRule'"),
         ({"scales": [0.0]}, r"scales .* must be positive"),
         ({"canonical_box_size": 0}, r"MODEL\.FPN_EXT\.CANONICAL_BOX_SIZE.*got 0"),
     ],

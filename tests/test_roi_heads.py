@@ -10,7 +10,8 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.structures import Boxes, ImageList, Instances
-from fpn_ext.pooler import LevelMappedROIPooler, assign_levels
+from fpn_ext.level_rules import assign_levels
+from fpn_ext.pooler import LevelMappedROIPooler
 from fpn_ext.roi_heads import LevelKeepingOutputLayers, PyramidROIHeads
 
 SHAPES = {f"p{k}": ShapeSpec(channels=32, stride=2**k) for k in range(2, 7)}
@@ -34,7 +35,7 @@ def test_every_branch_pools_by_the_level_rule(small_cfg):
         assert isinstance(pooler, LevelMappedROIPooler)
         assert pooler.output_size == (side, side)
         assert (pooler.canonical_box_size, pooler.canonical_level) == (100, 3)
-        assert (pooler.min_level, pooler.max_level) == (2, 5)  # P6 is not pooled from
+        assert pooler.levels == [2, 3, 4, 5]  # P6 is not pooled from
 
 
 def test_an_empty_pooler_type_hands_the_head_whole_maps(small_cfg):

@@ -22,23 +22,33 @@ ALLOWED = {
     "safe_pickle": set(),
     "demo_data": set(),
     "ablations": {"fpn"},
-    "fpn": {"bottom_ups", "levels", "names"},
+    "level_rules": {"levels"},
+    "level_keys": {"level_rules", "levels", "names"},
+    "top_blocks": set(),
+    "fpn": {"bottom_ups", "level_keys", "levels", "names", "top_blocks"},
     "anchors": {"levels", "names"},
     "weighted_rows": set(),
     "fused_roi_align": {"weighted_rows"},
-    "pooler": {"levels", "names", "weighted_rows", "fused_roi_align"},
-    "roi_heads": {"pooler", "levels", "names"},
+    "pooler": {"level_rules", "levels", "names", "weighted_rows", "fused_roi_align"},
+    "roi_heads": {"level_keys", "pooler", "levels", "names"},
     "unshared": {"roi_heads"},
+    "all_levels": {"names", "pooler", "roi_heads"},
+    "varied_anchors": set(),
     "norms": set(),
     "freezing": {"names", "norms"},
-    "dry_run": {"levels"},
+    "dry_run": {"levels", "names"},
     "networks": {"dry_run", "names"},
     "pretrained": {"weight_files"},
-    "bottom_ups": {"dry_run", "names", "networks", "norms", "pretrained"},
+    "bottom_ups": {
+        *("dry_run", "level_keys", "levels", "names", "networks", "norms", "pretrained"),
+    },
     "winograd": set(),
     "optimize": {"roi_heads", "winograd"},
     "rpn": set(),
-    "config": {"_d2_compat", "bottom_ups", "levels", "names", "norms", "weight_files"},
+    "config": {
+        *("_d2_compat", "all_levels", "bottom_ups", "level_keys", "levels", "names", "norms"),
+        *("top_blocks", "weight_files"),
+    },
     "weight_files": {"safe_pickle"},
     "checkpoint": {"atomic", "weight_files"},
     "schedule": {"config"},
@@ -90,10 +100,10 @@ ALLOWED = {
     "commands": set(),
     "reproduce": {"commands", "config", "data", "paper", "provenance"},
     "four_step": {"atomic", "commands", "config", "data", "weight_files"},
-    "predict": {"bottom_ups", "checkpoint", "config", "data", "drawing", "optimize"},
+    "predict": {"bottom_ups", "checkpoint", "config", "data", "drawing", "level_keys", "optimize"},
     "measuring": set(),
     "agreement": set(),
-    "compare_configs": {"bottom_ups", "config", "data", "fpn", "roi_heads"},
+    "compare_configs": {"all_levels", "bottom_ups", "config", "data", "fpn", "roi_heads"},
     "compare_weights": {
         *("agreement", "checkpoint", "compare_configs", "evaluation", "measuring", "optimize"),
         *("predict", "weight_files"),
@@ -147,7 +157,7 @@ def test_files_are_read_by_the_modules_that_guard_it():
 
 def test_the_components_are_written_from_scratch():
     """No subclass of, and no call into, Detectron2's FPN, anchor generator or ROIPooler."""
-    for file in ("fpn.py", "anchors.py", "pooler.py", "roi_heads.py"):
+    for file in ("fpn.py", "anchors.py", "pooler.py", "roi_heads.py", "all_levels.py"):
         imported = {
             alias.name
             for node in ast.walk(ast.parse((PACKAGE / file).read_text()))

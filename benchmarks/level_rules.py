@@ -1,0 +1,182 @@
+"""Which level a box is pooled from: the demo trained with every rule, in one table.
+
+    python benchmarks/level_rules.py --seeds 1 2 3
+    python benchmarks/level_rules.py SOLVER.MAX_ITER 1000 --only PaperRule StrideRule --seeds 4
+
+Every rule and seed is a training of its own, in a process of train_net.py. Its scores are kept in
+one JSON file, so that the script goes on where it stopped; level_rules.md and level_rules.json are
+written from all that were run with the same overrides. Rules are compared seed by seed: the seed
+fixes the first weights and the order of the images.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fpn_ext
+from fpn_ext import commands
+from fpn_ext.measuring import markdown_table
+from fpn_ext.provenance import commit, hardware, versions
+
+PROJECT = Path(__file__).parents[1]
+DEMO = PROJECT / "configs/demo/faster_rcnn_R_18_FPN.yaml"
+DATASET = "demo_multiscale_val"
+METRICS = ("AP", "AP50", "APs", "APm", "APl")
+ALL = ["MODEL.ROI_HEADS.NAME", "AllLevelsROIHeads", "MODEL.FPN_EXT.LEVEL_FUSION"]
+RULES: dict[str, list[str]] = {
+    "PaperRule": [],
+    "RoundedRule": ["MODEL.FPN_EXT.LEVEL_RULE", "RoundedRule"],
+    "LongerSideRule": ["MODEL.FPN_EXT.LEVEL_RULE", "LongerSideRule"],
+    "StrideRule": ["MODEL.FPN_EXT.LEVEL_RULE", "StrideRule"],
+    "all levels, max": [*ALL, "max"],
+    "all levels, sum": [*ALL, "sum"],
+}
+BASELINE = "PaperRule"
+
+
+def trained(rule: str, seed: int, opts: Sequence[str], log: Path) -> dict[str, Any]:
+    """The scores of one training, in percent, and what they came from."""
+    folder = Path(tempfile.mkdtemp(prefix="level_rules_"))
+    overrides = [*opts, *RULES[rule], "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    fpn_ext.load_config(str(DEMO), overrides)  # mistakes are told now, not in a log
+    try:
+        commands.run(["train_net.py", "--config-file", str(DEMO), *overrides], log)
+        scores = json.loads((folder / "inference" / DATASET / "results.json").read_text())
+    finally:
+        shutil.rmtree(folder)
+    return {
+        "rule": rule,
+        "seed": seed,
+        "opts": list(opts),
+        "scores": {metric: scores["bbox"].get(metric) for metric in METRICS},
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each rule and metric: ``mean``, ``std``, ``seeds``, and ``difference`` from the
+    paper's rule, the mean over the seeds that both were run with, with its ``standard_error``.
+    """
+    found = {(run["rule"], run["seed"]): run["scores"] for run in runs}
+    rows = []
+    for rule in RULES:
+        seeds = sorted(seed for name, seed in found if name == rule)
+        for metric in METRICS if seeds else ():
+            values = [found[rule, seed][metric] for seed in seeds]
+            if any(value is None or not math.isfinite(value) for value in values):
+                continue  # no object of that size, or nothing found
+            pairs = [
+                found[rule, seed][metric] - found[BASELINE, seed][metric]
+                for seed in seeds
+                if rule != BASELINE and (BASELINE, seed) in found
+            ]
+            rows.append(
+                {
+                    "rule": rule,
+                    "metric": metric,
+                    "seeds": seeds,
+                    "mean": statistics.fmean(values),
+                    "std": statistics.stdev(values) if len(values) > 1 else None,
+                    "difference": statistics.fmean(pairs) if pairs else None,
+                    "standard_error": (
+                        statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
+                    ),
+                }
+            )
+    return rows
+
+
+def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
+    """level_rules.md."""
+    rows = {(row["rule"], row["metric"]): row for row in summary(runs)}
+    metrics = [metric for metric in METRICS if any(metric == m for _, m in rows)]
+    rules = [rule for rule in RULES if any(rule == run["rule"] for run in runs)]
+    scores = [
+        [
+            rule,
+            str(sum(rule == run["rule"] for run in runs)),
+            *(_with_error(rows.get((rule, metric)), "mean", "std", "") for metric in metrics),
+        ]
+        for rule in rules
+    ]
+    differences = [
+        [
+            rule,
+            *(
+                _with_error(rows.get((rule, metric)), "difference", "standard_error", "+")
+                for metric in metrics
+            ),
+        ]
+        for rule in rules
+        if rule != BASELINE
+    ]
+    kinds = {
+        what: ", ".join(sorted({str(run[what]) for run in runs})) for what in ("commit", "hardware")
+    }
+    return f"""# Which level a box is pooled from
+
+    {command}
+
+The demo ({DEMO.relative_to(PROJECT)}), trained with each of them; on {kinds["hardware"]}; commit
+{kinds["commit"]}. What they are: [docs/levels.md](../../docs/levels.md).
+
+Box AP in percent on {DATASET}, mean ± standard deviation over the seeds:
+
+{markdown_table(["", "seeds", *metrics], scores)}
+
+Differences from {BASELINE}, seed by seed, mean ± standard error:
+
+{markdown_table(["", *metrics], differences)}
+"""
+
+
+def _with_error(row: dict[str, Any] | None, value: str, error: str, sign: str) -> str:
+    if row is None or row[value] is None:
+        return ""
+    text = f"{row[value]:{sign}.1f}"
+    return text if row[error] is None else f"{text} ± {row[error]:.1f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--only", nargs="+", default=list(RULES), choices=list(RULES))
+    parser.add_argument("--output", type=Path, default=PROJECT / "results/level_rules")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the demo")
+    args = parser.parse_args(argv)
+    opts = args.opts
+    runs_folder = args.output / "runs"
+    runs_folder.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:  # a whole round first: an interrupted script has pairs
+        for rule in args.only:
+            name = f"{rule.replace(', ', '_').replace(' ', '_')}_seed_{seed}"
+            file = runs_folder / f"{name}.json"
+            if file.exists() and json.loads(file.read_text())["opts"] == opts:
+                print(f"{rule}, seed {seed}: done already", flush=True)
+                continue
+            with tempfile.TemporaryDirectory(prefix="level_rules_log_") as logs:
+                run = trained(rule, seed, opts, Path(logs, "console.log"))
+            file.write_text(json.dumps(run, indent=1) + "\n")
+            print(f"{rule}, seed {seed}: AP {run['scores']['AP']:.2f}", flush=True)
+    every = [json.loads(file.read_text()) for file in sorted(runs_folder.glob("*.json"))]
+    runs = [run for run in every if run["opts"] == opts]
+    command = " ".join(
+        ["python benchmarks/level_rules.py", "--seeds", *map(str, args.seeds), *opts]
+    )
+    (args.output / "level_rules.md").write_text(markdown(runs, command))
+    (args.output / "level_rules.json").write_text(
+        json.dumps({"command": command, "rows": summary(runs), "runs": runs}, indent=1) + "\n"
+    )
+    print(args.output / "level_rules.md")
+
+
+if __name__ == "__main__":
+    main()
