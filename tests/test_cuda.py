@@ -3,13 +3,20 @@
 On a machine with one: make test, or python -m pytest tests/test_cuda.py
 """
 
+import itertools
+
 import pytest
 import torch
 from fpn_ext import optimize_for_inference
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from fpn_ext.anchors import PyramidAnchorGenerator
+from fpn_ext.checkpoint import SafeCheckpointer
+from fpn_ext.ema import AveragedWeights
+from fpn_ext.nonfinite import NonFiniteGuard
 from fpn_ext.pooler import POOLER_TYPES, LevelMappedROIPooler
+from fpn_ext.steps import MicroBatchTrainer
+from fpn_ext.validation_loss import validation_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -77,7 +84,6 @@ def test_anchors_are_made_where_the_maps_are():
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("implementation", ["per_level", "auto"])
 def test_a_model_trains_and_detects(small_cfg, autocast, implementation):
-    from detectron2.structures import Instances
     from detectron2.utils.events import EventStorage
 
     small_cfg.MODEL.DEVICE = "cuda"
@@ -146,3 +152,69 @@ def test_an_optimised_model(small_cfg, monkeypatch, dtype, cuda_graphs):
                 assert error < tolerance, (name, size)
         for out in optimised(pictures()):
             assert len(out["instances"]) > 10 and out["instances"].pred_boxes.tensor.is_cuda
+
+
+class Train:
+    """A few steps of a small detector on one image, by MicroBatchTrainer."""
+
+    def __init__(self, cfg, dtype, batches=1, implementation="auto"):
+        cfg.MODEL.DEVICE = "cuda"
+        cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = implementation
+        cfg.MODEL.BACKBONE.FREEZE_AT = 0
+        torch.manual_seed(0)
+        self.model = build_model(cfg)
+        truth = Instances((128, 160))
+        truth.gt_boxes = Boxes(torch.tensor([[10.0, 10, 90, 100]]))
+        truth.gt_classes = torch.tensor([2])
+        self.batch = [{"image": torch.rand(3, 128, 160) * 255, "instances": truth}]
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4)
+        data = itertools.repeat(self.batch)
+        self.trainer = MicroBatchTrainer(self.model, data, optimizer, batches, dtype)
+
+    def steps(self, number):
+        self.trainer.train(0, number)
+        return {k: v for k, (v, _) in self.trainer.storage.latest().items()}
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("implementation", ["per_level", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_steps_in_mixed_precision(small_cfg, dtype, implementation, batches):
+    training = Train(small_cfg, dtype, batches, implementation)
+    before = [p.detach().clone() for p in training.model.parameters()]
+    metrics = training.steps(8)
+    assert torch.isfinite(torch.tensor(metrics["total_loss"]))
+    after = list(training.model.parameters())
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in after)
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert ("loss_scale" in metrics) == (dtype == torch.float16)
+    assert ("grad_scaler" in training.trainer.state_dict()) == (dtype == torch.float16)
+
+
+def test_an_overflow_in_float16_skips_the_step(small_cfg, tmp_path):
+    small_cfg.OUTPUT_DIR = str(tmp_path)
+    training = Train(small_cfg, torch.float16)
+    training.trainer.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60)
+    training.trainer.register_hooks([NonFiniteGuard(small_cfg)])
+    before = [p.detach().clone() for p in training.model.parameters()]
+    metrics = training.steps(1)
+    assert (metrics["skipped_steps"], metrics["loss_scale"]) == (1, 2.0**59)
+    assert all(map(torch.equal, before, training.model.parameters()))
+
+
+def test_validation_loss_leaves_random_numbers_of_the_gpu(small_cfg):
+    training = Train(small_cfg, None)
+    state = torch.cuda.get_rng_state()
+    first = validation_loss(training.model, [[training.batch]])
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert validation_loss(training.model, [[training.batch]]) == pytest.approx(first, rel=1e-4)
+
+
+def test_the_average_is_on_the_gpu(small_cfg, tmp_path):
+    training = Train(small_cfg, None)
+    checkpointer = SafeCheckpointer(training.model, str(tmp_path))
+    hook = AveragedWeights(training.model, 0.5, checkpointer)
+    training.trainer.register_hooks([hook])
+    training.steps(2)
+    assert all(p.is_cuda and p.isfinite().all() for p in hook.model.parameters())
+    assert (tmp_path / "model_final_ema.pth").is_file()
