@@ -1,4 +1,4 @@
-"""Two processes on the CPU, with the variables that srun or torchrun sets; what they find, in files.
+"""Two processes on the CPU, with the variables that srun or torchrun sets; what they find.
 
     python tests/two_processes.py FOLDER
 
@@ -20,17 +20,17 @@ if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch; and a process with threads cannot be forked
     os.chdir(ROOT)
 
-import tiny
-import torch
-from fpn_ext import data, demo_data, distributed, nonfinite
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import HookBase
-from detectron2.modeling import build_model
-from detectron2.utils import comm
-from fpn_ext.checkpoint import SafeCheckpointer
-from voc import write_voc
+import tiny  # noqa: E402
+import torch  # noqa: E402
+from fpn_ext import data, demo_data, distributed, nonfinite  # noqa: E402
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.engine import HookBase  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+from fpn_ext.checkpoint import SafeCheckpointer  # noqa: E402
+from voc import write_voc  # noqa: E402
 
-import train_net
+import train_net  # noqa: E402
 
 VOC = "two_processes_voc"
 
