@@ -2,7 +2,7 @@
 
 python train_net.py --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
-python train_net.py --config-file ... --num-gpus 8    # or under torchrun or srun, without --num-gpus
+python train_net.py --config-file ... --num-gpus 8    # torchrun and srun: docs/distributed.md
 
 Training begins with the weights of MODEL.WEIGHTS; with everything of OUTPUT_DIR's last checkpoint
 (--resume); or with weights and optimizer of MODEL.WEIGHTS and a new schedule (--extend).
@@ -22,7 +22,11 @@ from detectron2.evaluation import verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+<<<<<<< HEAD
 from fpn_ext.checkpoint import CompleteCheckpointer, checkpoints_in
+=======
+from fpn_ext.checkpoint import SafeCheckpointer, checkpoints_in
+>>>>>>> h-dist
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.freezing import freeze

@@ -5,10 +5,12 @@ what is the same in one process and in several.
 """
 
 import argparse
-import logging
+import functools
 import os
 import re
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,8 +26,6 @@ from torch import multiprocessing, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from . import _d2_compat
-
-logger = logging.getLogger(__name__)
 
 Main = Callable[[argparse.Namespace], Any]
 
@@ -102,8 +102,8 @@ def started_by(environment: Mapping[str, str] = os.environ) -> str:
     number = comm.get_world_size()
     place = place_in(environment)
     if place is not None and place.world_size == number:
-        return f"{number} process(es), started by {place.source}"
-    text = f"{number} process(es), started by Detectron2's launcher" if number > 1 else "1 process"
+        return f"{number} processes, started by {place.source}"
+    text = f"{number} processes, started by this command" if number > 1 else "1 process"
     tasks = environment.get("SLURM_NTASKS", "1")
     if place is None and tasks not in ("", "1"):
         text += f"; SLURM has room for {tasks} tasks, and srun starts them: this is no step of its"
@@ -271,12 +271,12 @@ def _launch(main: Main, args: argparse.Namespace, on_cpu: bool) -> None:
             )
         else:
             detectron2_launch(
-                main,
+                _end_with_the_launcher,
                 per_machine,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
-                args=(args,),
+                args=(main, args),
             )
     except multiprocessing.ProcessRaisedException as error:
         rank = first_rank + error.error_index
@@ -321,7 +321,25 @@ def _started(
         torch.set_num_threads(max(1, torch.get_num_threads() // per_machine))
     world_size = args.num_machines * per_machine
     place = Place(first_rank + local_rank, world_size, local_rank, url, "--num-processes")
-    _run(place, True, main, args)
+    _run(place, True, functools.partial(_end_with_the_launcher, main), args)
+
+
+def _end_with_the_launcher(main: Main, args: argparse.Namespace) -> None:
+    """Call ``main(args)``, and end with the process that started this one, if one did.
+
+    A launcher that is killed cannot end its processes. PyTorch has them sent SIGINT then, which a
+    command in a script's background ignores, and nobody sees who waits for others in C++.
+    """
+    launcher: Any = multiprocessing.parent_process()
+
+    def wait() -> None:
+        launcher.join()
+        print("the process that started this one has ended: ending", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    if launcher is not None:
+        threading.Thread(target=wait, daemon=True).start()
+    main(args)
 
 
 def _run(place: Place, on_cpu: bool, main: Main, args: argparse.Namespace) -> None:

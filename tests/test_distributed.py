@@ -4,6 +4,7 @@ tests/two_processes.py is what runs in two.
 """
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -300,8 +301,8 @@ def test_an_evaluation_is_that_of_one_process(folder, found, tmp_path):
 def test_processes_know_their_places(found):
     ranks = found["failures"]
     assert [of["place"] for of in ranks] == [[0, 2, 0, 2], [1, 2, 1, 2]]
-    assert all("2 process(es), started by torchrun (RANK" in of["processes"] for of in ranks)
-    assert "2 process(es), started by srun (" in found["trainings"][1]["processes"]
+    assert all("2 processes, started by torchrun (RANK" in of["processes"] for of in ranks)
+    assert "2 processes, started by srun (" in found["trainings"][1]["processes"]
 
 
 def test_one_process_makes_a_data_set(found):
@@ -373,3 +374,30 @@ def test_a_killed_process_ends_the_job(tmp_path, monkeypatch):
     while running(started) and time.monotonic() - killed_at[0] < 30:
         time.sleep(0.1)  # PyTorch's data workers look every 5 seconds whether their parent lives
     assert not running(started)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
+def test_a_killed_launcher_takes_its_processes_with_it(tmp_path):
+    def train(args):
+        (tmp_path / "new").write_text(str(os.getpid()))
+        (tmp_path / "new").rename(tmp_path / "pid")
+        time.sleep(60)
+
+    launcher = os.fork()
+    if not launcher:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
+        start = multiprocessing.get_context("fork").Process
+        start(target=distributed._end_with_the_launcher, args=(train, None)).start()
+        time.sleep(60)
+        os._exit(0)
+    file = tmp_path / "pid"
+    deadline = time.monotonic() + 30
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process = int(file.read_text())
+    assert process in running([launcher])
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    while running([process]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running([process])

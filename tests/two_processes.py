@@ -1,10 +1,12 @@
-"""Two processes on the CPU, with the variables that srun or torchrun sets; what they find, in files.
+"""Two processes on the CPU, with the variables that srun or torchrun sets; what they find.
 
     python tests/two_processes.py FOLDER
 
 They are forked from one that has imported everything; tests/test_distributed.py starts it, and does
 the same in one process. It also starts and kills :func:`train_for_long`.
 """
+
+# ruff: noqa: E402
 
 import contextlib
 import json
