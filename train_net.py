@@ -22,11 +22,7 @@ from detectron2.evaluation import verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-<<<<<<< HEAD
 from fpn_ext.checkpoint import CompleteCheckpointer, checkpoints_in
-=======
-from fpn_ext.checkpoint import SafeCheckpointer, checkpoints_in
->>>>>>> h-dist
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
 from fpn_ext.freezing import freeze
