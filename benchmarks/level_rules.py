@@ -12,6 +12,7 @@ fixes the first weights and the order of the images.
 import argparse
 import json
 import math
+import shlex
 import shutil
 import statistics
 import tempfile
@@ -70,21 +71,22 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for rule in RULES:
         seeds = sorted(seed for name, seed in found if name == rule)
         for metric in METRICS if seeds else ():
-            values = [found[rule, seed][metric] for seed in seeds]
-            if any(value is None or not math.isfinite(value) for value in values):
-                continue  # no object of that size, or nothing found
+            values = {seed: found[rule, seed][metric] for seed in seeds}
+            if any(value is None for value in values.values()):
+                continue  # nothing was found, or there is no object of that size
+            baseline = {s: found.get((BASELINE, s), {}).get(metric) for s in seeds}
             pairs = [
-                found[rule, seed][metric] - found[BASELINE, seed][metric]
-                for seed in seeds
-                if rule != BASELINE and (BASELINE, seed) in found
+                values[s] - baseline[s]
+                for s in seeds
+                if rule != BASELINE and baseline[s] is not None
             ]
             rows.append(
                 {
                     "rule": rule,
                     "metric": metric,
                     "seeds": seeds,
-                    "mean": statistics.fmean(values),
-                    "std": statistics.stdev(values) if len(values) > 1 else None,
+                    "mean": statistics.fmean(values.values()),
+                    "std": statistics.stdev(values.values()) if len(values) > 1 else None,
                     "difference": statistics.fmean(pairs) if pairs else None,
                     "standard_error": (
                         statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
@@ -127,6 +129,7 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
 
 The demo ({DEMO.relative_to(PROJECT)}), trained with each of them; on {kinds["hardware"]}; commit
 {kinds["commit"]}. What they are: [docs/levels.md](../../docs/levels.md).
+On these levels StrideRule is PaperRule: how far the two lie apart is noise.
 
 Box AP in percent on {DATASET}, mean ± standard deviation over the seeds:
 
@@ -165,12 +168,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             with tempfile.TemporaryDirectory(prefix="level_rules_log_") as logs:
                 run = trained(rule, seed, opts, Path(logs, "console.log"))
             file.write_text(json.dumps(run, indent=1) + "\n")
-            print(f"{rule}, seed {seed}: AP {run['scores']['AP']:.2f}", flush=True)
+            print(f"{rule}, seed {seed}: AP {run['scores']['AP']}", flush=True)
     every = [json.loads(file.read_text()) for file in sorted(runs_folder.glob("*.json"))]
     runs = [run for run in every if run["opts"] == opts]
-    command = " ".join(
-        ["python benchmarks/level_rules.py", "--seeds", *map(str, args.seeds), *opts]
-    )
+    seeds = sorted({str(run["seed"]) for run in runs})
+    command = shlex.join(["python", "benchmarks/level_rules.py", *opts, "--seeds", *seeds])
     (args.output / "level_rules.md").write_text(markdown(runs, command))
     (args.output / "level_rules.json").write_text(
         json.dumps({"command": command, "rows": summary(runs), "runs": runs}, indent=1) + "\n"

@@ -1,6 +1,8 @@
 """Rules from boxes to levels, and what pools by them."""
 
 import math
+import sys
+from pathlib import Path
 
 import fpn_ext
 import pytest
@@ -18,6 +20,9 @@ from fpn_ext.level_rules import (
 )
 from fpn_ext.pooler import LevelMappedROIPooler
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import level_rules
 
 RULES = ["PaperRule", "RoundedRule", "LongerSideRule", "StrideRule"]
 FPN = [4, 8, 16, 32]
@@ -305,3 +310,28 @@ def test_a_rule_of_ones_own():
 def test_mistakes(opts, message):
     with pytest.raises(ValueError, match=message):
         fpn_ext.check_config(fpn_ext.load_config(DEMO, opts))
+
+
+# The benchmark's table
+
+
+def test_the_table_of_the_benchmark():
+    def run(rule, seed, *scores):
+        scores = dict(zip(level_rules.METRICS, scores, strict=True))
+        return {"rule": rule, "seed": seed, "scores": scores, "commit": "c", "hardware": "h"}
+
+    runs = [
+        run("PaperRule", 1, 10.0, 20.0, 1.0, 2.0, 3.0),
+        run("PaperRule", 2, 14.0, 20.0, 1.0, 2.0, None),
+        run("RoundedRule", 1, 11.0, 20.0, 1.0, 2.0, 3.0),
+        run("RoundedRule", 2, 17.0, 20.0, 1.0, 2.0, 3.0),
+        run("StrideRule", 3, 9.0, 20.0, 1.0, 2.0, 3.0),
+    ]
+    rows = {(row["rule"], row["metric"]): row for row in level_rules.summary(runs)}
+    assert ("PaperRule", "APl") not in rows
+    rounded = rows["RoundedRule", "AP"]
+    assert (rounded["mean"], rounded["difference"], rounded["standard_error"]) == (14, 2, 1)
+    text = level_rules.markdown(runs, "command")
+    assert "| PaperRule | 2 | 12.0 ± 2.8 |" in text
+    assert "| RoundedRule | +2.0 ± 1.0 | +0.0 ± 0.0 |" in text
+    assert "| StrideRule | 1 | 9.0 |" in text and "| StrideRule |  |" in text
