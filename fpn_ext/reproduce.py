@@ -24,7 +24,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from . import commands, paper, provenance
-from .config import load_config
+from .config import flat, get_cfg, load_config
 from .data import register_datasets
 
 CONFIGS = commands.PROJECT / "configs" / "paper"
@@ -137,7 +137,10 @@ class Reproduction:
         if SCALES[self.scale].overlay:
             cfg.MODEL.WEIGHTS = ""
         cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
-        return hashlib.sha256(cfg.dump().encode()).hexdigest()
+        # What differs from the defaults: a key that is added later changes no earlier config.
+        default = flat(get_cfg())
+        values = sorted((k, str(v)) for k, v in flat(cfg).items() if str(v) != str(default.get(k)))
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """What an earlier run left; None if there is nothing.
