@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
 from .all_levels import AllLevelsROIHeads
+from .anchors import PyramidAnchorGenerator
 from .bottom_ups import resolve_bottom_up
 from .config import check_config, flat, get_cfg, load_config, resolve_device
 from .data import register_datasets
@@ -39,6 +40,12 @@ READERS: tuple[tuple[Any, str, type, tuple[str, ...]], ...] = (
             *("CANONICAL_LEVEL", "CANONICAL_BOX_SIZE", "LEVEL_RULE", "POOLER_IMPLEMENTATION"),
             "KEEP_POOLED_LEVEL",
         ),
+    ),
+    (
+        ANCHOR_GENERATOR_REGISTRY,
+        "ANCHOR_GENERATOR",
+        PyramidAnchorGenerator,
+        ("ANCHOR_SIZES",),
     ),
     (ROI_HEADS_REGISTRY, "ROI_HEADS", ChunkedROIHeads, ("BOXES_PER_CHUNK",)),
     (ROI_HEADS_REGISTRY, "ROI_HEADS", AllLevelsROIHeads, ("LEVEL_FUSION",)),
@@ -79,7 +86,7 @@ def load_sides(
 def unread_keys(cfg: CfgNode) -> set[str]:
     """The keys under ``MODEL.FPN_EXT`` that the config has no component to read.
 
-    >>> sorted(unread_keys(get_cfg()))[:2]  # of Detectron2's components
+    >>> sorted(unread_keys(get_cfg()))[1:3]  # of Detectron2's components
     ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOTTOM_UP_NORM']
     """
     unread = set()

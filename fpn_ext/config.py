@@ -326,10 +326,12 @@ def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for key, value in node.items():
-        if isinstance(value, CfgNode):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
+        if not isinstance(value, CfgNode):
             values[prefix + key] = value
+        elif value.is_new_allowed():  # a mapping of the user's, the value of one key
+            values[prefix + key] = dict(value)
+        else:
+            values |= flat(value, f"{prefix}{key}.")
     return values
 
 

@@ -240,6 +240,23 @@ def test_no_box_at_all(unshared, small_cfg):
     assert len(heads._forward_box(maps, [proposals()])[0]) == 0
 
 
+def test_a_box_head_for_each_level_that_there_is(small_cfg):
+    """P3 is missing: its boxes and those of P2 go to the first of three heads."""
+    small_cfg.MODEL.ROI_HEADS.NAME = "UnsharedROIHeads"
+    small_cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p4", "p5"]
+    heads = build_model(small_cfg).roi_heads.eval()
+    with torch.no_grad():
+        for i, predictor in enumerate(heads.box_predictor):
+            predictor.cls_score.weight.zero_()
+            predictor.cls_score.bias.zero_()
+            predictor.cls_score.bias[i] = 50  # the class is the number of the head
+        channels = small_cfg.MODEL.FPN.OUT_CHANNELS
+        maps = {f"p{k}": torch.rand(1, channels, 512 >> k, 512 >> k) for k in (2, 4, 5)}
+        for side, head in ((20, 0), (150, 0), (230, 1), (460, 2)):
+            found = heads._forward_box(maps, [proposals(side, size=512)])[0]
+            assert found.pred_classes[found.scores > 0.9].tolist() == [head]
+
+
 def test_training_on_predicted_boxes_is_refused(small_cfg):
     small_cfg.MODEL.ROI_HEADS.NAME = "UnsharedROIHeads"
     small_cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES = True

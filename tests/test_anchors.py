@@ -174,6 +174,22 @@ def test_wrong_arguments(change, message):
         PyramidAnchorGenerator(**{**FPN, "aspect_ratios": RATIOS, **change})
 
 
+def test_sizes_by_level():
+    """Found by the strides, whatever their order; others are passed over."""
+    sizes = {"ps12": [60, 70], "p5": [9], "p2": [32]}
+    generator = PyramidAnchorGenerator(sizes=sizes, aspect_ratios=[[1]], strides=[4, 12])
+    p2, ps12 = generator([torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 2)])
+    assert p2.tensor.tolist() == [[-16, -16, 16, 16]]
+    assert ps12.tensor.tolist() == [
+        [-30, -30, 30, 30],
+        [-35, -35, 35, 35],
+        [-18, -30, 42, 30],
+        [-23, -35, 47, 35],
+    ]
+    with pytest.raises(ValueError, match=r"ANCHOR_SIZES needs .* levels \['p2', 'p3'\], got"):
+        PyramidAnchorGenerator(sizes=sizes, aspect_ratios=[[1]], strides=[4, 8])
+
+
 def test_another_number_of_maps_than_levels():
     generator = PyramidAnchorGenerator(**FPN, aspect_ratios=RATIOS)
     with pytest.raises(ValueError, match=r"5 levels, got 4"):

@@ -314,7 +314,8 @@ def test_every_key_of_ours_that_a_component_reads_is_known():
     by_all = ("INFERENCE_DTYPE", "DETERMINISTIC", "EVALUATE_PROPOSALS", "FREEZE")
     expected = keys - {f"MODEL.FPN_EXT.{key}" for key in by_all}
     assert unread_keys(fpn_ext.load_config(CONTROL)) == expected
-    assert unread_keys(fpn_ext.load_config(OURS)) == {"MODEL.FPN_EXT.BOXES_PER_CHUNK"}
+    of_variants = {f"MODEL.FPN_EXT.{key}" for key in ("BOXES_PER_CHUNK", "LEVEL_FUSION")}
+    assert unread_keys(fpn_ext.load_config(OURS)) == of_variants
 
 
 # train

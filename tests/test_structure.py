@@ -103,7 +103,9 @@ ALLOWED = {
     "predict": {"bottom_ups", "checkpoint", "config", "data", "drawing", "level_keys", "optimize"},
     "measuring": set(),
     "agreement": set(),
-    "compare_configs": {"all_levels", "bottom_ups", "config", "data", "fpn", "roi_heads"},
+    "compare_configs": {
+        *("all_levels", "anchors", "bottom_ups", "config", "data", "fpn", "roi_heads"),
+    },
     "compare_weights": {
         *("agreement", "checkpoint", "compare_configs", "evaluation", "measuring", "optimize"),
         *("predict", "weight_files"),
