@@ -12,7 +12,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -176,12 +177,25 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def errors_only(*names: str) -> Iterator[None]:
+    """These loggers say errors alone within, and what they said before afterwards."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; returns the exit code."""
     args = argument_parser().parse_args(argv)
-    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)  # the report counts
-    logging.getLogger("fpn_ext").setLevel(logging.ERROR)
-    findings = examine(args.config_file, args.opts, args.eval_only, args.num_gpus)
+    with errors_only("fpn_ext", "fvcore.common.checkpoint"):  # the report says the rest
+        findings = examine(args.config_file, args.opts, args.eval_only, args.num_gpus)
     print(report(findings))
     if args.json:
         content = {"findings": [asdict(finding) for finding in findings]}

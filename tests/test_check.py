@@ -1,6 +1,7 @@
 """The report on a config: what it finds, all at once, and what it leaves to be found later."""
 
 import json
+import logging
 
 import fpn_ext
 import pytest
@@ -114,6 +115,7 @@ def test_a_batch_that_does_not_divide(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
+    level = logging.getLogger("fpn_ext").level
     file = tmp_path / "report.json"
     words = ["--config-file", tiny.FILE, "--json", str(file), *tiny.options(tmp_path)]
     assert check.main(words) == 0
@@ -121,3 +123,4 @@ def test_the_command(tmp_path, capsys):
     assert {f["status"] for f in json.loads(file.read_text())["findings"]} <= {"ok", "warning"}
     assert check.main([*words, "MODEL.WEIGHTS", "none.pth"]) == 1
     assert "no file none.pth" in capsys.readouterr().out
+    assert logging.getLogger("fpn_ext").level == level

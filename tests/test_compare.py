@@ -311,7 +311,11 @@ def test_numbers_too_small(checkpoint, option, value):
 def test_every_key_of_ours_that_a_component_reads_is_known():
     """A new key of MODEL.FPN_EXT belongs into compare_configs.READERS, or is read by all."""
     keys = {f"MODEL.FPN_EXT.{key}" for key in fpn_ext.get_cfg().MODEL.FPN_EXT}
-    by_all = ("INFERENCE_DTYPE", "DETERMINISTIC", "EVALUATE_PROPOSALS", "FREEZE")
+    by_all = {
+        *("INFERENCE_DTYPE", "DETERMINISTIC", "EVALUATE_PROPOSALS", "FREEZE"),
+        *("AMP_DTYPE", "ACCUMULATE", "EMA_DECAY", "VALIDATION_LOSS"),
+        *("BEST_METRIC", "BEST_MODE", "EARLY_STOP_PATIENCE"),
+    }
     expected = keys - {f"MODEL.FPN_EXT.{key}" for key in by_all}
     assert unread_keys(fpn_ext.load_config(CONTROL)) == expected
     of_variants = {f"MODEL.FPN_EXT.{key}" for key in ("BOXES_PER_CHUNK", "LEVEL_FUSION")}
@@ -346,6 +350,8 @@ def trained(tmp_path_factory):
         run([*arguments, "SOLVER.MAX_ITER", "1"], log, folder=folder)
         config = log.parent / "config.yaml"
         config.write_text(config.read_text().replace("MAX_ITER: 1\n", "MAX_ITER: 2\n"))
+        (log.parent / "model_final.pth").unlink()
+        (log.parent / "last_checkpoint").write_text("model_0000000.pth")
         raise KeyboardInterrupt
 
     def goes_on(arguments, log, folder):
