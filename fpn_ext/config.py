@@ -170,6 +170,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     try:
         _check_is_mapping(config_file)
         cfg.merge_from_file(config_file, allow_unsafe=False)
+        _check_no_none(cfg)
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is not valid YAML: {error}") from error
     except OSError as error:
@@ -192,6 +193,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     _declare_levels(cfg, opts[::2])
     try:
         cfg.merge_from_list(list(opts))
+        _check_no_none(cfg)
     except (KeyError, AssertionError, ValueError) as error:
         pairs = zip(opts[::2], opts[1::2], strict=True)
         raise _mistakes(pairs, "the command line", error) from error
@@ -240,6 +242,14 @@ def _check_is_mapping(config_file: str) -> None:
         raise TypeError(f"got {type(content).__name__}")
 
 
+def _check_no_none(cfg: CfgNode) -> None:
+    """yacs takes None for a value of any type. Few keys have it as their default."""
+    defaults = flat(get_cfg())
+    for key, value in flat(cfg).items():
+        if value is None and defaults[key] is not None:
+            raise ValueError(f"{key} is None")
+
+
 def _mistakes(values: Iterable[tuple[str, Any]], source: str, error: Exception) -> ValueError:
     """All that is wrong with the values of a file or of the command line, as one error.
 
@@ -270,6 +280,7 @@ def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
         default = default[part]
     try:
         cfg.merge_from_list([key, value])
+        _check_no_none(cfg)
     except (KeyError, AssertionError, ValueError):
         if isinstance(default, CfgNode):
             return f"{source}: {key} has keys of its own ({', '.join(default)}), got {value!r}"

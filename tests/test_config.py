@@ -178,6 +178,10 @@ def test_nor_can_the_file_it_is_based_on(tmp_path):
             r"command line: SOLVER\.MAX_ITER must be of type int, as 40000 is; got 'many'",
         ),
         (
+            ["MODEL.FPN_EXT.BEST_METRIC", "None"],
+            r"command line: MODEL\.FPN_EXT\.BEST_METRIC must be of type str, as '' is; got 'None'",
+        ),
+        (
             ["MODEL.FPN_EXT", "x"],
             r"command line: MODEL\.FPN_EXT has keys of its own \(BOTTOM_UP, .*, got 'x'",
         ),

@@ -557,7 +557,10 @@ def training_cfg(root, drop):
     register_coco_instances(name, {}, str(root / "coco.json"), str(root))
     return fpn_ext.load_config(
         "configs/Base-FPN.yaml",
-        ["DATASETS.TRAIN", f"('{name}',)", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(drop)],
+        [
+            *("DATASETS.TRAIN", f"('{name}',)", "MODEL.ROI_HEADS.NUM_CLASSES", "2"),
+            *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(drop)),
+        ],
     )
 
 
