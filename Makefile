@@ -9,7 +9,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_R_18_FPN.yaml
 
 
-.PHONY: demo test test-lowest gpu setup lint format lock
+.PHONY: demo test test-lowest fuzz gpu setup lint format lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -18,14 +18,20 @@ demo: $(OUTPUT)/demo/contact_sheet.png
 	@echo "Pictures:  $(OUTPUT)/demo/contact_sheet.png (ground truth and detections)"
 	@echo "           $(OUTPUT)/demo/curves.png (loss and AP)"
 
+# A file of tests at a time to each process, of one thread: two such are faster than one of two.
 test: setup
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 setup: $(READY)
 
 # The tests with the oldest versions that pyproject.toml allows.
 test-lowest:
 	LOWEST=1 $(MAKE) test VENV=.venv-lowest
+
+# Thousands of inputs nobody foresaw for each reader of files; docs/reliability.md has the counts.
+fuzz: setup
+	FUZZ_EXAMPLES=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests -k fuzz -n auto \
+	    --maxprocesses 4
 
 # What needs a GPU: its tests, then its figures into results/speed-gpu.
 gpu: setup
