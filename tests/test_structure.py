@@ -77,6 +77,7 @@ ALLOWED = {
     "proposal_sources": {"proposal_file"},
     "proposal_loader": {"data", "proposal_file", "proposal_pickle"},
     "proposals": {
+        "bottom_ups",
         "checkpoint",
         "config",
         "data",
