@@ -62,7 +62,7 @@ ALLOWED = {
         "schedule",
     },
     "repeatable": set(),
-    "trainer": {"checkpoint", "repeatable"},
+    "trainer": {"checkpoint", "config", "repeatable"},
     "steps": set(),
     "ema": {"checkpoint"},
     "best": {"names"},
