@@ -5,6 +5,7 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fpn_ext import commands, load_config, paper, pretrain, reproduce
@@ -175,6 +176,22 @@ def test_the_markdown_says_what_the_summary_says():
     text = reproduce.markdown(reproduce.summarize(3, results))
     assert "| (c) | Faster R-CNN on FPN | 40.0 ± 0.0 (56.9) | 21.5 ± 0.7 (33.9) | - |" in text
     assert "| (b) - (c) | Faster R-CNN on C5 | - | -10.0 ± 0.0 (-5.9) holds | - |" in text
+
+
+def test_pictures_are_crops_in_bgr_and_half_of_them_are_mirrored(monkeypatch):
+    y, x = np.mgrid[: pretrain.SIDE, : pretrain.SIDE].astype(np.uint8)
+    red_is_x_and_blue_is_y = np.dstack([x, 0 * x, y])
+    monkeypatch.setattr(pretrain, "PICTURES", 20)
+    monkeypatch.setattr(pretrain.demo_data, "picture", lambda *_: red_is_x_and_blue_is_y)
+    pixels, classes = next(pretrain.batches(seed=1))
+    assert pixels.shape == (pretrain.BATCH, 3, pretrain.CROP, pretrain.CROP)
+    assert (pixels[:, 0].diff(dim=1) == 1).all() and (pixels[:, 1] == 0).all()
+    steps = pixels[:, 2].diff(dim=2)
+    mirrored = (steps == -1).all(dim=(1, 2))
+    assert (mirrored | (steps == 1).all(dim=(1, 2))).all()
+    assert 20 <= mirrored.sum() <= 44  # of 64: a fair coin gives fewer or more once in 500
+    assert len(pixels[:, 0, 0, 0].unique()) > 3, "crops of several places"
+    assert classes.min() == 0 and classes.max() == pretrain.NUM_CLASSES - 1
 
 
 def test_one_row_end_to_end_and_again(reproduction, demo_images, capsys, monkeypatch):
