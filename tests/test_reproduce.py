@@ -151,7 +151,13 @@ def test_means_spreads_and_differences_by_hand():
 
 @pytest.mark.parametrize(
     "differences, verdict",
-    [([-1.0], "open"), ([-1.0, 1.0], "open"), ([-3.0, -3.1], "holds"), ([3.0, 3.1], "reversed")],
+    [
+        ([-1.0], "open"),
+        ([-1.0, 1.0], "open"),
+        ([-2.2, -1.0, 0.2], "open"),  # two standard errors are 2 * 1.2 / sqrt 3 = 1.39
+        ([-1.7, -1.0, -0.3], "holds"),  # 2 * 0.7 / sqrt 3 = 0.81
+        ([3.0, 3.1], "reversed"),
+    ],
 )
 def test_verdicts(differences, verdict):
     results = [result(2, "c", s, AP=30.0) for s in range(len(differences))]
