@@ -42,7 +42,8 @@ ALLOWED = {
     "bottom_ups": {
         *("dry_run", "level_keys", "levels", "names", "networks", "norms", "pretrained"),
     },
-    "winograd": set(),
+    "threads": set(),
+    "winograd": {"threads"},
     "optimize": {"roi_heads", "winograd"},
     "rpn": set(),
     "config": {
