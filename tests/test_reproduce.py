@@ -2,6 +2,8 @@
 
 import json
 import statistics
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from fpn_ext import commands, load_config, paper, pretrain, reproduce
+from detectron2.modeling import build_model
+from fpn_ext.checkpoint import SafeCheckpointer
 from fpn_ext.proposal_sources import ground_truth_proposals
 from fpn_ext.reproduce import Reproduction, Run
 
@@ -206,6 +210,11 @@ def test_one_row_end_to_end_and_again(reproduction, demo_images, capsys, monkeyp
     monkeypatch.setattr(pretrain, "BATCH", 4)
     weights = ["--output", str(reproduction.weights), "--iterations", "2"]
     pretrain.main([*weights, "--config-file", str(reproduce.CONFIGS / "scale/small.yaml"), *TINY])
+    model = build_model(reproduction.config(Run(1, "c", 5)))
+    checkpointer = SafeCheckpointer(model)
+    checkpointer.load(str(reproduction.weights))
+    filled = len(model.backbone.bottom_up.state_dict())
+    assert f"backbone {filled} of {filled}" in checkpointer.matched
     arguments = ["--table", "2", "--rows", "c", "--seeds", "5", "--work", str(reproduction.work)]
     arguments += ["--results", str(reproduction.results), "--opts", *TINY]
     assert reproduce.main(arguments) == 0
@@ -241,9 +250,38 @@ def test_an_interrupted_run_goes_on(reproduction, monkeypatch):
     assert commands[0][0] == "train_net.py" and "--resume" in commands[0]
 
 
+def test_as_many_at_a_time_as_asked_for(reproduction, monkeypatch):
+    together, most, lock = 0, [], threading.Lock()
+
+    def do(run, propose):
+        nonlocal together
+        with lock:
+            together += 1
+            most.append(together)
+        time.sleep(0.05)
+        with lock:
+            together -= 1
+        return {"scores": {}}
+
+    monkeypatch.setattr(reproduction, "do", do)
+    wanted = [Run(1, row, seed) for row in "abc" for seed in (1, 2)]
+    assert reproduce.train_all(reproduction, wanted, jobs=2) == []
+    assert len(most) == 6 and max(most) == 2
+
+
+def test_the_papers_recipe_is_for_8_gpus(tmp_path):
+    """Fewer get a smaller batch, a lower rate and a longer schedule, by Detectron2's own rule."""
+    config = Reproduction("coco", tmp_path, tmp_path).config(Run(3, "c", 1))
+    assert config.SOLVER.REFERENCE_WORLD_SIZE == 8
+    assert (
+        Reproduction("small", tmp_path, tmp_path).config(Run(3, "c", 1)).SOLVER.REFERENCE_WORLD_SIZE
+        == 0
+    )
+
+
 def test_a_failure_is_reported_and_the_rest_goes_on(reproduction, monkeypatch, capsys):
     def do(run, propose):
-        if run.row == "c":
+        if run.row != "a":  # (d) must not be begun at all
             raise RuntimeError("exit status 3; see train.log: out of memory")
         return {"scores": {"AR@100": 5.0}}
 
