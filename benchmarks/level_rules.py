@@ -138,8 +138,8 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
 
     {command}
 
-Row (c) of Table 3 at the small scale (`fpn_ext.reproduce`), {kinds["iterations"]} iterations, trained
-with each of them; on {kinds["hardware"]}; commit {kinds["commit"]}.
+Row (c) of Table 3 at the small scale (`fpn_ext.reproduce`), {kinds["iterations"]} iterations,
+trained with each of them; on {kinds["hardware"]}; commit {kinds["commit"]}.
 What they are: [docs/levels.md](../../docs/levels.md). On these levels StrideRule is PaperRule.
 
 Box AP in percent on {DATASET}, mean ± standard deviation over the seeds:
