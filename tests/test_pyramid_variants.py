@@ -373,16 +373,19 @@ def test_a_mean_where_there_is_none(variant):
         build(variant, Strided(), fuse_type="avg")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_model_from_yaml_trains(variant):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_of_its_config_trains(name):
     """Levels by the one key, on a network of torchvision, with P6 and P7 by convolutions on C5."""
+    variant = CONFIGS[name]
     opts = [
-        *("MODEL.BACKBONE.NAME", variant.__name__, "MODEL.FPN_EXT.TOP_BLOCK", "ConvolutionsOnC"),
         *("MODEL.FPN_EXT.LEVELS", "['p3', 'p4', 'p5', 'p6', 'p7']"),
         *("MODEL.FPN_EXT.BOTTOM_UP", "torchvision/mobilenet_v3_small"),
-        *("MODEL.FPN_EXT.KEEP_PIXELS", "True", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "9999", *SMALL),
+        *("MODEL.FPN_EXT.TOP_BLOCK", "ConvolutionsOnC", "MODEL.FPN_EXT.KEEP_PIXELS", "True"),
+        *("MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.FPN.OUT_CHANNELS", "32"),
+        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "9999", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+        *("MODEL.DEVICE", "cpu"),
     ]
-    cfg = fpn_ext.load_config(DEMO, opts)
+    cfg = fpn_ext.load_config(f"configs/variants/{name}.yaml", opts)
     fpn_ext.check_config(cfg)
     assert variant.__name__ in pyramids() and getattr(fpn_ext, variant.__name__) is variant
     model = build_model(cfg)
