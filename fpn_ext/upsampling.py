@@ -72,7 +72,8 @@ class LearnedSum(nn.Module):
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
         """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W).
 
-        What hangs over the lateral's border is left out.
+        Where the result is larger than the lateral, whose sides were rounded up on the way to the
+        coarser map, cells are left out as nearest neighbour does it; with a stride of 2 the last.
         """
         return resized(self.up(coarser), lateral) + lateral
 
@@ -81,8 +82,8 @@ class LearnedSum(nn.Module):
 class LearnedUpsamplingPyramid(FeaturePyramid):
     """:class:`FeaturePyramid` whose top-down pathway learns to upsample, at every step by itself.
 
-    Before training it is FeaturePyramid, to rounding, where each stride is a multiple of the one
-    before it. Arguments and keys are FeaturePyramid's; the parameters that are added are
+    Before training it is FeaturePyramid, to rounding, where each stride is twice the one before it,
+    or the image's sides are multiples of the coarsest. Arguments and keys are FeaturePyramid's; the parameters that are added are
     ``fpn_upsample{k}.up.*``, which make the map that is added to the lateral of level k.
 
     Raises:
