@@ -83,8 +83,9 @@ class LearnedUpsamplingPyramid(FeaturePyramid):
     """:class:`FeaturePyramid` whose top-down pathway learns to upsample, at every step by itself.
 
     Before training it is FeaturePyramid, to rounding, where each stride is twice the one before it,
-    or the image's sides are multiples of the coarsest. Arguments and keys are FeaturePyramid's; the parameters that are added are
-    ``fpn_upsample{k}.up.*``, which make the map that is added to the lateral of level k.
+    or the image's sides are multiples of the coarsest. Arguments and keys are FeaturePyramid's; the
+    parameters that are added are ``fpn_upsample{k}.up.*``, which make the map that is added to the
+    lateral of level k.
 
     Raises:
         ValueError: those of FeaturePyramid, one level alone, a ``fuse_type`` other than ``"sum"``.
