@@ -22,6 +22,11 @@ ALLOWED = {
     "safe_pickle": set(),
     "demo_data": set(),
     "ablations": {"fpn"},
+    "between_levels": {"levels"},
+    "path_aggregation": {"between_levels", "fpn"},
+    "bifpn": {"between_levels", "fpn"},
+    "upsampling": {"between_levels", "fpn"},
+    "lateral_norms": {"fpn"},
     "level_rules": {"levels"},
     "level_keys": {"level_rules", "levels", "names"},
     "top_blocks": set(),
@@ -106,7 +111,7 @@ ALLOWED = {
     "measuring": set(),
     "agreement": set(),
     "compare_configs": {
-        *("all_levels", "anchors", "bottom_ups", "config", "data", "fpn", "roi_heads"),
+        *("all_levels", "anchors", "bifpn", "bottom_ups", "config", "data", "fpn", "roi_heads"),
     },
     "compare_weights": {
         *("agreement", "checkpoint", "compare_configs", "evaluation", "measuring", "optimize"),
