@@ -8,10 +8,10 @@ For every ground-truth box, resized as in training, the best of all anchors on t
 padded image: the share of boxes where it reaches an IoU of 0.3, 0.5 and 0.7, by size (COCO's small,
 medium and large, of the box in the original image), by class, and by the level of that anchor. The
 boxes that no anchor matches, with their images: those with an IoU below the lower one of
-MODEL.RPN.IOU_THRESHOLDS; an RPN learns them from their best anchor alone. Sizes and aspect ratios
-that fit better, with the same shares. MODEL.RPN.BOUNDARY_THRESH of 0 or more leaves out anchors
-that reach beyond the image. With several sides in INPUT.MIN_SIZE_TRAIN every box counts at each, as
-often as training draws it. Flips and crops are not followed.
+MODEL.RPN.IOU_THRESHOLDS; an RPN learns such a box from its best anchor alone. Sizes and aspect
+ratios that fit better, with the same shares. MODEL.RPN.BOUNDARY_THRESH of 0 or more leaves out
+anchors that reach farther beyond the image. With several sides in INPUT.MIN_SIZE_TRAIN every box
+counts at each, as often as training draws it. Flips and crops are not followed.
 
 Exit code: 0 when the report is made, 2 if the call, the config or the data are wrong.
 """
@@ -79,8 +79,9 @@ class AnchorReport:
         return {name: mask[self.resized.index] for name, mask in masks.items()}
 
     def by_level(self, best: Best) -> dict[str, np.ndarray]:
+        """Masks of the rows by the level of the best anchor; none has those without overlap."""
         return {
-            level.name: best.level == number if best.iou.any() else np.zeros(len(best.iou), bool)
+            level.name: (best.level == number) & (best.iou > 0)
             for number, level in enumerate(self.grid.levels)
         }
 
@@ -148,10 +149,10 @@ class AnchorReport:
             + f"; {self.resized.without_area} boxes have no area" * bool(self.resized.without_area),
             "",
             "Share of the boxes whose best anchor reaches an IoU of:",
-            aligned(self._table(self.groups(), self.groups(), named=True)),
+            self._table(self.groups(), *([self.suggested] if self.suggested else [])),
             "",
-            "By the level of the best anchor:",
-            aligned(self._table(self.by_level(self.best), None, named=False)),
+            "By the level of the best anchor, as configured:",
+            self._table(self.by_level(self.best)),
             "",
             self._unmatched_text("anchors as configured", self.best),
         ]
@@ -168,21 +169,16 @@ class AnchorReport:
             ]
         )
 
-    def _table(
-        self, now: dict[str, np.ndarray], then: dict[str, np.ndarray] | None, named: bool
-    ) -> list[list[str]]:
-        header = ["" if named else "level", "boxes", *(f"{t:g}" for t in THRESHOLDS)]
-        compared = named and self.suggested is not None
-        if compared:
-            header += [f"{t:g} suggested" for t in THRESHOLDS]
+    def _table(self, groups: dict[str, np.ndarray], *compared: Best) -> str:
+        """A line for each group, with the shares now and of what is compared."""
+        marks = ["", *(" suggested" for _ in compared)]
+        header = ["", "boxes", *(f"{t:g}{mark}" for mark in marks for t in THRESHOLDS)]
         rows = [header]
-        for name, mask in now.items():
-            shares = self.shares(self.best, mask)
-            row = [name, f"{shares['boxes']:.0f}", *_percent(shares)]
-            if compared and then is not None and self.suggested is not None:
-                row += _percent(self.shares(self.suggested, then[name]))
-            rows.append(row)
-        return rows
+        for name, mask in groups.items():
+            shares = [self.shares(best, mask) for best in (self.best, *compared)]
+            cells = [cell for its_shares in shares for cell in _percent(its_shares)]
+            rows.append([name, f"{shares[0]['boxes']:.0f}", *cells])
+        return aligned(rows)
 
     def _unmatched_text(self, what: str, best: Best) -> str:
         images = self.unmatched(best)

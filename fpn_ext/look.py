@@ -5,7 +5,7 @@
     python -m fpn_ext.look --config-file ... --input photo.jpg --output out --tensorboard \\
         MODEL.WEIGHTS output/demo/model_final.pth
 
-For each picture, in pixels of the network input and enlarged where that is small:
+For each picture, in pixels of the network input, enlarged to squares where that is small:
 
 NAME_best_anchors.png   every ground-truth box (thin, white) and its best anchor with their IoU,
                         coloured by level; not with --input, which has no ground truth
@@ -47,7 +47,7 @@ from .names import did_you_mean
 from .predict import build_predictor, find_pictures, load_inference_config
 from .training_boxes import ResizedBoxes
 
-LONGER_SIDE = 640  # of a drawing at least
+LONGER_SIDE = 640  # of a drawing, about, if the network input is smaller
 GAP, BAND = 6, 28  # pixels between panels, and of the strip with the legend
 MAP_SIDE = 240  # of a feature map's panel
 
@@ -165,8 +165,8 @@ def draw_best_anchors(inside: Inside, boxes: np.ndarray, boundary_thresh: float)
     there = best.iou > 0
     labels = [f"{overlap:.2f}" for overlap in best.iou[there]]
     levels = [inside.numbers[number] for number in best.level[there]]
-    scale = _scale(inside.image.shape[:2])
-    picture = draw_boxes(inside.image, best.anchor[there], labels, levels, scale)
+    image, scale = _enlarged(inside.image)
+    picture = draw_boxes(image, best.anchor[there] * scale, labels, levels)
     pen = ImageDraw.Draw(picture)
     for x0, y0, x1, y1 in boxes * scale:
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline="white")
@@ -192,9 +192,9 @@ def draw_cell_anchors(inside: Inside) -> Image.Image:
     high = np.maximum(np.ceil(anchors[:, 2:].max(axis=0)), [width, height]).astype(int)
     canvas = np.full((*(high - low)[::-1], 3), 255, dtype=np.uint8)
     canvas[-low[1] : height - low[1], -low[0] : width - low[0]] = inside.image
-    scale = _scale(canvas.shape[:2])
+    canvas, scale = _enlarged(canvas)
     shift = np.tile(low, 2)
-    picture = draw_boxes(canvas, anchors - shift, [""] * len(levels), levels, scale)
+    picture = draw_boxes(canvas, (anchors - shift) * scale, [""] * len(levels), levels)
     pen = ImageDraw.Draw(picture)
     for cell, number in zip(cells, inside.numbers, strict=True):
         x0, y0, x1, y1 = (cell - shift) * scale
@@ -211,13 +211,9 @@ def draw_proposals(inside: Inside, most: int) -> Image.Image:
     levels = np.repeat(inside.numbers, [len(p) for p in inside.proposals])
     chosen = np.argsort(-scores, kind="stable")[:most][::-1]
     counts = [int((levels[chosen] == number).sum()) for number in inside.numbers]
-    picture = draw_boxes(
-        inside.image,
-        boxes[chosen],
-        [""] * len(chosen),
-        levels[chosen].tolist(),
-        _scale(inside.image.shape[:2]),
-    )
+    image, scale = _enlarged(inside.image)
+    labels = [""] * len(chosen)
+    picture = draw_boxes(image, boxes[chosen] * scale, labels, levels[chosen].tolist())
     names = [f"{name} {count}" for name, count in zip(inside.names, counts, strict=True)]
     title = f"{len(chosen)} best of {len(scores)} proposals, by the level of their anchor:"
     return _with_legend(picture, title, dict(zip(inside.numbers, names, strict=True)))
@@ -250,9 +246,10 @@ def draw_feature_maps(inside: Inside) -> Image.Image:
     return sheet
 
 
-def _scale(size: Sequence[int]) -> float:
-    """What a picture of (height, width) is enlarged by."""
-    return max(1.0, LONGER_SIDE / max(size[:2]))
+def _enlarged(image: np.ndarray) -> tuple[np.ndarray, int]:
+    """An image, each of its pixels a square where it is small, and the side of these squares."""
+    factor = max(1, round(LONGER_SIDE / max(image.shape[:2])))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1), factor
 
 
 def _with_legend(picture: Image.Image, title: str, legend: dict[int, str]) -> Image.Image:
