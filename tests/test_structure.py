@@ -123,6 +123,14 @@ ALLOWED = {
     "compare": {
         *("compare_configs", "compare_training", "compare_weights", "evaluation", "provenance"),
     },
+    "training_boxes": {"atomic", "config", "data", "names"},
+    "best_anchors": {"training_boxes"},
+    "anchor_fit": {"anchors", "best_anchors", "training_boxes"},
+    "anchor_report": {"anchor_fit", "atomic", "best_anchors", "names", "training_boxes"},
+    "level_report": {"atomic", "level_keys", "names", "training_boxes"},
+    "look": {
+        *("atomic", "best_anchors", "drawing", "levels", "names", "predict", "training_boxes"),
+    },
     "visualize": {"predict", "drawing", "levels"},
 }
 
