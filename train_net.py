@@ -33,6 +33,7 @@ from fpn_ext.recall import model_with_proposals
 from fpn_ext.recipes import RecipeTrainer
 from fpn_ext.repeatable import RepeatableTrainLoader, use_deterministic_algorithms
 from fpn_ext.schedule import learning_rate_note, scale_schedule
+from fpn_ext.winograd_training import train_with_winograd
 
 
 class Trainer(RecipeTrainer):
@@ -50,6 +51,8 @@ class Trainer(RecipeTrainer):
     def build_model(cls, cfg):
         model = super().build_model(cfg)
         freeze(model, cfg.MODEL.FPN_EXT.FREEZE)
+        if cfg.MODEL.FPN_EXT.WINOGRAD:
+            train_with_winograd(model)
         return model
 
     def build_hooks(self):

@@ -12,6 +12,7 @@ import torch
 from calibrated import picture, to_torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from fpn_ext.winograd_training import train_with_winograd
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
@@ -93,11 +94,14 @@ def build_side(name: str, weights: dict, device: str, opts: Sequence[str]) -> Si
         dtype = torch.bfloat16 if special == "bfloat16" else torch.float32
         model = fpn_ext.optimize_for_inference(_loaded(own, weights), dtype=dtype)
     else:
-        if special == "channels_last":
-            if "CHANNELS_LAST" not in own.MODEL.FPN_EXT:
-                raise LeftOut("this version of the project has no MODEL.FPN_EXT.CHANNELS_LAST")
-            own.MODEL.FPN_EXT.CHANNELS_LAST = True
+        switches = special.upper().split(", ") if special else []
+        for key in switches:
+            if key not in own.MODEL.FPN_EXT:
+                raise LeftOut(f"this version of the project has no MODEL.FPN_EXT.{key}")
+            own.MODEL.FPN_EXT[key] = True
         model = _loaded(own, weights)
+        if "WINOGRAD" in switches:
+            train_with_winograd(model)
     gc.collect()
     return Side(name, model, device)
 

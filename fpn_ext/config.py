@@ -92,6 +92,9 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     cfg.MODEL.FPN_EXT.ANCHOR_SIZES = CfgNode(new_allowed=True)
     # Bottom-up and pyramid in channels_last memory: faster training on CPU. Pyramids only.
     cfg.MODEL.FPN_EXT.CHANNELS_LAST = False
+    # Training on CPU computes 3x3 convolutions of 256 channels and more by Winograd's algorithm,
+    # equal to rounding. Detectron2's networks, pyramid and RPN alone; best with CHANNELS_LAST.
+    cfg.MODEL.FPN_EXT.WINOGRAD = False
     # Names of modules (or parameters) of the whole model that training leaves as they are, e.g.
     # ["backbone.bottom_up.stem"]; batch norms in them use their running statistics. train_net.py.
     cfg.MODEL.FPN_EXT.FREEZE = []

@@ -67,113 +67,152 @@ class WinogradConv2d(nn.Module):
     weight: torch.Tensor
     transformed_weight: torch.Tensor
     bias: torch.Tensor | None
-    input_transform: torch.Tensor
-    output_transform: torch.Tensor
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool = False):
         super().__init__()
         if tuple(weight.shape[2:]) != (3, 3):
             raise ValueError(f"the weight must be (O, I, 3, 3), got {tuple(weight.shape)}")
-        a, g, b = _matrices()
         weight = weight.detach()
-        transformed = torch.einsum("yi,ocij,xj->yxco", g, weight.double(), g).flatten(0, 1)
         self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
-        self.register_buffer("transformed_weight", transformed.to(weight.dtype).contiguous())
+        transformed = transform_weight(weight.double()).to(weight.dtype)
+        self.register_buffer("transformed_weight", transformed)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        # Both axes in one matrix: B^T d B, flattened, is kron(B^T, B^T) times d, flattened.
-        self.register_buffer("input_transform", torch.kron(b, b).to(weight.dtype))
-        self.register_buffer("output_transform", torch.kron(a, a).to(weight.dtype))
         self.relu = relu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, I, H, W), fastest in channels_last memory -> (N, O, H, W) in channels_last memory."""
-        n, channels, height, width = x.shape
-        out_channels = self.transformed_weight.shape[2]
-        tiles_y, tiles_x = -(-height // OUTPUTS), -(-width // OUTPUTS)
-        if tiles_y * tiles_x * channels < SMALLEST_MAP:
+        if not large_enough(x):
             direct = F.conv2d(x, self.weight, self.bias, padding=1)
             return F.relu_(direct) if self.relu else direct
-        # An even number of strips of nearly as many rows each, for an even number of threads.
-        count = min(tiles_y, 2 * -(-tiles_y * tiles_x // (2 * TILES_AT_ONCE)))
-        bounds = [tiles_y * i // count for i in range(count + 1)]
-        strips = [(i, *ends) for i in range(n) for ends in itertools.pairwise(bounds)]
-        result = x.new_empty((n, height, width, out_channels))
-        threads.share(
-            lambda own: self._convolve_strips(
-                x.permute(0, 2, 3, 1), result, own, -(-tiles_y // count)
-            ),
-            strips,
-        )
-        return result.permute(0, 3, 1, 2)
+        return convolve(x, self.transformed_weight, self.bias, self.relu)
 
-    def _convolve_strips(
-        self,
-        x: torch.Tensor,
-        result: torch.Tensor,
-        strips: Iterable[tuple[int, int, int]],
-        most_rows: int,
-    ) -> None:
-        """Rows of tiles of (N, H, W, I) maps into (N, H, W, O): (image, first, end) of each."""
-        _, height, width, channels = x.shape
-        out_channels = result.shape[3]
-        tiles_x = -(-width // OUTPUTS)
-        # A strip of rows of tiles, with the zeros around the map, and memory for the steps. Rows of
-        # it a multiple of 4096 bytes apart would compete for the same few lines of the cache.
-        strip_shape = (OUTPUTS * most_rows + 2, OUTPUTS * tiles_x + 2, channels)
-        overhang_shape = (OUTPUTS * most_rows, OUTPUTS * tiles_x, out_channels)
-        step = most_rows * tiles_x * max(channels, out_channels) + PADDING
-        strip, overhang, scratch = _workspace(
-            x, (strip_shape, overhang_shape, (2, INPUTS**2, step))
-        )
-        strip.zero_()
-        for image, first, end in strips:
-            top, bottom = OUTPUTS * first - 1, OUTPUTS * end + 1
-            inside = slice(max(top, 0), min(bottom, height))
-            strip[: inside.start - top] = 0
-            strip[inside.start - top : inside.stop - top, 1 : width + 1] = x[image, inside]
-            strip[inside.stop - top :] = 0
 
-            # Where tiles end where the map ends, outputs go where they belong at once.
-            here = result[image, OUTPUTS * first : OUTPUTS * end]
-            fits = len(here) == OUTPUTS * (end - first) and width == OUTPUTS * tiles_x
-            into = here if fits else overhang[: OUTPUTS * (end - first)]
-            self._convolve(
-                strip, into.view(end - first, OUTPUTS, tiles_x, OUTPUTS, out_channels), scratch
-            )
-            if not fits:
-                here.copy_(into[: len(here), :width])
+def large_enough(x: torch.Tensor) -> bool:
+    """Whether these maps, (N, I, H, W), are so large that the direct sums are slower."""
+    _, channels, height, width = x.shape
+    return -(-height // OUTPUTS) * -(-width // OUTPUTS) * channels >= SMALLEST_MAP
 
-    def _convolve(self, strip: torch.Tensor, into: torch.Tensor, scratch: torch.Tensor) -> None:
-        """(4 rows + 2, 4 tiles_x + 2, I) -> (rows, 4, tiles_x, 4, O)."""
-        rows, _, tiles_x, _, out_channels = into.shape
-        channels, count = strip.shape[2], rows * tiles_x
-        row, column, _ = strip.stride()
-        tiles = scratch[0, :, : count * channels]
-        tiles.view(INPUTS, INPUTS, rows, tiles_x, channels).copy_(
-            strip.as_strided(
-                (INPUTS, INPUTS, rows, tiles_x, channels),
-                (row, column, OUTPUTS * row, OUTPUTS * column, 1),
-            )
-        )
-        transformed = scratch[1, :, : count * channels]
-        torch.mm(self.input_transform, tiles, out=transformed)
-        products = scratch[0, :, : count * out_channels]
-        torch.bmm(
-            transformed.view(INPUTS**2, count, channels),
-            self.transformed_weight,
-            out=products.view(INPUTS**2, count, out_channels),
-        )
-        outputs = scratch[1, : OUTPUTS**2, : count * out_channels]
-        torch.mm(self.output_transform, products, out=outputs)
 
-        outputs = outputs.view(OUTPUTS, OUTPUTS, rows, tiles_x, out_channels)
-        into = into.permute(1, 3, 0, 2, 4)
-        if self.bias is None:
-            into.copy_(outputs)
-        else:
-            torch.add(outputs, self.bias, out=into)
-        if self.relu:
+def transform_weight(weight: torch.Tensor) -> torch.Tensor:
+    """(O, I, 3, 3), float32 or float64 -> (36, I, O): G g G^T of every filter."""
+    out_channels, channels = weight.shape[:2]
+    by_tap = weight.permute(2, 3, 1, 0).reshape(9, channels * out_channels)
+    return torch.mm(WEIGHT_TRANSFORM.to(weight.dtype), by_tap).view(
+        INPUTS**2, channels, out_channels
+    )
+
+
+def convolve(
+    x: torch.Tensor,
+    transformed_weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    relu: bool = False,
+) -> torch.Tensor:
+    """Convolve maps, on the CPU, with stride 1 and padding 1. No gradients are recorded.
+
+    Args:
+        x: (N, I, H, W) float32, fastest in channels_last memory.
+        transformed_weight: (36, I, O), of :func:`transform_weight`.
+        bias: (O,) or None.
+        relu: whether a ReLU follows.
+
+    Returns:
+        (N, O, H, W) in channels_last memory.
+    """
+    n, _, height, width = x.shape
+    tiles_y, tiles_x = -(-height // OUTPUTS), -(-width // OUTPUTS)
+    # An even number of strips of nearly as many rows each, for an even number of threads.
+    count = min(tiles_y, 2 * -(-tiles_y * tiles_x // (2 * TILES_AT_ONCE)))
+    bounds = [tiles_y * i // count for i in range(count + 1)]
+    strips = [(i, *ends) for i in range(n) for ends in itertools.pairwise(bounds)]
+    size = (n, transformed_weight.shape[2], height, width)
+    result = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    maps, most_rows = (x.permute(0, 2, 3, 1), result.permute(0, 2, 3, 1)), -(-tiles_y // count)
+    threads.share(
+        lambda own: _convolve_strips(*maps, own, most_rows, transformed_weight, bias, relu), strips
+    )
+    return result
+
+
+def _convolve_strips(
+    x: torch.Tensor,
+    result: torch.Tensor,
+    strips: Iterable[tuple[int, int, int]],
+    most_rows: int,
+    transformed_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    relu: bool,
+) -> None:
+    """Rows of tiles of (N, H, W, I) maps into (N, H, W, O): (image, first, end) of each."""
+    _, height, width, channels = x.shape
+    out_channels = result.shape[3]
+    tiles_x = -(-width // OUTPUTS)
+    # A strip of rows of tiles, with the zeros around the map, and memory for the steps. Rows of
+    # it a multiple of 4096 bytes apart would compete for the same few lines of the cache.
+    strip_shape = (OUTPUTS * most_rows + 2, OUTPUTS * tiles_x + 2, channels)
+    overhang_shape = (OUTPUTS * most_rows, OUTPUTS * tiles_x, out_channels)
+    step = most_rows * tiles_x * max(channels, out_channels) + PADDING
+    strip, overhang, scratch = _workspace(x, (strip_shape, overhang_shape, (2, INPUTS**2, step)))
+    strip.zero_()
+    for image, first, end in strips:
+        top, bottom = OUTPUTS * first - 1, OUTPUTS * end + 1
+        inside = slice(max(top, 0), min(bottom, height))
+        strip[: inside.start - top] = 0
+        strip[inside.start - top : inside.stop - top, 1 : width + 1] = x[image, inside]
+        strip[inside.stop - top :] = 0
+
+        # Where tiles end where the map ends, outputs go where they belong at once.
+        here = result[image, OUTPUTS * first : OUTPUTS * end]
+        fits = len(here) == OUTPUTS * (end - first) and width == OUTPUTS * tiles_x
+        into = here if fits else overhang[: OUTPUTS * (end - first)]
+        _convolve_strip(
+            strip,
+            into.view(end - first, OUTPUTS, tiles_x, OUTPUTS, out_channels),
+            scratch,
+            transformed_weight,
+            bias,
+        )
+        if relu:
             F.relu_(into)
+        if not fits:
+            here.copy_(into[: len(here), :width])
+
+
+def _convolve_strip(
+    strip: torch.Tensor,
+    into: torch.Tensor,
+    scratch: torch.Tensor,
+    transformed_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> None:
+    """(4 rows + 2, 4 tiles_x + 2, I) -> (rows, 4, tiles_x, 4, O)."""
+    rows, _, tiles_x, _, out_channels = into.shape
+    channels, count = strip.shape[2], rows * tiles_x
+    row, column, _ = strip.stride()
+    tiles = scratch[0, :, : count * channels]
+    tiles.view(INPUTS, INPUTS, rows, tiles_x, channels).copy_(
+        strip.as_strided(
+            (INPUTS, INPUTS, rows, tiles_x, channels),
+            (row, column, OUTPUTS * row, OUTPUTS * column, 1),
+        )
+    )
+    transformed = scratch[1, :, : count * channels]
+    torch.mm(INPUT_TRANSFORM, tiles, out=transformed)
+    products = scratch[0, :, : count * out_channels]
+    torch.bmm(
+        transformed.view(INPUTS**2, count, channels),
+        transformed_weight,
+        out=products.view(INPUTS**2, count, out_channels),
+    )
+    outputs = scratch[1, : OUTPUTS**2, : count * out_channels]
+    torch.mm(OUTPUT_TRANSFORM, products, out=outputs)
+
+    outputs = outputs.view(OUTPUTS, OUTPUTS, rows, tiles_x, out_channels)
+    into = into.permute(1, 3, 0, 2, 4)
+    if bias is None:
+        into.copy_(outputs)
+    else:
+        torch.add(outputs, bias, out=into)
 
 
 _memory = threading.local()
@@ -207,3 +246,9 @@ def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         matrix[INPUTS - 1, length - 1] = 1  # at infinity: the highest coefficient
     a, g, both = evaluate[0, :, :OUTPUTS], evaluate[1, :, :3], evaluate[2]
     return a.T.contiguous(), g.contiguous(), torch.linalg.inv(both).T.contiguous()
+
+
+_A, _G, _B = _matrices()
+# Both axes in one matrix: B^T d B, flattened, is kron(B^T, B^T) times d, flattened.
+INPUT_TRANSFORM, OUTPUT_TRANSFORM = torch.kron(_B, _B).float(), torch.kron(_A, _A).float()
+WEIGHT_TRANSFORM = torch.kron(_G, _G)

@@ -313,7 +313,7 @@ def test_every_key_of_ours_that_a_component_reads_is_known():
     keys = {f"MODEL.FPN_EXT.{key}" for key in fpn_ext.get_cfg().MODEL.FPN_EXT}
     by_all = {
         *("INFERENCE_DTYPE", "DETERMINISTIC", "EVALUATE_PROPOSALS", "FREEZE"),
-        *("AMP_DTYPE", "ACCUMULATE", "EMA_DECAY", "VALIDATION_LOSS"),
+        *("AMP_DTYPE", "ACCUMULATE", "EMA_DECAY", "VALIDATION_LOSS", "WINOGRAD"),
         *("BEST_METRIC", "BEST_MODE", "EARLY_STOP_PATIENCE"),
     }
     expected = keys - {f"MODEL.FPN_EXT.{key}" for key in by_all}

@@ -49,6 +49,7 @@ ALLOWED = {
     },
     "threads": set(),
     "winograd": {"threads"},
+    "winograd_training": {"winograd"},
     "optimize": {"roi_heads", "winograd"},
     "rpn": set(),
     "config": {

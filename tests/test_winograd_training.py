@@ -1,0 +1,124 @@
+"""Training with Winograd's convolution: the same gradients, parameters and checkpoints."""
+
+import copy
+
+import fpn_ext
+import pytest
+import torch
+import torch.nn.functional as F
+from fpn_ext import winograd
+from detectron2.layers import Conv2d
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from fpn_ext.winograd_training import TrainableWinogradConv2d, train_with_winograd
+from torch import nn
+
+assert fpn_ext
+
+
+@pytest.fixture(autouse=True)
+def every_convolution_however_small(monkeypatch):
+    monkeypatch.setattr(winograd, "SMALLEST_MAP", 0)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 8)
+
+
+def calls(monkeypatch):
+    """The maps that Winograd's convolution is called with from here on."""
+    seen, convolve = [], winograd.convolve
+    monkeypatch.setattr(
+        winograd, "convolve", lambda x, *rest: seen.append(x.shape) or convolve(x, *rest)
+    )
+    return seen
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_of_the_direct_sums(memory_format, bias, monkeypatch):
+    norm = None if bias else nn.BatchNorm2d(16)
+    direct = Conv2d(8, 16, 3, padding=1, bias=bias, norm=norm, activation=F.relu_)
+    quick = copy.deepcopy(direct)
+    assert train_with_winograd(nn.Sequential(quick)) == 1
+    seen = calls(monkeypatch)
+    maps = torch.randn(2, 8, 9, 14)
+    outputs, gradients = [], []
+    for convolution in (direct.double(), quick):
+        x = maps.to(convolution.weight.dtype, memory_format=memory_format).requires_grad_()
+        y = convolution(x)
+        (y * torch.arange(14.0)).sum().backward()
+        outputs.append(y.detach().float())
+        gradients.append([x.grad.float(), *(p.grad.float() for p in convolution.parameters())])
+    assert seen == [(2, 8, 9, 14), (2, 16, 9, 14)], "forwards and backwards"
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=1e-5)
+    assert len(gradients[0]) == (3 if bias else 4)
+    for found, expected in zip(gradients[1], gradients[0], strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(found / scale, expected / scale, atol=1e-5, rtol=0)
+
+
+def test_what_needs_no_gradient_gets_none(monkeypatch):
+    convolution = Conv2d(8, 8, 3, padding=1)
+    train_with_winograd(nn.Sequential(convolution))
+    seen, x = calls(monkeypatch), torch.randn(1, 8, 5, 5)
+    convolution(x).sum().backward()
+    assert len(seen) == 1 and x.grad is None and convolution.weight.grad is not None
+    convolution.requires_grad_(False)
+    convolution(x.requires_grad_()).sum().backward()
+    assert x.grad is not None
+
+
+def test_a_second_derivative_is_refused():
+    convolution = Conv2d(8, 8, 3, padding=1)
+    train_with_winograd(nn.Sequential(convolution))
+    x = torch.randn(1, 8, 5, 5, requires_grad=True)
+    (grad,) = torch.autograd.grad(convolution(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["autocast", "half", "small", "compiled"],
+)
+def test_where_it_computes_as_before(how, monkeypatch):
+    convolution = Conv2d(8, 8, 3, padding=1)
+    train_with_winograd(nn.Sequential(convolution))
+    seen, x = calls(monkeypatch), torch.randn(1, 8, 5, 5)
+    if how == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            convolution(x)
+    elif how == "half":
+        convolution.bfloat16()(x.bfloat16())
+    elif how == "small":
+        monkeypatch.setattr(winograd, "SMALLEST_MAP", 33)  # 2 x 2 tiles, 8 channels
+        convolution(x)
+    else:
+        torch.export.export(convolution, (x,))
+    assert not seen
+
+
+def test_a_detector_trains_alike(small_cfg):
+    small_cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    direct = build_model(small_cfg).train()
+    quick = copy.deepcopy(direct)
+    count = train_with_winograd(quick)
+    # RPN, outputs of P2..P5, in ResNet-18 all 3x3 convolutions of stride 1: 16 less 3.
+    assert count == 1 + 4 + 13
+    assert sum(isinstance(m, TrainableWinogradConv2d) for m in quick.modules()) == count
+    assert quick.state_dict().keys() == direct.state_dict().keys()
+    boxes = Boxes(torch.tensor([[5.0, 5, 60, 70], [30, 20, 90, 60]]))
+    objects = Instances((96, 112), gt_boxes=boxes, gt_classes=torch.tensor([1, 3]))
+    batch = [{"image": torch.rand(3, 96, 112) * 255, "instances": objects}]
+    found = []
+    for model in (direct, quick):
+        torch.manual_seed(1)
+        with EventStorage():
+            losses = model(batch)
+        sum(losses.values()).backward()
+        found.append((losses, [p.grad for p in model.parameters()]))
+    (losses, gradients), (quick_losses, quick_gradients) = found
+    for name, loss in losses.items():
+        torch.testing.assert_close(quick_losses[name], loss, rtol=1e-4, atol=1e-6)
+    for one, other in zip(gradients, quick_gradients, strict=True):
+        # Far down, rounding has moved some numbers past the corner of a ReLU.
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-2 * one.abs().max().item() + 1e-7)
