@@ -104,6 +104,7 @@ ALLOWED = {
         *("bottom_ups", "checkpoint", "config", "data", "drawing", "level_keys", "levels"),
         "optimize",
     },
+    "predict_video": {"atomic", "drawing", "optimize", "predict"},
     "measuring": set(),
     "agreement": set(),
     "compare_configs": {
