@@ -1,10 +1,11 @@
-"""Which level a box is pooled from: the demo trained with every rule, in one table.
+"""Which level a box is pooled from: a Faster R-CNN trained with every rule, in one table.
 
     python benchmarks/level_rules.py --seeds 1 2 3
-    python benchmarks/level_rules.py SOLVER.MAX_ITER 1000 --only PaperRule StrideRule --seeds 4
+    python benchmarks/level_rules.py SOLVER.MAX_ITER 900 --only PaperRule LongerSideRule --seeds 4
 
-Every rule and seed is a training of its own, in a process of train_net.py. Its scores are kept in
-one JSON file, so that the script goes on where it stopped; level_rules.md and level_rules.json are
+It is row (c) of Table 3 at the small scale of fpn_ext.reproduce, with its pretrained weights. Every
+rule and seed is a training of its own, in a process of train_net.py. Its scores are kept in one
+JSON file, so that the script goes on where it stopped; level_rules.md and level_rules.json are
 written from all that were run with the same overrides. Rules are compared seed by seed: the seed
 fixes the first weights and the order of the images.
 """
@@ -15,18 +16,19 @@ import math
 import shlex
 import shutil
 import statistics
-import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import fpn_ext
 from fpn_ext import commands
+from fpn_ext.data import register_datasets
 from fpn_ext.measuring import markdown_table
 from fpn_ext.provenance import commit, hardware, versions
+from fpn_ext.reproduce import Reproduction, Run
 
-PROJECT = Path(__file__).parents[1]
-DEMO = PROJECT / "configs/demo/faster_rcnn_R_18_FPN.yaml"
+PROJECT = commands.PROJECT
+SCALE, ROW = "small", (3, "c")
 DATASET = "demo_multiscale_val"
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
 ALL = ["MODEL.ROI_HEADS.NAME", "AllLevelsROIHeads", "MODEL.FPN_EXT.LEVEL_FUSION"]
@@ -34,28 +36,36 @@ RULES: dict[str, list[str]] = {
     "PaperRule": [],
     "RoundedRule": ["MODEL.FPN_EXT.LEVEL_RULE", "RoundedRule"],
     "LongerSideRule": ["MODEL.FPN_EXT.LEVEL_RULE", "LongerSideRule"],
-    "StrideRule": ["MODEL.FPN_EXT.LEVEL_RULE", "StrideRule"],
     "all levels, max": [*ALL, "max"],
     "all levels, sum": [*ALL, "sum"],
 }
 BASELINE = "PaperRule"
 
 
-def trained(rule: str, seed: int, opts: Sequence[str], log: Path) -> dict[str, Any]:
+def reproduction(rule: str, opts: Sequence[str], work: Path) -> Reproduction:
+    return Reproduction(SCALE, work, work, opts=[*opts, *RULES[rule]])
+
+
+def trained(rule: str, seed: int, opts: Sequence[str], work: Path) -> dict[str, Any]:
     """The scores of one training, in percent, and what they came from."""
-    folder = Path(tempfile.mkdtemp(prefix="level_rules_"))
-    overrides = [*opts, *RULES[rule], "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    fpn_ext.load_config(str(DEMO), overrides)  # mistakes are told now, not in a log
-    try:
-        commands.run(["train_net.py", "--config-file", str(DEMO), *overrides], log)
-        scores = json.loads((folder / "inference" / DATASET / "results.json").read_text())
-    finally:
-        shutil.rmtree(folder)
+    cfg = reproduction(rule, opts, work).config(Run(*ROW, seed))
+    name = f"{rule.replace(', ', '_').replace(' ', '_')}_seed_{seed}"
+    folder = work / "level_rules" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    cfg.OUTPUT_DIR = str(folder)
+    config_file = folder / "begin.yaml"
+    config_file.write_text(cfg.dump())
+    arguments = ["train_net.py", "--config-file", str(config_file)]
+    seconds = commands.run(arguments, folder / "console.log", threads=1)
+    scores = json.loads((folder / "inference" / DATASET / "results.json").read_text())
     return {
         "rule": rule,
         "seed": seed,
         "opts": list(opts),
         "scores": {metric: scores["bbox"].get(metric) for metric in METRICS},
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "cpu_seconds": round(seconds),
         "commit": commit(),
         "hardware": hardware(),
         "versions": versions(),
@@ -121,15 +131,16 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
         if rule != BASELINE
     ]
     kinds = {
-        what: ", ".join(sorted({str(run[what]) for run in runs})) for what in ("commit", "hardware")
+        what: ", ".join(sorted({str(run[what]) for run in runs}))
+        for what in ("iterations", "commit", "hardware")
     }
     return f"""# Which level a box is pooled from
 
     {command}
 
-The demo ({DEMO.relative_to(PROJECT)}), trained with each of them; on {kinds["hardware"]}; commit
-{kinds["commit"]}. What they are: [docs/levels.md](../../docs/levels.md).
-On these levels StrideRule is PaperRule: how far the two lie apart is noise.
+Row (c) of Table 3 at the small scale (`fpn_ext.reproduce`), {kinds["iterations"]} iterations,
+trained with each of them; on {kinds["hardware"]}; commit {kinds["commit"]}.
+What they are: [docs/levels.md](../../docs/levels.md). On these levels StrideRule is PaperRule.
 
 Box AP in percent on {DATASET}, mean ± standard deviation over the seeds:
 
@@ -152,23 +163,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", default=list(RULES), choices=list(RULES))
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a thread each")
+    parser.add_argument("--work", type=Path, default=PROJECT / "output/reproduce" / SCALE)
     parser.add_argument("--output", type=Path, default=PROJECT / "results/level_rules")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the demo")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args(argv)
-    opts = args.opts
+    opts, work = args.opts, args.work.absolute()
     runs_folder = args.output / "runs"
     runs_folder.mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:  # a whole round first: an interrupted script has pairs
-        for rule in args.only:
-            name = f"{rule.replace(', ', '_').replace(' ', '_')}_seed_{seed}"
-            file = runs_folder / f"{name}.json"
-            if file.exists() and json.loads(file.read_text())["opts"] == opts:
-                print(f"{rule}, seed {seed}: done already", flush=True)
-                continue
-            with tempfile.TemporaryDirectory(prefix="level_rules_log_") as logs:
-                run = trained(rule, seed, opts, Path(logs, "console.log"))
-            file.write_text(json.dumps(run, indent=1) + "\n")
-            print(f"{rule}, seed {seed}: AP {run['scores']['AP']}", flush=True)
+    register_datasets()
+    reproduction(BASELINE, opts, work).prepare(Run(*ROW, 1))
+
+    def do(rule: str, seed: int) -> None:
+        file = runs_folder / f"{rule.replace(', ', '_').replace(' ', '_')}_seed_{seed}.json"
+        if file.exists() and json.loads(file.read_text())["opts"] == opts:
+            print(f"{rule}, seed {seed}: done already", flush=True)
+            return
+        run = trained(rule, seed, opts, work)
+        file.write_text(json.dumps(run, indent=1) + "\n")
+        print(f"{rule}, seed {seed}: AP {run['scores']['AP']}", flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        # Seed by seed: an interrupted script has pairs.
+        list(pool.map(do, args.only * len(args.seeds), sorted(args.seeds * len(args.only))))
     every = [json.loads(file.read_text()) for file in sorted(runs_folder.glob("*.json"))]
     runs = [run for run in every if run["opts"] == opts]
     seeds = sorted({str(run["seed"]) for run in runs})

@@ -7,7 +7,11 @@ registry                     names
 ===========================  ==================================================
 BACKBONE_REGISTRY            ``FeaturePyramid``; of the paper's ablations
                              ``BottomUpPyramid``, ``TopDownPyramid``,
-                             ``FinestLevelPyramid``
+                             ``FinestLevelPyramid``; of other papers
+                             ``PathAggregationPyramid``, ``BiFPN``,
+                             ``BilinearPyramid``,
+                             ``LearnedUpsamplingPyramid``,
+                             ``NormalizedLateralPyramid``
 ANCHOR_GENERATOR_REGISTRY    ``PyramidAnchorGenerator``
 PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``
 RPN_HEAD_REGISTRY            ``UnsharedRPNHead``, ``VariedAnchorsRPNHead``
@@ -30,6 +34,7 @@ if not any(argument.endswith("fpn_ext.doctor") for argument in sys.orig_argv):
     from .ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
     from .all_levels import AllLevelsROIHeads
     from .anchors import PyramidAnchorGenerator
+    from .bifpn import BiFPN
     from .bottom_ups import resolve_bottom_up
     from .config import (
         add_fpn_ext_config,
@@ -40,23 +45,31 @@ if not any(argument.endswith("fpn_ext.doctor") for argument in sys.orig_argv):
         resolve_device,
     )
     from .fpn import FeaturePyramid
+    from .lateral_norms import NormalizedLateralPyramid
     from .level_keys import level_table, resolve_levels
     from .level_rules import assign_levels
     from .optimize import optimize_for_inference
+    from .path_aggregation import PathAggregationPyramid
     from .pooler import LevelMappedROIPooler
     from .roi_heads import ChunkedROIHeads, PyramidROIHeads
     from .rpn import PyramidRPN
     from .top_blocks import Subsample
     from .unshared import UnsharedROIHeads, UnsharedRPNHead
+    from .upsampling import BilinearPyramid, LearnedUpsamplingPyramid
     from .varied_anchors import VariedAnchorsRPNHead
 
 __all__ = [
     "AllLevelsROIHeads",
+    "BiFPN",
+    "BilinearPyramid",
     "BottomUpPyramid",
     "ChunkedROIHeads",
     "FeaturePyramid",
     "FinestLevelPyramid",
+    "LearnedUpsamplingPyramid",
     "LevelMappedROIPooler",
+    "NormalizedLateralPyramid",
+    "PathAggregationPyramid",
     "PyramidAnchorGenerator",
     "PyramidROIHeads",
     "PyramidRPN",

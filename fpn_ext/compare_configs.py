@@ -14,6 +14,7 @@ from detectron2.modeling import (
 
 from .all_levels import AllLevelsROIHeads
 from .anchors import PyramidAnchorGenerator
+from .bifpn import BiFPN
 from .bottom_ups import resolve_bottom_up
 from .config import check_config, flat, get_cfg, load_config, resolve_device
 from .data import register_datasets
@@ -38,6 +39,7 @@ READERS: tuple[tuple[Any, str, type, tuple[str, ...]], ...] = (
             *("IN_FEATURES", "CHANNELS_LAST", "LEVELS", "TOP_BLOCK"),
         ),
     ),
+    (BACKBONE_REGISTRY, "BACKBONE", BiFPN, ("BIFPN_REPEATS",)),
     (
         ROI_HEADS_REGISTRY,
         "ROI_HEADS",
@@ -93,7 +95,7 @@ def load_sides(
 def unread_keys(cfg: CfgNode) -> set[str]:
     """The keys under ``MODEL.FPN_EXT`` that the config has no component to read.
 
-    >>> sorted(unread_keys(get_cfg()))[1:3]  # of Detectron2's components
+    >>> sorted(unread_keys(get_cfg()))[2:4]  # of Detectron2's components
     ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOTTOM_UP_NORM']
     """
     known, read = set(), set()

@@ -37,7 +37,7 @@ from .level_keys import (
     resolve_levels,
 )
 from .levels import stride_named
-from .names import PYRAMID_HEADS, PYRAMIDS, check_norm, did_you_mean, look_up
+from .names import PYRAMID_HEADS, check_norm, did_you_mean, look_up, pyramids
 from .norms import KINDS
 from .top_blocks import TOP_BLOCK_REGISTRY
 from .weight_files import check_address
@@ -85,6 +85,8 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # How levels above the bottom-up's coarsest map are made: Subsample (the paper),
     # ConvolutionsOnP (of stride 2, on the coarsest P_k), ConvolutionsOnC (on C5). Pyramids only.
     cfg.MODEL.FPN_EXT.TOP_BLOCK = "Subsample"
+    # Layers of weighted fusion, one after the other: 3 for EfficientDet-D0. BiFPN only.
+    cfg.MODEL.FPN_EXT.BIFPN_REPEATS = 3
     # Anchor sizes by level, e.g. {p2: [32], p3: [64, 90], ...}, in the place of
     # MODEL.ANCHOR_GENERATOR.SIZES; {} for those. PyramidAnchorGenerator only.
     cfg.MODEL.FPN_EXT.ANCHOR_SIZES = CfgNode(new_allowed=True)
@@ -466,7 +468,7 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
         (ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME"),
         (RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME"),
     ]
-    if model.BACKBONE.NAME in PYRAMIDS:
+    if model.BACKBONE.NAME in pyramids():
         named.append((TOP_BLOCK_REGISTRY, model.FPN_EXT.TOP_BLOCK, "MODEL.FPN_EXT.TOP_BLOCK"))
         try:
             check_bottom_up_name(model.FPN_EXT.BOTTOM_UP)
@@ -527,7 +529,7 @@ def _operator_problems(cfg: CfgNode) -> Iterable[str]:
 def _resnet_problems(cfg: CfgNode) -> Iterable[str]:
     """What Detectron2's ResNet builder answers with a bare KeyError or AssertionError."""
     model, resnets = cfg.MODEL, cfg.MODEL.RESNETS
-    own = model.BACKBONE.NAME in PYRAMIDS
+    own = model.BACKBONE.NAME in pyramids()
     if (model.FPN_EXT.BOTTOM_UP if own else model.BACKBONE.NAME) not in RESNET_BUILDERS:
         return
     if resnets.DEPTH not in RESNET_DEPTHS:
@@ -606,6 +608,8 @@ def _bottom_up_problems(cfg: CfgNode) -> Iterable[str]:
             f"MODEL.FPN_EXT.BOTTOM_UP_NORM must be one of {('', *KINDS)}, "
             f"got {own.BOTTOM_UP_NORM!r}"
         )
+    if own.BIFPN_REPEATS < 1:
+        yield f"MODEL.FPN_EXT.BIFPN_REPEATS must be at least 1, got {own.BIFPN_REPEATS}"
     if _from_a_library(cfg) and "ImageNetPretrained" in cfg.MODEL.WEIGHTS:
         yield (
             f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} are those of a network of Detectron2's, not of "
@@ -615,7 +619,7 @@ def _bottom_up_problems(cfg: CfgNode) -> Iterable[str]:
 
 
 def _from_a_library(cfg: CfgNode) -> bool:
-    return cfg.MODEL.BACKBONE.NAME in PYRAMIDS and "/" in cfg.MODEL.FPN_EXT.BOTTOM_UP
+    return cfg.MODEL.BACKBONE.NAME in pyramids() and "/" in cfg.MODEL.FPN_EXT.BOTTOM_UP
 
 
 def _determinism_problems(cfg: CfgNode) -> Iterable[str]:
@@ -687,7 +691,7 @@ def _level_problems(cfg: CfgNode) -> Iterable[str]:
     contradictions = level_problems(cfg)
     for problem in contradictions:
         yield f"{problem} (in Python, call fpn_ext.resolve_levels(cfg))"
-    if model.BACKBONE.NAME in PYRAMIDS and not contradictions:
+    if model.BACKBONE.NAME in pyramids() and not contradictions:
         if model.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
             yield from _resnet_pyramid_problems(cfg)
         elif _from_a_library(cfg):

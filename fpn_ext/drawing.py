@@ -3,7 +3,7 @@
 Drawn with Pillow: Detectron2's own Visualizer needs OpenCV.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from detectron2.structures import Instances
@@ -90,7 +90,10 @@ def draw_boxes(
     levels: Sequence[int | None],
     scale: float = 1.0,
 ) -> Image.Image:
-    """(R, 4) XYXY boxes in pixels of an (H, W, 3) uint8 RGB image, each in its level's colour."""
+    """(R, 4) XYXY boxes in pixels of an (H, W, 3) uint8 RGB image, each in its level's colour.
+
+    A label ``""`` is none.
+    """
     picture = Image.fromarray(image)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
     pen = ImageDraw.Draw(picture)
@@ -100,8 +103,18 @@ def draw_boxes(
         color = NO_LEVEL_COLOR if level is None else LEVEL_COLORS.get(level, NO_LEVEL_COLOR)
         x0, y0, x1, y1 = (float(v) for v in box)
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line_width)
+        if not label:
+            continue
         _, _, text_width, text_height = pen.textbbox((0, 0), label, font=font)
         text_y = max(0.0, y0 - text_height - 2)
         pen.rectangle((x0, text_y, x0 + text_width + 3, text_y + text_height + 2), fill=color)
         pen.text((x0 + 2, text_y), label, fill="white", font=font)
     return picture
+
+
+def draw_legend(pen: ImageDraw.ImageDraw, x: int, y: int, names: Mapping[int, str]) -> None:
+    """From (x, y) to the right: the colour of each level, and the name of its map."""
+    for level, name in names.items():
+        pen.rectangle((x, y, x + 12, y + 12), fill=LEVEL_COLORS.get(level, NO_LEVEL_COLOR))
+        pen.text((x + 18, y), name, fill="black")
+        x += max(56, 30 + round(pen.textlength(name)))

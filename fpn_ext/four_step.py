@@ -133,6 +133,9 @@ def check_pair(rpn: CfgNode, detector: CfgNode) -> None:
     for key in ("BACKBONE", "RESNETS", "FPN", "PIXEL_MEAN", "PIXEL_STD"):
         if rpn.MODEL[key] != detector.MODEL[key]:
             problems.append(f"MODEL.{key} must be the same in both, to be shared")
+    for key in ("BOTTOM_UP", "BOTTOM_UP_NORM", "IN_FEATURES", "TOP_BLOCK"):
+        if rpn.MODEL.FPN_EXT[key] != detector.MODEL.FPN_EXT[key]:
+            problems.append(f"MODEL.FPN_EXT.{key} must be the same in both, to be shared")
     if problems:
         raise ValueError("\n".join(problems))
 

@@ -96,6 +96,7 @@ class FeaturePyramid(Backbone):
         TypeError: ``bottom_up`` is no Backbone.
     """
 
+    has_bottom_up_key = True  # to the checks of configs: fpn_ext.names.pyramids
     _padding_constraints: dict[str, int]
 
     @configurable
@@ -228,6 +229,10 @@ class FeaturePyramid(Backbone):
             ``{"p2": (N, d, H/4, W/4), ..., "p6": (N, d, H/64, W/64)}``, sides rounded up, from
             fine to coarse, in the dtype of the bottom-up's maps.
         """
+        return self._with_top_block(self._levels_on_maps(image))
+
+    def _levels_on_maps(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The levels that stand on the C_k, by name, and the map that the top block reads."""
         features = self.bottom_up(image)
         bottom_up_maps = [features[name] for name in self.in_features]  # C_k, fine to coarse
         results: dict[str, torch.Tensor] = {}
@@ -246,8 +251,7 @@ class FeaturePyramid(Backbone):
             # A 3x3 convolution on each merged map, the coarsest included, gives P_k.
             results[name] = output(merged)
             coarser = merged
-
-        return self._with_top_block(results)
+        return results
 
     def _with_top_block(self, results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The maps by name, from fine to coarse, with those that the top block adds."""

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 
 from .level_rules import LEVEL_RULE_REGISTRY, PaperRule
 from .levels import check_fine_to_coarse, map_name, names_above, stride_named
-from .names import PYRAMID_HEADS, PYRAMIDS, aligned, look_up, own_keys
+from .names import PYRAMID_HEADS, aligned, look_up, own_keys, pyramids
 
 LEVELS = "MODEL.FPN_EXT.LEVELS"
 FINEST, COARSEST = 1, 7
@@ -43,9 +43,9 @@ def resolve_levels(cfg: CfgNode, by_hand: Collection[str] = ()) -> None:
     own = own_keys(cfg)
     if own.LEVELS:
         _check_names(own.LEVELS)
-        if cfg.MODEL.BACKBONE.NAME not in PYRAMIDS:
+        if cfg.MODEL.BACKBONE.NAME not in pyramids():
             raise ValueError(
-                f"{LEVELS} serves MODEL.BACKBONE.NAME {', '.join(PYRAMIDS)}, got "
+                f"{LEVELS} serves MODEL.BACKBONE.NAME {', '.join(pyramids())}, got "
                 f"{cfg.MODEL.BACKBONE.NAME}; leave it [] and set the IN_FEATURES of MODEL.RPN and "
                 "MODEL.ROI_HEADS"
             )
@@ -311,7 +311,7 @@ def _input_size(cfg: CfgNode) -> tuple[int, int]:
 
 
 def _padding(cfg: CfgNode) -> int:
-    if cfg.MODEL.BACKBONE.NAME not in PYRAMIDS:
+    if cfg.MODEL.BACKBONE.NAME not in pyramids():
         return 1
     strides = [stride_named(name) for name in _get(cfg, in_features_key(cfg))]
     return math.lcm(*(stride for stride in strides if stride))
@@ -319,7 +319,7 @@ def _padding(cfg: CfgNode) -> int:
 
 def _sources(cfg: CfgNode, strides: Sequence[int]) -> dict[int, str]:
     """For each stride the map of the bottom-up, or the top block, that the level is made from."""
-    if cfg.MODEL.BACKBONE.NAME not in PYRAMIDS:
+    if cfg.MODEL.BACKBONE.NAME not in pyramids():
         return {}
     maps = {stride_named(name): name for name in _get(cfg, in_features_key(cfg))}
     found = {stride: name for stride, name in maps.items() if stride}

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.layers import get_norm
-
-# Backbones that build a pyramid over MODEL.FPN_EXT.BOTTOM_UP.
-PYRAMIDS = ("FeaturePyramid", "BottomUpPyramid", "TopDownPyramid", "FinestLevelPyramid")
+from detectron2.modeling import BACKBONE_REGISTRY
 
 # RoI heads that pool by this project's rules.
 PYRAMID_HEADS = ("PyramidROIHeads", "ChunkedROIHeads", "UnsharedROIHeads", "AllLevelsROIHeads")
@@ -42,6 +40,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         "  " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def pyramids() -> list[str]:
+    """Names of the backbones that build a pyramid over ``MODEL.FPN_EXT.BOTTOM_UP``.
+
+    These are the registered :class:`fpn_ext.FeaturePyramid` and its subclasses, a user's own, too.
+    """
+    return [name for name, made in BACKBONE_REGISTRY if getattr(made, "has_bottom_up_key", False)]
 
 
 def own_keys(cfg: Any) -> Any:

@@ -25,6 +25,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.modeling import build_model
 
+from .bottom_ups import resolve_bottom_up
 from .checkpoint import CompleteCheckpointer
 from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
@@ -227,9 +228,9 @@ def _generate(args: argparse.Namespace) -> int:
     check_top_k(args.top_k)
     check_config(cfg)
     check_weights(cfg, required=True)
-    note = resolve_device(cfg)
-    if note:
-        print(note)
+    for note in (resolve_device(cfg), *resolve_bottom_up(cfg)):
+        if note:
+            print(note)
     cfg.freeze()
     model = build_model(cfg)
     CompleteCheckpointer(model).load(cfg.MODEL.WEIGHTS)

@@ -103,7 +103,7 @@ class PyramidRPN(RPN):
 
         Returns:
             One Instances per image with ``proposal_boxes`` and ``objectness_logits``, and
-            ``proposal_level`` where levels are kept.
+            ``proposal_level`` where levels are kept and all maps are given.
 
         Raises:
             FloatingPointError: in training, a score or box that is NaN or infinite.
@@ -176,8 +176,10 @@ class PyramidRPN(RPN):
             [torch.full((b.shape[1],), i, device=b.device) for i, b in enumerate(boxes)]
         )
         all_boxes, all_scores = torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
+        # Asked for some of its maps alone, nobody knows for which.
+        levels = self.levels if len(self.levels) == len(boxes) else []
         return [
-            self._suppress(all_boxes[n], all_scores[n], map_index, image_size)
+            self._suppress(all_boxes[n], all_scores[n], map_index, image_size, levels)
             for n, image_size in enumerate(image_sizes)
         ]
 
@@ -187,6 +189,7 @@ class PyramidRPN(RPN):
         scores: torch.Tensor,
         map_index: torch.Tensor,
         image_size: tuple[int, int],
+        levels: list[int],
     ) -> Instances:
         """The second half of Detectron2's ``find_top_rpn_proposals``, of one image.
 
@@ -208,9 +211,9 @@ class PyramidRPN(RPN):
         keep = batched_nms(boxes.tensor, scores, map_index, self.nms_thresh)
         keep = keep[: self.post_nms_topk[self.training]]
         found = Instances(image_size, proposal_boxes=boxes[keep], objectness_logits=scores[keep])
-        if self.levels:
-            levels = torch.tensor(self.levels, device=map_index.device)
-            found.proposal_level = levels[map_index[keep]]
+        if levels:
+            of_map = torch.tensor(levels, device=map_index.device)
+            found.proposal_level = of_map[map_index[keep]]
         return found
 
     def __prepare_scriptable__(self) -> nn.Module:

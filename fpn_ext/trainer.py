@@ -11,6 +11,7 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.solver import LRMultiplier
 
 from .checkpoint import SafeCheckpointer
+from .config import flat
 from .repeatable import RepeatableTrainLoader, SeededIterations
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class ResumableTrainer(DefaultTrainer):
         state = super().state_dict()
         state["_trainer"] = self._trainer.state_dict()  # v0.6 leaves it out, and the optimizer
         state["schedule"] = self._schedule()
+        state["config"] = self._told_apart_by()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -96,6 +98,10 @@ class ResumableTrainer(DefaultTrainer):
             rates = self.scheduler.get_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+        before = self._restored.get("config", {})
+        for key, value in self._told_apart_by().items():
+            if before.get(key, value) != value:
+                logger.warning("%s was %s in %s; it is now %s", key, before[key], file, value)
         self._say(f"Resumed {file}: weights, optimizer, learning rate, order of images")
 
     def extend(self) -> None:
@@ -124,6 +130,12 @@ class ResumableTrainer(DefaultTrainer):
     def _schedule(self) -> dict[str, Any]:
         solver = self.cfg.SOLVER
         return {key: solver[key] for key in ("BASE_LR", "STEPS", "MAX_ITER")}
+
+    def _told_apart_by(self) -> dict[str, str]:
+        """Each key of the config with its value; without the schedule, and what changes no bit."""
+        aside = {f"SOLVER.{key}" for key in self._schedule()}
+        aside |= {"OUTPUT_DIR", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS"}
+        return {key: str(value) for key, value in flat(self.cfg).items() if key not in aside}
 
     def _say(self, what: str) -> None:
         old = self._restored.get("schedule", {})

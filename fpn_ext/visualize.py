@@ -17,7 +17,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
-from .drawing import LEVEL_COLORS, coloring_field, draw_boxes, draw_detections
+from .drawing import coloring_field, draw_boxes, draw_detections, draw_legend
 from .levels import name_of
 from .predict import build_predictor, class_names, detections_of, load_inference_config
 
@@ -78,11 +78,7 @@ def _paste(
             sheet.paste(picture, (x + j * (cell + gap), y))
     x, y = gap, sheet.height - band + 8
     pen.text((x, y), legend, fill="black")
-    x += 360
-    for level in levels:
-        pen.rectangle((x, y, x + 12, y + 12), fill=LEVEL_COLORS[level])
-        pen.text((x + 18, y), name_of(level).upper(), fill="black")
-        x += 56
+    draw_legend(pen, x + 360, y, {level: name_of(level).upper() for level in levels})
     return sheet
 
 

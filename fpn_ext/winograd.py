@@ -12,15 +12,21 @@ six points), multiplied channel by channel, and transformed back:
 The sum over input channels turns the products into 36 matrix products over all tiles at once. The
 points are 0, +-5/8, +-3/2 and infinity instead of the usual 0, +-1, +-2: nearer to each other in
 size, they lose a third as much to rounding, which leaves float32 as good as with the direct sums.
+
+A thread takes a strip of the map through all steps. Were each step divided among the threads, as
+torch would, every core would read what another has just written.
 """
 
+import itertools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from . import threads
 
 POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)  # and infinity
 OUTPUTS, INPUTS = 4, 6  # side of a tile
@@ -87,41 +93,55 @@ class WinogradConv2d(nn.Module):
         if tiles_y * tiles_x * channels < SMALLEST_MAP:
             direct = F.conv2d(x, self.weight, self.bias, padding=1)
             return F.relu_(direct) if self.relu else direct
-        rows_at_once = min(tiles_y, -(-TILES_AT_ONCE // tiles_x))
-        by_cell = x.permute(0, 2, 3, 1)
+        # An even number of strips of nearly as many rows each, for an even number of threads.
+        count = min(tiles_y, 2 * -(-tiles_y * tiles_x // (2 * TILES_AT_ONCE)))
+        bounds = [tiles_y * i // count for i in range(count + 1)]
+        strips = [(i, *ends) for i in range(n) for ends in itertools.pairwise(bounds)]
         result = x.new_empty((n, height, width, out_channels))
+        threads.share(
+            lambda own: self._convolve_strips(
+                x.permute(0, 2, 3, 1), result, own, -(-tiles_y // count)
+            ),
+            strips,
+        )
+        return result.permute(0, 3, 1, 2)
 
+    def _convolve_strips(
+        self,
+        x: torch.Tensor,
+        result: torch.Tensor,
+        strips: Iterable[tuple[int, int, int]],
+        most_rows: int,
+    ) -> None:
+        """Rows of tiles of (N, H, W, I) maps into (N, H, W, O): (image, first, end) of each."""
+        _, height, width, channels = x.shape
+        out_channels = result.shape[3]
+        tiles_x = -(-width // OUTPUTS)
         # A strip of rows of tiles, with the zeros around the map, and memory for the steps. Rows of
         # it a multiple of 4096 bytes apart would compete for the same few lines of the cache.
-        strip_shape = (OUTPUTS * rows_at_once + 2, OUTPUTS * tiles_x + 2, channels)
-        overhang_shape = (OUTPUTS * rows_at_once, OUTPUTS * tiles_x, out_channels)
-        step = rows_at_once * tiles_x * max(channels, out_channels) + PADDING
+        strip_shape = (OUTPUTS * most_rows + 2, OUTPUTS * tiles_x + 2, channels)
+        overhang_shape = (OUTPUTS * most_rows, OUTPUTS * tiles_x, out_channels)
+        step = most_rows * tiles_x * max(channels, out_channels) + PADDING
         strip, overhang, scratch = _workspace(
             x, (strip_shape, overhang_shape, (2, INPUTS**2, step))
         )
         strip.zero_()
-        for image in range(n):
-            for first in range(0, tiles_y, rows_at_once):
-                rows = min(rows_at_once, tiles_y - first)
-                top, bottom = OUTPUTS * first - 1, OUTPUTS * (first + rows) + 1
-                inside = slice(max(top, 0), min(bottom, height))
-                strip[: inside.start - top] = 0
-                strip[inside.start - top : inside.stop - top, 1 : width + 1] = by_cell[
-                    image, inside
-                ]
-                strip[inside.stop - top :] = 0
+        for image, first, end in strips:
+            top, bottom = OUTPUTS * first - 1, OUTPUTS * end + 1
+            inside = slice(max(top, 0), min(bottom, height))
+            strip[: inside.start - top] = 0
+            strip[inside.start - top : inside.stop - top, 1 : width + 1] = x[image, inside]
+            strip[inside.stop - top :] = 0
 
-                # Where tiles end where the map ends, outputs go where they belong at once.
-                end = min(OUTPUTS * (first + rows), height)
-                here = result[image, OUTPUTS * first : end]
-                fits = end == OUTPUTS * (first + rows) and width == OUTPUTS * tiles_x
-                into = here if fits else overhang[: OUTPUTS * rows]
-                self._convolve(
-                    strip, into.view(rows, OUTPUTS, tiles_x, OUTPUTS, out_channels), scratch
-                )
-                if not fits:
-                    here.copy_(into[: len(here), :width])
-        return result.permute(0, 3, 1, 2)
+            # Where tiles end where the map ends, outputs go where they belong at once.
+            here = result[image, OUTPUTS * first : OUTPUTS * end]
+            fits = len(here) == OUTPUTS * (end - first) and width == OUTPUTS * tiles_x
+            into = here if fits else overhang[: OUTPUTS * (end - first)]
+            self._convolve(
+                strip, into.view(end - first, OUTPUTS, tiles_x, OUTPUTS, out_channels), scratch
+            )
+            if not fits:
+                here.copy_(into[: len(here), :width])
 
     def _convolve(self, strip: torch.Tensor, into: torch.Tensor, scratch: torch.Tensor) -> None:
         """(4 rows + 2, 4 tiles_x + 2, I) -> (rows, 4, tiles_x, 4, O)."""

@@ -50,6 +50,14 @@ def same_random_numbers():
 
 
 @pytest.fixture
+def number_of_threads():
+    """``torch.set_num_threads``, undone afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def small_cfg():
     """A Faster R-CNN with this project's components over ResNet-18, small enough for a test."""
     cfg = fpn_ext.load_config("configs/Base-FPN.yaml")

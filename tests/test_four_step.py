@@ -106,6 +106,18 @@ def test_it_says_what_each_step_does(output, capsys, monkeypatch):
     assert "one Faster R-CNN, shared backbone: AP" in printed
 
 
+def test_an_interrupted_step_goes_on(output, monkeypatch):
+    step = output / "step4_detector"
+    final, run = step / "model_final.pth", []
+    monkeypatch.setattr(four_step.commands, "run", lambda arguments, log: run.append(arguments))
+    final.rename(step / "aside")
+    try:
+        four_step.train(STEPS[3], load_config(RPN, TINY), load_config(DETECTOR, TINY), output, 0)
+    finally:
+        (step / "aside").rename(final)
+    assert [arguments[-1] for arguments in run] == ["--resume"]
+
+
 def test_each_detector_takes_the_proposals_of_the_step_before():
     rpn, detector = load_config(RPN), load_config(DETECTOR)
     files = [

@@ -120,6 +120,13 @@ def test_levels_with_a_gap(cfg):
     assert_levels_are_true(generator, given, generator.predict_proposals(*given), levels=(3, 5))
 
 
+def test_a_map_asked_for_alone_has_no_level(cfg):
+    generator = rpn(cfg, True).eval()
+    *given, sizes = predictions(generator)
+    (first, _) = generator.predict_proposals(*(of_maps[3:] for of_maps in given), sizes)
+    assert len(first) > 10 and not first.has("proposal_level")
+
+
 def test_as_many_levels_as_maps(cfg):
     arguments = fpn_ext.PyramidRPN.from_config(cfg, SHAPES)
     assert arguments["levels"] == [2, 3, 4, 5, 6]

@@ -257,6 +257,21 @@ def demo(tmp_path_factory):
         MetadataCatalog.get(f"test_end_{split}").thing_classes = list(demo_data.CLASS_NAMES)
 
 
+def test_a_network_of_a_library_sees_its_own_pixels(demo, tmp_path, capsys):
+    opts = [*SMALL, "MODEL.FPN_EXT.BOTTOM_UP", "torchvision/shufflenet_v2_x0_5"]
+    opts += ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]
+    cfg = fpn_ext.load_config("configs/demo/faster_rcnn_R_18_FPN.yaml", opts)
+    fpn_ext.resolve_bottom_up(cfg)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "rpn.pth")
+    main([
+        "generate", "--config-file", "configs/demo/faster_rcnn_R_18_FPN.yaml",
+        "--datasets", "test_end_val", "--top-k", "5", "--output", str(tmp_path), *opts,
+        "MODEL.WEIGHTS", str(tmp_path / "rpn.pth"),
+    ])  # fmt: skip
+    assert len(ProposalFile(tmp_path / "test_end_val.safetensors")) == 4
+    assert "MODEL.PIXEL_MEAN" in capsys.readouterr().out
+
+
 def test_end_to_end(demo, tmp_path, capsys):
     config = "configs/demo/faster_rcnn_R_18_FPN.yaml"
     rpn = fpn_ext.load_config(config, [*SMALL, "MODEL.META_ARCHITECTURE", "ProposalNetwork"])

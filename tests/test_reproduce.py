@@ -2,12 +2,17 @@
 
 import json
 import statistics
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fpn_ext import commands, load_config, paper, pretrain, reproduce
+from detectron2.modeling import build_model
+from fpn_ext.checkpoint import SafeCheckpointer
 from fpn_ext.proposal_sources import ground_truth_proposals
 from fpn_ext.reproduce import Reproduction, Run
 
@@ -150,7 +155,13 @@ def test_means_spreads_and_differences_by_hand():
 
 @pytest.mark.parametrize(
     "differences, verdict",
-    [([-1.0], "open"), ([-1.0, 1.0], "open"), ([-3.0, -3.1], "holds"), ([3.0, 3.1], "reversed")],
+    [
+        ([-1.0], "open"),
+        ([-1.0, 1.0], "open"),
+        ([-2.2, -1.0, 0.2], "open"),  # two standard errors are 2 * 1.2 / sqrt 3 = 1.39
+        ([-1.7, -1.0, -0.3], "holds"),  # 2 * 0.7 / sqrt 3 = 0.81
+        ([3.0, 3.1], "reversed"),
+    ],
 )
 def test_verdicts(differences, verdict):
     results = [result(2, "c", s, AP=30.0) for s in range(len(differences))]
@@ -177,12 +188,33 @@ def test_the_markdown_says_what_the_summary_says():
     assert "| (b) - (c) | Faster R-CNN on C5 | - | -10.0 ± 0.0 (-5.9) holds | - |" in text
 
 
+def test_pictures_are_crops_in_bgr_and_half_of_them_are_mirrored(monkeypatch):
+    y, x = np.mgrid[: pretrain.SIDE, : pretrain.SIDE].astype(np.uint8)
+    red_is_x_and_blue_is_y = np.dstack([x, 0 * x, y])
+    monkeypatch.setattr(pretrain, "PICTURES", 20)
+    monkeypatch.setattr(pretrain.demo_data, "picture", lambda *_: red_is_x_and_blue_is_y)
+    pixels, classes = next(pretrain.batches(seed=1))
+    assert pixels.shape == (pretrain.BATCH, 3, pretrain.CROP, pretrain.CROP)
+    assert (pixels[:, 0].diff(dim=1) == 1).all() and (pixels[:, 1] == 0).all()
+    steps = pixels[:, 2].diff(dim=2)
+    mirrored = (steps == -1).all(dim=(1, 2))
+    assert (mirrored | (steps == 1).all(dim=(1, 2))).all()
+    assert 20 <= mirrored.sum() <= 44  # of 64: a fair coin gives fewer or more once in 500
+    assert len(pixels[:, 0, 0, 0].unique()) > 3, "crops of several places"
+    assert classes.min() == 0 and classes.max() == pretrain.NUM_CLASSES - 1
+
+
 def test_one_row_end_to_end_and_again(reproduction, demo_images, capsys, monkeypatch):
     """Trained, proposed, trained on these; the second time there is nothing to do."""
     monkeypatch.setattr(pretrain, "PICTURES", 20)
     monkeypatch.setattr(pretrain, "BATCH", 4)
     weights = ["--output", str(reproduction.weights), "--iterations", "2"]
     pretrain.main([*weights, "--config-file", str(reproduce.CONFIGS / "scale/small.yaml"), *TINY])
+    model = build_model(reproduction.config(Run(1, "c", 5)))
+    checkpointer = SafeCheckpointer(model)
+    checkpointer.load(str(reproduction.weights))
+    filled = len(model.backbone.bottom_up.state_dict())
+    assert f"backbone {filled} of {filled}" in checkpointer.matched
     arguments = ["--table", "2", "--rows", "c", "--seeds", "5", "--work", str(reproduction.work)]
     arguments += ["--results", str(reproduction.results), "--opts", *TINY]
     assert reproduce.main(arguments) == 0
@@ -218,9 +250,38 @@ def test_an_interrupted_run_goes_on(reproduction, monkeypatch):
     assert commands[0][0] == "train_net.py" and "--resume" in commands[0]
 
 
+def test_as_many_at_a_time_as_asked_for(reproduction, monkeypatch):
+    together, most, lock = 0, [], threading.Lock()
+
+    def do(run, propose):
+        nonlocal together
+        with lock:
+            together += 1
+            most.append(together)
+        time.sleep(0.05)
+        with lock:
+            together -= 1
+        return {"scores": {}}
+
+    monkeypatch.setattr(reproduction, "do", do)
+    wanted = [Run(1, row, seed) for row in "abc" for seed in (1, 2)]
+    assert reproduce.train_all(reproduction, wanted, jobs=2) == []
+    assert len(most) == 6 and max(most) == 2
+
+
+def test_the_papers_recipe_is_for_8_gpus(tmp_path):
+    """Fewer get a smaller batch, a lower rate and a longer schedule, by Detectron2's own rule."""
+    config = Reproduction("coco", tmp_path, tmp_path).config(Run(3, "c", 1))
+    assert config.SOLVER.REFERENCE_WORLD_SIZE == 8
+    assert (
+        Reproduction("small", tmp_path, tmp_path).config(Run(3, "c", 1)).SOLVER.REFERENCE_WORLD_SIZE
+        == 0
+    )
+
+
 def test_a_failure_is_reported_and_the_rest_goes_on(reproduction, monkeypatch, capsys):
     def do(run, propose):
-        if run.row == "c":
+        if run.row != "a":  # (d) must not be begun at all
             raise RuntimeError("exit status 3; see train.log: out of memory")
         return {"scores": {"AR@100": 5.0}}
 

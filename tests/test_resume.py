@@ -168,6 +168,16 @@ def test_extend_takes_weights_and_optimizer_for_a_new_schedule(straight, tmp_pat
     assert list(seen.seen) == list(range(8)) and seen.seen[7]["lr"] == pytest.approx(0.05)
 
 
+def test_what_changed_in_the_config_is_said(straight, tmp_path, log):
+    saved = straight[0] / "model_0000003.pth"
+    (tmp_path / saved.name).write_bytes(saved.read_bytes())
+    begin(config(tmp_path, "MODEL.FPN_EXT.ACCUMULATE", 2, "SOLVER.MOMENTUM", 0.8), "resume")
+    changed = [line for line in log().splitlines() if "it is now" in line]
+    assert len(changed) == 2
+    assert "SOLVER.MOMENTUM was 0.9 in" in changed[1] and changed[1].endswith("it is now 0.8")
+    assert "MODEL.FPN_EXT.ACCUMULATE was 1 in" in changed[0]
+
+
 def test_a_finished_training_has_nothing_left(straight):
     message = r"model_final\.pth has done 8 of SOLVER\.MAX_ITER 8 .* Raise SOLVER\.MAX_ITER"
     with pytest.raises(ValueError, match=message):

@@ -22,6 +22,11 @@ ALLOWED = {
     "safe_pickle": set(),
     "demo_data": set(),
     "ablations": {"fpn"},
+    "between_levels": {"levels"},
+    "path_aggregation": {"between_levels", "fpn"},
+    "bifpn": {"between_levels", "fpn"},
+    "upsampling": {"between_levels", "fpn"},
+    "lateral_norms": {"fpn"},
     "level_rules": {"levels"},
     "level_keys": {"level_rules", "levels", "names"},
     "top_blocks": set(),
@@ -42,7 +47,8 @@ ALLOWED = {
     "bottom_ups": {
         *("dry_run", "level_keys", "levels", "names", "networks", "norms", "pretrained"),
     },
-    "winograd": set(),
+    "threads": set(),
+    "winograd": {"threads"},
     "optimize": {"roi_heads", "winograd"},
     "rpn": {"levels", "names"},
     "config": {
@@ -62,7 +68,7 @@ ALLOWED = {
         "schedule",
     },
     "repeatable": set(),
-    "trainer": {"checkpoint", "repeatable"},
+    "trainer": {"checkpoint", "config", "repeatable"},
     "steps": set(),
     "ema": {"checkpoint"},
     "best": {"names"},
@@ -77,6 +83,7 @@ ALLOWED = {
     "proposal_sources": {"proposal_file"},
     "proposal_loader": {"data", "proposal_file", "proposal_pickle"},
     "proposals": {
+        "bottom_ups",
         "checkpoint",
         "config",
         "data",
@@ -108,7 +115,8 @@ ALLOWED = {
     "measuring": set(),
     "agreement": set(),
     "compare_configs": {
-        *("all_levels", "anchors", "bottom_ups", "config", "data", "fpn", "roi_heads", "rpn"),
+        *("all_levels", "anchors", "bifpn", "bottom_ups", "config", "data", "fpn", "roi_heads"),
+        "rpn",
     },
     "compare_weights": {
         *("agreement", "checkpoint", "compare_configs", "evaluation", "measuring", "optimize"),
@@ -119,6 +127,14 @@ ALLOWED = {
     },
     "compare": {
         *("compare_configs", "compare_training", "compare_weights", "evaluation", "provenance"),
+    },
+    "training_boxes": {"atomic", "config", "data", "names"},
+    "best_anchors": {"training_boxes"},
+    "anchor_fit": {"anchors", "best_anchors", "training_boxes"},
+    "anchor_report": {"anchor_fit", "atomic", "best_anchors", "names", "training_boxes"},
+    "level_report": {"atomic", "level_keys", "names", "training_boxes"},
+    "look": {
+        *("atomic", "best_anchors", "drawing", "levels", "names", "predict", "training_boxes"),
     },
     "visualize": {"predict", "drawing", "levels"},
 }

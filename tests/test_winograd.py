@@ -1,5 +1,7 @@
 """Winograd's convolution against torch's, and against sums worked by hand."""
 
+import threading
+
 import fpn_ext
 import pytest
 import torch
@@ -68,21 +70,33 @@ def test_one_call_leaves_nothing_for_the_next():
             assert torch.equal(convolution(small), before)
 
 
-def test_what_inference_mode_made_serves_outside_of_it():
-    winograd._memory.__dict__.clear()
+def test_what_inference_mode_made_serves_outside_of_it(monkeypatch):
+    monkeypatch.setattr(winograd, "_memory", threading.local())
     convolution, x = WinogradConv2d(torch.randn(8, 8, 3, 3), None), torch.randn(1, 8, 9, 9)
     with torch.inference_mode():
         inside = convolution(x)
     assert torch.equal(convolution(x), inside)
 
 
+def test_any_number_of_threads_gives_the_same_bits(number_of_threads, monkeypatch):
+    monkeypatch.setattr(winograd, "TILES_AT_ONCE", 5)
+    convolution = WinogradConv2d(torch.randn(16, 8, 3, 3), torch.randn(16))
+    x = torch.randn(2, 8, 37, 22)
+    found = []
+    for count in (1, 2, 5):
+        number_of_threads(count)
+        found.append(convolution(x))
+        with torch.inference_mode():
+            found.append(convolution(x))
+    assert all(torch.equal(found[0], other) for other in found)
+
+
 def test_small_maps_are_convolved_directly(monkeypatch):
     monkeypatch.setattr(winograd, "SMALLEST_MAP", 17)
     weight, b = torch.randn(8, 8, 3, 3), torch.randn(8)
     x = torch.randn(1, 8, 4, 8)  # two tiles, 8 channels
-    winograd._memory.__dict__.clear()
+    monkeypatch.delattr(winograd, "_workspace")  # none is made
     found = WinogradConv2d(weight, b, relu=True)(x)
-    assert not winograd._memory.__dict__, "no workspace was made"
     torch.testing.assert_close(found, F.relu(F.conv2d(x, weight, b, padding=1)))
 
 

@@ -1,0 +1,101 @@
+"""Boxes as training sees them: those of Detectron2's own mapper."""
+
+import fpn_ext
+import numpy as np
+import pytest
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data.detection_utils import filter_empty_instances
+from fpn_ext.training_boxes import argument_parser, config_and_boxes, read_boxes, resize
+from fpn_ext.training_boxes import training_sides as sides_of
+from pictures import box, registered
+
+
+def config(sides=(64,), longest=90, style="choice"):
+    cfg = fpn_ext.get_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN = sides
+    cfg.INPUT.MAX_SIZE_TRAIN = longest
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = style
+    cfg.INPUT.RANDOM_FLIP = "none"
+    return cfg
+
+
+@pytest.mark.parametrize("side", [31, 64, 200, 0])
+def test_the_resize_is_detectron2s(tmp_path, side):
+    """Upright, wide and square pictures; boxes within, across and beyond the border, reversed."""
+    rng = np.random.default_rng(1)
+    boxes = [box(*corners) for corners in rng.uniform(-20, 90, (40, 4)).tolist()]
+    boxes += [box(3, 3, 3, 9), box(2, 2, 40, 40, iscrowd=1), box(500, 500, 600, 600)]
+    images = {"a": ((80, 60), boxes), "b": ((45, 77), boxes), "c": ((50, 50), boxes)}
+    cfg = config((side,))
+    with registered("resized", tmp_path, images) as records:
+        found = read_boxes(["resized"])
+        resized = resize(found, cfg)
+        for number, record in enumerate(records):
+            mapped = DatasetMapper(cfg, is_train=True)(dict(record))
+            instances = filter_empty_instances(mapped["instances"])
+            rows = found.images[resized.index] == number
+            own = resized.boxes[rows]
+            np.testing.assert_allclose(own, instances.gt_boxes.tensor.numpy(), atol=1e-4)
+            assert set(map(tuple, resized.image_sizes[rows].tolist())) == {instances.image_size}
+    assert found.crowds == 3 and resized.without_area >= 6  # the thin and the far one of each
+
+
+def test_every_side_counts_as_often_as_it_is_drawn(tmp_path):
+    with registered("sides", tmp_path, {1: ((64, 32), [box(0, 0, 16, 16)])}):
+        resized = resize(read_boxes(["sides"]), config((32, 64, 64, 16), longest=100))
+    assert resized.boxes[:, 2].tolist() == [8, 16, 25]  # 64 would make 128 px: 100 are allowed
+    assert resized.weights.tolist() == [0.25, 0.25, 0.5]
+    assert resized.index.tolist() == [0, 0, 0]
+
+
+def test_the_sides_of_a_range_are_spread_over_it():
+    sides = sides_of(config((100, 500), style="range"))
+    assert list(sides) == [100, 150, 200, 250, 300, 350, 400, 450, 500]
+    assert set(sides.values()) == {1 / 9}
+    assert sides_of(config((7, 8), style="range")) == {7: 0.5, 8: 0.5}
+    for wrong in ((9, 8), (1, 2, 3)):
+        with pytest.raises(ValueError, match=r"MIN_SIZE_TRAIN needs \(least, most\)"):
+            sides_of(config(wrong, style="range"))
+
+
+def test_groups_are_cocos(tmp_path):
+    boxes = [box(0, 0, 32, 32), box(0, 0, 32, 33), box(0, 0, 96, 96), box(0, 0, 96, 97)]
+    with registered("groups", tmp_path, {1: ((100, 100), boxes)}):
+        groups = read_boxes(["groups"]).groups()
+    assert {name: mask.tolist() for name, mask in groups.items()} == {
+        "all": [True] * 4,
+        "small": [True, False, False, False],
+        "medium": [False, True, True, False],
+        "large": [False, False, False, True],
+        "class thing": [True] * 4,
+    }
+
+
+def test_data_that_cannot_be_used_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"'bccd_trainvall' is not .* 'bccd_trainval'"):
+        read_boxes(["bccd_trainvall"])
+    with pytest.raises(ValueError, match="name one there or with --dataset"):
+        read_boxes([])
+    with (
+        registered("empty", tmp_path, {1: ((8, 8), [box(0, 0, 4, 4, iscrowd=1)])}),
+        pytest.raises(ValueError, match=r"\['empty'\] has no boxes on 1 images"),
+    ):
+        read_boxes(["empty"])
+    with (
+        registered("nan", tmp_path, {7: ((8, 8), [box(0, 0, 4, float("nan"))])}),
+        pytest.raises(ValueError, match=r"1 boxes have a coordinate that is NaN .*\(image 7"),
+    ):
+        read_boxes(["nan"])
+    with registered("unsized", tmp_path, {7: ((8, 8), [box(0, 0, 4, 4)])}) as records:
+        del records[0]["width"]
+        with pytest.raises(ValueError, match="1 images have no height and width"):
+            read_boxes(["unsized"])
+
+
+def test_a_report_never_overwrites_the_annotations(tmp_path):
+    with registered("kept", tmp_path, {1: ((8, 8), [box(0, 0, 4, 4)])}):
+        MetadataCatalog.get("kept").json_file = str(tmp_path / "kept.json")
+        words = ["--config-file", "configs/Base-FPN.yaml", "--dataset", "kept"]
+        args = argument_parser("x", "").parse_args([*words, "--json", str(tmp_path / "kept.json")])
+        with pytest.raises(ValueError, match="would overwrite the annotations of kept"):
+            config_and_boxes(args)
