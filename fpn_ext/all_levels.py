@@ -6,7 +6,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes
 from torch import nn
 
@@ -71,7 +70,7 @@ class AllLevelsROIPooler(nn.Module):
 class AllLevelsROIHeads(PyramidROIHeads):
     """:class:`PyramidROIHeads` with :class:`AllLevelsROIPooler` in all their branches.
 
-    Detections have no field ``pooled_level``, as they come from all of them.
+    Detections have no field ``pooled_level``: they are pooled from all of them.
     """
 
     @classmethod
@@ -85,4 +84,4 @@ class AllLevelsROIHeads(PyramidROIHeads):
 
     @classmethod
     def _box_predictor(cls, cfg: CfgNode, input_shape: ShapeSpec, pooler: nn.Module) -> Any:
-        return FastRCNNOutputLayers(cfg, input_shape)
+        return super()._box_predictor(cfg, input_shape, None)

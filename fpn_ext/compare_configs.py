@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+)
 
 from .all_levels import AllLevelsROIHeads
 from .anchors import PyramidAnchorGenerator
@@ -15,6 +20,7 @@ from .config import check_config, flat, get_cfg, load_config, resolve_device
 from .data import register_datasets
 from .fpn import FeaturePyramid
 from .roi_heads import ChunkedROIHeads, PyramidROIHeads
+from .rpn import PyramidRPN
 
 COMPONENTS = (
     "MODEL.BACKBONE.NAME",
@@ -22,7 +28,7 @@ COMPONENTS = (
     "MODEL.PROPOSAL_GENERATOR.NAME",
     "MODEL.ROI_HEADS.NAME",
 )
-# Keys of MODEL.FPN_EXT that one component alone reads, with its registry and the key that names it.
+# Keys of MODEL.FPN_EXT that few components read, each with its registry and the key that names it.
 READERS: tuple[tuple[Any, str, type, tuple[str, ...]], ...] = (
     (
         BACKBONE_REGISTRY,
@@ -40,9 +46,10 @@ READERS: tuple[tuple[Any, str, type, tuple[str, ...]], ...] = (
         PyramidROIHeads,
         (
             *("CANONICAL_LEVEL", "CANONICAL_BOX_SIZE", "LEVEL_RULE", "POOLER_IMPLEMENTATION"),
-            "KEEP_POOLED_LEVEL",
+            "KEEP_LEVELS",
         ),
     ),
+    (PROPOSAL_GENERATOR_REGISTRY, "PROPOSAL_GENERATOR", PyramidRPN, ("KEEP_LEVELS",)),
     (
         ANCHOR_GENERATOR_REGISTRY,
         "ANCHOR_GENERATOR",
@@ -91,12 +98,16 @@ def unread_keys(cfg: CfgNode) -> set[str]:
     >>> sorted(unread_keys(get_cfg()))[2:4]  # of Detectron2's components
     ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOTTOM_UP_NORM']
     """
-    unread = set()
+    known, read = set(), set()
     for registry, node, component, keys in READERS:
-        registered = registry.get(cfg.MODEL[node].NAME)  # a class, or a function that builds
-        if not (isinstance(registered, type) and issubclass(registered, component)):
-            unread |= {f"MODEL.FPN_EXT.{key}" for key in keys}
-    return unread
+        known |= {f"MODEL.FPN_EXT.{key}" for key in keys}
+        name = cfg.MODEL[node].NAME
+        if name not in registry:  # PrecomputedProposals
+            continue
+        registered = registry.get(name)  # a class, or a function that builds
+        if isinstance(registered, type) and issubclass(registered, component):
+            read |= {f"MODEL.FPN_EXT.{key}" for key in keys}
+    return known - read
 
 
 def differences(sides: dict[str, CfgNode], set_here: Sequence[str]) -> list[dict[str, Any]]:

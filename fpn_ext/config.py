@@ -121,9 +121,10 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # Evaluations score the proposals of a two-stage model's RPN, too, by their average recall.
     # An RPN alone (ProposalNetwork) is always scored.
     cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = False
-    # Give every detection a field pooled_level: the level k its features were pooled from.
-    # PyramidROIHeads only.
-    cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = False
+    # Give every proposal a field proposal_level, the level k that proposed it (PyramidRPN), and
+    # every detection that of its proposal and pooled_level, the level k that its features were
+    # pooled from (PyramidROIHeads).
+    cfg.MODEL.FPN_EXT.KEEP_LEVELS = False
     # True: train_net.py has PyTorch compute the same bits on every run, or say which operator
     # cannot; needs a SEED >= 0.
     cfg.MODEL.FPN_EXT.DETERMINISTIC = False

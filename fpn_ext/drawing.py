@@ -9,6 +9,8 @@ import numpy as np
 from detectron2.structures import Instances
 from PIL import Image, ImageDraw, ImageFont
 
+from .levels import LEVEL_FIELDS, name_of
+
 Color = tuple[int, int, int]
 
 # Okabe and Ito's colours, distinct for colour-blind readers too.
@@ -25,27 +27,60 @@ NO_LEVEL_COLOR: Color = (200, 30, 30)  # ground truth, or a model that does not 
 
 
 def draw_detections(
-    image: np.ndarray, detections: Instances, class_names: Sequence[str], scale: float = 1.0
+    image: np.ndarray,
+    detections: Instances,
+    class_names: Sequence[str],
+    scale: float = 1.0,
+    label_levels: bool = False,
 ) -> Image.Image:
-    """Boxes with class and score, coloured by the level each was pooled from if it is known.
+    """Boxes with class and score, coloured by the levels of :func:`coloring_field`.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         detections: on CPU, with ``pred_boxes`` in pixels of ``image``, ``pred_classes``, ``scores``
-            and, if the model keeps it, ``pooled_level``.
+            and, if the model keeps them, ``proposal_level`` and ``pooled_level``.
         class_names: name of each class number.
         scale: size of the picture relative to ``image``.
+        label_levels: put both levels on every box (:func:`level_labels`).
     """
     labels = [
         f"{class_names[c]} {score:.2f}"
         for c, score in zip(detections.pred_classes.tolist(), detections.scores, strict=True)
     ]
-    levels = (
-        detections.pooled_level.tolist()
-        if detections.has("pooled_level")
-        else [None] * len(detections)
-    )
+    if label_levels:
+        own = level_labels(detections)
+        labels = [f"{label} {levels}".rstrip() for label, levels in zip(labels, own, strict=True)]
+    field = coloring_field(detections)
+    levels = detections.get(field).tolist() if field else [None] * len(detections)
     return draw_boxes(image, detections.pred_boxes.tensor.numpy(), labels, levels, scale)
+
+
+def coloring_field(detections: Instances) -> str | None:
+    """The field that colours boxes: ``pooled_level``, else ``proposal_level``, else None.
+
+    Proposals are pooled from nowhere yet, and AllLevelsROIHeads pool from everywhere.
+    """
+    return next((field for field in reversed(LEVEL_FIELDS) if detections.has(field)), None)
+
+
+def level_labels(detections: Instances) -> list[str]:
+    """``"p3>p4"`` for each box: proposed by P3, pooled from P4; what is not known is left out.
+
+    >>> import torch
+    >>> found = Instances((60, 80), proposal_level=torch.tensor([3, -1]))
+    >>> level_labels(found)
+    ['p3', '']
+    >>> found.pooled_level = torch.tensor([4, 2])
+    >>> level_labels(found)
+    ['p3>p4', '>p2']
+    """
+    labels = [""] * len(detections)
+    for field, mark in zip(LEVEL_FIELDS, ("", ">"), strict=True):
+        if detections.has(field):
+            for i, level in enumerate(detections.get(field).tolist()):
+                if level >= 0:  # -1 stands for none
+                    labels[i] += mark + name_of(level)
+    return labels
 
 
 def draw_boxes(

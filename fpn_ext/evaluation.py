@@ -23,6 +23,7 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.utils import comm
 
 from .data import box_fault, read_voc_annotation, voc_box
+from .levels import LEVEL_FIELDS
 from .names import own_keys
 from .recall import ProposalRecallEvaluator
 
@@ -64,12 +65,24 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
 
 
 class DetectionCOCOEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator of detections; it leaves proposals to ours."""
+    """Detectron2's COCO evaluator of detections; it leaves proposals to ours.
+
+    ``coco_instances_results.json`` also gets the levels of each detection that the model keeps
+    (``MODEL.FPN_EXT.KEEP_LEVELS``): ``proposal_level``, ``pooled_level``. COCO's tools pass over
+    them.
+    """
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """As the parent's, which would score ``proposals`` by a routine of its own."""
         detections = [{k: v for k, v in out.items() if k != "proposals"} for out in outputs]
+        done = len(self._predictions)
         super().process(inputs, detections)
+        for prediction, output in zip(self._predictions[done:], detections, strict=True):
+            for field in LEVEL_FIELDS:
+                if output["instances"].has(field):
+                    levels = output["instances"].get(field).tolist()
+                    for found, level in zip(prediction["instances"], levels, strict=True):
+                        found[field] = level
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):

@@ -10,6 +10,10 @@ import math
 import re
 from collections.abc import Sequence
 
+# Fields of proposals and detections (MODEL.FPN_EXT.KEEP_LEVELS), (R,) int64 levels k: the one that
+# proposed a box, and the one that its features were pooled from.
+LEVEL_FIELDS = ("proposal_level", "pooled_level")
+
 
 def stride_of(level: int) -> int:
     """Stride of a level, in pixels of the network input.

@@ -23,13 +23,14 @@ from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
 from .drawing import draw_detections
 from .level_keys import level_table
+from .levels import LEVEL_FIELDS
 from .optimize import model_for_inference
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """A config ready for Detectron2's DefaultPredictor, keeping the level of each detection.
+    """A config ready for Detectron2's DefaultPredictor, keeping the levels of each detection.
 
     Raises:
         FileNotFoundError: no such config, or no such checkpoint (a local ``MODEL.WEIGHTS``).
@@ -51,7 +52,7 @@ def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
     for note in (resolve_device(cfg), *resolve_bottom_up(cfg), level_table(cfg)):
         if note:
             print(note)
-    cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = True
+    cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
     cfg.freeze()
     return cfg
 
@@ -78,6 +79,8 @@ def detections_of(output: dict[str, Any]) -> Instances:
     detections.pred_boxes = proposals.proposal_boxes
     detections.scores = proposals.objectness_logits.sigmoid()
     detections.pred_classes = torch.zeros(len(proposals), dtype=torch.int64)
+    if proposals.has("proposal_level"):
+        detections.proposal_level = proposals.proposal_level
     return detections
 
 
@@ -120,13 +123,20 @@ def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
 
 
 def predict(
-    cfg: CfgNode, pictures: Sequence[Path], output: Path, min_score: float = 0.5
+    cfg: CfgNode,
+    pictures: Sequence[Path],
+    output: Path,
+    min_score: float = 0.5,
+    label_levels: bool = False,
 ) -> dict[str, Any]:
     """Detect on every picture; writes the drawings and ``detections.json`` into ``output``.
 
     Returns what the JSON holds: COCO's ``images``, ``categories`` and ``annotations``, the latter
-    with ``score`` and (if the model keeps it) ``pooled_level``; boxes are XYWH in pixels of the
-    picture file. COCO's tools read it as ground truth and, its annotations, as results.
+    as :func:`annotations_of` makes them, in pixels of the picture file. COCO's tools read it as
+    ground truth and, its annotations, as results.
+
+    Args:
+        label_levels: write ``p3>p4`` on each box, proposed by P3 and pooled from P4.
     """
     categories = class_names(cfg)
     ids = list(categories)
@@ -142,16 +152,16 @@ def predict(
         detections = detections[detections.scores >= min_score]
         height, width = image.shape[:2]
         images.append({"id": image_id, "file_name": str(picture), "height": height, "width": width})
-        for annotation in _annotations(detections):
+        for annotation in annotations_of(detections, ids):
             annotation["id"] = len(annotations) + 1
             annotation["image_id"] = image_id
-            annotation["category_id"] = ids[annotation["category_id"]]
             annotations.append(annotation)
         drawing = output / f"{picture.stem}.png"
         if drawing in drawings:  # two inputs of the same name
             drawing = output / f"{picture.stem}_{image_id}.png"
         drawings.add(drawing)
-        draw_detections(image, detections, list(categories.values())).save(drawing)
+        names = list(categories.values())
+        draw_detections(image, detections, names, label_levels=label_levels).save(drawing)
 
     result = {
         "images": images,
@@ -162,17 +172,27 @@ def predict(
     return result
 
 
-def _annotations(detections: Instances) -> Iterable[dict[str, Any]]:
+def annotations_of(detections: Instances, category_ids: Sequence[int]) -> Iterable[dict[str, Any]]:
+    """Detections as COCO writes annotations, with ``score``, less ``id`` and ``image_id``.
+
+    ``bbox`` is XYWH in pixels of the image. ``proposal_level`` and ``pooled_level``, the levels k
+    that proposed the box and that it was pooled from, are there if the model keeps them.
+
+    Args:
+        detections: on CPU, as :func:`detections_of` gives them.
+        category_ids: of the class numbers.
+    """
     for i, (x0, y0, x1, y1) in enumerate(detections.pred_boxes.tensor.tolist()):
         annotation = {
-            "category_id": int(detections.pred_classes[i]),
+            "category_id": category_ids[int(detections.pred_classes[i])],
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "area": (x1 - x0) * (y1 - y0),
             "iscrowd": 0,
             "score": float(detections.scores[i]),
         }
-        if detections.has("pooled_level"):
-            annotation["pooled_level"] = int(detections.pooled_level[i])
+        for field in LEVEL_FIELDS:
+            if detections.has(field):
+                annotation[field] = int(detections.get(field)[i])
         yield annotation
 
 
@@ -182,11 +202,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--input", required=True, nargs="+", help="picture files and folders")
     parser.add_argument("--output", required=True, type=Path, help="folder for what is written")
     parser.add_argument("--min-score", type=float, default=0.5)
+    parser.add_argument(
+        "--label-levels",
+        action="store_true",
+        help="write p3>p4 on each box: proposed by P3, pooled from P4",
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args(argv)
     pictures = find_pictures(args.input)
     cfg = load_inference_config(args.config_file, args.opts)
-    result = predict(cfg, pictures, args.output, args.min_score)
+    result = predict(cfg, pictures, args.output, args.min_score, args.label_levels)
     print(
         f"{len(result['annotations'])} detections on {len(pictures)} picture(s): "
         f"{args.output / 'detections.json'}, drawings beside it"

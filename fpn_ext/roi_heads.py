@@ -13,8 +13,8 @@ from detectron2.modeling import (
     build_mask_head,
 )
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
-from torch import nn
 
 from .level_keys import level_table
 from .names import own_keys
@@ -96,7 +96,7 @@ class PyramidROIHeads(StandardROIHeads):
 
     @classmethod
     def _box_predictor(cls, cfg: CfgNode, input_shape: ShapeSpec, pooler: Any) -> Any:
-        if own_keys(cfg).KEEP_POOLED_LEVEL:
+        if own_keys(cfg).KEEP_LEVELS:
             return LevelKeepingOutputLayers(cfg, input_shape, pooler=pooler)
         return FastRCNNOutputLayers(cfg, input_shape)
 
@@ -159,33 +159,54 @@ def _checked_chunk(boxes_per_chunk: int) -> int:
 
 
 class LevelKeepingOutputLayers(FastRCNNOutputLayers):
-    """Detectron2's box predictor that notes which level each detection was pooled from.
+    """Detectron2's box predictor that notes which levels each detection comes from.
 
-    In inference, every detection gets a field ``pooled_level``, (R,) int64: the level k of the
-    proposal it came from, by the rule of ``pooler``.
+    In inference, every detection gets two fields, (R,) int64, of the proposal it came from:
+    ``pooled_level``, the level k it was pooled from, by the rule of ``pooler``; and
+    ``proposal_level``, the level k that proposed it, if the proposals have that field.
 
     Args:
-        pooler: the pooler in front of the box head.
+        pooler: the pooler in front of the box head; None if it has no one level for a box, which
+            leaves ``pooled_level`` out.
         **kwargs: of FastRCNNOutputLayers.
     """
 
     @configurable
-    def __init__(self, *, pooler: LevelMappedROIPooler, **kwargs: Any):
+    def __init__(self, *, pooler: LevelMappedROIPooler | None, **kwargs: Any):
         super().__init__(**kwargs)
         self.pooler = pooler
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, pooler: nn.Module) -> dict:
+    def from_config(
+        cls, cfg: CfgNode, input_shape: ShapeSpec, pooler: LevelMappedROIPooler | None
+    ) -> dict:
         return {**super().from_config(cfg, input_shape), "pooler": pooler}
 
     def inference(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[torch.Tensor]]:
         """As the parent's: the detections, and the row of the proposal behind each of them."""
-        detections, rows = super().inference(predictions, proposals)
-        for found, proposal_rows, candidates in zip(detections, rows, proposals, strict=True):
-            boxes = candidates.proposal_boxes.tensor[proposal_rows]
-            found.pooled_level = self.pooler.assign(boxes)
+        boxes = self.predict_boxes(predictions, proposals)
+        scores = self.predict_probs(predictions, proposals)
+        detections, rows_of_finite = fast_rcnn_inference(
+            boxes,
+            scores,
+            [candidates.image_size for candidates in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+        rows = []
+        for i, (found, candidates) in enumerate(zip(detections, proposals, strict=True)):
+            # Detectron2 drops what is not finite first, and numbers the rest.
+            finite = boxes[i].isfinite().all(dim=1) & scores[i].isfinite().all(dim=1)
+            proposal_rows = finite.nonzero().flatten()[rows_of_finite[i]]
+            rows.append(proposal_rows)
+            if self.pooler is not None:
+                pooled = candidates.proposal_boxes.tensor[proposal_rows]
+                found.pooled_level = self.pooler.assign(pooled)
+            if candidates.has("proposal_level"):
+                found.proposal_level = candidates.proposal_level[proposal_rows]
         return detections, rows
 
 

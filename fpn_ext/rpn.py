@@ -4,41 +4,87 @@ On every level the RPN scores some 200 000 anchors and keeps 1000. Detectron2 de
 sorts all scores first, and looks for overlaps among all that it keeps of the levels, though 1000 in
 all are asked for. Here the best scores are picked first, only their boxes are decoded, and overlaps
 are looked for among the best until enough are found. The proposals are the same, bit for bit; where
-scores are equal, neither says which comes first.
+scores are equal, neither says which comes first. Detectron2 forgets which level a proposal is of;
+here it can be kept.
 """
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, batched_nms
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
+
+from .levels import nearest_level
+from .names import own_keys
 
 # Overlaps are looked for among this many times the proposals asked for, and at least so many boxes
 # (below 1000, torchvision's batched_nms on CPU takes another route, with another rounding).
 PREFIX_FACTOR = 2
 SMALLEST_PREFIX = 2000
 
+# The proposal_level of a box that no level proposed: ground truth among the proposals of training.
+NO_LEVEL = -1
+
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class PyramidRPN(RPN):
     """Detectron2's RPN with a quicker way from scores and deltas to proposals.
 
-    Constructor, head, sampling and losses are Detectron2's, as are the names of the parameters.
+    Head, sampling and losses are Detectron2's, as are the names of the parameters.
+
+    With ``levels``, every proposal has a field ``proposal_level``, (R,) int64: the level k of the
+    map that proposed it. The ground truth that RoI heads add to the proposals of training has
+    ``NO_LEVEL`` there. TorchScript and tracing know no such field.
+
+    Args:
+        levels: level k of each of ``in_features``; empty for proposals without the field.
+        **kwargs: of Detectron2's RPN.
+
+    Raises:
+        ValueError: another number of ``levels`` than of ``in_features``.
     """
+
+    @configurable
+    def __init__(self, *, levels: Sequence[int] = (), **kwargs: Any):
+        super().__init__(**kwargs)
+        if levels and len(levels) != len(self.in_features):
+            raise ValueError(
+                f"levels must be one for each of the {len(self.in_features)} maps of in_features "
+                f"(MODEL.RPN.IN_FEATURES), got {list(levels)}"
+            )
+        self.levels = list(levels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         arguments = super().from_config(cfg, input_shape)
+        if own_keys(cfg).KEEP_LEVELS:
+            strides = [input_shape[name].stride for name in cfg.MODEL.RPN.IN_FEATURES]
+            arguments["levels"] = [nearest_level(stride) for stride in strides]
         for module in arguments["head"].modules():
             # What a convolution hands to its own activation, nobody else ever reads.
             if isinstance(module, Conv2d) and isinstance(module.activation, nn.ReLU):
                 module.activation.inplace = True
         return arguments
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """As the parent's; with ``levels``, ground truth gets the field ``proposal_level``, too."""
+        if self.levels and gt_instances is not None:
+            # RoI heads put the ground truth among the proposals, and want the same fields there.
+            for targets in gt_instances:
+                device = targets.gt_boxes.device
+                targets.proposal_level = torch.full((len(targets),), NO_LEVEL, device=device)
+        return super().forward(images, features, gt_instances)
 
     def predict_proposals(
         self,
@@ -56,7 +102,8 @@ class PyramidRPN(RPN):
             image_sizes: (height, width) of each of the N images before padding.
 
         Returns:
-            One Instances per image with ``proposal_boxes`` and ``objectness_logits``.
+            One Instances per image with ``proposal_boxes`` and ``objectness_logits``, and
+            ``proposal_level`` where levels are kept and all maps are given.
 
         Raises:
             FloatingPointError: in training, a score or box that is NaN or infinite.
@@ -124,17 +171,50 @@ class PyramidRPN(RPN):
         scores: list[torch.Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Detectron2's clipping, dropping of empty boxes, suppression per level, and cut."""
-        return find_top_rpn_proposals(
-            boxes,
-            scores,
-            image_sizes,
-            self.nms_thresh,
-            self.pre_nms_topk[self.training],
-            self.post_nms_topk[self.training],
-            self.min_box_size,
-            self.training,
+        """(N, k_i, 4) boxes and (N, k_i) scores of each level -> the proposals of N images."""
+        map_index = torch.cat(
+            [torch.full((b.shape[1],), i, device=b.device) for i, b in enumerate(boxes)]
         )
+        all_boxes, all_scores = torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
+        # Asked for some of its maps alone, nobody knows for which.
+        levels = self.levels if len(self.levels) == len(boxes) else []
+        return [
+            self._suppress(all_boxes[n], all_scores[n], map_index, image_size, levels)
+            for n, image_size in enumerate(image_sizes)
+        ]
+
+    def _suppress(
+        self,
+        candidates: torch.Tensor,
+        scores: torch.Tensor,
+        map_index: torch.Tensor,
+        image_size: tuple[int, int],
+        levels: list[int],
+    ) -> Instances:
+        """The second half of Detectron2's ``find_top_rpn_proposals``, of one image.
+
+        Boxes are clipped, empty ones dropped, those that overlap a better one of the same map
+        suppressed, and the best kept.
+        """
+        finite = candidates.isfinite().all(dim=1) & scores.isfinite()
+        if not finite.all():
+            if self.training:
+                raise FloatingPointError(
+                    "Predicted boxes or scores contain Inf/NaN. Training has diverged."
+                )
+            candidates, scores, map_index = candidates[finite], scores[finite], map_index[finite]
+        boxes = Boxes(candidates)
+        boxes.clip(image_size)
+        sized = boxes.nonempty(threshold=self.min_box_size)
+        if not sized.all():
+            boxes, scores, map_index = boxes[sized], scores[sized], map_index[sized]
+        keep = batched_nms(boxes.tensor, scores, map_index, self.nms_thresh)
+        keep = keep[: self.post_nms_topk[self.training]]
+        found = Instances(image_size, proposal_boxes=boxes[keep], objectness_logits=scores[keep])
+        if levels:
+            of_map = torch.tensor(levels, device=map_index.device)
+            found.proposal_level = of_map[map_index[keep]]
+        return found
 
     def __prepare_scriptable__(self) -> nn.Module:
         # TorchScript cannot follow super(); the parent gives the same proposals.

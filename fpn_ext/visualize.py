@@ -17,15 +17,18 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
-from .drawing import draw_boxes, draw_detections, draw_legend
+from .drawing import coloring_field, draw_boxes, draw_detections, draw_legend
 from .levels import name_of
 from .predict import build_predictor, class_names, detections_of, load_inference_config
 
 
-def contact_sheet(cfg: CfgNode, num_images: int = 12, min_score: float = 0.5) -> Image.Image:
+def contact_sheet(
+    cfg: CfgNode, num_images: int = 12, min_score: float = 0.5, label_levels: bool = False
+) -> Image.Image:
     """Images of ``DATASETS.TEST[0]`` in pairs: ground truth left, the model's detections right.
 
-    The images are spread evenly over the data set. Below stands which colour is which level.
+    The images are spread evenly over the data set. Below stands which colour is which level. With
+    ``label_levels``, ``p3>p4`` stands on each box: proposed by P3, pooled from P4.
     """
     dataset = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)
@@ -34,6 +37,7 @@ def contact_sheet(cfg: CfgNode, num_images: int = 12, min_score: float = 0.5) ->
     predictor = build_predictor(cfg)
     pairs = []
     levels: set[int] = set()
+    field = None
     for i in np.linspace(0, len(records) - 1, min(num_images, len(records))).astype(int):
         record = records[i]
         image = read_image(record["file_name"], "RGB")
@@ -49,15 +53,17 @@ def contact_sheet(cfg: CfgNode, num_images: int = 12, min_score: float = 0.5) ->
         )
         detections = detections_of(predictor(image[:, :, ::-1]))  # it takes BGR
         found = detections[detections.scores >= min_score]
-        if found.has("pooled_level"):
-            levels |= set(found.pooled_level.tolist())
-        pairs.append((left, draw_detections(image, found, drawn_names, scale)))
+        field = coloring_field(found)
+        if field:
+            levels |= set(found.get(field).tolist())
+        pairs.append((left, draw_detections(image, found, drawn_names, scale, label_levels)))
     title = f"ground truth | detections with score >= {min_score:g}, {dataset}"
-    return _paste(pairs, title, sorted(levels))
+    which = "that proposed them" if field == "proposal_level" else "they were pooled from"
+    return _paste(pairs, title, f"detections are coloured by the level {which}:", sorted(levels))
 
 
 def _paste(
-    pairs: list[tuple[Image.Image, Image.Image]], title: str, levels: Sequence[int]
+    pairs: list[tuple[Image.Image, Image.Image]], title: str, legend: str, levels: Sequence[int]
 ) -> Image.Image:
     cell, gap, columns, band = 320, 6, 2, 28
     rows = -(-len(pairs) // columns)
@@ -71,7 +77,7 @@ def _paste(
         for j, picture in enumerate(pair):
             sheet.paste(picture, (x + j * (cell + gap), y))
     x, y = gap, sheet.height - band + 8
-    pen.text((x, y), "detections are coloured by the level they were pooled from:", fill="black")
+    pen.text((x, y), legend, fill="black")
     draw_legend(pen, x + 360, y, {level: name_of(level).upper() for level in levels})
     return sheet
 
@@ -115,12 +121,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder for the pictures")
     parser.add_argument("--num-images", type=int, default=12)
     parser.add_argument("--min-score", type=float, default=0.5)
+    parser.add_argument(
+        "--label-levels",
+        action="store_true",
+        help="write p3>p4 on each box: proposed by P3, pooled from P4",
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args(argv)
     cfg = load_inference_config(args.config_file, args.opts)
     args.output.mkdir(parents=True, exist_ok=True)
     sheet = args.output / "contact_sheet.png"
-    contact_sheet(cfg, args.num_images, args.min_score).save(sheet)
+    contact_sheet(cfg, args.num_images, args.min_score, args.label_levels).save(sheet)
     print(f"wrote {sheet}")
     metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
     if metrics.is_file():

@@ -104,7 +104,7 @@ def test_same_results_stage_by_stage(cfg, depth, width, norm, components):
 def test_masks_and_pooled_levels(cfg):
     cfg.MODEL.MASK_ON = True
     cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
-    cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = True
+    cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
     model = model_of(cfg)
     optimised = optimize_for_inference(model)
     assert_same_stages(model, optimised)

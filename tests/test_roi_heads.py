@@ -85,7 +85,7 @@ def test_explicit_construction(small_cfg):
 
 def test_pooled_level_is_that_of_the_proposal(small_cfg):
     """Proposals stay where they are (no regression), so each detection names its proposal."""
-    small_cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = True
+    small_cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
     small_cfg.TEST.DETECTIONS_PER_IMAGE = 1000
     small_cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
     heads = build_roi_heads(small_cfg, SHAPES).eval()
@@ -110,7 +110,7 @@ def test_keeping_the_level_changes_no_detection(small_cfg):
     results = []
     for keep in (False, True):
         torch.manual_seed(1)
-        small_cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = keep
+        small_cfg.MODEL.FPN_EXT.KEEP_LEVELS = keep
         model = build_model(small_cfg).eval()
         with torch.no_grad():
             results.append(model(image)[0]["instances"])

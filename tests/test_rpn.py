@@ -1,6 +1,5 @@
 """PyramidRPN gives Detectron2's proposals, bit for bit, with less work."""
 
-import fpn_ext.rpn
 import pytest
 import torch
 from fpn_ext import PyramidRPN
@@ -50,15 +49,15 @@ def assert_same(generators, predictions):
 
 @pytest.fixture
 def suppressions(monkeypatch):
-    """How many boxes each call of Detectron2's suppression was given."""
+    """How many boxes each call of the suppression was given."""
     counts = []
-    original = fpn_ext.rpn.find_top_rpn_proposals
+    original = PyramidRPN._without_overlaps
 
-    def counting(boxes, *arguments):
+    def counting(self, boxes, *arguments):
         counts.append(sum(b.shape[1] for b in boxes))
-        return original(boxes, *arguments)
+        return original(self, boxes, *arguments)
 
-    monkeypatch.setattr(fpn_ext.rpn, "find_top_rpn_proposals", counting)
+    monkeypatch.setattr(PyramidRPN, "_without_overlaps", counting)
     return counts
 
 

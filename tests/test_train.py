@@ -203,7 +203,8 @@ def test_prediction_on_files_and_folders(trained, tmp_path, capsys):
     one = sorted(images.iterdir())[0]
     predict([
         "--config-file", DEMO, "--input", str(one), str(images), "--output", str(tmp_path / "out"),
-        "--min-score", "0.0", *SMALL, "MODEL.WEIGHTS", str(output / "model_final.pth"),
+        "--min-score", "0.0", "--label-levels",
+        *SMALL, "MODEL.WEIGHTS", str(output / "model_final.pth"),
     ])  # fmt: skip
     assert "on 5 picture(s)" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
@@ -214,6 +215,7 @@ def test_prediction_on_files_and_folders(trained, tmp_path, capsys):
         assert annotation["image_id"] in range(1, 6)
         assert annotation["category_id"] in range(1, 6)
         assert 2 <= annotation["pooled_level"] <= 5
+        assert 2 <= annotation["proposal_level"] <= 6
         x, y, width, height = annotation["bbox"]
         picture = found["images"][annotation["image_id"] - 1]
         assert x >= 0 and x + width <= picture["width"] + 1e-3
@@ -245,7 +247,8 @@ def test_prediction_in_bfloat16(trained, tmp_path, caplog):
 def test_contact_sheet_and_curves(trained, tmp_path):
     output, _ = trained
     visualize([
-        "--config-file", DEMO, "--output", str(tmp_path), "--num-images", "3", *SMALL,
+        "--config-file", DEMO, "--output", str(tmp_path), "--num-images", "3", "--label-levels",
+        *SMALL,
         "MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(output),
     ])  # fmt: skip
     sheet = Image.open(tmp_path / "contact_sheet.png")

@@ -117,7 +117,7 @@ def test_every_size_and_flip_takes_part(cfg):
 def test_pooled_levels_are_let_go(cfg):
     """A detection is the best of several images': there is no one level."""
     plain = augmented(cfg, model_of(cfg))
-    cfg.MODEL.FPN_EXT.KEEP_POOLED_LEVEL = True
+    cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
     keeping = augmented(cfg, model_of(cfg))
     assert_equal(keeping, plain)
     assert not any(found.has("pooled_level") for found in keeping)
