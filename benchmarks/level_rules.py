@@ -29,7 +29,6 @@ from fpn_ext.reproduce import Reproduction, Run
 
 PROJECT = commands.PROJECT
 SCALE, ROW = "small", (3, "c")
-DATASET = "demo_multiscale_val"
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
 ALL = ["MODEL.ROI_HEADS.NAME", "AllLevelsROIHeads", "MODEL.FPN_EXT.LEVEL_FUSION"]
 RULES: dict[str, list[str]] = {
@@ -58,7 +57,8 @@ def trained(rule: str, seed: int, opts: Sequence[str], work: Path) -> dict[str, 
     config_file.write_text(cfg.dump())
     arguments = ["train_net.py", "--config-file", str(config_file)]
     seconds = commands.run(arguments, folder / "console.log", threads=1)
-    scores = json.loads((folder / "inference" / DATASET / "results.json").read_text())
+    scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
+    scores = json.loads(scores_file.read_text())
     return {
         "rule": rule,
         "seed": seed,
@@ -142,7 +142,7 @@ Row (c) of Table 3 at the small scale (`fpn_ext.reproduce`), {kinds["iterations"
 trained with each of them; on {kinds["hardware"]}; commit {kinds["commit"]}.
 What they are: [docs/levels.md](../../docs/levels.md). On these levels StrideRule is PaperRule.
 
-Box AP in percent on {DATASET}, mean ± standard deviation over the seeds:
+Box AP in percent, mean ± standard deviation over the seeds:
 
 {markdown_table(["", "seeds", *metrics], scores)}
 
