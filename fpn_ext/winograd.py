@@ -35,8 +35,9 @@ OUTPUTS, INPUTS = 4, 6  # side of a tile
 FEWEST_CHANNELS = 256
 # Tiles transformed at once: enough for matrix products at full speed, few enough for the cache.
 TILES_AT_ONCE = 200
-# On smaller maps the direct sums are as fast: 4x4 tiles of the map times channels.
-SMALLEST_MAP = 10_000
+# On smaller maps the direct sums are as fast: 4x4 tiles of the map times channels. (For some
+# milliseconds after an operation, OpenMP's threads occupy their cores, waiting for the next.)
+SMALLEST_MAP = 60_000
 PADDING = 272  # floats
 
 
