@@ -34,7 +34,7 @@ OUTPUTS, INPUTS = 4, 6  # side of a tile
 # With fewer channels the transforms cost what the products save (2 cores, AVX-512).
 FEWEST_CHANNELS = 256
 # Tiles transformed at once: enough for matrix products at full speed, few enough for the cache.
-TILES_AT_ONCE = 200
+TILES_AT_ONCE = 100
 # On smaller maps the direct sums are as fast: 4x4 tiles of the map times channels. (For some
 # milliseconds after an operation, OpenMP's threads occupy their cores, waiting for the next.)
 SMALLEST_MAP = 60_000
@@ -220,7 +220,7 @@ _memory = threading.local()
 
 
 def _workspace(like: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-    """Tensors to write into, in memory that this thread keeps (some 30 MB at 800x1333).
+    """Tensors to write into, in memory that this thread keeps (some 20 MB at 800x1333).
 
     Fresh memory for every call would cost as much as the products.
     """
