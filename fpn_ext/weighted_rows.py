@@ -12,6 +12,9 @@ gradients cell by cell. Here both directions are vectorised and threaded, and th
 deterministic: no two threads add into one cell. What the sums need is computed again for the
 backward pass, not kept.
 
+A box's bins are rectangles of cells. Written one after the other, those of a hundred boxes on a map
+are one call of ``embedding_bag``, however large each is.
+
 The code runs on any device. On CUDA only the backward pass is used, where a deterministic one is
 asked for (fpn_ext/fused_roi_align.py): sizes of intermediate results depend on the boxes, for which
 the CPU has to wait.
@@ -22,11 +25,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .layouts import to_channels_last, to_contiguous
+
 # Levels as the pooler has them: (N, C, H, W) maps, fine to coarse.
 Maps = list[torch.Tensor]
 
-# Boxes worked on at once: what their sums need beside maps and result is some 10 MB then.
+# Boxes worked on at once: what their sums need beside maps and result is some 10 MB then. Fewer,
+# where they take more samples or cells than MOST_AT_ONCE.
 BOXES_AT_ONCE = 128
+MOST_AT_ONCE = 1 << 20
 
 
 def roi_align(
@@ -41,8 +48,9 @@ def roi_align(
     """RoIAlign every box from its own map.
 
     Args:
-        maps: (N, C, H_i, W_i), on CPU; channels_last ones of float32 or float64 are read where
-            they are, others are copied. Half precision is summed in float32.
+        maps: (N, C, H_i, W_i), on CPU; channels_last ones are read where they are, others are
+            copied. Half precision is summed in float32, and rounded once; without gradients to
+            come, the maps are read as they are, and weights are rounded to their dtype, too.
         rois: (R, 5), float32 or float64: image number and XYXY in pixels of the network input.
         map_index: (R,) int64: which of the maps a box is pooled from.
         scales: 1 / stride of each map.
@@ -71,20 +79,20 @@ class _WeightedRows(torch.autograd.Function):
         ctx.settings = settings
         ctx.save_for_backward(rois, map_index)
         ctx.shapes = [m.shape for m in maps]
-        height, width = settings.output_size
-        channels, dtype = maps[0].shape[1], torch.promote_types(maps[0].dtype, torch.float32)
-        pooled = maps[0].new_empty((rois.shape[0], height, width, channels))
+        ctx.nchw = [m.is_contiguous() for m in maps]
+        channels, dtype = maps[0].shape[1], maps[0].dtype
+        if any(ctx.needs_input_grad):
+            dtype = torch.promote_types(dtype, torch.float32)
+        pooled = maps[0].new_empty((len(rois), *settings.output_size, channels))
         for i, features in enumerate(maps):
             rows = torch.nonzero(map_index == i).squeeze(1)
             if len(rows) == 0:
                 continue
-            # No copy if it is channels_last already.
-            by_cell = features.to(dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
-            table = by_cell.reshape(-1, channels)
-            for bags in _bags(rois[rows], features.shape, settings.scales[i], settings):
-                sums = _weighted_sums(table, bags.cells, bags.weights)
-                sums = sums.view(-1, height, width, channels)
-                pooled[rows[bags.boxes]] = sums.to(pooled.dtype)
+            table = _table(to_channels_last(features.to(dtype)))
+            for bags in _bags(rois, rows, features.shape, settings.scales[i], settings):
+                sums = _weighted_sums(table, bags.cells, bags.weights, bags.offsets)
+                sums = sums.view(-1, *pooled.shape[1:]).to(pooled.dtype)
+                pooled.index_copy_(0, bags.boxes, sums)
         return pooled.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -94,7 +102,14 @@ class _WeightedRows(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         dtype = torch.promote_types(gradient.dtype, torch.float32)
         sums = map_gradients(gradient.to(dtype), rois, map_index, ctx.shapes, needed, ctx.settings)
-        return None, None, None, *(None if s is None else s.to(gradient.dtype) for s in sums)
+        of_maps = []
+        for total, nchw in zip(sums, ctx.nchw, strict=True):
+            if total is not None:
+                total = total.to(gradient.dtype)
+                # As the map is laid out, for whoever adds to it.
+                total = to_contiguous(total) if nchw else total
+            of_maps.append(total)
+        return None, None, None, *of_maps
 
 
 def map_gradients(
@@ -120,8 +135,8 @@ def map_gradients(
     Returns:
         For each map (N, C, H_i, W_i) in the gradient's dtype, or None where not needed.
     """
-    bins_y, bins_x = settings.output_size
-    by_bin = gradient.permute(0, 2, 3, 1)  # (R, bins_y, bins_x, C)
+    bins = settings.output_size[0] * settings.output_size[1]
+    table = _table(to_channels_last(gradient))  # a row for each bin
     gradients: list[torch.Tensor | None] = []
     for i, shape in enumerate(shapes):
         if not needed[i]:
@@ -130,90 +145,130 @@ def map_gradients(
         n, channels, height, width = shape
         rows = torch.nonzero(map_index == i).squeeze(1)
         if len(rows) == 0:
-            gradients.append(gradient.new_zeros(shape))
+            zeros = gradient.new_zeros((n, height, width, channels))
+            gradients.append(zeros.permute(0, 3, 1, 2))
             continue
         # From "the cells of each bin" to "the bins of each cell": sort by cell.
-        cells, bins, weights = [], [], []
-        for bags in _bags(rois[rows], shape, settings.scales[i], settings):
-            first_bin = bags.boxes * (bins_y * bins_x)
-            every_bin = torch.arange(bins_y * bins_x, device=rois.device)
-            bin_of_bag = (first_bin[:, None] + every_bin).to(torch.int32).view(-1, 1)
-            cells.append(bags.cells.flatten())
-            bins.append(bin_of_bag.expand_as(bags.cells).flatten())
-            weights.append(bags.weights.flatten())
+        cells, bins_of_cells, weights = [], [], []
+        for bags in _bags(rois, rows, shape, settings.scales[i], settings):
+            every_bin = torch.arange(bins, device=rois.device)
+            bin_of_bag = (bags.boxes[:, None] * bins + every_bin).flatten().to(torch.int32)
+            cells.append(bags.cells)
+            bins_of_cells.append(bin_of_bag.index_select(0, bags.bag_of_cell()))
+            weights.append(bags.weights)
         used = torch.cat(cells)
         order = torch.argsort(used, stable=True)
         uses = torch.bincount(used, minlength=n * height * width)
         offsets = (torch.cumsum(uses, 0) - uses).to(used.dtype)
-        table = by_bin[rows].reshape(-1, channels)
-        sums = _weighted_sums(table, torch.cat(bins)[order], torch.cat(weights)[order], offsets)
+        sums = _weighted_sums(
+            table,
+            torch.cat(bins_of_cells).index_select(0, order),
+            torch.cat(weights).index_select(0, order),
+            offsets,
+        )
         gradients.append(sums.view(n, height, width, channels).permute(0, 3, 1, 2))
     return gradients
 
 
-class _Bags(NamedTuple):
-    """The bins of some boxes, each the sum of weights[bin, e] * cell cells[bin, e] over e."""
-
-    boxes: torch.Tensor  # int64, which of the boxes these are
-    cells: torch.Tensor  # (bins: boxes, then y, then x; cells of a bin) int32
-    weights: torch.Tensor  # the same, float32 or float64
+def _table(maps: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) in channels_last memory -> (N H W, C): a row for each cell."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
 def _weighted_sums(
-    table: torch.Tensor,
-    indices: torch.Tensor,
-    weights: torch.Tensor,
-    offsets: torch.Tensor | None = None,
+    table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor
 ) -> torch.Tensor:
-    """(bags, C): a bag is a row of ``indices``, or begins where ``offsets`` says."""
+    """(bags, C): sums of ``weights`` times ``rows`` of the table; a bag begins at its offset."""
     return torch.nn.functional.embedding_bag(
-        indices, table, offsets, mode="sum", per_sample_weights=weights
+        rows, table, offsets, mode="sum", per_sample_weights=weights.to(table.dtype)
     )
 
 
+class _Bags(NamedTuple):
+    """The bins of some boxes (boxes, then y, then x), each a sum of cells, one after the other."""
+
+    boxes: torch.Tensor  # int64, which boxes these are
+    cells: torch.Tensor  # (cells of all bins,) int32
+    weights: torch.Tensor  # (cells of all bins,) float32 or float64
+    offsets: torch.Tensor  # (bins,) int32, where a bin's cells begin
+    line: torch.Tensor  # (cells of all bins,) int32: a bin has a line of cells for each of its rows
+    bag_of_line: torch.Tensor  # (lines,) int32
+
+    def bag_of_cell(self) -> torch.Tensor:
+        """(cells of all bins,) int32: the bin, counted over these boxes."""
+        return self.bag_of_line.index_select(0, self.line)
+
+
 def _bags(
-    rois: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
+    rois: torch.Tensor, rows: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
 ) -> Iterator[_Bags]:
-    """All boxes, in groups whose bins have equally many cells."""
+    """The boxes in ``rows`` of all ``rois``, all on one map; some at a time."""
+    for boxes in rows.split(BOXES_AT_ONCE):
+        yield from _bags_of_few(rois, boxes, shape, scale, settings)
+
+
+def _bags_of_few(
+    rois: torch.Tensor, boxes: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
+) -> Iterator[_Bags]:
     _, _, map_height, map_width = shape
     bins_y, bins_x = settings.output_size
-    y = _taps(rois[:, 2], rois[:, 4], bins_y, map_height, scale, settings)
-    x = _taps(rois[:, 1], rois[:, 3], bins_x, map_width, scale, settings)
-    first_row = rois[:, 0].to(torch.int32) * map_height
+    image, x1, y1, x2, y2 = rois[boxes].unbind(1)
+    y_samples = _samples(y1, y2, bins_y, scale, settings)
+    x_samples = _samples(x1, x2, bins_x, scale, settings)
+    size = len(boxes) * max(bins_y * y_samples.most, bins_x * x_samples.most)
+    if size <= MOST_AT_ONCE or len(boxes) == 1:
+        y, x = _taps(y_samples, bins_y, map_height), _taps(x_samples, bins_x, map_width)
+        size = int((y.taps * x.taps).sum()) * bins_y * bins_x
+    if size > MOST_AT_ONCE and len(boxes) > 1:
+        for half in boxes.chunk(2):
+            yield from _bags_of_few(rois, half, shape, scale, settings)
+        return
 
-    key, order = torch.sort(y.taps * (1 << 20) + x.taps, stable=True)
-    keys, counts = torch.unique_consecutive(key, return_counts=True)
-    groups = order.split(counts.tolist())
-    for taps, group in zip(keys.tolist(), groups, strict=True):
-        taps_y, taps_x = taps >> 20, taps % (1 << 20)
-        for boxes in group.split(BOXES_AT_ONCE):
-            row = (first_row[boxes, None, None] + y.cell[boxes, :, :taps_y]) * map_width
-            column = x.cell[boxes, :, :taps_x]
-            # (boxes, bins_y, bins_x, taps_y, taps_x)
-            cells = row[:, :, None, :, None] + column[:, None, :, None, :]
-            weights = (
-                y.weight[boxes, :, None, :taps_y, None] * x.weight[boxes, None, :, None, :taps_x]
-            )
-            yield _Bags(boxes, cells.view(-1, taps_y * taps_x), weights.view(-1, taps_y * taps_x))
+    def of_bins(values: torch.Tensor) -> torch.Tensor:
+        return values.expand(-1, bins_y, bins_x).flatten()
+
+    # A bin has a line of cells for each of its rows: first all lines, then all cells of all lines.
+    row_taps, column_taps = y.taps[:, None, None], x.taps[:, None, None]
+    bag_of_line, row = _ranges(of_bins(y.place[:, :, None]), of_bins(row_taps))
+    first_column = of_bins(x.place[:, None, :]).index_select(0, bag_of_line)
+    line, column = _ranges(first_column, of_bins(column_taps).index_select(0, bag_of_line))
+    rows = (image.to(torch.int32)[:, None, None] * map_height + y.cell) * map_width
+    begin = rows.flatten().index_select(0, row)
+    cells = begin.index_select(0, line) + x.cell.flatten().index_select(0, column)
+    row_weight = y.weight.flatten().index_select(0, row)
+    weights = row_weight.index_select(0, line) * x.weight.flatten().index_select(0, column)
+    offsets = _begins(of_bins(row_taps * column_taps))
+    yield _Bags(boxes, cells, weights, offsets, line, bag_of_line)
 
 
-class _Taps(NamedTuple):
-    """Along one axis: bin b of box r is the sum over t < taps[r] of weight[r, b, t] * cell[...]"""
+def _ranges(first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers first[i], first[i] + 1, ..., ``lengths[i]`` of them, after those of i - 1.
 
-    cell: torch.Tensor  # (R, bins, most taps) int32, within the map
-    weight: torch.Tensor  # (R, bins, most taps) float32 or float64
-    taps: torch.Tensor  # (R,) int64
+    Returns:
+        The i of each number, and the numbers; int32, as ``first`` and ``lengths``.
+    """
+    i = torch.repeat_interleave(lengths)
+    shift = (first - _begins(lengths)).index_select(0, i)
+    return i, shift.add_(torch.arange(len(i), dtype=torch.int32, device=i.device))
 
 
-def _taps(
-    low: torch.Tensor,
-    high: torch.Tensor,
-    bins: int,
-    length: int,
-    scale: float,
-    settings: Settings,
-) -> _Taps:
-    """The cells that the samples of each bin touch along an axis of ``length`` cells."""
+def _begins(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.cumsum(lengths, 0, dtype=torch.int32) - lengths
+
+
+class _Samples(NamedTuple):
+    """Along one axis, in cells of the map: bin b of box r has samples at start[r] + b * bin[r] +
+    (s + 1/2) * bin[r] / samples[r], for s < samples[r]."""
+
+    start: torch.Tensor  # (R,) float32 or float64
+    bin: torch.Tensor  # (R,) the same
+    samples: torch.Tensor  # (R,) int64, of a bin
+    most: int  # of those, or 1
+
+
+def _samples(
+    low: torch.Tensor, high: torch.Tensor, bins: int, scale: float, settings: Settings
+) -> _Samples:
     start = low * scale - (0.5 if settings.aligned else 0.0)
     size = (high * scale - (0.5 if settings.aligned else 0.0)) - start
     if not settings.aligned:
@@ -222,48 +277,55 @@ def _taps(
     # would make eight samples of seven.
     bin_size = size / torch.full_like(size, bins)
     if settings.sampling_ratio > 0:
-        samples = torch.full_like(low, settings.sampling_ratio, dtype=torch.int64)
+        count = torch.full_like(low, settings.sampling_ratio, dtype=torch.int64)
     else:
-        samples = torch.ceil(bin_size).to(torch.int64)
-    # A box without size has no sample and no weight; it keeps one tap so that no bag is empty.
-    most = max(int(samples.max()), 1)
-    sample = torch.arange(most, device=low.device)
-    position = (
-        start[:, None, None]
-        + torch.arange(bins, device=low.device)[None, :, None] * bin_size[:, None, None]
-        + (sample + 0.5) * bin_size[:, None, None] / samples[:, None, None].clamp(min=1)
-    )  # (R, bins, most)
-    counts = sample < samples[:, None, None]
-    inside = (position >= -1.0) & (position <= length) & counts
-    position = torch.clamp(position, min=0.0)
-    lower = torch.clamp(position.to(torch.int64), max=length - 1)
-    upper = torch.clamp(lower + 1, max=length - 1)
-    toward_upper = torch.where(lower < length - 1, position - lower, torch.zeros_like(position))
-    share = 1.0 / samples[:, None, None].clamp(min=1).to(low.dtype)
-    share = torch.where(inside, share, torch.zeros_like(share))
-    upper_weight = toward_upper * share
-    lower_weight = share - upper_weight
+        count = torch.ceil(bin_size).to(torch.int64)
+    return _Samples(start, bin_size, count, max(int(count.max()), 1))
+
+
+class _Taps(NamedTuple):
+    """Along one axis: bin b of box r is the sum over t < taps[r] of weight[r, b, t] * cell[...]"""
+
+    cell: torch.Tensor  # (R, bins, more than most taps) int32, within the map
+    weight: torch.Tensor  # the same, float32 or float64
+    taps: torch.Tensor  # (R,) int32, at least 1: no bag is empty
+    place: torch.Tensor  # (R, bins) int32, where a bin begins in ``cell`` and ``weight``, flattened
+
+
+def _taps(samples: _Samples, bins: int, length: int) -> _Taps:
+    """The cells that the samples of each bin touch along an axis of ``length`` cells."""
+    start, bin_size, count = (t[:, None, None] for t in samples[:3])
+    sample = torch.arange(samples.most, device=start.device)
+    bin_number = torch.arange(bins, device=start.device)[:, None]
+    divisor = count.clamp(min=1)  # a box without size has no sample and no weight
+    position = start + bin_number * bin_size + (sample + 0.5) * bin_size / divisor
+    inside = (position >= -1.0) & (position <= length) & (sample < count)
+    share = torch.where(inside, 1.0 / divisor.to(position.dtype), 0.0)
+    position = position.clamp(min=0.0, max=length - 1)  # (R, bins, most)
+    lower = position.to(torch.int64)
+    upper_weight = (position - lower) * share
 
     # Neighbouring samples share cells. Samples at most one cell apart touch a run of at most
     # samples + 1 cells; those further apart are kept as they are, two cells each.
-    last = (samples - 1).clamp(min=0)[:, None, None].expand(-1, bins, 1)
-    run_start = lower[:, :, :1]
-    run = (upper.gather(2, last) - run_start + 1).amax(dim=(1, 2))
-    merged = run <= 2 * samples
-    taps = torch.where(merged, run, 2 * samples).clamp(min=1)
-    width = int(taps.max())
-    cell = lower.new_zeros((len(low), bins, width))
-    weight = low.new_zeros((len(low), bins, width))
-    slots = torch.arange(width, device=low.device)
-    cell[merged] = torch.clamp(run_start[merged] + slots, max=length - 1)
-    last_slot = width - 1
-    for neighbour, neighbour_weight, slot in (
-        (lower, lower_weight, 2 * sample),
-        (upper, upper_weight, 2 * sample + 1),
-    ):
-        slot = torch.where(merged[:, None, None], neighbour - run_start, slot)
-        slot = torch.clamp(slot, max=last_slot)  # of samples that do not count
-        weight.scatter_add_(2, slot, neighbour_weight)
-        apart = ~merged
-        cell[apart] = cell[apart].scatter(2, slot[apart], neighbour[apart])
-    return _Taps(cell.to(torch.int32), weight, taps)
+    first = lower[:, :, :1]
+    last = lower.gather(2, (divisor - 1).expand_as(first))
+    run = (torch.clamp(last + 1, max=length - 1) - first + 1).amax(dim=(1, 2), keepdim=True)
+    merged = run <= 2 * divisor
+    taps = torch.where(merged, run, 2 * divisor)
+    # One more than the most: the upper neighbour of the last cell of all, without weight.
+    width = int(taps.max()) + 1
+    slots = torch.arange(width, device=start.device)
+    slot = torch.where(merged, lower - first, 2 * sample)
+    slot = torch.clamp(slot, max=width - 2)  # of samples that do not count
+    weight = share.new_zeros((*first.shape[:2], width))
+    weight.scatter_add_(2, slot, share - upper_weight)
+    weight.scatter_add_(2, slot + 1, upper_weight)
+    cell = first + slots
+    if not merged.all():
+        apart = ~merged.flatten()
+        cell[apart] = cell[apart].scatter(2, slot[apart], lower[apart])
+        cell[apart] = cell[apart].scatter(2, slot[apart] + 1, lower[apart] + 1)
+    cell = torch.clamp(cell, max=length - 1).to(torch.int32)
+    place = torch.arange(0, weight[..., 0].numel() * width, width, device=start.device)
+    place = place.view(first.shape[:2])
+    return _Taps(cell, weight, taps.flatten().to(torch.int32), place.to(torch.int32))

@@ -417,6 +417,60 @@ def test_weighted_rows_without_boxes():
     assert all(m.grad is not None and not m.grad.any() for m in maps)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weighted_rows_of_half_precision(dtype):
+    maps = [m.to(dtype) for m in pyramid(batch=1, channels=8)]
+    boxes = [random_boxes(80, seed=6)]
+    pooled = pooler(implementation="weighted_rows")(maps, boxes)
+    in_float32 = [m.float() for m in maps]
+    reference = pooler(implementation="per_level")(in_float32, boxes)
+    assert pooled.dtype == dtype
+    # The weights of a bin sum up to 1 at most; they are rounded, and so is what they sum up.
+    largest = max(m.abs().max().item() for m in maps)
+    atol = torch.finfo(dtype).eps * largest
+    torch.testing.assert_close(pooled.float(), reference, rtol=0, atol=atol)
+
+    # With gradients to come, what is summed up is rounded alone.
+    for m in maps:
+        m.requires_grad_()
+    pooled = pooler(implementation="weighted_rows")(maps, boxes)
+    reference = pooler(implementation="weighted_rows")(in_float32, boxes)
+    assert torch.equal(pooled, reference.to(dtype))
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 3])
+@pytest.mark.parametrize("limit", ["BOXES_AT_ONCE", "MOST_AT_ONCE"])
+def test_weighted_rows_a_box_at_a_time(monkeypatch, limit, sampling_ratio):
+    maps = pyramid(batch=1, channels=4, requires_grad=True)
+    boxes = [random_boxes(50, seed=7)]
+
+    def pooled_and_gradients():
+        pooled = pooler(sampling_ratio=sampling_ratio, implementation="weighted_rows")(maps, boxes)
+        return [pooled, *torch.autograd.grad(pooled.square().sum(), maps)]
+
+    together = pooled_and_gradients()
+    sizes = []
+    sums = weighted_rows._weighted_sums
+    monkeypatch.setattr(
+        weighted_rows, "_weighted_sums", lambda *a: sizes.append(len(a[3])) or sums(*a)
+    )
+    monkeypatch.setattr(weighted_rows, limit, 1)
+    assert all(map(torch.equal, together, pooled_and_gradients()))
+    assert sizes[:50] == [49] * 50  # bins of one box; the backward pass takes a map at once
+
+
+def test_gradients_are_laid_out_as_their_maps():
+    nchw = pyramid(batch=1, channels=8)
+    nhwc = [m.to(memory_format=torch.channels_last) for m in nchw]
+    for maps, layout in ((nchw, torch.contiguous_format), (nhwc, torch.channels_last)):
+        received = []
+        for m in maps:
+            m.requires_grad_().register_hook(received.append)
+        pooler(implementation="weighted_rows")(maps, [random_boxes(60)]).sum().backward()
+        assert len(received) == len(maps)
+        assert all(g.is_contiguous(memory_format=layout) for g in received)
+
+
 def test_weighted_rows_give_the_same_gradient_every_time():
     maps = pyramid(batch=1, channels=8, requires_grad=True)
     boxes = [random_boxes(200)]
