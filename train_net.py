@@ -25,6 +25,7 @@ from detectron2.utils.logger import setup_logger
 from fpn_ext.checkpoint import CompleteCheckpointer, checkpoints_in
 from fpn_ext.data import register_datasets
 from fpn_ext.evaluation import build_evaluator, write_results
+from fpn_ext.folded_norms import fold_frozen_norms
 from fpn_ext.freezing import freeze
 from fpn_ext.nonfinite import NonFiniteGuard
 from fpn_ext.optimize import model_for_inference
@@ -51,6 +52,8 @@ class Trainer(RecipeTrainer):
     def build_model(cls, cfg):
         model = super().build_model(cfg)
         freeze(model, cfg.MODEL.FPN_EXT.FREEZE)
+        if cfg.MODEL.FPN_EXT.FOLD_NORMS:
+            fold_frozen_norms(model)
         if cfg.MODEL.FPN_EXT.WINOGRAD:
             train_with_winograd(model)
         return model

@@ -12,6 +12,7 @@ import torch
 from calibrated import picture, to_torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from fpn_ext.folded_norms import fold_frozen_norms
 from fpn_ext.winograd_training import train_with_winograd
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
@@ -100,6 +101,8 @@ def build_side(name: str, weights: dict, device: str, opts: Sequence[str]) -> Si
                 raise LeftOut(f"this version of the project has no MODEL.FPN_EXT.{key}")
             own.MODEL.FPN_EXT[key] = True
         model = _loaded(own, weights)
+        if "FOLD_NORMS" in switches:
+            fold_frozen_norms(model)
         if "WINOGRAD" in switches:
             train_with_winograd(model)
     gc.collect()

@@ -95,6 +95,9 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # Training on CPU computes 3x3 convolutions of 256 channels and more by Winograd's algorithm,
     # equal to rounding. Detectron2's networks, pyramid and RPN alone; best with CHANNELS_LAST.
     cfg.MODEL.FPN_EXT.WINOGRAD = False
+    # Training computes a convolution and the frozen norm after it as one convolution, equal to
+    # rounding. Detectron2's networks alone; of use with CHANNELS_LAST.
+    cfg.MODEL.FPN_EXT.FOLD_NORMS = False
     # Names of modules (or parameters) of the whole model that training leaves as they are, e.g.
     # ["backbone.bottom_up.stem"]; batch norms in them use their running statistics. train_net.py.
     cfg.MODEL.FPN_EXT.FREEZE = []

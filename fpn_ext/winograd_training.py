@@ -34,7 +34,8 @@ def train_with_winograd(model: nn.Module) -> int:
     """Have the model's 3x3 convolutions of many channels computed by Winograd's algorithm.
 
     In place; names of parameters stay, and checkpoints go both ways. Results are equal to rounding,
-    as with the direct sums. Other modules stay as they are: those of a library's network, too.
+    as with the direct sums. Other modules stay as they are: those of a library's network, and those
+    that :func:`fpn_ext.folded_norms.fold_frozen_norms` served.
 
     Returns:
         How many convolutions it serves.

@@ -314,6 +314,7 @@ def test_every_key_of_ours_that_a_component_reads_is_known():
     by_all = {
         *("INFERENCE_DTYPE", "DETERMINISTIC", "EVALUATE_PROPOSALS", "FREEZE"),
         *("AMP_DTYPE", "ACCUMULATE", "EMA_DECAY", "VALIDATION_LOSS", "WINOGRAD"),
+        "FOLD_NORMS",
         *("BEST_METRIC", "BEST_MODE", "EARLY_STOP_PATIENCE"),
     }
     expected = keys - {f"MODEL.FPN_EXT.{key}" for key in by_all}

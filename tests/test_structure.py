@@ -49,6 +49,7 @@ ALLOWED = {
         *("dry_run", "level_keys", "levels", "names", "networks", "norms", "pretrained"),
     },
     "threads": set(),
+    "folded_norms": set(),
     "winograd": {"threads"},
     "winograd_training": {"winograd"},
     "optimize": {"roi_heads", "winograd"},
