@@ -11,8 +11,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from fpn_ext.folded_norms import FoldedConv2d, fold_frozen_norms
-from fpn_ext.winograd_training import train_with_winograd
+from fpn_ext.winograd_training import TrainableWinogradConv2d, train_with_winograd
 from torch import nn
+
+from train_net import Trainer
 
 
 def frozen(channels):
@@ -104,6 +106,17 @@ def test_a_detector_trains_alike(small_cfg):
             # Far down, rounding has moved some numbers past the corner of a ReLU.
             atol = 1e-2 * one.abs().max().item() + 1e-7
             torch.testing.assert_close(other, one, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("winograd", [False, True])
+def test_the_switches_of_train_net(small_cfg, monkeypatch, fold, winograd):
+    monkeypatch.setattr("fpn_ext.winograd.FEWEST_CHANNELS", 8)
+    small_cfg.MODEL.FPN_EXT.FOLD_NORMS = fold
+    small_cfg.MODEL.FPN_EXT.WINOGRAD = winograd
+    modules = [type(module) for module in Trainer.build_model(small_cfg).modules()]
+    assert (FoldedConv2d in modules) == fold
+    assert (TrainableWinogradConv2d in modules) == winograd
 
 
 def test_what_was_folded_for_training_is_folded_for_inference(small_cfg):
