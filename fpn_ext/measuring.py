@@ -15,11 +15,12 @@ MIB = 2**20
 
 
 def measure(
-    sides: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu"
+    sides: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", calls: int = 1
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Milliseconds of every side in every round, and what it returned last.
+    """Milliseconds of a call of every side in every round, and what it returned last.
 
-    All sides run in turn within a round, so that what else the machine does falls on all alike.
+    All sides run in turn within a round, so that what else the machine does falls on all alike;
+    each ``calls`` times in a row, of which the mean is taken.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     results = {}
@@ -28,10 +29,11 @@ def measure(
         for name, run in sides.items():
             synchronize(device)
             begin = time.perf_counter()
-            results[name] = run()
+            for _ in range(calls):
+                results[name] = run()
             synchronize(device)
             if round_number >= WARM_UP:
-                times[name].append(1e3 * (time.perf_counter() - begin))
+                times[name].append(1e3 * (time.perf_counter() - begin) / calls)
     return times, results
 
 

@@ -144,8 +144,9 @@ class ChunkedROIHeads(PyramidROIHeads):
         for image, candidates in enumerate(proposals):
             maps_of_image = [m[image : image + 1] for m in maps]
             for boxes in candidates.proposal_boxes.tensor.split(self.boxes_per_chunk):
-                pooled = self.box_pooler(maps_of_image, [Boxes(boxes)])
-                predictions.append(self.box_predictor(self.box_head(pooled)))
+                # No name for what is pooled: it would live on beside the next chunk's.
+                hidden = self.box_head(self.box_pooler(maps_of_image, [Boxes(boxes)]))
+                predictions.append(self.box_predictor(hidden))
         together = tuple(torch.cat(parts) for parts in zip(*predictions, strict=True))
         return self.box_predictor.inference(together, proposals)[0]
 

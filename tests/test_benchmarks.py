@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import whole_model
+from fpn_ext import measuring
 from calibrated import calibrated_weights
 from fpn_ext.measuring import ratio_text
 from sides import builtin_config
@@ -132,3 +133,12 @@ def test_the_readme_shows_what_was_measured():
     ]
     assert [line.split("|")[2].strip() for line in table] == expected
     assert figures["about"]["commit"] in readme and "dirty" not in figures["about"]["commit"]
+
+
+def test_times_are_of_one_call():
+    called = []
+    sides = {name: (lambda name=name: called.append(name) or len(called)) for name in "ab"}
+    times, results = measuring.measure(sides, rounds=2, calls=3)
+    assert "".join(called) == "aaabbb" * (2 + measuring.WARM_UP), "in turn, three in a row"
+    assert results == {"a": len(called) - 3, "b": len(called)}
+    assert all(len(of_side) == 2 and max(of_side) < 1000 for of_side in times.values())
