@@ -45,11 +45,14 @@ def reproduction(rule: str, opts: Sequence[str], work: Path) -> Reproduction:
     return Reproduction(SCALE, work, work, opts=[*opts, *RULES[rule]])
 
 
+def name_of(rule: str, seed: int) -> str:
+    return f"{rule.replace(', ', '_').replace(' ', '_')}_seed_{seed}"
+
+
 def trained(rule: str, seed: int, opts: Sequence[str], work: Path) -> dict[str, Any]:
     """The scores of one training, in percent, and what they came from."""
     cfg = reproduction(rule, opts, work).config(Run(*ROW, seed))
-    name = f"{rule.replace(', ', '_').replace(' ', '_')}_seed_{seed}"
-    folder = work / "level_rules" / name
+    folder = work / "level_rules" / name_of(rule, seed)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     cfg.OUTPUT_DIR = str(folder)
@@ -175,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reproduction(BASELINE, opts, work).prepare(Run(*ROW, 1))
 
     def do(rule: str, seed: int) -> None:
-        file = runs_folder / f"{rule.replace(', ', '_').replace(' ', '_')}_seed_{seed}.json"
+        file = runs_folder / f"{name_of(rule, seed)}.json"
         if file.exists() and json.loads(file.read_text())["opts"] == opts:
             print(f"{rule}, seed {seed}: done already", flush=True)
             return

@@ -20,27 +20,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from detectron2.config import CfgNode
+from matplotlib.figure import Figure
 
+from . import reports
 from .anchor_fit import Fit, fit_anchors
-from .atomic import replacing
 from .best_anchors import AnchorGrid, Best
 from .names import aligned
-from .training_boxes import (
-    AREAS,
-    ResizedBoxes,
-    TrainingBoxes,
-    argument_parser,
-    config_and_boxes,
-    resize,
-    training_sides,
-    write_json,
-)
+from .training_boxes import AREAS, ResizedBoxes, TrainingBoxes, resize, training_sides
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 IMAGES_NAMED = 5  # of those with unmatched boxes, in the printed report
@@ -240,7 +231,7 @@ def report_anchors(cfg: CfgNode, found: TrainingBoxes) -> AnchorReport:
     )
 
 
-def draw_report(report: AnchorReport, file: Path) -> None:
+def draw_report(report: AnchorReport) -> Figure:
     """The share of boxes over the IoU that their best anchor reaches, by size."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     thresholds = np.linspace(0, 1, 101)
@@ -260,30 +251,16 @@ def draw_report(report: AnchorReport, file: Path) -> None:
     axes.set(xlabel="IoU of the best anchor", ylabel="boxes, percent", xlim=(0, 1), ylim=(0, 102))
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
-    with replacing(file) as stream:
-        figure.savefig(stream, dpi=120, format="png")
-    plt.close(figure)
+    return figure
 
 
 def parser() -> argparse.ArgumentParser:
-    return argument_parser("anchor_report", __doc__ or "")
+    return reports.argument_parser("anchor_report", __doc__ or "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; returns the exit code."""
-    args = parser().parse_args(argv)
-    try:
-        cfg, found = config_and_boxes(args)
-        report = report_anchors(cfg, found)
-    except (OSError, TypeError, ValueError) as error:
-        parser().error(str(error))
-    print(report)
-    if args.json:
-        write_json(args.json, report.as_json())
-    if args.output:
-        draw_report(report, args.output / "anchors.png")
-        print(f"\nwrote {args.output / 'anchors.png'}")
-    return 0
+    return reports.run(parser(), argv, report_anchors, draw_report, "anchors.png")
 
 
 if __name__ == "__main__":

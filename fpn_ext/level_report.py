@@ -17,25 +17,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from matplotlib.figure import Figure
 
-from .atomic import replacing
+from . import reports
 from .level_keys import level_rule
 from .names import aligned
-from .training_boxes import (
-    TrainingBoxes,
-    argument_parser,
-    config_and_boxes,
-    resize,
-    training_sides,
-    write_json,
-)
+from .training_boxes import TrainingBoxes, resize, training_sides
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ def report_levels(cfg: CfgNode, found: TrainingBoxes) -> LevelReport:
     )
 
 
-def draw_report(report: LevelReport, file: Path) -> None:
+def draw_report(report: LevelReport) -> Figure:
     """Bars: boxes on each level, stacked by class."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     by_class = {n: c for n, c in report.counts.items() if n.startswith("class ")}
@@ -150,30 +143,16 @@ def draw_report(report: LevelReport, file: Path) -> None:
         axes.legend(fontsize="small")
     axes.set(ylabel="ground-truth boxes", title=f"pooled from, by {report.rule}")
     axes.grid(axis="y", alpha=0.3)
-    with replacing(file) as stream:
-        figure.savefig(stream, dpi=120, format="png")
-    plt.close(figure)
+    return figure
 
 
 def parser() -> argparse.ArgumentParser:
-    return argument_parser("level_report", __doc__ or "")
+    return reports.argument_parser("level_report", __doc__ or "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; returns the exit code."""
-    args = parser().parse_args(argv)
-    try:
-        cfg, found = config_and_boxes(args)
-        report = report_levels(cfg, found)
-    except (OSError, TypeError, ValueError) as error:
-        parser().error(str(error))
-    print(report)
-    if args.json:
-        write_json(args.json, report.as_json())
-    if args.output:
-        draw_report(report, args.output / "levels.png")
-        print(f"\nwrote {args.output / 'levels.png'}")
-    return 0
+    return reports.run(parser(), argv, report_levels, draw_report, "levels.png")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,9 @@ As Detectron2's DatasetMapper makes them: ResizeShortestEdge by ``INPUT.MIN_SIZE
 and crops (``INPUT.CROP``) are not followed. Annotations are read, no picture is.
 """
 
-import argparse
-import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +16,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 
-from .atomic import replacing
-from .config import load_config
-from .data import register_datasets
 from .names import did_you_mean
 
 SIDES_OF_A_RANGE = 9  # with MIN_SIZE_TRAIN_SAMPLING "range": so many sides, evenly spread
@@ -212,45 +205,3 @@ def resized_size(height: int, width: int, side: int, max_size: int) -> tuple[int
 
 
 # What the commands on such boxes have in common.
-
-
-def argument_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m fpn_ext.{prog}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="a registered data set, instead of DATASETS.TRAIN"
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the whole report here")
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help="write a picture (PNG) here")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
-    return parser
-
-
-def config_and_boxes(args: argparse.Namespace) -> tuple[CfgNode, TrainingBoxes]:
-    """What the arguments of :func:`argument_parser` name.
-
-    Raises:
-        FileNotFoundError, TypeError, ValueError: what of it is wrong.
-    """
-    cfg = load_config(args.config_file, args.opts)
-    register_datasets()
-    if args.dataset:
-        cfg.DATASETS.TRAIN = (args.dataset,)
-    for name in cfg.DATASETS.TRAIN:
-        annotations = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None
-        if args.json and annotations and _same(args.json, annotations):
-            raise ValueError(f"--json {args.json} would overwrite the annotations of {name}")
-    return cfg, read_boxes(cfg.DATASETS.TRAIN)
-
-
-def _same(file: Path, other: str | os.PathLike) -> bool:
-    return file.resolve() == Path(other).resolve()
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    with replacing(file) as stream:
-        stream.write((json.dumps(content, indent=1) + "\n").encode("ascii"))

@@ -131,11 +131,12 @@ ALLOWED = {
     "compare": {
         *("compare_configs", "compare_training", "compare_weights", "evaluation", "provenance"),
     },
-    "training_boxes": {"atomic", "config", "data", "names"},
+    "training_boxes": {"names"},
+    "reports": {"atomic", "config", "data", "training_boxes"},
     "best_anchors": {"training_boxes"},
     "anchor_fit": {"anchors", "best_anchors", "training_boxes"},
-    "anchor_report": {"anchor_fit", "atomic", "best_anchors", "names", "training_boxes"},
-    "level_report": {"atomic", "level_keys", "names", "training_boxes"},
+    "anchor_report": {"anchor_fit", "best_anchors", "names", "reports", "training_boxes"},
+    "level_report": {"level_keys", "names", "reports", "training_boxes"},
     "look": {
         *("atomic", "best_anchors", "drawing", "levels", "names", "predict", "training_boxes"),
     },

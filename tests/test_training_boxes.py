@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import filter_empty_instances
-from fpn_ext.training_boxes import argument_parser, config_and_boxes, read_boxes, resize
+from fpn_ext.reports import argument_parser, config_and_boxes
+from fpn_ext.training_boxes import read_boxes, resize
 from fpn_ext.training_boxes import training_sides as sides_of
 from pictures import box, registered
 
