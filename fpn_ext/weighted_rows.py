@@ -20,12 +20,11 @@ asked for (fpn_ext/fused_roi_align.py): sizes of intermediate results depend on 
 the CPU has to wait.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-
-from .layouts import to_channels_last, to_contiguous
 
 # Levels as the pooler has them: (N, C, H, W) maps, fine to coarse.
 Maps = list[torch.Tensor]
@@ -34,6 +33,9 @@ Maps = list[torch.Tensor]
 # where they take more samples or cells than MOST_AT_ONCE.
 BOXES_AT_ONCE = 128
 MOST_AT_ONCE = 1 << 20
+# Numbers of NCHW maps, and of their gradients, that are turned at once: they stay in the cache.
+TURNED_AT_ONCE = 1 << 20
+GRADIENT_AT_ONCE = 1 << 17
 
 
 def roi_align(
@@ -79,7 +81,7 @@ class _WeightedRows(torch.autograd.Function):
         ctx.settings = settings
         ctx.save_for_backward(rois, map_index)
         ctx.shapes = [m.shape for m in maps]
-        ctx.nchw = [m.is_contiguous() for m in maps]
+        ctx.channels_last = [not m.is_contiguous() for m in maps]
         channels, dtype = maps[0].shape[1], maps[0].dtype
         if any(ctx.needs_input_grad):
             dtype = torch.promote_types(dtype, torch.float32)
@@ -88,7 +90,7 @@ class _WeightedRows(torch.autograd.Function):
             rows = torch.nonzero(map_index == i).squeeze(1)
             if len(rows) == 0:
                 continue
-            table = _table(to_channels_last(features.to(dtype)))
+            table = _table_of_maps(features.to(dtype))
             for bags in _bags(rois, rows, features.shape, settings.scales[i], settings):
                 sums = _weighted_sums(table, bags.cells, bags.weights, bags.offsets)
                 sums = sums.view(-1, *pooled.shape[1:]).to(pooled.dtype)
@@ -101,15 +103,12 @@ class _WeightedRows(torch.autograd.Function):
         rois, map_index = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         dtype = torch.promote_types(gradient.dtype, torch.float32)
-        sums = map_gradients(gradient.to(dtype), rois, map_index, ctx.shapes, needed, ctx.settings)
-        of_maps = []
-        for total, nchw in zip(sums, ctx.nchw, strict=True):
-            if total is not None:
-                total = total.to(gradient.dtype)
-                # As the map is laid out, for whoever adds to it.
-                total = to_contiguous(total) if nchw else total
-            of_maps.append(total)
-        return None, None, None, *of_maps
+        # Laid out as the maps are, for whoever adds to them.
+        sums = map_gradients(
+            *(gradient.to(dtype), rois, map_index, ctx.shapes, needed, ctx.settings),
+            ctx.channels_last,
+        )
+        return None, None, None, *(None if s is None else s.to(gradient.dtype) for s in sums)
 
 
 def map_gradients(
@@ -117,8 +116,9 @@ def map_gradients(
     rois: torch.Tensor,
     map_index: torch.Tensor,
     shapes: list[torch.Size],
-    needed: tuple[bool, ...],
+    needed: Sequence[bool],
     settings: Settings,
+    channels_last: Sequence[bool] | None = None,
 ) -> list[torch.Tensor | None]:
     """The gradients of the maps from that of the pooled boxes; the same on every run.
 
@@ -131,22 +131,28 @@ def map_gradients(
         map_index: as for :func:`roi_align`.
         shapes: those of the maps.
         needed: whether to compute the gradient of a map.
+        settings: of the pooling.
+        channels_last: whether to make it in channels_last memory or, slower, in NCHW. None: all
+            in channels_last.
 
     Returns:
         For each map (N, C, H_i, W_i) in the gradient's dtype, or None where not needed.
     """
     bins = settings.output_size[0] * settings.output_size[1]
-    table = _table(to_channels_last(gradient))  # a row for each bin
+    table = _table(gradient)  # a row for each bin
     gradients: list[torch.Tensor | None] = []
     for i, shape in enumerate(shapes):
         if not needed[i]:
             gradients.append(None)
             continue
         n, channels, height, width = shape
+        by_cell = channels_last is None or channels_last[i]
         rows = torch.nonzero(map_index == i).squeeze(1)
         if len(rows) == 0:
-            zeros = gradient.new_zeros((n, height, width, channels))
-            gradients.append(zeros.permute(0, 3, 1, 2))
+            zeros = gradient.new_zeros(shape)
+            if by_cell:
+                zeros = zeros.contiguous(memory_format=torch.channels_last)
+            gradients.append(zeros)
             continue
         # From "the cells of each bin" to "the bins of each cell": sort by cell.
         cells, bins_of_cells, weights = [], [], []
@@ -160,19 +166,62 @@ def map_gradients(
         order = torch.argsort(used, stable=True)
         uses = torch.bincount(used, minlength=n * height * width)
         offsets = (torch.cumsum(uses, 0) - uses).to(used.dtype)
-        sums = _weighted_sums(
-            table,
-            torch.cat(bins_of_cells).index_select(0, order),
-            torch.cat(weights).index_select(0, order),
-            offsets,
-        )
-        gradients.append(sums.view(n, height, width, channels).permute(0, 3, 1, 2))
+        rows_of_table = torch.cat(bins_of_cells).index_select(0, order)
+        sorted_weights = torch.cat(weights).index_select(0, order)
+        if by_cell:
+            sums = _weighted_sums(table, rows_of_table, sorted_weights, offsets)
+            gradients.append(sums.view(n, height, width, channels).permute(0, 3, 1, 2))
+        else:
+            nchw = gradient.new_empty(shape)
+            _sums_into_nchw(nchw, table, rows_of_table, sorted_weights, offsets)
+            gradients.append(nchw)
     return gradients
 
 
+def _sums_into_nchw(
+    result: torch.Tensor,
+    table: torch.Tensor,
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    offsets: torch.Tensor,
+) -> None:
+    """As :func:`_weighted_sums`, a bag for each cell of the (N, C, H, W) result."""
+    n, channels, height, width = result.shape
+    by_image = result.view(n, channels, height * width)
+    block = max(GRADIENT_AT_ONCE // channels, 1)
+    first_cells = [(i, cell) for i in range(n) for cell in range(0, height * width, block)]
+    begins = [i * height * width + cell for i, cell in first_cells]
+    ends = [*begins[1:], len(offsets)]
+    entries = [*offsets[begins].tolist(), len(rows)]
+    for (i, cell), begin, end, (first, last) in zip(
+        first_cells, begins, ends, itertools.pairwise(entries), strict=True
+    ):
+        sums = _weighted_sums(
+            table, rows[first:last], weights[first:last], offsets[begin:end] - first
+        )
+        by_image[i, :, cell : cell + end - begin] = sums.t()
+
+
 def _table(maps: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) in channels_last memory -> (N H W, C): a row for each cell."""
+    """(N, C, H, W) -> (N H W, C): a row for each cell."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _table_of_maps(maps: torch.Tensor) -> torch.Tensor:
+    """As :func:`_table`, of maps however large; channels_last ones are not copied.
+
+    torch copies NCHW maps pixel by pixel, several times slower where the size of a channel is near
+    a multiple of a kilobyte: channels then compete for the same lines of the cache.
+    """
+    n, channels, height, width = maps.shape
+    if not maps.is_contiguous() or channels == 1:
+        return _table(maps)
+    table = maps.new_empty((n, height * width, channels))
+    pixels = max(TURNED_AT_ONCE // channels, 1)
+    for image, by_cell in zip(maps.flatten(2), table, strict=True):
+        for part, cells in zip(image.split(pixels, dim=1), by_cell.split(pixels), strict=True):
+            cells.copy_(part.t())
+    return table.flatten(0, 1)
 
 
 def _weighted_sums(

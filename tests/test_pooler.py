@@ -459,16 +459,33 @@ def test_weighted_rows_a_box_at_a_time(monkeypatch, limit, sampling_ratio):
     assert sizes[:50] == [49] * 50  # bins of one box; the backward pass takes a map at once
 
 
-def test_gradients_are_laid_out_as_their_maps():
-    nchw = pyramid(batch=1, channels=8)
+@pytest.mark.parametrize("at_once", [1, 3 * 40, 10**6])
+def test_nchw_maps_are_turned_in_parts(monkeypatch, at_once):
+    monkeypatch.setattr(weighted_rows, "TURNED_AT_ONCE", at_once)
+    maps = pyramid(batch=2, channels=3)
+    assert not maps[0].is_contiguous(memory_format=torch.channels_last)
+    boxes = [random_boxes(60), random_boxes(20, seed=8)]
+    found = pooler(implementation="weighted_rows")(maps, boxes)
+    maps = [m.to(memory_format=torch.channels_last) for m in maps]
+    assert torch.equal(found, pooler(implementation="weighted_rows")(maps, boxes))
+
+
+@pytest.mark.parametrize("at_once", [1, 8 * 11, 10**6])
+def test_gradients_are_laid_out_as_their_maps(monkeypatch, at_once):
+    monkeypatch.setattr(weighted_rows, "GRADIENT_AT_ONCE", at_once)
+    found, boxes = [], [random_boxes(60), random_boxes(20, seed=8)]
+    nchw = pyramid(batch=2, channels=8)
     nhwc = [m.to(memory_format=torch.channels_last) for m in nchw]
     for maps, layout in ((nchw, torch.contiguous_format), (nhwc, torch.channels_last)):
         received = []
         for m in maps:
             m.requires_grad_().register_hook(received.append)
-        pooler(implementation="weighted_rows")(maps, [random_boxes(60)]).sum().backward()
+        pooler(implementation="weighted_rows")(maps, boxes).sum().backward()
         assert len(received) == len(maps)
         assert all(g.is_contiguous(memory_format=layout) for g in received)
+        found.append([m.grad for m in maps])
+    assert found[0][0].any()
+    assert all(map(torch.equal, *found))
 
 
 def test_weighted_rows_give_the_same_gradient_every_time():
