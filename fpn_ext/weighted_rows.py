@@ -21,6 +21,7 @@ the CPU has to wait.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ class _WeightedRows(torch.autograd.Function):
             rows = torch.nonzero(map_index == i).squeeze(1)
             if len(rows) == 0:
                 continue
-            table = _table_of_maps(features.to(dtype))
+            table = _table_of_cells(features.to(dtype))
             for bags in _bags(rois, rows, features.shape, settings.scales[i], settings):
                 sums = _weighted_sums(table, bags.cells, bags.weights, bags.offsets)
                 sums = sums.view(-1, *pooled.shape[1:]).to(pooled.dtype)
@@ -138,8 +139,6 @@ def map_gradients(
     Returns:
         For each map (N, C, H_i, W_i) in the gradient's dtype, or None where not needed.
     """
-    bins = settings.output_size[0] * settings.output_size[1]
-    table = _table(gradient)  # a row for each bin
     gradients: list[torch.Tensor | None] = []
     for i, shape in enumerate(shapes):
         if not needed[i]:
@@ -155,25 +154,25 @@ def map_gradients(
             gradients.append(zeros)
             continue
         # From "the cells of each bin" to "the bins of each cell": sort by cell.
-        cells, bins_of_cells, weights = [], [], []
+        cells, bins, weights, first_bin = [], [], [], 0
         for bags in _bags(rois, rows, shape, settings.scales[i], settings):
-            every_bin = torch.arange(bins, device=rois.device)
-            bin_of_bag = (bags.boxes[:, None] * bins + every_bin).flatten().to(torch.int32)
             cells.append(bags.cells)
-            bins_of_cells.append(bin_of_bag.index_select(0, bags.bag_of_cell()))
+            bins.append(bags.bag_of_cell() + first_bin)
             weights.append(bags.weights)
+            first_bin += len(bags.offsets)
         used = torch.cat(cells)
         order = torch.argsort(used, stable=True)
         uses = torch.bincount(used, minlength=n * height * width)
         offsets = (torch.cumsum(uses, 0) - uses).to(used.dtype)
-        rows_of_table = torch.cat(bins_of_cells).index_select(0, order)
+        sorted_bins = torch.cat(bins).index_select(0, order)
         sorted_weights = torch.cat(weights).index_select(0, order)
+        table = _table_of_bins(gradient, rows)
         if by_cell:
-            sums = _weighted_sums(table, rows_of_table, sorted_weights, offsets)
+            sums = _weighted_sums(table, sorted_bins, sorted_weights, offsets)
             gradients.append(sums.view(n, height, width, channels).permute(0, 3, 1, 2))
         else:
             nchw = gradient.new_empty(shape)
-            _sums_into_nchw(nchw, table, rows_of_table, sorted_weights, offsets)
+            _sums_into_nchw(nchw, table, sorted_bins, sorted_weights, offsets)
             gradients.append(nchw)
     return gradients
 
@@ -202,20 +201,24 @@ def _sums_into_nchw(
         by_image[i, :, cell : cell + end - begin] = sums.t()
 
 
-def _table(maps: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) -> (N H W, C): a row for each cell."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+def _table_of_bins(pooled: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """(R, C, bins_y, bins_x) -> (bins of these boxes, C): a row for each bin."""
+    channels, bins = pooled.shape[1], pooled.shape[2:].numel()
+    table = pooled.new_empty((len(boxes), bins, channels))
+    for part, into in zip(boxes.split(BOXES_AT_ONCE), table.split(BOXES_AT_ONCE), strict=True):
+        into.copy_(pooled[part].flatten(2).transpose(1, 2))
+    return table.flatten(0, 1)
 
 
-def _table_of_maps(maps: torch.Tensor) -> torch.Tensor:
-    """As :func:`_table`, of maps however large; channels_last ones are not copied.
+def _table_of_cells(maps: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N H W, C): a row for each cell; channels_last maps are not copied.
 
     torch copies NCHW maps pixel by pixel, several times slower where the size of a channel is near
     a multiple of a kilobyte: channels then compete for the same lines of the cache.
     """
     n, channels, height, width = maps.shape
-    if not maps.is_contiguous() or channels == 1:
-        return _table(maps)
+    if not maps.is_contiguous():
+        return maps.permute(0, 2, 3, 1).reshape(-1, channels)
     table = maps.new_empty((n, height * width, channels))
     pixels = max(TURNED_AT_ONCE // channels, 1)
     for image, by_cell in zip(maps.flatten(2), table, strict=True):
@@ -252,26 +255,31 @@ def _bags(
     rois: torch.Tensor, rows: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
 ) -> Iterator[_Bags]:
     """The boxes in ``rows`` of all ``rois``, all on one map; some at a time."""
-    for boxes in rows.split(BOXES_AT_ONCE):
-        yield from _bags_of_few(rois, boxes, shape, scale, settings)
+    left = list(rows.split(BOXES_AT_ONCE))[::-1]
+    while left:
+        boxes = left.pop()
+        bags = _bags_of_few(rois, boxes, shape, scale, settings)
+        if bags is None:
+            left += boxes.chunk(2)[::-1]
+        else:
+            yield bags
 
 
 def _bags_of_few(
     rois: torch.Tensor, boxes: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
-) -> Iterator[_Bags]:
+) -> _Bags | None:
+    """None if the boxes are too large to be worked on together."""
     _, _, map_height, map_width = shape
     bins_y, bins_x = settings.output_size
+    most = MOST_AT_ONCE if len(boxes) > 1 else math.inf
     image, x1, y1, x2, y2 = rois[boxes].unbind(1)
     y_samples = _samples(y1, y2, bins_y, scale, settings)
     x_samples = _samples(x1, x2, bins_x, scale, settings)
-    size = len(boxes) * max(bins_y * y_samples.most, bins_x * x_samples.most)
-    if size <= MOST_AT_ONCE or len(boxes) == 1:
-        y, x = _taps(y_samples, bins_y, map_height), _taps(x_samples, bins_x, map_width)
-        size = int((y.taps * x.taps).sum()) * bins_y * bins_x
-    if size > MOST_AT_ONCE and len(boxes) > 1:
-        for half in boxes.chunk(2):
-            yield from _bags_of_few(rois, half, shape, scale, settings)
-        return
+    if len(boxes) * max(bins_y * y_samples.most, bins_x * x_samples.most) > most:
+        return None
+    y, x = _taps(y_samples, bins_y, map_height), _taps(x_samples, bins_x, map_width)
+    if int((y.taps * x.taps).sum()) * bins_y * bins_x > most:
+        return None
 
     def of_bins(values: torch.Tensor) -> torch.Tensor:
         return values.expand(-1, bins_y, bins_x).flatten()
@@ -287,7 +295,7 @@ def _bags_of_few(
     row_weight = y.weight.flatten().index_select(0, row)
     weights = row_weight.index_select(0, line) * x.weight.flatten().index_select(0, column)
     offsets = _begins(of_bins(row_taps * column_taps))
-    yield _Bags(boxes, cells, weights, offsets, line, bag_of_line)
+    return _Bags(boxes, cells, weights, offsets, line, bag_of_line)
 
 
 def _ranges(first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
