@@ -126,6 +126,7 @@ def test_the_readme_shows_what_was_measured():
     expected = [
         ratio_text(row("inference", size="800x1333", **inference)),
         ratio_text(row("inference", size="480x640", **inference)),
+        ratio_text(row("inference", size="800x1333", batch=1, side="optimised, bfloat16")),
         ratio_text(row("training", side="this project")),
         ratio_text(row("training", side="this project, channels_last")),
         ratio_text(row("training", side=whole_model.TRAINING_SIDES[-1])),
