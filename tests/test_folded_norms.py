@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from fpn_ext.folded_norms import FoldedConv2d, fold_frozen_norms
 from fpn_ext.winograd_training import TrainableWinogradConv2d, train_with_winograd
 from torch import nn
+from training_alike import assert_trains_alike
 
 from train_net import Trainer
 
@@ -77,7 +76,7 @@ def test_a_norm_taken_away_afterwards():
 
 def test_a_detector_trains_alike(small_cfg):
     small_cfg.MODEL.BACKBONE.FREEZE_AT = 2
-    two_steps = build_model(small_cfg).train()
+    two_steps = build_model(small_cfg)
     for module in two_steps.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.running_var.uniform_(0.5, 2)
@@ -87,25 +86,7 @@ def test_a_detector_trains_alike(small_cfg):
     assert fold_frozen_norms(one_step) == 20
     assert train_with_winograd(one_step) == 0, "of fewer channels than it is for"
     assert one_step.state_dict().keys() == two_steps.state_dict().keys()
-    boxes = Boxes(torch.tensor([[5.0, 5, 60, 70], [30, 20, 90, 60]]))
-    objects = Instances((96, 112), gt_boxes=boxes, gt_classes=torch.tensor([1, 3]))
-    batch = [{"image": torch.rand(3, 96, 112) * 255, "instances": objects}]
-    found = []
-    for model in (two_steps, one_step):
-        torch.manual_seed(1)
-        with EventStorage():
-            losses = model(batch)
-        sum(losses.values()).backward()
-        found.append((losses, [p.grad for p in model.parameters()]))
-    (losses, gradients), (folded_losses, folded_gradients) = found
-    for name, loss in losses.items():
-        torch.testing.assert_close(folded_losses[name], loss, rtol=1e-4, atol=1e-6)
-    for one, other in zip(gradients, folded_gradients, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            # Far down, rounding has moved some numbers past the corner of a ReLU.
-            atol = 1e-2 * one.abs().max().item() + 1e-7
-            torch.testing.assert_close(other, one, rtol=0, atol=atol)
+    assert_trains_alike(two_steps, one_step)
 
 
 @pytest.mark.parametrize("fold", [False, True])

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from fpn_ext import winograd
 from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from fpn_ext.winograd_training import TrainableWinogradConv2d, train_with_winograd
 from torch import nn
+from training_alike import assert_trains_alike
 
 assert fpn_ext
 
@@ -99,26 +98,11 @@ def test_where_it_computes_as_before(how, monkeypatch):
 
 def test_a_detector_trains_alike(small_cfg):
     small_cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    direct = build_model(small_cfg).train()
+    direct = build_model(small_cfg)
     quick = copy.deepcopy(direct)
     count = train_with_winograd(quick)
     # RPN, outputs of P2..P5, in ResNet-18 all 3x3 convolutions of stride 1: 16 less 3.
     assert count == 1 + 4 + 13
     assert sum(isinstance(m, TrainableWinogradConv2d) for m in quick.modules()) == count
     assert quick.state_dict().keys() == direct.state_dict().keys()
-    boxes = Boxes(torch.tensor([[5.0, 5, 60, 70], [30, 20, 90, 60]]))
-    objects = Instances((96, 112), gt_boxes=boxes, gt_classes=torch.tensor([1, 3]))
-    batch = [{"image": torch.rand(3, 96, 112) * 255, "instances": objects}]
-    found = []
-    for model in (direct, quick):
-        torch.manual_seed(1)
-        with EventStorage():
-            losses = model(batch)
-        sum(losses.values()).backward()
-        found.append((losses, [p.grad for p in model.parameters()]))
-    (losses, gradients), (quick_losses, quick_gradients) = found
-    for name, loss in losses.items():
-        torch.testing.assert_close(quick_losses[name], loss, rtol=1e-4, atol=1e-6)
-    for one, other in zip(gradients, quick_gradients, strict=True):
-        # Far down, rounding has moved some numbers past the corner of a ReLU.
-        torch.testing.assert_close(other, one, rtol=0, atol=1e-2 * one.abs().max().item() + 1e-7)
+    assert_trains_alike(direct, quick)
