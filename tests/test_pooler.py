@@ -438,6 +438,29 @@ def test_weighted_rows_of_half_precision(dtype):
     assert torch.equal(pooled, reference.to(dtype))
 
 
+@pytest.mark.parametrize(
+    "high, samples, length, cells, weights",
+    [
+        # Samples at 1 and 3 of four cells, on cells themselves: the last has no neighbour.
+        (4.0, 2, 4, [1, 2, 3], [0.5, 0, 0.5]),
+        # At 2 and 6: further than a cell apart, two cells each.
+        (8.0, 2, 20, [2, 3, 6, 7], [0.5, 0, 0.5, 0]),
+        # At 0.25 and 0.75, between the same two cells.
+        (1.0, 2, 20, [0, 1], [0.5, 0.5]),
+        # At 1.5, 4.5 and 7.5 of a map of seven cells: the last is outside.
+        (9.0, 3, 7, [1, 2, 3, 4, 5, 6], [1 / 6, 1 / 6, 0, 1 / 6, 1 / 6, 0]),
+    ],
+)
+def test_the_cells_of_a_bin(high, samples, length, cells, weights):
+    """A bin from 0 to ``high`` on a map of so many cells, worked out on paper."""
+    settings = weighted_rows.Settings((1.0,), (1, 1), samples, aligned=False)
+    ends = torch.tensor([[0.0], [high]])
+    found = weighted_rows._taps(weighted_rows._samples(*ends, 1, 1.0, settings), 1, length)
+    assert found.taps.tolist() == [len(cells)]
+    assert found.cell[0, 0, : len(cells)].tolist() == cells
+    torch.testing.assert_close(found.weight[0, 0, : len(cells)], torch.tensor(weights))
+
+
 @pytest.mark.parametrize("sampling_ratio", [0, 3])
 @pytest.mark.parametrize("limit", ["BOXES_AT_ONCE", "MOST_AT_ONCE"])
 def test_weighted_rows_a_box_at_a_time(monkeypatch, limit, sampling_ratio):
