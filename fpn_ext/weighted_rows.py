@@ -30,9 +30,9 @@ import torch
 # Levels as the pooler has them: (N, C, H, W) maps, fine to coarse.
 Maps = list[torch.Tensor]
 
-# Boxes worked on at once: what their sums need beside maps and result is some 10 MB then. Fewer,
+# Boxes worked on at once: what their sums need beside maps and result is some 6 MB then. Fewer,
 # where they take more samples or cells than MOST_AT_ONCE.
-BOXES_AT_ONCE = 128
+BOXES_AT_ONCE = 96
 MOST_AT_ONCE = 1 << 20
 # Numbers of NCHW maps, and of their gradients, that are turned at once: they stay in the cache.
 TURNED_AT_ONCE = 1 << 20
@@ -93,9 +93,8 @@ class _WeightedRows(torch.autograd.Function):
                 continue
             table = _table_of_cells(features.to(dtype))
             for bags in _bags(rois, rows, features.shape, settings.scales[i], settings):
-                sums = _weighted_sums(table, bags.cells, bags.weights, bags.offsets)
-                sums = sums.view(-1, *pooled.shape[1:]).to(pooled.dtype)
-                pooled.index_copy_(0, bags.boxes, sums)
+                # No name for the sums: they would live on beside the next ones.
+                pooled.index_copy_(0, bags.boxes, _sums_of_bins(table, bags, pooled))
         return pooled.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -208,6 +207,12 @@ def _table_of_bins(pooled: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     for part, into in zip(boxes.split(BOXES_AT_ONCE), table.split(BOXES_AT_ONCE), strict=True):
         into.copy_(pooled[part].flatten(2).transpose(1, 2))
     return table.flatten(0, 1)
+
+
+def _sums_of_bins(table: torch.Tensor, bags: "_Bags", like: torch.Tensor) -> torch.Tensor:
+    """(boxes, bins_y, bins_x, C), in the dtype and shape of ``like``."""
+    sums = _weighted_sums(table, bags.cells, bags.weights, bags.offsets)
+    return sums.view(-1, *like.shape[1:]).to(like.dtype)
 
 
 def _table_of_cells(maps: torch.Tensor) -> torch.Tensor:

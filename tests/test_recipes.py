@@ -409,13 +409,15 @@ def test_averaged_weights_are_evaluated_and_exported(straight):
     final, ema = content(folder / "model_final.pth"), content(folder / "model_final_ema.pth")
     for path, value in ema.items():
         assert torch.equal(value, final[path.replace("/model/", "/ema/module.")])
-    weights = [p for p in ema if p.endswith("weight")]
-    assert not any(torch.equal(ema[p], final[p]) for p in weights if "fpn_" in p)
+    # Of convolutions: a norm's weight of 1 moves by a rounding or two, its average by none.
+    convolutions = [p for p in ema if "fpn_" in p and p.endswith(("2.weight", "5.weight"))]
+    assert len(convolutions) == 4
+    assert not any(torch.equal(ema[p], final[p]) for p in convolutions)
     chosen = content(folder / "model_best.pth")
     iteration = chosen["/best/iteration"]
     name = "model_final.pth" if iteration == 8 else f"model_{iteration - 1:07}.pth"
     averaged = content(folder / name)
-    for path in weights:
+    for path in (p for p in ema if p.endswith("weight")):
         assert torch.equal(chosen[path], averaged[path.replace("/model/", "/ema/module.")])
 
 
