@@ -455,7 +455,8 @@ def main(arguments: list[str]) -> None:
         for size in options.sizes:
             rows = stages(sides, size, options.rounds)
             results["stages"] += rows
-            say(f"## Stages, {size}, batch 1", stages_table(rows))
+            in_a_row = [f"{stage}: the mean of {n} calls" for stage, n in CALLS_IN_A_ROW.items()]
+            say(f"## Stages, {size}, batch 1", "; ".join(in_a_row), stages_table(rows))
     if {"training", "memory"} & {*options.parts}:
         on_cpu = options.device == "cpu"  # where alone Winograd's convolution serves
         names = [name for name in TRAINING_SIDES if on_cpu or "Winograd" not in name]

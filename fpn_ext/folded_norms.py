@@ -1,7 +1,7 @@
 """Training with frozen norms folded into the convolutions before them.
 
 A frozen norm is a scale and a shift of each channel. Detectron2 multiplies and adds after the
-convolution: two maps more to write, and one to keep for the gradient. Scaling the filters instead
+convolution: two maps more to write, and one more for the gradient. Scaling the filters instead
 costs next to nothing, and the gradient flows to the filters through the scale.
 """
 

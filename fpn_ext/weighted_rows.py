@@ -291,8 +291,8 @@ def _bags_of_few(
 
     # A bin has a line of cells for each of its rows: first all lines, then all cells of all lines.
     row_taps, column_taps = y.taps[:, None, None], x.taps[:, None, None]
-    bag_of_line, row = _ranges(of_bins(y.place[:, :, None]), of_bins(row_taps))
-    first_column = of_bins(x.place[:, None, :]).index_select(0, bag_of_line)
+    bag_of_line, row = _ranges(of_bins(y.place()[:, :, None]), of_bins(row_taps))
+    first_column = of_bins(x.place()[:, None, :]).index_select(0, bag_of_line)
     line, column = _ranges(first_column, of_bins(column_taps).index_select(0, bag_of_line))
     rows = (image.to(torch.int32)[:, None, None] * map_height + y.cell) * map_width
     begin = rows.flatten().index_select(0, row)
@@ -351,7 +351,12 @@ class _Taps(NamedTuple):
     cell: torch.Tensor  # (R, bins, more than most taps) int32, within the map
     weight: torch.Tensor  # the same, float32 or float64
     taps: torch.Tensor  # (R,) int32, at least 1: no bag is empty
-    place: torch.Tensor  # (R, bins) int32, where a bin begins in ``cell`` and ``weight``, flattened
+
+    def place(self) -> torch.Tensor:
+        """(R, bins) int32: where a bin begins in ``cell`` and ``weight``, flattened."""
+        boxes, bins, width = self.cell.shape
+        every = torch.arange(boxes * bins, dtype=torch.int32, device=self.cell.device)
+        return (every * width).view(boxes, bins)
 
 
 def _taps(samples: _Samples, bins: int, length: int) -> _Taps:
@@ -388,6 +393,4 @@ def _taps(samples: _Samples, bins: int, length: int) -> _Taps:
         cell[apart] = cell[apart].scatter(2, slot[apart], lower[apart])
         cell[apart] = cell[apart].scatter(2, slot[apart] + 1, lower[apart] + 1)
     cell = torch.clamp(cell, max=length - 1).to(torch.int32)
-    place = torch.arange(0, weight[..., 0].numel() * width, width, device=start.device)
-    place = place.view(first.shape[:2])
-    return _Taps(cell, weight, taps.flatten().to(torch.int32), place.to(torch.int32))
+    return _Taps(cell, weight, taps.flatten().to(torch.int32))

@@ -409,10 +409,12 @@ def test_averaged_weights_are_evaluated_and_exported(straight):
     final, ema = content(folder / "model_final.pth"), content(folder / "model_final_ema.pth")
     for path, value in ema.items():
         assert torch.equal(value, final[path.replace("/model/", "/ema/module.")])
-    # Of convolutions: a norm's weight of 1 moves by a rounding or two, its average by none.
-    convolutions = [p for p in ema if "fpn_" in p and p.endswith(("2.weight", "5.weight"))]
-    assert len(convolutions) == 4
-    assert not any(torch.equal(ema[p], final[p]) for p in convolutions)
+    parameters = [p for p in ema if "fpn_" in p and p.endswith(("weight", "bias"))]
+    # P5 pools few boxes: this weight has moved from 1 by four roundings, too few for an average.
+    still = {p for p in parameters if (final[p] - 1).abs().max() < 1e-6}
+    assert still <= {"/model/backbone.fpn_output5.norm.weight"}
+    assert len(parameters) == 8 * 3, "convolution, and weight and bias of its norm"
+    assert not any(torch.equal(ema[p], final[p]) for p in parameters if p not in still)
     chosen = content(folder / "model_best.pth")
     iteration = chosen["/best/iteration"]
     name = "model_final.pth" if iteration == 8 else f"model_{iteration - 1:07}.pth"
