@@ -6,6 +6,7 @@ pooler). What changes the module tree is here, and makes a model that can only i
 
 import collections
 import copy
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +49,9 @@ def optimize_for_inference(
     Detections agree with the model's to rounding: what a stage makes of the same input differs by
     less than 1e-3 px and 1e-5 in score (tests/test_optimize.py). With ``dtype`` of half precision
     they agree as far as such arithmetic does; decoding, suppression, scores and the mask and
-    keypoint heads stay in float32.
+    keypoint heads stay in float32. On a CPU without bfloat16 convolutions
+    (:func:`has_bfloat16_convolutions`) a bfloat16 model is right, slower than float32, and a
+    warning says so.
 
     Args:
         model: a GeneralizedRCNN or ProposalNetwork of this project's or of Detectron2's components,
@@ -77,7 +80,8 @@ def optimize_for_inference(
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
     if dtype == torch.float16 and device.type == "cpu":
         raise ValueError("float16 needs a GPU; on CPU use torch.bfloat16 or torch.float32")
-
+    if dtype == torch.bfloat16 and device.type == "cpu" and not has_bfloat16_convolutions():
+        _warn_of_slow_bfloat16()
     if cuda_graphs and device.type != "cuda":
         raise ValueError(f"cuda_graphs needs a model on a GPU, this one is on {device}")
 
@@ -187,12 +191,32 @@ class _ResidualBlock(nn.Module):
         return F.relu_(self.last(out).add_(shortcut))
 
 
+@functools.cache
+def has_bfloat16_convolutions() -> bool:
+    """Whether oneDNN computes bfloat16 convolutions on this CPU (AVX-512 or AVX-NE-CONVERT).
+
+    Elsewhere PyTorch computes them without oneDNN, correctly and several times slower than
+    float32, and oneDNN's fused operators refuse them. ``ONEDNN_MAX_CPU_ISA`` counts.
+    """
+    available = torch.backends.mkldnn.is_available()
+    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@functools.cache
+def _warn_of_slow_bfloat16() -> None:
+    logger.warning(
+        "this CPU has no bfloat16 convolutions (AVX-512 or AVX-NE-CONVERT): the model is right, "
+        "and several times slower than in float32; MODEL.FPN_EXT.INFERENCE_DTYPE float32 is fast"
+    )
+
+
 def _can_add_in_place(last: nn.Module, x: torch.Tensor, into: torch.Tensor) -> bool:
     return (
         isinstance(last, nn.Conv2d)
         and last.norm is None
         and last.activation is None
         and x.device.type == "cpu"
+        and (x.dtype != torch.bfloat16 or has_bfloat16_convolutions())
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
         and x.is_contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,9 @@
 """optimize_for_inference: the same detections from another module tree."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import fpn_ext
 import pytest
@@ -189,6 +192,46 @@ def test_bfloat16(cfg):
             detections = out["instances"]
             assert len(detections) > 10
             assert detections.pred_boxes.tensor.dtype == detections.scores.dtype == torch.float32
+
+
+BFLOAT16_ALONE = """
+import logging, sys, torch
+import fpn_ext
+from fpn_ext.optimize import has_bfloat16_convolutions
+from detectron2.modeling import build_model
+records = []
+logger = logging.getLogger("fpn_ext.optimize")
+logger.addHandler(handler := logging.Handler())
+handler.emit = lambda record: records.append(record.getMessage())
+cfg = fpn_ext.get_cfg()
+cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE = "cpu", "ProposalNetwork"
+cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "FeaturePyramid", 0
+cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+cfg.MODEL.FPN_EXT.LEVELS, cfg.MODEL.FPN.OUT_CHANNELS = ["p2", "p3", "p4", "p5", "p6"], 16
+fpn_ext.resolve_levels(cfg)
+torch.manual_seed(0)
+model = build_model(cfg).eval()
+optimised = [fpn_ext.optimize_for_inference(model, torch.bfloat16) for _ in range(2)][0]
+image = torch.randn(1, 3, 64, 96)
+with torch.no_grad():
+    expected, found = model.backbone(image), optimised.backbone(image)
+for name, features in expected.items():
+    assert found[name].dtype == torch.bfloat16
+    assert (found[name] - features).norm() / features.norm() < 0.02, name
+said = [text for text in records if "no bfloat16 convolutions" in text]
+assert len(said) == (0 if has_bfloat16_convolutions() else 1), records
+print("bfloat16", has_bfloat16_convolutions())
+"""
+
+
+def test_bfloat16_where_the_processor_has_none():
+    """As on any processor without AVX-512: oneDNN refuses bfloat16 there; one warning says so."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", BFLOAT16_ALONE], env=environment, text=True, capture_output=True
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert process.stdout.split()[-2:] == ["bfloat16", "False"]
 
 
 @pytest.mark.parametrize("mask_on", [False, True])
