@@ -28,7 +28,7 @@ setup: $(READY)
 test-lowest:
 	LOWEST=1 $(MAKE) test VENV=.venv-lowest
 
-# Thousands of inputs nobody foresaw for each reader of files; docs/reliability.md has the counts.
+# Thousands of inputs nobody foresaw for each reader of files; docs/evidence/reliability.md has the counts.
 fuzz: setup
 	FUZZ_EXAMPLES=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests -k fuzz -n auto \
 	    --maxprocesses 4

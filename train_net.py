@@ -2,7 +2,7 @@
 
 python train_net.py --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
-python train_net.py --config-file ... --num-gpus 8    # torchrun and srun: docs/distributed.md
+python train_net.py --config-file ... --num-gpus 8  # torchrun, srun: docs/guides/distributed.md
 
 Training begins with the weights of MODEL.WEIGHTS; with everything of OUTPUT_DIR's last checkpoint
 (--resume); or with weights and optimizer of MODEL.WEIGHTS and a new schedule (--extend).

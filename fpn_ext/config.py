@@ -79,8 +79,8 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # For a bottom-up that is itself a pyramid and reads that key. Pyramids only.
     cfg.MODEL.FPN_EXT.IN_FEATURES = []
     # The pyramid's levels, fine to coarse, e.g. ["p2", "p3", "p4", "p5", "p6"]: what it is built
-    # on, what RPN and RoI heads read, and the anchors' sizes follow (docs/levels.md). []: every
-    # key says it for itself. Pyramids only.
+    # on, what RPN and RoI heads read, and the anchors' sizes follow (docs/guides/levels.md). []:
+    # every key says it for itself. Pyramids only.
     cfg.MODEL.FPN_EXT.LEVELS = []
     # How levels above the bottom-up's coarsest map are made: Subsample (the paper),
     # ConvolutionsOnP (of stride 2, on the coarsest P_k), ConvolutionsOnC (on C5). Pyramids only.

@@ -1,7 +1,8 @@
 """Bottom-up path augmentation: Liu et al., "Path Aggregation Network for Instance Segmentation".
 
 CVPR 2018 (PANet, arXiv 1803.01534), Sec. 3.1 and Fig. 2. Its other parts are no part of a pyramid
-(adaptive feature pooling: :mod:`fpn_ext.all_levels`). Where it is silent: docs/differences.md.
+(adaptive feature pooling: :mod:`fpn_ext.all_levels`). Where it is silent:
+docs/paper/differences.md.
 """
 
 import itertools

@@ -23,7 +23,9 @@ from .validation_loss import validation_loss
 
 
 class RecipeTrainer(ResumableTrainer, StoppableLoop):
-    """ResumableTrainer with what ``MODEL.FPN_EXT`` and ``SOLVER.AMP`` ask for (docs/training.md).
+    """ResumableTrainer with what ``MODEL.FPN_EXT`` and ``SOLVER.AMP`` ask for.
+
+    docs/guides/training.md describes each.
 
     Evaluations are of :attr:`evaluated_model`. All of it is in the checkpoints, and a resumed
     training ends as one that was not interrupted.

@@ -204,7 +204,7 @@ def test_everything_public_is_exported_and_described():
         assert getattr(fpn_ext, name).__doc__, f"{name} has no docstring"
 
 
-DOCUMENTS = [Path("README.md"), *Path("docs").glob("*.md"), *Path("configs").glob("*.md"),
+DOCUMENTS = [Path("README.md"), *Path("docs").rglob("*.md"), *Path("configs").glob("*.md"),
              Path("datasets/README.md")]  # fmt: skip
 
 
