@@ -1,5 +1,6 @@
 # make demo    set up, train the demo detector (minutes on a CPU), evaluate it, draw its detections
 # make test    set up, run the tests
+# make docs    set up, build the site into site/
 # make setup   set up only: make setup PYTHON=python3.12 VENV=.venv
 VENV ?= .venv
 PYTHON ?=
@@ -9,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_R_18_FPN.yaml
 
 
-.PHONY: demo test test-lowest fuzz gpu setup lint format lock
+.PHONY: demo test test-lowest fuzz gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -48,6 +49,11 @@ lint: setup
 format: setup
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# Strict: a dead link or anchor, or a page that the navigation lacks, fails. Nothing is downloaded.
+docs: setup
+	$(RUN) docs/generate.py
+	$(RUN) -m sphinx -q -W --keep-going -d $(OUTPUT)/doctrees -c docs . site
 
 # Pins again, from requirements/tested.in, for Python 3.10 to 3.12.
 lock: setup
