@@ -24,9 +24,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fpn_ext.checkpoint import CompleteCheckpointer, checkpoints_in
 from fpn_ext.data import register_datasets
-from fpn_ext.evaluation import build_evaluator, write_results
+from fpn_ext.evaluation import build_evaluator
 from fpn_ext.folded_norms import fold_frozen_norms
 from fpn_ext.freezing import freeze
+from fpn_ext.json_files import write_json
 from fpn_ext.nonfinite import NonFiniteGuard
 from fpn_ext.optimize import model_for_inference
 from fpn_ext.proposal_loader import build_test_loader, training_data
@@ -133,7 +134,7 @@ def by_dataset(cfg, results) -> dict:
 def write(cfg, results, folder) -> None:
     if comm.is_main_process():
         for dataset_name, scores in by_dataset(cfg, results).items():
-            write_results(scores, Path(cfg.OUTPUT_DIR, folder, dataset_name, "results.json"))
+            write_json(Path(cfg.OUTPUT_DIR, folder, dataset_name, "results.json"), scores)
 
 
 def setup(args) -> CfgNode:

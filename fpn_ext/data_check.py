@@ -9,7 +9,6 @@ code: 0 without errors (warnings may be there), 1 with errors, 2 if the call its
 """
 
 import argparse
-import json
 import os
 import stat
 import sys
@@ -40,6 +39,7 @@ from .annotation_files import (
 )
 from .config import load_config
 from .data import register_datasets
+from .json_files import write_json
 from .levels import stride_named
 from .names import did_you_mean
 
@@ -464,8 +464,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = check(contents, cfg, args.workers)
     print(report)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="ascii")
+        write_json(args.json, report.as_json())
     return 1 if report.count("error") else 0
 
 

@@ -29,6 +29,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from .json_files import write_json
+
 CLASS_NAMES = ("disc", "square", "triangle", "star", "ring")
 # Shapes that are no objects: never annotated, drawn in images with distractors only.
 DISTRACTOR_NAMES = ("plus", "half-disc", "hourglass", "chevron", "arch")
@@ -578,11 +580,6 @@ def _summarize(dataset: dict[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- the files
 
 
-def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, separators=(",", ":")) + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
 def _write_split(root: Path, split: str, options: dict[str, int]) -> dict[str, Any]:
     """Write the images and annotations of one split, and return its summary."""
     images: list[dict[str, Any]] = []
@@ -620,7 +617,7 @@ def _write_split(root: Path, split: str, options: dict[str, int]) -> dict[str, A
         ],
     }
     (root / "annotations").mkdir(exist_ok=True)
-    _write_json(root / "annotations" / f"instances_{split}.json", dataset)
+    write_json(root / "annotations" / f"instances_{split}.json", dataset, indent=None)
     return _summarize(dataset)
 
 
@@ -675,7 +672,7 @@ def _create(target: Path, options: dict[str, int]) -> dict[str, Any]:
         staged.mkdir()
         summary = {split: _write_split(staged, split, options) for split in SPLITS}
         info = {"generator_version": GENERATOR_VERSION, "options": options, "summary": summary}
-        _write_json(staged / "info.json", info)
+        write_json(staged / "info.json", info, indent=None)
         try:
             os.replace(staged, target)
         except OSError:

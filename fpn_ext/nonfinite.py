@@ -5,7 +5,6 @@ gradients once per step and does nothing else. Otherwise it saves the batch and 
 the batch again with a look at every module, and ends the training with what it has found.
 """
 
-import json
 import logging
 import math
 import re
@@ -27,7 +26,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from .json_files import write_json
 from .names import own_keys
+from .unwrap import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class NonFiniteGuard(HookBase):
         return self
 
     def before_train(self) -> None:
-        model = _unwrapped(self.trainer.model)
+        model = unwrapped(self.trainer.model)
         self._handles = [
             model.register_forward_pre_hook(self._keep_batch),
             self.trainer.optimizer.register_step_pre_hook(self._check_gradients),
@@ -138,7 +139,7 @@ class NonFiniteGuard(HookBase):
         suspicious = isinstance(error, AssertionError) or says_non_finite(error)
         if error is None or not suspicious or not self._batch:
             return
-        model = _unwrapped(self.trainer.model)
+        model = unwrapped(self.trainer.model)
         weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         with _random_numbers(self._random_state):
             found = diagnose(model, self._batch, amp_dtype(self.cfg))
@@ -489,8 +490,7 @@ def save(
     folder: Path, batch: Batch, weights: Mapping[str, torch.Tensor], report: Mapping[str, Any]
 ) -> None:
     """Write ``batch.pth`` and ``model.pth``, of tensors and plain values alone, and the report."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "report.json", report)
     torch.save([_plain(record) for record in batch], folder / "batch.pth")
     torch.save({"model": dict(weights)}, folder / "model.pth")
 
@@ -535,10 +535,6 @@ def _restored(value: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------ pieces
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _image_name(record: Mapping[str, Any], number: int) -> str:

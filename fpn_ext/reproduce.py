@@ -26,6 +26,7 @@ from detectron2.data import DatasetCatalog
 from . import commands, paper, provenance
 from .config import flat, get_cfg, load_config
 from .data import register_datasets
+from .json_files import write_json
 
 CONFIGS = commands.PROJECT / "configs" / "paper"
 BASELINE = "c"  # the row the others are set against: the FPN
@@ -229,7 +230,7 @@ class Reproduction:
                 "versions": provenance.versions(),
                 "config_sha256": self.digest(run),
             }
-            _write_json(self.result_file(run), result)
+            write_json(self.result_file(run), result)
         if propose and not self._has_proposals(run):
             generate = ["-m", "fpn_ext.proposals", "generate", "--config-file", str(config_file)]
             generate += ["--datasets", *self._datasets(run), "--output", str(folder / "proposals")]
@@ -416,7 +417,7 @@ def write_tables(reproduction: Reproduction, tables: Sequence[int], command: str
         }
         minutes = sum(result["cpu_seconds"] for result in of_table) / 60
         summary["origin"] = {**origin, "command": command, "cpu_minutes": round(minutes)}
-        _write_json(reproduction.results / f"table{table}.json", summary)
+        write_json(reproduction.results / f"table{table}.json", summary)
         text = (
             f"# Table {table}, scale {reproduction.scale}\n\n"
             f"    {command}\n\n"
@@ -431,11 +432,6 @@ def write_tables(reproduction: Reproduction, tables: Sequence[int], command: str
         file = reproduction.results / f"table{table}.md"
         file.write_text(text)
         print(f"\n{text}\n(written to {file})")
-
-
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(value, indent=2) + "\n")
 
 
 # -------------------------------------------------------------------------------- command line
