@@ -28,6 +28,19 @@ class Finding:
     remedy: str = ""
 
 
+@dataclass(frozen=True)
+class CountedFinding(Finding):
+    """Something met several times.
+
+    Attributes:
+        count: how often.
+        image_ids: of the images that it was met in; empty if it is not about images.
+    """
+
+    count: int = 1
+    image_ids: tuple[int | str, ...] = ()
+
+
 class Report(Protocol):
     """What a command prints (``str()``) and, with ``--json``, writes."""
 
