@@ -192,7 +192,7 @@ def test_pictures_are_crops_in_bgr_and_half_of_them_are_mirrored(monkeypatch):
     y, x = np.mgrid[: pretrain.SIDE, : pretrain.SIDE].astype(np.uint8)
     red_is_x_and_blue_is_y = np.dstack([x, 0 * x, y])
     monkeypatch.setattr(pretrain, "PICTURES", 20)
-    monkeypatch.setattr(pretrain.demo_data, "picture", lambda *_: red_is_x_and_blue_is_y)
+    monkeypatch.setattr(pretrain.demo_scenes, "picture", lambda *_: red_is_x_and_blue_is_y)
     pixels, classes = next(pretrain.batches(seed=1))
     assert pixels.shape == (pretrain.BATCH, 3, pretrain.CROP, pretrain.CROP)
     assert (pixels[:, 0].diff(dim=1) == 1).all() and (pixels[:, 1] == 0).all()
