@@ -126,7 +126,10 @@ ALLOWED = {
     "provenance": {"_d2_compat"},
     "pretrain": {"atomic", "config", "demo_scenes", "demo_shapes"},
     "commands": set(),
-    "reproduce": {"commands", "config", "data", "json_files", "paper", "provenance"},
+    "paper_tables": {"atomic", "json_files", "paper"},
+    "reproduce": {
+        *("commands", "config", "data", "json_files", "paper", "paper_tables", "provenance"),
+    },
     "four_step": {"atomic", "commands", "config", "data", "weight_files"},
     "predict": {
         *("bottom_ups", "checkpoint", "coco_json", "config", "data", "drawing", "json_files"),
