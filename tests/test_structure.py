@@ -24,7 +24,7 @@ ALLOWED = {
     "ablations": {"fpn"},
     "between_levels": {"levels"},
     "path_aggregation": {"between_levels", "fpn"},
-    "bifpn": {"between_levels", "fpn"},
+    "bifpn": {"between_levels", "fpn", "names"},
     "upsampling": {"between_levels", "fpn"},
     "lateral_norms": {"fpn"},
     "level_rules": {"levels"},
