@@ -96,7 +96,6 @@ class FeaturePyramid(Backbone):
         TypeError: ``bottom_up`` is no Backbone.
     """
 
-    has_bottom_up_key = True  # to the checks of configs: fpn_ext.names.pyramids
     _padding_constraints: dict[str, int]
 
     @configurable
@@ -352,6 +351,12 @@ def _bottom_up_shapes(bottom_up: Backbone, in_features: Sequence[str]) -> list[S
             "MODEL.FPN.IN_FEATURES, or make the bottom-up return the map "
             "(for a ResNet: MODEL.RESNETS.OUT_FEATURES)."
         )
+    for name in in_features:
+        if not (available[name].stride and available[name].channels):
+            raise ValueError(
+                f"output_shape() of {type(bottom_up).__name__} must give stride and channels of "
+                f"{name!r}, got {available[name]}"
+            )
     return [available[name] for name in in_features]
 
 

@@ -35,7 +35,7 @@ ALLOWED = {
     "weighted_rows": set(),
     "fused_roi_align": {"weighted_rows"},
     "pooler": {"level_rules", "levels", "names", "weighted_rows", "fused_roi_align"},
-    "roi_heads": {"level_keys", "pooler", "levels", "names"},
+    "roi_heads": {"pooler", "names"},
     "unshared": {"roi_heads"},
     "all_levels": {"names", "pooler", "roi_heads"},
     "varied_anchors": set(),
