@@ -60,6 +60,8 @@ ALLOWED = {
     "weight_files": {"safe_pickle"},
     "checkpoint": {"atomic", "weight_files"},
     "schedule": {"config"},
+    "resuming": {"config"},
+    "testing": {"distributed", "evaluation", "optimize", "recall"},
     "check": {
         "bottom_ups",
         "checkpoint",
@@ -70,13 +72,14 @@ ALLOWED = {
         "schedule",
     },
     "repeatable": set(),
-    "trainer": {"checkpoint", "config", "repeatable"},
-    "steps": set(),
+    "steps": {"names", "nonfinite"},
     "ema": {"checkpoint"},
     "best": {"names"},
     "validation_loss": set(),
-    "recipes": {
-        *("best", "ema", "nonfinite", "proposal_loader", "steps", "trainer", "validation_loss"),
+    "trainer": {
+        *("best", "checkpoint", "ema", "evaluation", "folded_norms", "freezing", "names"),
+        *("nonfinite", "proposal_loader", "repeatable", "resuming", "schedule", "steps"),
+        *("testing", "validation_loss", "winograd_training"),
     },
     "distributed": {"_d2_compat"},
     "data": {"demo_data"},
