@@ -68,6 +68,8 @@ ALLOWED = {
     "weight_files": {"safe_pickle"},
     "checkpoint": {"atomic", "unwrap", "weight_files"},
     "schedule": {"config"},
+    "resuming": {"config"},
+    "testing": {"distributed", "evaluation", "optimize", "recall"},
     "check": {
         "bottom_ups",
         "checkpoint",
@@ -78,13 +80,14 @@ ALLOWED = {
         "schedule",
     },
     "repeatable": set(),
-    "trainer": {"checkpoint", "config", "repeatable"},
-    "steps": set(),
+    "steps": {"names", "nonfinite"},
     "ema": {"checkpoint", "unwrap"},
     "best": {"names"},
     "validation_loss": {"unwrap"},
-    "recipes": {
-        *("best", "ema", "nonfinite", "proposal_loader", "steps", "trainer", "validation_loss"),
+    "trainer": {
+        *("best", "checkpoint", "ema", "evaluation", "folded_norms", "freezing", "names"),
+        *("nonfinite", "proposal_loader", "repeatable", "resuming", "schedule", "steps"),
+        *("testing", "validation_loss", "winograd_training"),
     },
     "distributed": {"_d2_compat"},
     "data": {"demo_data"},
