@@ -1,6 +1,6 @@
 """Annotations of any quality: what can be used of them, and every problem met in reading them.
 
-Three readers (COCO JSON, Pascal VOC's layout, the records of any registered data set) give the same
+Three readers (COCO JSON, Pascal VOC's layout, the records of any registered dataset) give the same
 :class:`Contents`. Whatever stands in a file becomes a :class:`Problem`, never an exception; only a
 file that is not there raises one. :mod:`fpn_ext.data_check` looks further.
 """
@@ -8,12 +8,9 @@ file that is not there raises one. :mod:`fpn_ext.data_check` looks further.
 import functools
 import json
 import math
-import numbers
 import os
-import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -22,150 +19,19 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from .data import read_voc_annotation, voc_box, voc_image_ids
+from .dataset_contents import (
+    Box,
+    Contents,
+    Corners,
+    Name,
+    Picture,
+    four_numbers,
+    id_of,
+    number_of,
+    short,
+    size_of,
+)
 from .names import did_you_mean
-
-MAX_DETAIL = 400  # characters: a detail may quote what somebody put into a file
-
-Name = int | str
-Corners = tuple[float, float, float, float]
-
-# Every kind of problem: its severity, and what it means or what to do. An error loses data, ends a
-# training or teaches the model something false; a warning may be meant; a note only informs.
-KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
-    "unreadable-annotations": ("error", "the file is not JSON or XML: write it again"),
-    "bad-field": ("error", "a field is missing or of a wrong type"),
-    "no-images": ("error", "there is nothing to train on"),
-    "missing-image": ("error", "the picture is not there: training ends when it comes up"),
-    "unreadable-image": ("error", "the picture cannot be decoded: training ends when it comes up"),
-    "exif-rotated": (
-        "error",
-        "the file's EXIF orientation turns the picture, which swaps its sides; the annotations "
-        "have them unturned. Rotate the pixels and drop the tag, or annotate the turned picture",
-    ),
-    "swapped-size": ("error", "width and height are swapped in the annotations"),
-    "wrong-size": ("error", "the picture's size is not the one in the annotations"),
-    "duplicate-image-id": ("error", "two images have the same id: one of them is lost"),
-    "duplicate-file-name": ("error", "two images are the same file"),
-    "duplicate-annotation-id": ("error", "two annotations have the same id: Detectron2 refuses it"),
-    "duplicate-class": ("error", "two classes have the same id or name"),
-    "unknown-image": ("error", "the annotation's image is not in the file: it is never used"),
-    "unknown-class": ("error", "the annotation's class is not among the classes"),
-    "class-count": ("error", "MODEL.ROI_HEADS.NUM_CLASSES and the data disagree"),
-    "bad-box": ("error", "a box is four finite numbers"),
-    "looks-like-xyxy": (
-        "error",
-        "the boxes look like corners (x0, y0, x1, y1) written where COCO has (x, y, width, height)",
-    ),
-    "looks-like-xywh": (
-        "error",
-        "the boxes look like (x, y, width, height) written where corners are read",
-    ),
-    "looks-relative": (
-        "error",
-        "the boxes look like fractions of the image's sides; they are read as pixels",
-    ),
-    "inverted-box": ("error", "a box with a negative side: training leaves it out"),
-    "empty-box": ("error", "a box without width or height: training leaves it out"),
-    "outside-box": ("error", "a box wholly outside its image: training leaves it out"),
-    "bad-segmentation": ("error", "no mask can be read: Detectron2 leaves the object out or stops"),
-    "partly-outside": (
-        "warning",
-        "a box reaches more than 1 pixel beyond its image: training clips it",
-    ),
-    "zero-based": (
-        "warning",
-        "a box starts at 0, Pascal VOC's first pixel is 1: if all boxes were written from 0, all "
-        "are read 1 pixel too far up and left",
-    ),
-    "mask-mismatch": ("warning", "box and mask of an object differ by more than 2 pixels"),
-    "duplicate-box": ("warning", "the same box of the same class twice on one image"),
-    "class-without-boxes": ("warning", "the class cannot be learnt, nor scored"),
-    "tiny-after-resize": (
-        "warning",
-        "after the test resize the box is narrower than one cell of the finest map",
-    ),
-    "colour-depth": ("warning", "more than 8 bits per colour: Detectron2 cuts the values at 255"),
-    "other-box-mode": ("warning", "boxes that are neither XYXY_ABS nor XYWH_ABS are not checked"),
-    "image-without-boxes": ("note", "an image without any object (crowd regions do not count)"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong, in one place."""
-
-    kind: str  # a key of KINDS
-    image: str | None  # its file name as the annotations have it, or its id
-    annotation: Name | None  # id in COCO JSON; number from 0 within its image otherwise
-    detail: str
-
-    @property
-    def severity(self) -> str:
-        return KINDS[self.kind][0]
-
-
-@dataclass(slots=True)
-class Box:
-    """A box whose four numbers are finite."""
-
-    annotation: Name
-    written: Corners  # as in the file
-    form: Literal["XYWH", "XYXY", "VOC"]  # VOC: 1-based, inclusive corners
-    category: str
-    crowd: bool = False
-    mask_extent: Corners | None = None  # XYXY of its polygons
-
-    @property
-    def corners(self) -> Corners:
-        """XYXY in pixels, 0-based."""
-        x, y, a, b = self.written
-        if self.form == "XYWH":
-            return x, y, x + a, y + b
-        return (x - 1, y - 1, a, b) if self.form == "VOC" else self.written
-
-    @property
-    def sides(self) -> tuple[float, float]:
-        """Width and height by which training keeps or drops it; VOC's are one pixel less."""
-        x, y, a, b = self.written
-        return (a, b) if self.form == "XYWH" else (a - x, b - y)
-
-
-@dataclass(slots=True)
-class Picture:
-    """An image as the annotations know it."""
-
-    name: str
-    file: str
-    size: tuple[int, int] | None  # width, height; None if the annotations do not say
-    boxes: list[Box] = field(default_factory=list)
-
-
-@dataclass
-class Contents:
-    """What could be read of a data set."""
-
-    source: str
-    classes: list[str] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-    def report(
-        self, kind: str, detail: str, image: str | None = None, annotation: Name | None = None
-    ) -> None:
-        self.problems.append(Problem(kind, image, annotation, detail[:MAX_DETAIL]))
-
-
-class _Short(reprlib.Repr):
-    """repr() that stays short and shallow, whatever somebody has put into a file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxdict, self.maxlist, self.maxtuple = 3, 3, 6, 6
-        self.maxstring = self.maxother = self.maxlong = 80
-
-
-short = _Short().repr
-
 
 # ------------------------------------------------------------------------------------ COCO
 
@@ -217,7 +83,7 @@ def _coco_classes(
 ) -> dict[Name, str]:
     names: dict[Name, str] = {}
     for place, entry in entries:
-        key, name = _name(entry.get("id")), entry.get("name")
+        key, name = id_of(entry.get("id")), entry.get("name")
         if key is None or not isinstance(name, str):
             contents.report(
                 "bad-field",
@@ -243,7 +109,7 @@ def _coco_pictures(
     pictures: dict[Name, Picture] = {}
     files: dict[str, str] = {}  # file: place of its first use
     for place, entry in entries:
-        key, name = _name(entry.get("id")), entry.get("file_name")
+        key, name = id_of(entry.get("id")), entry.get("file_name")
         if key is None or not isinstance(name, str) or not name:
             contents.report(
                 "bad-field",
@@ -254,7 +120,7 @@ def _coco_pictures(
         if key in pictures:
             contents.report("duplicate-image-id", f"{place}: id {short(key)} again", name)
             continue
-        size = _size(entry.get("width"), entry.get("height"))
+        size = size_of(entry.get("width"), entry.get("height"))
         if size is None:
             contents.report(
                 "bad-field",
@@ -278,8 +144,8 @@ def _read_coco_annotation(
     seen: set[Name],
     contents: Contents,
 ) -> None:
-    key = _name(entry.get("id"))
-    image_key = _name(entry.get("image_id"))
+    key = id_of(entry.get("id"))
+    image_key = id_of(entry.get("image_id"))
     picture = picture_of.get(image_key) if image_key is not None else None
     where = picture.name if picture else None if image_key is None else str(image_key)
     if key is None:
@@ -301,7 +167,7 @@ def _read_coco_annotation(
     if picture is None:
         contents.report("unknown-image", f"image_id {short(entry.get('image_id'))}", where, key)
         return
-    category = _name(entry.get("category_id"))
+    category = id_of(entry.get("category_id"))
     if category is None or category not in class_of:
         contents.report(
             "unknown-class",
@@ -310,7 +176,7 @@ def _read_coco_annotation(
             key,
         )
         return
-    written = _four_numbers(entry.get("bbox"))
+    written = four_numbers(entry.get("bbox"))
     if written is None:
         contents.report("bad-box", f"'bbox': {short(entry.get('bbox'))}", where, key)
         return
@@ -342,7 +208,7 @@ def _mask_extent(
     of_right_length = [
         p for p in polygons if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0
     ]
-    points = [[_number(value) for value in polygon] for polygon in of_right_length]
+    points = [[number_of(value) for value in polygon] for polygon in of_right_length]
     flat = [value for polygon in points for value in polygon if value is not None]
     all_numbers = len(flat) == sum(map(len, points)) and all(map(math.isfinite, flat))
     if not flat or not all_numbers:
@@ -402,7 +268,7 @@ def _read_voc_tree(
     contents: Contents,
 ) -> None:
     sides = [tree.findtext(f"size/{side}", "") for side in ("width", "height")]
-    picture.size = _size(*map(_parsed, sides))
+    picture.size = size_of(*map(_parsed, sides))
     if picture.size is None:
         contents.report(
             "bad-field",
@@ -430,6 +296,13 @@ def _read_voc_tree(
         picture.boxes.append(Box(number, (x0, y0, x1, y1), "VOC", category))
 
 
+def _parsed(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 @functools.lru_cache(maxsize=1024)  # the same wrong name comes back with every object of it
 def _nearest(name: str, classes: tuple[str, ...]) -> str:
     return did_you_mean(name, classes)
@@ -454,13 +327,13 @@ def read_records(
         if name in files:
             contents.report("duplicate-file-name", f"record {number}", name)
         files.add(name)
-        key = _name(record.get("image_id"))
+        key = id_of(record.get("image_id"))
         if key is not None and key in keys:
             contents.report("duplicate-image-id", f"record {number}: id {short(key)} again", name)
         if key is not None:
             keys.add(key)
         # Both may be left out; Detectron2 then takes the picture's.
-        size = _size(record.get("width"), record.get("height"))
+        size = size_of(record.get("width"), record.get("height"))
         if size is None and ("width" in record or "height" in record):
             contents.report(
                 "bad-field",
@@ -492,7 +365,7 @@ def _read_record_annotation(
             number,
         )
         return
-    written = _four_numbers(annotation.get("bbox"))
+    written = four_numbers(annotation.get("bbox"))
     if written is None:
         contents.report("bad-box", short(annotation.get("bbox")), picture.name, number)
         return
@@ -500,47 +373,3 @@ def _read_record_annotation(
     form: Literal["XYXY", "XYWH"] = "XYXY" if mode == BoxMode.XYXY_ABS else "XYWH"
     crowd = annotation.get("iscrowd", 0) == 1
     picture.boxes.append(Box(number, written, form, name, crowd))
-
-
-# ----------------------------------------------------------------------------------- values
-
-
-def _name(value: Any) -> Name | None:
-    """An id: a whole number (1.0 is one too) or a string; None for anything else."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    return None
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # a whole number of more than 308 digits
-        return math.inf
-
-
-def _parsed(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _size(width: Any, height: Any) -> tuple[int, int] | None:
-    """Width and height, if both are whole numbers of pixels above 0."""
-    sides = [_number(width), _number(height)]
-    whole = [int(side) for side in sides if side and side > 0 and side.is_integer()]
-    return (whole[0], whole[1]) if len(whole) == 2 else None
-
-
-def _four_numbers(value: Any) -> Corners | None:
-    """A box's numbers, if they are four and finite."""
-    if not isinstance(value, list | tuple | np.ndarray):
-        return None
-    found = [_number(v) for v in value] if len(value) == 4 else []
-    finite = [v for v in found if v is not None and math.isfinite(v)]
-    return (finite[0], finite[1], finite[2], finite[3]) if len(finite) == 4 else None

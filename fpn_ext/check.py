@@ -9,12 +9,10 @@ errors. No image is opened: for these, python -m fpn_ext.data_check.
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -24,7 +22,7 @@ from .bottom_ups import resolve_bottom_up
 from .checkpoint import CompleteCheckpointer, SafeCheckpointer
 from .config import check_weights, config_problems, load_config, resolve_device
 from .data import register_datasets
-from .doctor import Finding, report
+from .findings import Finding, conclude
 from .proposal_loader import build_test_loader, training_data
 from .schedule import learning_rate_note, scale_schedule
 
@@ -196,11 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argument_parser().parse_args(argv)
     with errors_only("fpn_ext", "fvcore.common.checkpoint"):  # the report says the rest
         findings = examine(args.config_file, args.opts, args.eval_only, args.num_gpus)
-    print(report(findings))
-    if args.json:
-        content = {"findings": [asdict(finding) for finding in findings]}
-        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return 1 if any(finding.status == "error" for finding in findings) else 0
+    return conclude(findings, args.json)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .atomic import replacing
+from .unwrap import unwrapped
 from .weight_files import DamagedFileError, local_file, read_weights
 
 
@@ -92,8 +92,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             OSError: as :meth:`save`.
         """
         if self.save_dir and self.save_to_disk:
-            bare = model.module if isinstance(model, DistributedDataParallel) else model
-            self._save(name, {"model": bare.state_dict(), **kwargs})
+            self._save(name, {"model": unwrapped(model).state_dict(), **kwargs})
 
     def _save(self, name: str, data: dict[str, Any]) -> None:
         file = Path(self.save_dir, f"{name}.pth")

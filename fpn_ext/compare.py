@@ -21,7 +21,7 @@ import torch
 
 from . import compare_training, compare_weights
 from .compare_configs import differences, load_sides, warnings
-from .evaluation import plain, write_results
+from .json_files import plain, write_json
 from .provenance import commit, hardware, versions
 
 WEIGHTS = """One checkpoint in both models. How far every stage, the detections and the scores
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n\n".join([title, "\n".join(lines), mode.markdown(report)])
     print(text)
     if args.output:
-        write_results(report, args.output / f"{args.mode}.json")
+        write_json(args.output / f"{args.mode}.json", report)
         (args.output / f"{args.mode}.md").write_text(text + "\n")
     return 1 if results.get("agrees") is False else 0
 

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 
 from . import commands
 from .config import flat, load_config
-from .evaluation import plain, write_results
+from .json_files import plain, write_json
 from .measuring import markdown_table
 from .provenance import commit, hardware, versions
 from .weight_files import local_file
@@ -114,7 +114,7 @@ def _run(
         "hardware": hardware(cfg.MODEL.DEVICE),
         "versions": versions(),
     }
-    write_results(results, output / "results.json")
+    write_json(output / "results.json", results)
     return results
 
 

@@ -9,149 +9,25 @@ code: 0 without errors (warnings may be there), 1 with errors, 2 if the call its
 """
 
 import argparse
-import json
-import os
-import stat
 import sys
-import warnings
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
-from .annotation_files import (
-    KINDS,
-    Box,
-    Contents,
-    Corners,
-    Picture,
-    Problem,
-    read_coco,
-    read_records,
-    read_voc,
-    short,
-)
+from .annotation_files import read_coco, read_records, read_voc
+from .box_formats import SLACK, format_problems
 from .config import load_config
 from .data import register_datasets
+from .dataset_contents import Box, Contents, Corners, Picture, Problem, short
+from .dataset_report import DatasetReport
+from .json_files import write_json
 from .levels import stride_named
 from .names import did_you_mean
+from .picture_files import Look, look_at_pictures
 
-# Pixels a box may reach beyond its image: conventions differ by a half and by one.
-SLACK = 1.0
-EXIF_ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes of more than 8 bits
-EXAMPLES = 3  # per kind of problem in the printed report
-# When boxes are taken for the other format, see _other_format.
-LEAST_SUSPECTS, SUSPECT_SHARE, FITTING_SHARE = 3, 0.2, 0.98
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What decoding a picture has shown; sizes are (width, height)."""
-
-    kind: str | None = None  # of the problem, if it cannot be used
-    detail: str = ""
-    size: tuple[int, int] | None = None  # as Detectron2 reads it: turned as EXIF says
-    stored_size: tuple[int, int] | None = None  # as in the file
-    mode: str = ""
-
-
-class Report:
-    """The problems of a data set, most severe first."""
-
-    def __init__(self, contents: Contents, problems: Iterable[Problem]):
-        self.source = contents.source
-        self.num_images = len(contents.pictures)
-        boxes = Counter(box.category for picture in contents.pictures for box in picture.boxes)
-        self.boxes_per_class = {name: boxes[name] for name in contents.classes}
-        by_kind: dict[str, list[Problem]] = {kind: [] for kind in KINDS}
-        for problem in problems:
-            by_kind[problem.kind].append(problem)
-        order = ("error", "warning", "note")
-        kinds = sorted(by_kind, key=lambda kind: order.index(KINDS[kind][0]))
-        self.problems_of = {kind: by_kind[kind] for kind in kinds if by_kind[kind]}
-
-    def count(self, severity: str) -> int:
-        """How many problems are an ``"error"``, a ``"warning"`` or a ``"note"``."""
-        return sum(len(p) for kind, p in self.problems_of.items() if KINDS[kind][0] == severity)
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values for :func:`json.dumps`."""
-        return {
-            "source": self.source,
-            "images": self.num_images,
-            "boxes_per_class": self.boxes_per_class,
-            "errors": self.count("error"),
-            "warnings": self.count("warning"),
-            "notes": self.count("note"),
-            "kinds": {
-                kind: {
-                    "severity": KINDS[kind][0],
-                    "meaning": KINDS[kind][1],
-                    "count": len(problems),
-                    "images": len({p.image for p in problems if p.image is not None}),
-                }
-                for kind, problems in self.problems_of.items()
-            },
-            "problems": [
-                {
-                    "kind": kind,
-                    "severity": problem.severity,
-                    "image": problem.image,
-                    "annotation": problem.annotation,
-                    "detail": problem.detail,
-                }
-                for kind, problems in self.problems_of.items()
-                for problem in problems
-            ],
-        }
-
-    def __str__(self) -> str:
-        classes = ", ".join(f"{_printable(n)} {c}" for n, c in self.boxes_per_class.items())
-        boxes = sum(self.boxes_per_class.values())
-        lines = [
-            f"{_printable(self.source)}: {self.num_images} images, {boxes} boxes"
-            + f" ({classes})" * bool(classes)
-        ]
-        for kind, problems in self.problems_of.items():
-            severity, meaning = KINDS[kind]
-            images = len({p.image for p in problems if p.image is not None})
-            where = f" on {images} images" if images > 1 else ""
-            lines += [
-                "",
-                f"{severity.upper():8}{kind}: {len(problems)}{where}",
-                f"        {meaning}",
-            ]
-            lines += [f"          {_line(problem)}" for problem in problems[:EXAMPLES]]
-            if len(problems) > EXAMPLES:
-                lines.append(f"          and {len(problems) - EXAMPLES} more (--json lists all)")
-        errors, others = self.count("error"), self.count("warning")
-        return "\n".join([*lines, "", f"{errors} error(s), {others} warning(s)"])
-
-
-def _line(problem: Problem) -> str:
-    places = []
-    if problem.image is not None:
-        places.append(_printable(problem.image))
-    if problem.annotation is not None:
-        places.append(f"annotation {_printable(str(problem.annotation))}")
-    return ": ".join(filter(None, [", ".join(places), _printable(problem.detail)]))
-
-
-def _printable(text: str) -> str:
-    """A string of a file, safe for a terminal: short, without control characters."""
-    return text if text.isprintable() and len(text) <= 300 else short(text)
-
-
-# ------------------------------------------------------------------------------ the check
 
 
 def read_registered(name: str) -> Contents:
@@ -176,7 +52,7 @@ def read_registered(name: str) -> Contents:
     return read_records(DatasetCatalog.get(name), metadata.get("thing_classes", ()), name)
 
 
-def check(contents: Contents, cfg: CfgNode | None = None, workers: int = 1) -> Report:
+def check(contents: Contents, cfg: CfgNode | None = None, workers: int = 1) -> DatasetReport:
     """Decode every picture and look at every box.
 
     Args:
@@ -186,7 +62,7 @@ def check(contents: Contents, cfg: CfgNode | None = None, workers: int = 1) -> R
         workers: processes that decode.
     """
     looks = look_at_pictures([picture.file for picture in contents.pictures], workers)
-    problems = [*contents.problems, *_data_set_problems(contents, cfg)]
+    problems = [*contents.problems, *_dataset_problems(contents, cfg)]
     boxes: list[tuple[Box, tuple[int, int]]] = []
     for picture in contents.pictures:
         look = looks[picture.file]
@@ -201,11 +77,11 @@ def check(contents: Contents, cfg: CfgNode | None = None, workers: int = 1) -> R
             if size:
                 boxes.append((box, size))
                 problems += _tiny(picture, box, size, cfg)
-    problems += _format_problems(boxes)
-    return Report(contents, problems)
+    problems += format_problems(boxes)
+    return DatasetReport(contents, problems)
 
 
-def _data_set_problems(contents: Contents, cfg: CfgNode | None) -> Iterable[Problem]:
+def _dataset_problems(contents: Contents, cfg: CfgNode | None) -> Iterable[Problem]:
     if not contents.pictures:
         yield Problem("no-images", None, None, contents.source)
     used = {box.category for picture in contents.pictures for box in picture.boxes}
@@ -322,113 +198,6 @@ def _finest_stride(cfg: CfgNode) -> int:
     return min((stride for stride in found if stride), default=4)
 
 
-# ------------------------------------------------------------------- boxes in another format
-
-
-def _format_problems(boxes: Sequence[tuple[Box, tuple[int, int]]]) -> Iterable[Problem]:
-    if len(boxes) >= LEAST_SUSPECTS and all(max(map(abs, b.written)) <= 1 for b, _ in boxes):
-        yield Problem("looks-relative", None, None, f"all {len(boxes)} boxes lie in 0..1")
-        return
-    for as_xywh, kind, other in (
-        (True, "looks-like-xyxy", "XYXY"),
-        (False, "looks-like-xywh", "XYWH"),
-    ):
-        of_form = [(b.written, size) for b, size in boxes if (b.form == "XYWH") == as_xywh]
-        suspects, fitting = _other_format(of_form, as_xywh)
-        enough = max(LEAST_SUSPECTS, SUSPECT_SHARE * len(of_form))
-        if suspects >= enough and fitting >= FITTING_SHARE * len(of_form):
-            detail = (
-                f"of {len(of_form)} boxes, {fitting} fit their image when read as {other}, "
-                f"{suspects} of them only then"
-            )
-            yield Problem(kind, None, None, detail)
-
-
-def _other_format(
-    boxes: Iterable[tuple[Corners, tuple[int, int]]], as_xywh: bool
-) -> tuple[int, int]:
-    """How many boxes fit their image only when read in the other format, and how many then fit.
-
-    Corners read as XYWH give a right edge of x0 + x1, twice the box's centre: beyond the image for
-    every box whose centre lies right of the middle (or below it), about three in four. And each
-    corner pair has x1 > x0 and y1 > y0, which widths and heights have by chance only: in boxes
-    truly XYWH some are narrower than their distance from the edge. Both must hold, the first for
-    a fifth of the boxes, the second for all but a fiftieth; a few boxes drawn beyond the edge
-    give the first without the second.
-    """
-    suspects = fitting = 0
-    for (x, y, a, b), (width, height) in boxes:
-        corners, sides = (x, y, a, b), (x, y, x + a, y + b)
-        own, other = (sides, corners) if as_xywh else (corners, sides)
-        if _fits(other, width, height):
-            fitting += 1
-            suspects += not _fits(own, width, height)
-    return suspects, fitting
-
-
-def _fits(corners: Corners, width: int, height: int) -> bool:
-    x0, y0, x1, y1 = corners
-    return -SLACK <= x0 < x1 <= width + SLACK and -SLACK <= y0 < y1 <= height + SLACK
-
-
-# -------------------------------------------------------------------------------- pictures
-
-
-def look_at_pictures(files: Iterable[str], workers: int = 1) -> dict[str, Look]:
-    """Decode pictures, in this process or in several.
-
-    Raises:
-        RuntimeError: a decoding process died.
-    """
-    unique = list(dict.fromkeys(files))
-    if workers <= 1 or len(unique) < 2:
-        return {file: look_at(file) for file in unique}
-    try:
-        with ProcessPoolExecutor(workers) as pool:
-            return dict(zip(unique, pool.map(look_at, unique, chunksize=16), strict=True))
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a process died while decoding pictures (killed for its memory?); run with --workers 1"
-        ) from error
-
-
-def look_at(file: str) -> Look:
-    """Decode one picture, all of it."""
-    try:
-        if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for ever
-            return Look("unreadable-image", f"{_printable(file)} is not a file")
-    except (OSError, ValueError) as error:
-        return Look("missing-image", _where(file, error))
-    try:
-        with warnings.catch_warnings():  # about broken metadata and large pictures
-            warnings.simplefilter("ignore")
-            with Image.open(file) as image:
-                image.load()
-                turned = _orientation(image) in TURNED
-                stored = image.size
-                return Look(None, "", stored[::-1] if turned else stored, stored, image.mode)
-    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error
-        return Look("unreadable-image", f"{type(error).__name__}: {str(error)[:200]}")
-
-
-def _orientation(image: Image.Image) -> Any:
-    try:
-        return image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # Detectron2 takes a picture with broken EXIF as it is
-        return None
-
-
-def _where(file: str, error: OSError | ValueError) -> str:
-    """A missing file, and the one beside it that may be meant."""
-    stem, suffix = os.path.splitext(file)
-    if isinstance(error, FileNotFoundError):
-        for other in (".jpg", ".JPG", ".jpeg", ".png", ".PNG"):
-            if other != suffix and os.path.isfile(stem + other):
-                return f"no file {_printable(file)}, but one that ends in {other}"
-        return f"no file {_printable(file)}"
-    return f"{type(error).__name__}: {str(error)[:200]}"
-
-
 # ---------------------------------------------------------------------------- command line
 
 
@@ -464,8 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = check(contents, cfg, args.workers)
     print(report)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="ascii")
+        write_json(args.json, report.as_json())
     return 1 if report.count("error") else 0
 
 

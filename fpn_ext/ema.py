@@ -4,10 +4,10 @@ import logging
 
 from detectron2.engine import HookBase
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoint import SafeCheckpointer
+from .unwrap import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class AveragedWeights(HookBase):
 
     def __init__(self, model: nn.Module, decay: float, checkpointer: SafeCheckpointer):
         self._averaged = AveragedModel(
-            _unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(decay)
+            unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(decay)
         ).requires_grad_(False)
         self._checkpointer = checkpointer
         checkpointer.add_checkpointable("ema", self._averaged)
@@ -46,12 +46,8 @@ class AveragedWeights(HookBase):
             self.after_step()  # the first time, it copies
 
     def after_step(self) -> None:
-        self._averaged.update_parameters(_unwrapped(self.trainer.model))
+        self._averaged.update_parameters(unwrapped(self.trainer.model))
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:
             self._checkpointer.export("model_final_ema", self.model)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -1,12 +1,11 @@
 """Which of Detectron2's evaluators scores a data set, and what of its results is kept."""
 
-import json
 import math
 import os
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from detectron2.evaluation import (
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.utils import comm
 
+from .coco_json import levels_of
 from .data import box_fault, read_voc_annotation, voc_box
-from .levels import LEVEL_FIELDS
 from .names import own_keys
 from .recall import ProposalRecallEvaluator
 
@@ -78,11 +77,9 @@ class DetectionCOCOEvaluator(COCOEvaluator):
         done = len(self._predictions)
         super().process(inputs, detections)
         for prediction, output in zip(self._predictions[done:], detections, strict=True):
-            for field in LEVEL_FIELDS:
-                if output["instances"].has(field):
-                    levels = output["instances"].get(field).tolist()
-                    for found, level in zip(prediction["instances"], levels, strict=True):
-                        found[field] = level
+            levels = levels_of(output["instances"])
+            for detection, its_levels in zip(prediction["instances"], levels, strict=True):
+                detection.update(its_levels)
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
@@ -171,25 +168,3 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
 def _mean(values: np.ndarray) -> float:
     """Mean of the numbers that are not NaN; NaN if there are none."""
     return math.nan if np.isnan(values).all() else float(np.nanmean(values))
-
-
-def write_results(results: Mapping[str, Any], file: Path) -> None:
-    """Write a results dictionary as JSON; numbers that JSON has no word for become null."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(plain(results), indent=2) + "\n")
-
-
-def plain(value: Any) -> Any:
-    """As JSON holds it: mappings, sequences, text, finite numbers; None for all other numbers.
-
-    >>> plain({"AP": np.float64("nan"), "images": (1, "a.jpg")})
-    {'AP': None, 'images': [1, 'a.jpg']}
-    """
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if value is None or isinstance(value, str | int):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None

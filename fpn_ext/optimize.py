@@ -24,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from . import winograd
 from .roi_heads import ChunkedROIHeads, PyramidROIHeads
+from .unwrap import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -119,10 +120,8 @@ def model_for_inference(cfg: CfgNode, model: Any) -> nn.Module:
     dtype = cfg.MODEL.FPN_EXT.INFERENCE_DTYPE
     if not dtype:
         return model
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
     logger.info("inferring with the optimised model (MODEL.FPN_EXT.INFERENCE_DTYPE %s)", dtype)
-    return optimize_for_inference(model, getattr(torch, dtype))
+    return optimize_for_inference(unwrapped(model), getattr(torch, dtype))
 
 
 def _refuse_training(model: nn.Module, inputs: Any) -> None:

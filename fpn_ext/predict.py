@@ -5,7 +5,6 @@
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from detectron2.structures import Instances
 
 from .bottom_ups import resolve_bottom_up
 from .checkpoint import CompleteCheckpointer
+from .coco_json import annotations_of
 from .config import check_config, check_weights, load_config, resolve_device
 from .data import register_datasets
 from .drawing import draw_detections
+from .json_files import write_json
 from .level_keys import level_table
-from .levels import LEVEL_FIELDS
 from .optimize import model_for_inference
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -132,8 +132,8 @@ def predict(
     """Detect on every picture; writes the drawings and ``detections.json`` into ``output``.
 
     Returns what the JSON holds: COCO's ``images``, ``categories`` and ``annotations``, the latter
-    as :func:`annotations_of` makes them, in pixels of the picture file. COCO's tools read it as
-    ground truth and, its annotations, as results.
+    as :func:`fpn_ext.coco_json.annotations_of` makes them, in pixels of the picture file. COCO's
+    tools read it as ground truth and, its annotations, as results.
 
     Args:
         label_levels: write ``p3>p4`` on each box, proposed by P3 and pooled from P4.
@@ -168,32 +168,8 @@ def predict(
         "categories": [{"id": i, "name": name} for i, name in categories.items()],
         "annotations": annotations,
     }
-    (output / "detections.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(output / "detections.json", result)
     return result
-
-
-def annotations_of(detections: Instances, category_ids: Sequence[int]) -> Iterable[dict[str, Any]]:
-    """Detections as COCO writes annotations, with ``score``, less ``id`` and ``image_id``.
-
-    ``bbox`` is XYWH in pixels of the image. ``proposal_level`` and ``pooled_level``, the levels k
-    that proposed the box and that it was pooled from, are there if the model keeps them.
-
-    Args:
-        detections: on CPU, as :func:`detections_of` gives them.
-        category_ids: of the class numbers.
-    """
-    for i, (x0, y0, x1, y1) in enumerate(detections.pred_boxes.tensor.tolist()):
-        annotation = {
-            "category_id": category_ids[int(detections.pred_classes[i])],
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "area": (x1 - x0) * (y1 - y0),
-            "iscrowd": 0,
-            "score": float(detections.scores[i]),
-        }
-        for field in LEVEL_FIELDS:
-            if detections.has(field):
-                annotation[field] = int(detections.get(field)[i])
-        yield annotation
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -25,10 +25,10 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from .atomic import replacing
+from .coco_json import annotations_of
 from .drawing import draw_detections
 from .optimize import model_for_inference
 from .predict import (
-    annotations_of,
     build_predictor,
     class_names,
     detections_of,
@@ -74,7 +74,7 @@ def predict_video(
     """Detect in every frame; Ctrl-C, or q in the window, ends it, and what was made is kept.
 
     Each line of JSON is an object of one frame: ``frame`` (from 0), ``seconds`` since the first,
-    ``width``, ``height``, and ``detections``: what :func:`fpn_ext.predict.annotations_of` gives
+    ``width``, ``height``, and ``detections``: what :func:`fpn_ext.coco_json.annotations_of` gives
     with the name of the ``category``; boxes are XYWH in pixels of the frame. A camera's frames are
     timed, those of a file counted by its frame rate. The video plays at the speed of the source: a
     camera's frame stands in it for as long as the model took for the next.

@@ -21,11 +21,12 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from . import demo_data
+from . import demo_scenes
 from .atomic import replacing
 from .config import load_config, resolve_device
+from .demo_shapes import CLASS_NAMES, DISTRACTOR_NAMES
 
-NUM_CLASSES = len(demo_data.CLASS_NAMES + demo_data.DISTRACTOR_NAMES)
+NUM_CLASSES = len(CLASS_NAMES + DISTRACTOR_NAMES)
 PICTURES = 3000
 SIDE, CROP = 88, 80  # pixels
 BATCH = 64
@@ -40,7 +41,7 @@ def batches(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(PICTURES) % NUM_CLASSES
-    pictures = np.stack([np.asarray(demo_data.picture(rng, int(k), SIDE)) for k in labels])
+    pictures = np.stack([np.asarray(demo_scenes.picture(rng, int(k), SIDE)) for k in labels])
     while True:
         chosen = rng.integers(PICTURES, size=BATCH)
         crops = []

@@ -20,10 +20,10 @@ from detectron2.evaluation.evaluator import inference_context
 from detectron2.modeling import ProposalNetwork
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_every_n_seconds
-from torch import nn
 from torch.utils.data import SequentialSampler
 
 from .proposal_file import BoxesAndScores, write_proposals
+from .unwrap import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,7 @@ def _with_progress(items: Iterable[Any], total: int) -> Iterator[Any]:
 
 def _rpn_of(model: Any) -> ProposalNetwork:
     """The backbone and the RPN of a model, which share their weights with it."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = unwrapped(model)
     if getattr(model, "proposal_generator", None) is None:
         raise TypeError(
             f"this {type(model).__name__} has no RPN; proposals come from a ProposalNetwork, or "

@@ -32,6 +32,7 @@ from torch import nn
 
 from .names import did_you_mean, own_keys
 from .proposal_file import write_proposals
+from .unwrap import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ def model_with_proposals(cfg: CfgNode, model: Any) -> nn.Module:
     Raises:
         TypeError: the key asks for the proposals of a model that makes none.
     """
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    inner = unwrapped(model)
     if not own_keys(cfg).EVALUATE_PROPOSALS or isinstance(inner, ProposalNetwork):
         return model
     if not isinstance(inner, GeneralizedRCNN) or inner.proposal_generator is None:

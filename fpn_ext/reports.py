@@ -1,11 +1,10 @@
 """What anchor_report and level_report have in common: arguments, files, exit code."""
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import matplotlib.pyplot as plt
 from detectron2.config import CfgNode
@@ -15,12 +14,9 @@ from matplotlib.figure import Figure
 from .atomic import replacing
 from .config import load_config
 from .data import register_datasets
+from .findings import Report
+from .json_files import write_json
 from .training_boxes import TrainingBoxes, read_boxes
-
-
-class Report(Protocol):
-    def as_json(self) -> dict[str, Any]: ...
-
 
 R = TypeVar("R", bound=Report)
 
@@ -53,8 +49,7 @@ def run(
         parser.error(str(error))
     print(report)
     if args.json:
-        with replacing(args.json) as stream:
-            stream.write((json.dumps(report.as_json(), indent=1) + "\n").encode("ascii"))
+        write_json(args.json, report.as_json())
     if args.output:
         figure = draw(report)
         with replacing(args.output / picture) as stream:

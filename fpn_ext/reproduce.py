@@ -26,9 +26,10 @@ from detectron2.data import DatasetCatalog
 from . import commands, paper, provenance
 from .config import flat, get_cfg, load_config
 from .data import register_datasets
+from .json_files import write_json
+from .paper_tables import BASELINE, write_tables
 
 CONFIGS = commands.PROJECT / "configs" / "paper"
-BASELINE = "c"  # the row the others are set against: the FPN
 TASKS = {1: "box_proposals", 2: "bbox", 3: "bbox"}  # in results.json
 
 
@@ -211,6 +212,15 @@ class Reproduction:
             train = ["train_net.py", "--config-file", str(config_file)]
             train += ["--num-gpus", str(self.num_gpus)] if self.num_gpus else []
             train += ["--resume"] if (folder / "last_checkpoint").exists() else []
+            # Before the training: by its end the checkout may have become another.
+            origin = {
+                "continued": "--resume" in train,
+                "commit": provenance.commit(),
+                "hardware": provenance.hardware(cfg.MODEL.DEVICE),
+                "weights": self._weights_digest(),
+                "versions": provenance.versions(),
+                "config_sha256": self.digest(run),
+            }
             begin = time.time()
             cpu_seconds = self._run(train, folder / "train.log")
             scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
@@ -222,14 +232,9 @@ class Reproduction:
                 "iterations": cfg.SOLVER.MAX_ITER,
                 "seconds": round(time.time() - begin),
                 "cpu_seconds": round(cpu_seconds),
-                "continued": "--resume" in train,
-                "commit": provenance.commit(),
-                "hardware": provenance.hardware(cfg.MODEL.DEVICE),
-                "weights": self._weights_digest(),
-                "versions": provenance.versions(),
-                "config_sha256": self.digest(run),
+                **origin,
             }
-            _write_json(self.result_file(run), result)
+            write_json(self.result_file(run), result)  # with it the run is done
         if propose and not self._has_proposals(run):
             generate = ["-m", "fpn_ext.proposals", "generate", "--config-file", str(config_file)]
             generate += ["--datasets", *self._datasets(run), "--output", str(folder / "proposals")]
@@ -294,148 +299,6 @@ def train_all(reproduction: Reproduction, wanted: Sequence[Run], jobs: int) -> l
 def _figures(table: int, scores: Mapping[str, float | None]) -> str:
     found = {metric: scores.get(metric) for metric in paper.METRICS[table]}
     return ", ".join(f"{m} {value:.1f}" for m, value in found.items() if value is not None)
-
-
-# ------------------------------------------------------------------------------------ report
-
-
-def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and spread of every row, and of its difference from the baseline, beside the paper's.
-
-    Differences are taken seed by seed. The verdict on a row and a metric says whether the sign of
-    the paper's difference is found: ``holds`` or ``reversed`` where ours is more than two standard
-    errors from 0, else ``open``.
-    """
-    scores: dict[str, dict[int, Mapping[str, float | None]]] = {}
-    for result in results:
-        if result["table"] == table:
-            scores.setdefault(result["row"], {})[result["seed"]] = result["scores"]
-    rows: dict[str, Any] = {}
-    for row, (what, _) in paper.TABLES[table].items():
-        if row not in scores:
-            continue
-        # A run's own baseline; the ablations (c), (d) are those of their unshared versions.
-        base = row.partition("_")[0] if "_" in row else BASELINE
-        published, of_base = paper.published(table, row), paper.published(table, base)
-        metrics: dict[str, Any] = {}
-        for metric in paper.METRICS[table]:
-            values = _values(scores[row], metric)
-            entry: dict[str, Any] = {"ours": _statistics(list(values.values()))}
-            if metric in published:
-                entry["paper"] = published[metric]
-            if row != base:
-                of_ours = _values(scores.get(base, {}), metric)
-                shared = sorted(values.keys() & of_ours.keys())
-                difference = _statistics([values[seed] - of_ours[seed] for seed in shared])
-                entry["difference"] = difference
-                if metric in published:
-                    entry["paper_difference"] = round(published[metric] - of_base[metric], 1)
-                    entry["verdict"] = _verdict(difference, entry["paper_difference"])
-            metrics[metric] = entry
-        rows[row] = {
-            "what": what,
-            "against": base if row != base else None,
-            "seeds": sorted(scores[row]),
-            "metrics": metrics,
-        }
-    return {"table": table, "rows": rows}
-
-
-def _values(by_seed: Mapping[int, Mapping[str, float | None]], metric: str) -> dict[int, float]:
-    found = {seed: scores.get(metric) for seed, scores in by_seed.items()}
-    return {seed: value for seed, value in found.items() if value is not None}
-
-
-def _statistics(values: list[float]) -> dict[str, Any]:
-    if not values:
-        return {"n": 0, "mean": None, "sd": None}
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return {"n": len(values), "mean": statistics.mean(values), "sd": sd}
-
-
-def _verdict(difference: Mapping[str, Any], published: float) -> str:
-    if difference["n"] < 2:
-        return "open"
-    error = difference["sd"] / difference["n"] ** 0.5
-    if abs(difference["mean"]) <= 2 * error:
-        return "open"
-    return "holds" if difference["mean"] * published > 0 else "reversed"
-
-
-def markdown(summary: Mapping[str, Any]) -> str:
-    """A table's summary as two Markdown tables: figures, and differences with their verdicts."""
-    metrics = paper.METRICS[summary["table"]]
-    head = f"| row | | {' | '.join(metrics)} |\n|{' --- |' * (len(metrics) + 2)}\n"
-    figures, differences = head, head
-    for row, entry in summary["rows"].items():
-        cells = [
-            _cell(entry["metrics"][m]["ours"], entry["metrics"][m].get("paper")) for m in metrics
-        ]
-        figures += f"| {_label(row)} | {entry['what']} | {' | '.join(cells)} |\n"
-        if entry["against"] is None:
-            continue
-        cells = [
-            _cell(of["difference"], of.get("paper_difference"), signed=True)
-            + (f" {of['verdict']}" if of["difference"]["n"] and "verdict" in of else "")
-            for of in (entry["metrics"][m] for m in metrics)
-        ]
-        differences += (
-            f"| {_label(row)} - {_label(entry['against'])} | {entry['what']} | "
-            f"{' | '.join(cells)} |\n"
-        )
-    return f"{figures}\nDifferences, seed by seed:\n\n{differences}"
-
-
-def _label(row: str) -> str:
-    return f"({row})" if "_" not in row else f"({row.replace('_', ', ')})"
-
-
-def _cell(ours: Mapping[str, Any], published: float | None, signed: bool = False) -> str:
-    if ours["mean"] is None:
-        return "-"
-    sign = "+" if signed else ""
-    text = f"{ours['mean']:{sign}.1f}"
-    if ours["sd"] is not None:
-        text += f" ± {ours['sd']:.1f}"
-    return text if published is None else f"{text} ({published:{sign}.1f})"
-
-
-def write_tables(reproduction: Reproduction, tables: Sequence[int], command: str) -> None:
-    """``table{n}.md`` and ``table{n}.json`` in the results folder, of all runs found there."""
-    results = [
-        json.loads(file.read_text()) for file in sorted(reproduction.results.glob("runs/*.json"))
-    ]
-    for table in tables:
-        of_table = [result for result in results if result["table"] == table]
-        if not of_table:
-            continue
-        summary = summarize(table, of_table)
-        origin = {
-            key: sorted({str(result[key]) for result in of_table})
-            for key in ("commit", "hardware", "versions", "iterations", "weights")
-        }
-        minutes = sum(result["cpu_seconds"] for result in of_table) / 60
-        summary["origin"] = {**origin, "command": command, "cpu_minutes": round(minutes)}
-        _write_json(reproduction.results / f"table{table}.json", summary)
-        text = (
-            f"# Table {table}, scale {reproduction.scale}\n\n"
-            f"    {command}\n\n"
-            f"{len(of_table)} trainings of {', '.join(origin['iterations'])} iterations, "
-            f"{minutes:.0f} minutes of CPU time, on {'; '.join(origin['hardware'])}; commit "
-            f"{', '.join(origin['commit'])}; {'; '.join(origin['versions'])}.\n\n"
-            "Mean ± standard deviation over the seeds; in brackets the paper's, on COCO.\n\n"
-            f"{markdown(summary)}\n"
-            "holds, reversed: our difference is more than two standard errors from 0, with the "
-            "sign of the paper's or the other one; open: it is not.\n"
-        )
-        file = reproduction.results / f"table{table}.md"
-        file.write_text(text)
-        print(f"\n{text}\n(written to {file})")
-
-
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(value, indent=2) + "\n")
 
 
 # -------------------------------------------------------------------------------- command line
@@ -506,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = train_all(reproduction, wanted, args.jobs or (1 if num_gpus else 2))
     command = f"python -m fpn_ext.reproduce --table {' '.join(map(str, args.table))}"
     command += f" --scale {args.scale} --seeds {' '.join(map(str, args.seeds))}"
-    write_tables(reproduction, args.table, command)
+    write_tables(reproduction.results, args.table, args.scale, command)
     if failed:
         print(f"\n{len(failed)} run(s) failed:\n" + "\n".join(failed), file=sys.stderr)
     return 1 if failed else 0

@@ -11,7 +11,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parallel import DistributedDataParallel
+
+from .unwrap import unwrapped
 
 Batches = Iterable[list[dict[str, Any]]]
 
@@ -32,8 +33,7 @@ def validation_loss(model: nn.Module, loaders: Iterable[Batches]) -> dict[str, f
     Returns:
         ``{"loss_cls": ..., "total_loss": ...}``, the same in all processes.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
+    model = unwrapped(model)
     device = next(model.parameters()).device
     sums: Counter[str] = Counter()
     number = 0

@@ -24,17 +24,17 @@ def findings(folder, *opts, **how):
 
 
 def of_status(status, found):
-    return {(f.name, f.value) for f in found if f.status == status}
+    return {(f.subject, f.text) for f in found if f.status == status}
 
 
 def test_a_config_in_order(tmp_path):
     found = findings(tmp_path)
     assert not of_status("error", found)
-    assert [f.name for f in found if f.status == "ok"] == ["config", "model", "training data"]
+    assert [f.subject for f in found if f.status == "ok"] == ["config", "model", "training data"]
     boxes = sum(len(r["annotations"]) for r in DatasetCatalog.get(tiny.DATASET))
     # 8 iterations of 2 images, 6 images.
-    assert found[2].value == f"{tiny.DATASET}: 6 images with {boxes} boxes; 2.7 epochs"
-    assert "SOLVER.BASE_LR 0.01 is 4 times the 0.0025 usual" in found[-1].value
+    assert found[2].text == f"{tiny.DATASET}: 6 images with {boxes} boxes; 2.7 epochs"
+    assert "SOLVER.BASE_LR 0.01 is 4 times the 0.0025 usual" in found[-1].text
     assert not (tmp_path / "log.txt").exists()  # nothing is written
 
 
@@ -47,7 +47,7 @@ def test_everything_wrong_at_once(tmp_path):
 def test_a_config_that_cannot_be_read():
     found = check.examine(tiny.FILE, ["MODEL.WEIGTHS", "x", "SEED", "y"])
     assert [f.status for f in found] == ["error"]
-    assert "'MODEL.WEIGHTS'" in found[0].value and "SEED must be" in found[0].value
+    assert "'MODEL.WEIGHTS'" in found[0].text and "SEED must be" in found[0].text
 
 
 @pytest.mark.parametrize(("eval_only", "status"), [(False, "warning"), (True, "error")])

@@ -12,9 +12,11 @@ from fpn_ext import demo_data
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
-from fpn_ext.annotation_files import KINDS, Box, read_coco, read_records, read_voc
+from fpn_ext.annotation_files import read_coco, read_records, read_voc
+from fpn_ext.box_formats import format_problems
 from fpn_ext.data import register_voc_layout
-from fpn_ext.data_check import _format_problems, check, main, read_registered
+from fpn_ext.data_check import check, main, read_registered
+from fpn_ext.dataset_contents import KINDS, Box
 from fpn_ext.proposal_loader import training_data
 from fuzzing import corrupted, fuzz
 from hypothesis import strategies as st
@@ -349,7 +351,7 @@ def boxes_of(form, count, spread):
 
 def formats(made, form):
     sized = [(Box(i, written, form, "cat"), (640, 480)) for i, written in made]
-    return [p.kind for p in _format_problems(sized)]
+    return [p.kind for p in format_problems(sized)]
 
 
 @pytest.mark.parametrize("count", [1, 3, 20, 300])

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fpn_ext import demo_data
+from fpn_ext.demo_annotations import annotation_of, polygons, rle_counts
+from fpn_ext.demo_scenes import make_scene, picture
+from fpn_ext.demo_shapes import outlines, render
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -52,6 +55,18 @@ def test_same_options_give_identical_files(tmp_path: Path) -> None:
     first, second = _files(tmp_path / "a"), _files(tmp_path / "b")
     assert len(first) == 3 + 2 + 3
     assert first == second
+
+
+def test_the_first_image_is_what_it_always_was() -> None:
+    """Another box would be another dataset, which GENERATOR_VERSION has to tell apart."""
+    assert demo_data.GENERATOR_VERSION == 2
+    _, scene = make_scene(np.random.default_rng([0, 0, 0]), 224)
+    made = [annotation_of(scene, number) for number in range(len(scene.items))]
+    assert [(ann["category_id"], ann["bbox"]) for ann in made] == [
+        (2, [45, 2, 169, 160]),
+        (2, [120, 28, 90, 94]),
+        (1, [58, 150, 75, 74]),
+    ]
 
 
 def test_image_does_not_depend_on_the_number_of_images(tmp_path: Path, root: Path) -> None:
@@ -134,7 +149,7 @@ def test_masks_of_an_image_do_not_overlap_but_objects_occlude_each_other(root: P
 def test_occlusion_leaves_half_of_every_object_visible() -> None:
     least, hidden = 1.0, 0
     for index in range(40):
-        _, scene = demo_data._make_scene(np.random.default_rng([9, index]), 224)
+        _, scene = make_scene(np.random.default_rng([9, index]), 224)
         for number, item in enumerate(scene.items):
             visible = int((scene.owner == number).sum())
             assert visible == item.visible_pixels
@@ -145,7 +160,7 @@ def test_occlusion_leaves_half_of_every_object_visible() -> None:
 
 
 def test_distractors_are_drawn_and_not_annotated(tmp_path: Path) -> None:
-    scenes = [demo_data._make_scene(np.random.default_rng([9, i]), 224, 6)[1] for i in range(30)]
+    scenes = [make_scene(np.random.default_rng([9, i]), 224, 6)[1] for i in range(30)]
     categories = {item.category for scene in scenes for item in scene.items}
     assert categories == set(range(10))  # five classes, five that are none
     drawn = sum(not item.annotated for scene in scenes for item in scene.items)
@@ -157,7 +172,7 @@ def test_distractors_are_drawn_and_not_annotated(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "data/annotations/instances_train.json").read_text())
     assert {a["category_id"] for a in content["annotations"]} <= {1, 2, 3, 4, 5}
     rng_of = lambda i: np.random.default_rng([0, 0, i])  # noqa: E731
-    scenes = [demo_data._make_scene(rng_of(i), 224, 6)[1] for i in range(20)]
+    scenes = [make_scene(rng_of(i), 224, 6)[1] for i in range(20)]
     annotated = sum(item.annotated for scene in scenes for item in scene.items)
     assert len(content["annotations"]) == annotated
 
@@ -175,12 +190,12 @@ def test_a_data_set_from_before_there_were_distractors_has_none(tmp_path: Path) 
 
 @pytest.mark.parametrize("category", range(10))
 def test_a_picture_of_one_shape(category: int) -> None:
-    pictures = [demo_data.picture(np.random.default_rng(s), category, 64) for s in (1, 1, 2)]
-    assert all(picture.size == (64, 64) and picture.mode == "RGB" for picture in pictures)
-    first, same, other = (np.asarray(picture) for picture in pictures)
+    pictures = [picture(np.random.default_rng(s), category, 64) for s in (1, 1, 2)]
+    assert all(image.size == (64, 64) and image.mode == "RGB" for image in pictures)
+    first, same, other = (np.asarray(image) for image in pictures)
     assert (first == same).all() and (first != other).any()
     rng = np.random.default_rng(3)
-    masks = [demo_data._render(demo_data._outlines(category, rng), 40, 60) for _ in range(3)]
+    masks = [render(outlines(category, rng), 40, 60) for _ in range(3)]
     assert all(0.2 < (mask >= 0.5).mean() < 1 for mask in masks)
 
 
@@ -193,7 +208,7 @@ def test_polygons_keep_holes_and_separate_parts() -> None:
     mask[9, 9] = True  # one that touches at a corner
     for shape in (mask, mask[9:]):
         annotation = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0}
-        annotation["segmentation"] = demo_data._polygons(shape, left=2, top=1)
+        annotation["segmentation"] = polygons(shape, left=2, top=1)
         coco = COCO()
         coco.dataset = {
             "images": [{"id": 1, "height": 20, "width": 20}],
@@ -207,8 +222,8 @@ def test_polygons_keep_holes_and_separate_parts() -> None:
 
 
 def test_rle_starts_with_zeros_and_runs_down_the_columns() -> None:
-    assert demo_data._rle_counts(np.array([[0, 1], [1, 1]], dtype=bool)) == [1, 3]
-    assert demo_data._rle_counts(np.array([[1, 0], [1, 1]], dtype=bool)) == [0, 2, 1, 1]
+    assert rle_counts(np.array([[0, 1], [1, 1]], dtype=bool)) == [1, 3]
+    assert rle_counts(np.array([[1, 0], [1, 1]], dtype=bool)) == [0, 2, 1, 1]
 
 
 def test_crowd_regions_are_rle_and_some_images_are_empty(root: Path) -> None:
@@ -306,7 +321,7 @@ def test_ensure_generates_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def fail(*args: object) -> None:
         raise AssertionError("generated again")
 
-    monkeypatch.setattr(demo_data, "_write_split", fail)
+    monkeypatch.setattr(demo_data, "make_scene", fail)
     assert demo_data.ensure(str(target), **FEW) == first
     assert [path.name for path in target.parent.iterdir()] == ["set"]
 
@@ -354,10 +369,10 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path, value: object) -> None:
+    def fail(path: Path, value: object, indent: int | None) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(demo_data, "_write_json", fail)
+    monkeypatch.setattr(demo_data, "write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         demo_data.generate(tmp_path / "set", **FEW)
     assert list(tmp_path.iterdir()) == []
@@ -373,7 +388,7 @@ def test_result_of_a_faster_process_is_used(
     replace = os.replace
 
     def lose_the_race(source: Path, destination: Path) -> None:
-        if not target.exists():
+        if destination == target and not target.exists():
             other.rename(target)
         replace(source, destination)
 

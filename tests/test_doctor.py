@@ -1,5 +1,6 @@
 """The doctor finds what is wrong, names the command that mends it, and never fails itself."""
 
+import ast
 import json
 import os
 import re
@@ -9,7 +10,8 @@ import types
 from pathlib import Path
 
 import pytest
-from fpn_ext import doctor
+from fpn_ext import installation, machine
+from fpn_ext.findings import Finding, table
 
 PROJECT = str(Path(__file__).parents[1])
 TORCH = {"cuda": "13.0", "available": True, "threads": 2, "cpu": "AVX2", "devices": ["H100"]}
@@ -53,7 +55,7 @@ def test_nothing_installed(bare_python, tmp_path):
     code, printed = run(bare_python, "--json", str(tmp_path / "report.json"))
     assert code == 1
     findings = json.loads((tmp_path / "report.json").read_text())["findings"]
-    wrong = {f["name"]: f for f in findings if f["status"] == "error"}
+    wrong = {f["subject"]: f for f in findings if f["status"] == "error"}
     assert {"torch", "numpy", "Pillow", "Detectron2", "import fpn_ext"} <= set(wrong)
     assert wrong["torch"]["remedy"] == f"uv pip install --python {bare_python} 'torch>=2.4'"
     assert "make setup" in wrong["Detectron2"]["remedy"]
@@ -76,7 +78,7 @@ def test_detectron2_missing_alone(bare_python, tmp_path):
 
 def test_only_the_doctor_goes_without_the_package(bare_python):
     done = subprocess.run(
-        [bare_python, "-c", "import fpn_ext"],
+        [bare_python, "-c", "import fpn_ext; fpn_ext.get_cfg()"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": PROJECT},
@@ -84,11 +86,30 @@ def test_only_the_doctor_goes_without_the_package(bare_python):
     assert "fpn_ext needs Detectron2, which is not installed" in done.stderr
 
 
+def test_the_doctor_needs_the_standard_library_alone():
+    """What it, and all that it imports from this package, imports at module level."""
+    imported, todo = set(), ["doctor"]
+    seen = set()
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        for node in ast.parse(Path(PROJECT, "fpn_ext", f"{module}.py").read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                todo += set(names) - seen
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+    assert {"doctor", "installation", "machine", "_d2_compat", "findings"} <= seen
+    assert imported <= {*sys.stdlib_module_names, "fpn_ext"}
+
+
 def test_the_requirements_are_those_of_the_project():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10")
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    assert doctor.requirements() == project["dependencies"]
-    assert project["requires-python"] == ">=3.10,<3.13"  # what _python() judges by
+    assert installation.requirements() == project["dependencies"]
+    assert project["requires-python"] == ">=3.10,<3.13"  # what python_version() judges by
 
 
 @pytest.mark.parametrize(
@@ -106,44 +127,44 @@ def test_the_requirements_are_those_of_the_project():
     ],
 )
 def test_bounds(version, bounds, fits):
-    assert doctor.satisfies(version, bounds) == fits
+    assert installation.satisfies(version, bounds) == fits
 
 
 def test_a_version_out_of_bounds(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.6")
-    found = {f.name: f for f in doctor._packages()}
-    assert found["fvcore"].value == "0.1.6; fvcore>=0.1.5,<0.1.6 is needed"
+    found = {f.subject: f for f in installation.packages()}
+    assert found["fvcore"].text == "0.1.6; fvcore>=0.1.5,<0.1.6 is needed"
     assert found["fvcore"].remedy.endswith("pip install 'fvcore>=0.1.5,<0.1.6'")
 
 
 def test_a_python_too_new(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
-    assert next(iter(doctor._python())).status == "error"
+    assert next(iter(installation.python_version())).status == "error"
 
 
 # Probes.
 
 
 def test_a_probe_that_crashes_python():
-    facts, fault = doctor._probe("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    facts, fault = installation.probe("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     assert facts == {} and fault == "(killed by signal 11)"
 
 
 def test_a_probe_that_hangs(monkeypatch):
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.5)
-    assert doctor._probe("import time; time.sleep(60)") == ({}, "no answer in 0.5 seconds")
+    monkeypatch.setattr(installation, "PROBE_SECONDS", 0.5)
+    assert installation.probe("import time; time.sleep(60)") == ({}, "no answer in 0.5 seconds")
 
 
 def test_a_probe_among_other_output():
-    assert doctor._probe("print('{\"a\": 1}'); print('bye')") == ({"a": 1}, "")
-    facts, fault = doctor._probe("print('hello'); 1 / 0")
+    assert installation.probe("print('{\"a\": 1}'); print('bye')") == ({"a": 1}, "")
+    facts, fault = installation.probe("print('hello'); 1 / 0")
     assert facts == {} and fault == "ZeroDivisionError: division by zero"
 
 
 def test_a_torch_that_does_not_import():
     fault = "ImportError: libcudart.so.12: cannot open shared object file"
-    finding = only(doctor._torch({}, fault))
-    assert (finding.status, finding.value) == ("error", fault)
+    finding = only(installation.torch_import({}, fault))
+    assert (finding.status, finding.text) == ("error", fault)
     assert "'--force-reinstall' 'torch' 'torchvision'" in finding.remedy
 
 
@@ -156,8 +177,8 @@ def test_a_torch_that_does_not_import():
     ],
 )
 def test_a_package_that_does_not_import(fault, remedy):
-    finding = only(doctor._package({}, fault))
-    assert (finding.status, finding.value) == ("error", fault) and remedy in finding.remedy
+    finding = only(installation.package({}, fault))
+    assert (finding.status, finding.text) == ("error", fault) and remedy in finding.remedy
 
 
 # Detectron2's operators and CUDA.
@@ -167,16 +188,16 @@ def test_a_package_that_does_not_import(fault, remedy):
 def compiled(tmp_path, monkeypatch):
     """A compiled Detectron2, as far as files tell; returns a setter of what its probe answers."""
     (tmp_path / "__init__.py").write_text('__version__ = "0.6"\n')
-    monkeypatch.setattr(doctor, "detectron2_folder", lambda: tmp_path)
-    monkeypatch.setattr(doctor, "has_compiled_operators", lambda: True)
-    return lambda answer: monkeypatch.setattr(doctor, "_probe", lambda code: answer)
+    monkeypatch.setattr(installation, "detectron2_folder", lambda: tmp_path)
+    monkeypatch.setattr(installation, "has_compiled_operators", lambda: True)
+    return lambda answer: monkeypatch.setattr(installation, "probe", lambda code: answer)
 
 
 @pytest.mark.parametrize(
     ("built", "torch", "status"),
     [
         ("CUDA 13.0", TORCH, "ok"),
-        ("CUDA 13.1", TORCH, "ok"),  # minor versions serve each other
+        ("CUDA 13.1", TORCH, "ok"),  # minor versions support each other
         ("CUDA 12.4", TORCH, "error"),
         ("not available", TORCH, "error"),
         ("not available", {**TORCH, "available": False}, "ok"),
@@ -185,17 +206,17 @@ def compiled(tmp_path, monkeypatch):
 )
 def test_compiled_operators_that_load(compiled, built, torch, status):
     compiled(({"cuda": built, "compiler": "GCC 12"}, ""))
-    folder, operators = doctor._detectron2(torch)
-    assert folder.value.startswith("0.6, ")
+    folder, operators = installation.detectron2(torch)
+    assert folder.text.startswith("0.6, ")
     assert operators.status == status
-    assert built in operators.value
+    assert built in operators.text
     assert ("--no-build-isolation" in operators.remedy) == (status == "error")
 
 
 def test_compiled_operators_that_do_not_load(compiled):
     compiled(({}, "ImportError: _C.so: undefined symbol: _ZN2at"))
-    _, operators = doctor._detectron2(TORCH)
-    assert (operators.status, operators.value) == (
+    _, operators = installation.detectron2(TORCH)
+    assert (operators.status, operators.text) == (
         "error",
         "do not load: ImportError: _C.so: undefined symbol: _ZN2at",
     )
@@ -208,8 +229,8 @@ def test_a_compiled_module_that_is_none(tmp_path, monkeypatch):
     (package / "__init__.py").touch()
     suffix = __import__("importlib.machinery").machinery.EXTENSION_SUFFIXES[0]
     (package / f"_C{suffix}").write_text("no library")
-    monkeypatch.setattr(doctor, "PROJECT", tmp_path)  # comes first in the probe's path
-    facts, fault = doctor._probe(doctor.OPERATORS_PROBE)
+    monkeypatch.setattr(installation, "PROJECT", tmp_path)  # comes first in the probe's path
+    facts, fault = installation.probe(installation.OPERATORS_PROBE)
     assert facts == {} and fault.startswith("ImportError")
 
 
@@ -217,8 +238,8 @@ def test_a_compiled_module_that_is_none(tmp_path, monkeypatch):
     ("torch", "driver", "message"),
     [
         (TORCH, "13.1", None),
-        (TORCH, "12.4", "The driver serves CUDA up to 12.4"),
-        ({**TORCH, "cuda": "12.8"}, "12.2", None),  # minor versions serve each other
+        (TORCH, "12.4", "The driver supports CUDA up to 12.4"),
+        ({**TORCH, "cuda": "12.8"}, "12.2", None),  # minor versions support each other
         ({**TORCH, "cuda": None, "available": False}, "13.0", "is for the CPU alone"),
         ({**TORCH, "available": False}, "13.0", "PyTorch sees no GPU"),
         ({**TORCH, "fault": "no kernel image"}, "13.0", "cannot use the GPU: no kernel image"),
@@ -227,20 +248,22 @@ def test_a_compiled_module_that_is_none(tmp_path, monkeypatch):
 )
 def test_cuda(monkeypatch, torch, driver, message):
     monkeypatch.setattr(
-        doctor, "_says", lambda *command, pattern: driver if command[0] == "nvidia-smi" else ""
+        installation,
+        "printed_by",
+        lambda *command, pattern: driver if command[0] == "nvidia-smi" else "",
     )
-    finding = only(doctor._cuda(torch))
+    finding = only(installation.cuda(torch))
     assert finding.status == ("error" if message else "ok")
-    assert (message or "") in finding.value
+    assert (message or "") in finding.text
     assert bool(finding.remedy) == bool(message)
 
 
 def test_a_compiler_of_another_cuda(monkeypatch):
     monkeypatch.setattr(
-        doctor, "_says", lambda *command, pattern: "12.4" if command[0] == "nvcc" else ""
+        installation, "printed_by", lambda *command, pattern: "12.4" if command[0] == "nvcc" else ""
     )
-    _, compiler = doctor._cuda(TORCH)
-    assert compiler.status == "warning" and "is of CUDA 12.4, PyTorch of 13.0" in compiler.value
+    _, compiler = installation.cuda(TORCH)
+    assert compiler.status == "warning" and "is of CUDA 12.4, PyTorch of 13.0" in compiler.text
 
 
 def test_what_a_program_says(tmp_path, monkeypatch):
@@ -248,14 +271,14 @@ def test_what_a_program_says(tmp_path, monkeypatch):
     tool.write_text("#!/bin/sh\necho Cuda compilation tools, release 12.4, V12.4.131\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert doctor._says("nvcc", "--version", pattern=r"release ([\d.]+)") == "12.4"
-    assert doctor._says("no_such_program", pattern="(x)") == ""
+    assert installation.printed_by("nvcc", "--version", pattern=r"release ([\d.]+)") == "12.4"
+    assert installation.printed_by("no_such_program", pattern="(x)") == ""
 
 
 def test_triton():
-    assert list(doctor._triton({**TORCH, "available": False}, {"fused": "no GPU"})) == []
-    assert only(doctor._triton(TORCH, {"fused": None})).status == "ok"
-    finding = only(doctor._triton(TORCH, {"fused": "a Python without Triton"}))
+    assert list(installation.triton({**TORCH, "available": False}, {"fused": "no GPU"})) == []
+    assert only(installation.triton(TORCH, {"fused": None})).status == "ok"
+    finding = only(installation.triton(TORCH, {"fused": "a Python without Triton"}))
     assert finding.status == "warning" and "install 'triton'" in finding.remedy
 
 
@@ -272,9 +295,9 @@ def test_triton():
     ],
 )
 def test_threads(monkeypatch, threads, variable, status, remedy):
-    monkeypatch.setattr(doctor, "_cores", lambda: 2.5)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2.5)
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    finding = only(doctor._cpu({**TORCH, "threads": threads}))
+    finding = only(machine.cpu({**TORCH, "threads": threads}))
     assert (finding.status, finding.remedy) == (status, remedy)
 
 
@@ -282,38 +305,38 @@ def test_threads(monkeypatch, threads, variable, status, remedy):
 def test_a_containers_quota(monkeypatch, text, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(Path, "read_text", lambda self: text)
-    assert doctor._cores() == cores
+    assert machine.usable_cores() == cores
 
 
 def test_data_sets(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    finding = only(doctor._data_sets({"there": ["bccd_test"]}))
-    assert finding.status == "ok" and "bccd_test" in finding.value
+    finding = only(machine.datasets({"there": ["bccd_test"]}))
+    assert finding.status == "ok" and "bccd_test" in finding.text
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
-    finding = only(doctor._data_sets({}))
+    finding = only(machine.datasets({}))
     assert finding.status == "warning" and f"mkdir -p {tmp_path / 'none'}" in finding.remedy
 
 
 def test_a_folder_that_cannot_be_written_into(monkeypatch, tmp_path):
     (tmp_path / "file").touch(0o755)
-    assert only(doctor._writable(tmp_path / "new" / "run")).status == "ok"
-    assert only(doctor._writable(tmp_path / "file" / "run")).status == "error"
+    assert only(machine.output_folder(tmp_path / "new" / "run")).status == "ok"
+    assert only(machine.output_folder(tmp_path / "file" / "run")).status == "error"
     monkeypatch.setattr(os, "access", lambda *_: False)
-    finding = only(doctor._writable(tmp_path / "run"))
+    finding = only(machine.output_folder(tmp_path / "run"))
     assert finding.status == "error" and "OUTPUT_DIR" in finding.remedy
 
 
 def test_little_room(monkeypatch, tmp_path):
     usage = types.SimpleNamespace(total=64 * 1024**2, free=64 * 1024**2)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    assert only(doctor._writable(tmp_path)).status == "warning"
+    assert only(machine.output_folder(tmp_path)).status == "warning"
     if os.path.isdir("/dev/shm"):
-        finding = only(doctor._shared_memory())
-        assert finding.value.startswith("/dev/shm has 64 MB")
+        finding = only(machine.shared_memory())
+        assert finding.text.startswith("/dev/shm has 64 MB")
         assert "DATALOADER.NUM_WORKERS 0" in finding.remedy
 
 
 def test_every_fault_has_its_remedy_in_the_table():
-    findings = [doctor.Finding("ok", "a", "x"), doctor.Finding("error", "b", "y", "mend it")]
-    lines = doctor.report(findings).splitlines()
+    findings = [Finding("ok", "a", "x"), Finding("error", "b", "y", "mend it")]
+    lines = table(findings).splitlines()
     assert lines[2].strip() == "-> mend it" and lines[-1] == "1 error(s), 0 warning(s)"

@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 from fpn_ext.data import register_voc_layout
-from fpn_ext.evaluation import VOCEvaluator, build_evaluator, write_results
+from fpn_ext.evaluation import VOCEvaluator, build_evaluator
 from voc import CLASSES, write_voc
 
 
@@ -161,9 +161,3 @@ def test_an_evaluator_we_do_not_run(evaluator_type, tmp_path):
         MetadataCatalog.get(name).set(evaluator_type=evaluator_type)
     with pytest.raises(ValueError, match=rf"{name}.*{evaluator_type}.*'coco' and 'pascal_voc'"):
         build_evaluator(fpn_ext.get_cfg(), name, str(tmp_path))
-
-
-def test_results_are_written_as_plain_json(tmp_path):
-    file = tmp_path / "new" / "results.json"
-    write_results({"bbox": {"AP": torch.tensor(1.5), "APs": math.nan}, "runs": [1, "a"]}, file)
-    assert json.loads(file.read_text()) == {"bbox": {"AP": 1.5, "APs": None}, "runs": [1, "a"]}

@@ -3,15 +3,26 @@
 import copy
 import json
 import types
+from pathlib import Path
 
 import pytest
 import torch
-from fpn_ext import nonfinite
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from fpn_ext.nonfinite import NonFiniteGuard, batch_faults, diagnose, load_batch, says_non_finite
+from fpn_ext.first_nonfinite import Diagnosis, diagnose
+from fpn_ext.nonfinite import (
+    NonFiniteGuard,
+    check_gradients,
+    random_numbers,
+    random_state,
+    says_non_finite,
+)
+from fpn_ext.nonfinite_causes import causes_in_config, causes_in_diagnosis, causes_in_losses
+from fpn_ext.nonfinite_inputs import batch_faults
+from fpn_ext.saved_batches import load_batch, save
 from torch import nn
 
 NAN, INF = float("nan"), float("inf")
@@ -45,7 +56,7 @@ def failure(cfg, model, batches):
     """What the training says, and its report and folder."""
     with pytest.raises(FloatingPointError) as error:
         train(cfg, model, batches)
-    (folder,) = (nonfinite.Path(cfg.OUTPUT_DIR) / "nonfinite").iterdir()
+    (folder,) = (Path(cfg.OUTPUT_DIR) / "nonfinite").iterdir()
     return str(error.value), json.loads((folder / "report.json").read_text()), folder
 
 
@@ -202,9 +213,9 @@ def test_a_large_finite_gradient_is_none(cfg):
     train(cfg, Toy(lambda x: x.sum() * 1e30), [rows("a.jpg")])
 
 
-def test_a_step_without_gradients(cfg):
+def test_a_step_without_gradients():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    optimizer.register_step_pre_hook(NonFiniteGuard(cfg)._check_gradients)
+    optimizer.register_step_pre_hook(check_gradients)
     optimizer.step()
 
 
@@ -216,10 +227,10 @@ def test_the_same_random_numbers_are_drawn_again(cfg):
 
 
 def test_the_random_numbers_go_on_where_they_were():
-    state = nonfinite._random_state()
+    state = random_state()
     drawn = torch.rand(3)
     before = torch.get_rng_state()
-    with nonfinite._random_numbers(state):
+    with random_numbers(state):
         assert torch.equal(torch.rand(3), drawn)
         torch.rand(9)
     assert torch.equal(torch.get_rng_state(), before)
@@ -252,8 +263,8 @@ def test_what_does_not_come_again(cfg):
 
 
 def test_another_processs_batch(monkeypatch):
-    monkeypatch.setattr(nonfinite.comm, "get_world_size", lambda: 4)
-    (cause,) = nonfinite._seen_causes(nonfinite.Diagnosis())
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
+    (cause,) = causes_in_diagnosis(Diagnosis())
     assert cause.startswith("another of the 4 processes had the batch")
 
 
@@ -261,7 +272,7 @@ def test_synchronised_batch_norm_is_not_run_alone(monkeypatch):
     model = Toy(lambda x: x.sum() * NAN).train()
     model.norm = nn.SyncBatchNorm(2)
     assert diagnose(model, rows("a.jpg")).first.module == "end"
-    monkeypatch.setattr(nonfinite.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     assert diagnose(model, rows("a.jpg")).first is None
 
 
@@ -288,7 +299,7 @@ def test_float16_overflow():
     found = diagnose(model.train(), rows("a.jpg"), torch.float16)
     assert (found.first.module, found.first.dtype) == ("layer", "float16")
     assert found.finite_in_float32
-    assert any("float16 overflow" in cause for cause in nonfinite._seen_causes(found))
+    assert any("float16 overflow" in cause for cause in causes_in_diagnosis(found))
 
 
 def test_training_that_cannot_be_saved(cfg, tmp_path):
@@ -364,7 +375,7 @@ def test_faults_of_a_batch():
 
 def causes(cfg, iteration=5000):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    return list(nonfinite._solver_causes(cfg, optimizer, iteration))
+    return list(causes_in_config(cfg, optimizer, iteration))
 
 
 def test_causes_in_the_config(cfg):
@@ -394,10 +405,10 @@ def test_causes_in_the_config(cfg):
 @pytest.mark.parametrize(("last", "grown"), [(9.0, False), (11.0, True)])
 def test_a_growing_loss(last, grown):
     with EventStorage() as storage:
-        assert list(nonfinite._history_causes(storage)) == []
+        assert list(causes_in_losses(storage)) == []
         for loss in (1.0, 0.9, 1.1, 1.0, last):
             storage.put_scalar("total_loss", loss)
-        found = list(nonfinite._history_causes(storage))
+        found = list(causes_in_losses(storage))
     assert len(found) == grown
     assert not grown or "11 in the last iteration, 1 in the median of 5" in found[0]
 
@@ -419,7 +430,7 @@ def test_a_batch_comes_back_as_it_was(tmp_path):
         {"file_name": "a.jpg", "image_id": 3, "height": 60, "image": torch.rand(3, 60, 80),
          "instances": instances, "proposals": proposals, "other": types.SimpleNamespace(x=1)},
     ]  # fmt: skip
-    nonfinite.save(tmp_path, batch, {}, {})
+    save(tmp_path, batch, {}, {})
     (back,) = load_batch(tmp_path / "batch.pth")
     assert (back["file_name"], back["image_id"], back["height"]) == ("a.jpg", 3, 60)
     assert back["other"] == "namespace(x=1)"

@@ -1,6 +1,5 @@
 """The commands: check, convert, measure, and a Fast R-CNN from end to end."""
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -15,7 +14,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 from fpn_ext.proposal_file import ProposalFile, write_proposals
-from fpn_ext.proposals import check_proposals, inspect_proposals, main, proposal_stats
+from fpn_ext.proposal_stats import proposal_stats
+from fpn_ext.proposal_validation import inspect_proposals
+from fpn_ext.proposals import main
+from fpn_ext.trainer import Trainer
 from pictures import box, registered
 from proposals import rewrite, write_random
 from safetensors.numpy import load_file
@@ -46,7 +48,7 @@ def test_a_sound_file(file, capsys):
     out = capsys.readouterr().out
     assert "3 images, 9 boxes; proposals for 100.0% of the images of 'test_proposals'" in out
     assert "no problems" in out
-    assert check_proposals(file, NAME) == []
+    assert inspect_proposals(file, NAME).findings == []
 
 
 def test_every_problem_at_once(file, capsys):
@@ -66,14 +68,22 @@ def test_every_problem_at_once(file, capsys):
         "PROBLEM: the bytes of 'boxes' are not those that were written (CRC-32)",
         "PROBLEM: the bytes of 'scores' are not those that were written (CRC-32)",
         "PROBLEM: 1 images of 'test_proposals' have no entry: image ids 3",
-        "PROBLEM: 1 entries are for images that 'test_proposals' has not: image ids 9",
+        "PROBLEM: 1 entries are for images that are not in 'test_proposals': image ids 9",
         "PROBLEM: 2 boxes have a coordinate or score that is NaN or infinite, in 2 images: "
         "image ids 1, 2",
         "PROBLEM: 2 boxes have no area, in 2 images: image ids 1, 2",
         "PROBLEM: 2 boxes stick out of their image, in 2 images: image ids 1, 2",
         "PROBLEM: 2 boxes have a higher score than the one before, in 2 images: image ids 2, 9",
     ]
-    assert [f"PROBLEM: {text}" for text in check_proposals(file, NAME)] == problems
+    found = inspect_proposals(file, NAME).problems
+    assert [(p.subject, p.count, p.image_ids) for p in found[2:]] == [
+        ("missing_ids", 1, (3,)),
+        ("unknown_ids", 1, (9,)),
+        ("not_finite", 2, (1, 2)),
+        ("no_area", 2, (1, 2)),
+        ("outside", 2, (1, 2)),
+        ("order", 2, (2, 9)),
+    ]
 
 
 def test_the_machine_readable_form(file, capsys):
@@ -84,8 +94,8 @@ def test_the_machine_readable_form(file, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["valid"] is False
     assert (report["images"], report["boxes"], report["coverage"]) == (3, 9, 1.0)
-    assert [p["check"] for p in report["problems"]] == ["checksum", "no_area"]
-    assert report["problems"][1]["count"] == 1 and report["problems"][1]["image_ids"] == [1]
+    assert [p["subject"] for p in report["findings"]] == ["checksum", "no_area"]
+    assert report["findings"][1]["count"] == 1 and report["findings"][1]["image_ids"] == [1]
 
 
 def test_what_may_be_meant_is_a_note(tmp_path, capsys):
@@ -93,7 +103,7 @@ def test_what_may_be_meant_is_a_note(tmp_path, capsys):
     assert main(["validate", str(tmp_path / "x.safetensors"), "--dataset", NAME]) == 0
     out = capsys.readouterr().out
     assert "proposals for 33.3% of the images" in out
-    assert "note: it was made for data set 'another'" in out
+    assert "note: it was made for dataset 'another'" in out
     assert "note: 2 images have an entry without boxes: image ids 2, 3" in out
 
 
@@ -106,7 +116,7 @@ def test_rounding_and_equal_scores_are_no_problem(file):
     boxes = load_file(file)["boxes"]
     boxes[0] = [0, -0.004, 80.004, 60]
     rewrite(file, boxes=boxes, scores=np.zeros(9, np.float32))
-    assert {p.check for p in inspect_proposals(file, NAME).problems} == {"checksum"}
+    assert {p.subject for p in inspect_proposals(file, NAME).problems} == {"checksum"}
 
 
 def test_images_of_unknown_size(tmp_path, file):
@@ -118,7 +128,7 @@ def test_images_of_unknown_size(tmp_path, file):
     finally:
         DatasetCatalog.remove("test_unsized")
     assert report.problems == []
-    assert [note.check for note in report.notes] == ["dataset", "unsized"]
+    assert [note.subject for note in report.notes] == ["dataset", "unsized"]
     assert report.notes[1].count == 3
 
 
@@ -129,8 +139,8 @@ def test_a_file_that_cannot_be_read_is_one_problem(tmp_path, file, damage, capsy
     broken.write_bytes(content[damage])
     assert main(["validate", str(broken), "--dataset", NAME]) == 1
     assert "1 problem(s)" in capsys.readouterr().out
-    (text,) = check_proposals(broken, NAME)
-    assert str(broken) in text
+    (problem,) = inspect_proposals(broken, NAME).problems
+    assert str(broken) in problem.text
 
 
 def test_validate_takes_detectron2s_files(tmp_path, file, capsys):
@@ -219,7 +229,7 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout)["problems"][0]["check"] == "unreadable"
+    assert json.loads(done.stdout)["findings"][0]["subject"] == "unreadable"
 
 
 def test_generate_needs_a_model(tmp_path):
@@ -289,9 +299,6 @@ def test_end_to_end(demo, tmp_path, capsys):
         assert main(["stats", file, "--dataset", split]) == 0
     assert "no problems" in capsys.readouterr().out
 
-    spec = importlib.util.spec_from_file_location("train_net", "train_net.py")
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
     cfg = fpn_ext.load_config(config, [
         *SMALL, "MODEL.LOAD_PROPOSALS", "True",
         "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals",
@@ -301,7 +308,7 @@ def test_end_to_end(demo, tmp_path, capsys):
         "TEST.EVAL_PERIOD", "0", "DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", str(tmp_path),
     ])  # fmt: skip
     fpn_ext.check_config(cfg, training=True)
-    trainer = train_net.Trainer(cfg)
+    trainer = Trainer(cfg)
     trainer.train()
     assert trainer.iter == 2
     results = tmp_path / "inference" / "test_end_val" / "results.json"

@@ -1,6 +1,7 @@
 """fpn_ext.reproduce: what is trained, what is not trained again, and what the tables say."""
 
 import json
+import os
 import statistics
 import threading
 import time
@@ -10,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fpn_ext import commands, load_config, paper, pretrain, reproduce
+from fpn_ext import (
+    commands,
+    load_config,
+    paper,
+    paper_tables,
+    pretrain,
+    provenance,
+    reproduce,
+)
 from detectron2.modeling import build_model
 from fpn_ext.checkpoint import SafeCheckpointer
 from fpn_ext.proposal_sources import ground_truth_proposals
@@ -138,7 +147,7 @@ def test_means_spreads_and_differences_by_hand():
         result(1, "e", 9, **{"AR@100": 1.0}),  # no (c) with this seed
         result(2, "d", 1, AP=1.0),  # another table
     ]
-    rows = reproduce.summarize(1, results)["rows"]
+    rows = paper_tables.summarize(1, results)["rows"]
     assert list(rows) == ["c", "d", "e"]
     ours = rows["c"]["metrics"]["AR@100"]["ours"]
     assert ours == {"n": 3, "mean": 52.0, "sd": 1.0}
@@ -166,7 +175,7 @@ def test_means_spreads_and_differences_by_hand():
 def test_verdicts(differences, verdict):
     results = [result(2, "c", s, AP=30.0) for s in range(len(differences))]
     results += [result(2, "d", s, AP=30.0 + d) for s, d in enumerate(differences)]
-    rows = reproduce.summarize(2, results)["rows"]
+    rows = paper_tables.summarize(2, results)["rows"]
     assert rows["d"]["metrics"]["AP"]["verdict"] == verdict
 
 
@@ -174,7 +183,7 @@ def test_an_unshared_row_is_set_against_its_shared_one():
     results = [
         result(1, row, 1, **{"AR@100": v}) for row, v in (("c", 9), ("d", 5), ("d_unshared", 7))
     ]
-    row = reproduce.summarize(1, results)["rows"]["d_unshared"]
+    row = paper_tables.summarize(1, results)["rows"]["d_unshared"]
     assert row["against"] == "d"
     assert row["metrics"]["AR@100"]["difference"]["mean"] == 2
     assert "paper" not in row["metrics"]["AR@100"] and "verdict" not in row["metrics"]["AR@100"]
@@ -183,7 +192,7 @@ def test_an_unshared_row_is_set_against_its_shared_one():
 def test_the_markdown_says_what_the_summary_says():
     results = [result(3, "c", s, AP=20.0 + s, AP50=40.0) for s in (1, 2)]
     results += [result(3, "b", s, AP=10.0 + s, AP50=None) for s in (1, 2)]
-    text = reproduce.markdown(reproduce.summarize(3, results))
+    text = paper_tables.markdown(paper_tables.summarize(3, results))
     assert "| (c) | Faster R-CNN on FPN | 40.0 ± 0.0 (56.9) | 21.5 ± 0.7 (33.9) | - |" in text
     assert "| (b) - (c) | Faster R-CNN on C5 | - | -10.0 ± 0.0 (-5.9) holds | - |" in text
 
@@ -192,7 +201,7 @@ def test_pictures_are_crops_in_bgr_and_half_of_them_are_mirrored(monkeypatch):
     y, x = np.mgrid[: pretrain.SIDE, : pretrain.SIDE].astype(np.uint8)
     red_is_x_and_blue_is_y = np.dstack([x, 0 * x, y])
     monkeypatch.setattr(pretrain, "PICTURES", 20)
-    monkeypatch.setattr(pretrain.demo_data, "picture", lambda *_: red_is_x_and_blue_is_y)
+    monkeypatch.setattr(pretrain.demo_scenes, "picture", lambda *_: red_is_x_and_blue_is_y)
     pixels, classes = next(pretrain.batches(seed=1))
     assert pixels.shape == (pretrain.BATCH, 3, pretrain.CROP, pretrain.CROP)
     assert (pixels[:, 0].diff(dim=1) == 1).all() and (pixels[:, 1] == 0).all()
@@ -235,19 +244,64 @@ def test_one_row_end_to_end_and_again(reproduction, demo_images, capsys, monkeyp
 
 
 def test_an_interrupted_run_goes_on(reproduction, monkeypatch):
-    run, commands = Run(1, "a", 1), []
+    run, asked = Run(1, "a", 1), []
     folder = reproduction.folder(run)
     folder.mkdir(parents=True)
     (folder / "last_checkpoint").write_text("model_0000000.pth")
 
-    def command(arguments, log):
-        commands.append(arguments)
+    def command(arguments, log, threads):
+        asked.append(arguments)
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr(reproduction, "_run", command)
+    monkeypatch.setattr(commands, "run", command)
     with pytest.raises(RuntimeError, match="stopped"):
         reproduction.do(run, propose=False)
-    assert commands[0][0] == "train_net.py" and "--resume" in commands[0]
+    assert asked[0][0] == "train_net.py" and "--resume" in asked[0]
+    assert reproduction.result(run) is None
+
+
+@pytest.fixture
+def trained(reproduction, monkeypatch):
+    """A run whose training takes no time, and changes the checkout."""
+    run, checkout = Run(1, "a", 1), ["before"]
+
+    def train(arguments, log, threads):
+        checkout.append("after")
+        (name,) = reproduction.config(run).DATASETS.TEST
+        scores = reproduction.folder(run) / "inference" / name / "results.json"
+        scores.parent.mkdir(parents=True, exist_ok=True)
+        scores.write_text(json.dumps({"box_proposals": {"AR@100": 12.5}}))
+        return 3.0
+
+    monkeypatch.setattr(commands, "run", train)
+    monkeypatch.setattr(provenance, "commit", lambda: checkout[-1])
+    return run
+
+
+def test_the_commit_is_that_of_the_training(reproduction, trained):
+    kept = reproduction.do(trained, propose=False)
+    assert kept["commit"] == "before" and kept["scores"] == {"AR@100": 12.5}
+    assert reproduction.result(trained) == kept
+    assert provenance.commit() == "after"
+
+
+def test_a_result_that_cannot_be_written_whole_is_none(reproduction, trained, monkeypatch):
+    """Nor does it take the place of one that was: what decides whether a row is done is whole."""
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    reproduction.do(trained, propose=False)
+    file = reproduction.result_file(trained)
+    for before in (file.read_bytes(), None):
+        if before is None:
+            file.unlink()
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+            patched.setattr(os, "fsync", full)
+            reproduction.do(trained, propose=False)  # again: there is no model_final.pth
+        assert (file.read_bytes() if file.exists() else None) == before
+        assert [path.name for path in file.parent.iterdir()] == [file.name] * file.exists()
+    assert reproduction.plan([trained]) == [trained]
 
 
 def test_as_many_at_a_time_as_asked_for(reproduction, monkeypatch):
@@ -332,7 +386,7 @@ def test_the_figures_of_the_document_are_those_of_the_results():
     page, verdicts, minutes = Path("docs/paper/reproducing.md").read_text(), Counter(), 0
     for table in (1, 2, 3):
         summary = json.loads(Path(f"results/paper-small/table{table}.json").read_text())
-        figures, _, _ = reproduce.markdown(summary).partition("\nDifferences")
+        figures, _, _ = paper_tables.markdown(summary).partition("\nDifferences")
         assert figures in page
         assert all(entry["seeds"] == [1, 2, 3] for entry in summary["rows"].values())
         verdicts += Counter(

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from fpn_ext import nonfinite
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from fpn_ext.nonfinite import NonFiniteGuard
+from fpn_ext.first_nonfinite import diagnose
+from fpn_ext.nonfinite import NonFiniteGuard, amp_dtype
 from fpn_ext.pooler import LevelMappedROIPooler
 from fpn_ext.steps import MOST_SKIPPED, MicroBatchTrainer
 from torch import distributed, nn
@@ -234,16 +234,16 @@ def test_gradients_that_no_scale_can_mend(small_cfg, tmp_path):
 def test_what_overflows_without_a_scale_is_found(small_cfg):
     model = Slope()
     model.forward = lambda batch: {"loss": (model.weight * 0).sqrt()}
-    found = nonfinite.diagnose(model, [{"image": torch.zeros(1)}], torch.bfloat16)
+    found = diagnose(model, [{"image": torch.zeros(1)}], torch.bfloat16)
     assert found.first.tensor == "gradient of weight"
 
 
 def test_the_dtype_is_the_configs(small_cfg):
-    assert nonfinite.amp_dtype(small_cfg) is None
+    assert amp_dtype(small_cfg) is None
     small_cfg.SOLVER.AMP.ENABLED = True
-    assert nonfinite.amp_dtype(small_cfg) == torch.float16
+    assert amp_dtype(small_cfg) == torch.float16
     small_cfg.MODEL.FPN_EXT.AMP_DTYPE = "bfloat16"
-    assert nonfinite.amp_dtype(small_cfg) == torch.bfloat16
+    assert amp_dtype(small_cfg) == torch.bfloat16
 
 
 def test_metrics_are_those_of_detectron2():

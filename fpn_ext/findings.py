@@ -1,0 +1,79 @@
+"""What a check reports: findings, each with a status and, where it can be mended, a remedy."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from .json_files import write_json
+
+Status = Literal["ok", "note", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        status: ``"error"`` if it will not work, ``"warning"`` if it may be meant, ``"note"`` if it
+            only informs, ``"ok"``.
+        subject: what was looked at, in a word or two.
+        text: what was found.
+        remedy: what mends it; "" if nothing needs to be.
+    """
+
+    status: Status
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class CountedFinding(Finding):
+    """Something met several times.
+
+    Attributes:
+        count: how often.
+        image_ids: of the images that it was met in; empty if it is not about images.
+    """
+
+    count: int = 1
+    image_ids: tuple[int | str, ...] = ()
+
+
+class Report(Protocol):
+    """What a command prints (``str()``) and, with ``--json``, writes."""
+
+    def as_json(self) -> dict[str, Any]: ...
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """A line for each finding, each remedy below its fault, and :func:`totals`."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.status:8}{finding.subject:20}{finding.text}")
+        if finding.remedy:
+            lines.append(f"{'':28}-> {finding.remedy}")
+    return "\n".join([*lines, "", totals(finding.status for finding in findings)])
+
+
+def totals(statuses: Iterable[str]) -> str:
+    """How many there are of those that matter.
+
+    >>> totals(["ok", "error", "note", "error"])
+    '2 error(s), 0 warning(s)'
+    """
+    listed = list(statuses)
+    return f"{listed.count('error')} error(s), {listed.count('warning')} warning(s)"
+
+
+def conclude(findings: Sequence[Finding], json_file: Path | None) -> int:
+    """Print the findings of a command, and write them if a file is named.
+
+    Returns:
+        The exit code: 1 if there is an error, else 0.
+    """
+    print(table(findings))
+    if json_file:
+        write_json(json_file, {"findings": [asdict(finding) for finding in findings]})
+    return int(any(finding.status == "error" for finding in findings))

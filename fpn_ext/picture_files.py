@@ -1,0 +1,83 @@
+"""Whether picture files can be decoded, and what size they then have."""
+
+import os
+import stat
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from .dataset_contents import printable
+
+EXIF_ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What decoding a picture has shown; sizes are (width, height)."""
+
+    kind: str | None = None  # of the problem, if it cannot be used
+    detail: str = ""
+    size: tuple[int, int] | None = None  # as Detectron2 reads it: turned as EXIF says
+    stored_size: tuple[int, int] | None = None  # as in the file
+    mode: str = ""
+
+
+def look_at_pictures(files: Iterable[str], workers: int = 1) -> dict[str, Look]:
+    """Decode pictures, in this process or in several.
+
+    Raises:
+        RuntimeError: a decoding process died.
+    """
+    unique = list(dict.fromkeys(files))
+    if workers <= 1 or len(unique) < 2:
+        return {file: look_at(file) for file in unique}
+    try:
+        with ProcessPoolExecutor(workers) as pool:
+            return dict(zip(unique, pool.map(look_at, unique, chunksize=16), strict=True))
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process died while decoding pictures (killed for its memory?); run with --workers 1"
+        ) from error
+
+
+def look_at(file: str) -> Look:
+    """Decode one picture, all of it."""
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for ever
+            return Look("unreadable-image", f"{printable(file)} is not a file")
+    except (OSError, ValueError) as error:
+        return Look("missing-image", _where(file, error))
+    try:
+        with warnings.catch_warnings():  # about broken metadata and large pictures
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                image.load()
+                turned = _orientation(image) in TURNED
+                stored = image.size
+                return Look(None, "", stored[::-1] if turned else stored, stored, image.mode)
+    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error
+        return Look("unreadable-image", f"{type(error).__name__}: {str(error)[:200]}")
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # Detectron2 takes a picture with broken EXIF as it is
+        return None
+
+
+def _where(file: str, error: OSError | ValueError) -> str:
+    """A missing file, and the one beside it that may be meant."""
+    stem, suffix = os.path.splitext(file)
+    if isinstance(error, FileNotFoundError):
+        for other in (".jpg", ".JPG", ".jpeg", ".png", ".PNG"):
+            if other != suffix and os.path.isfile(stem + other):
+                return f"no file {printable(file)}, but one that ends in {other}"
+        return f"no file {printable(file)}"
+    return f"{type(error).__name__}: {str(error)[:200]}"
