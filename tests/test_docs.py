@@ -155,10 +155,10 @@ def test_words_in_code_are_left_alone():
     assert len(re.findall("by hand", without_code(text), flags=re.I)) == 1
 
 
-@pytest.mark.parametrize("page", ["docs/guides/swapping.md", "docs/start/your_data.md"])
-def test_the_python_in_a_page_runs(page):
-    for code in re.findall(r"```python\n(.*?)```", Path(page).read_text(), flags=re.S):
-        exec(compile(code, page, "exec"), {})
+def test_the_python_about_your_own_data_runs():
+    page = Path("docs/start/your_data.md")
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+    exec(compile(code, str(page), "exec"), {})
 
 
 @pytest.mark.parametrize("page", DOCS, ids=str)

@@ -291,7 +291,7 @@ def test_the_errors_the_documents_quote_are_real():
         ), message
 
 
-@pytest.mark.parametrize("document", ["README.md", "datasets/README.md"])
+@pytest.mark.parametrize("document", ["docs/guides/swapping.md", "datasets/README.md"])
 def test_the_python_in_a_document_runs(document):
     (code,) = re.findall(r"```python\n(.*?)```", Path(document).read_text(), flags=re.S)
     exec(compile(code, document, "exec"), {})
