@@ -30,12 +30,12 @@ PROJECT = Path(__file__).parents[1]
 
 import fpn_ext  # noqa: E402
 import torch  # noqa: E402
-from fpn_ext import demo_data  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
-from fpn_ext.data import register_datasets  # noqa: E402
-from fpn_ext.measuring import markdown_table  # noqa: E402
-from fpn_ext.provenance import commit, hardware  # noqa: E402
-from fpn_ext.trainer import Trainer  # noqa: E402
+from fpn_ext.data import demo_data  # noqa: E402
+from fpn_ext.data.datasets import register_datasets  # noqa: E402
+from fpn_ext.engine.trainer import Trainer  # noqa: E402
+from fpn_ext.reporting.measuring import markdown_table  # noqa: E402
+from fpn_ext.reporting.provenance import commit, hardware  # noqa: E402
 from fvcore.nn import FlopCountAnalysis  # noqa: E402
 from fvcore.nn.jit_handles import get_shape  # noqa: E402
 

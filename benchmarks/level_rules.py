@@ -3,9 +3,9 @@
     python benchmarks/level_rules.py --seeds 1 2 3
     python benchmarks/level_rules.py SOLVER.MAX_ITER 900 --only PaperRule LongerSideRule --seeds 4
 
-It is row (c) of Table 3 at the small scale of fpn_ext.reproduce, with its pretrained weights. Every
-rule and seed is a training of its own, in a process of train_net.py. Its scores are kept in one
-JSON file, so that the script goes on where it stopped; level_rules.md and level_rules.json are
+It is row (c) of Table 3 at the small scale of fpn_ext.paper.reproduce, with its pretrained weights.
+Every rule and seed is a training of its own, in a process of train_net.py. Its scores are kept in
+one JSON file, so that the script goes on where it stopped; level_rules.md and level_rules.json are
 written from all that were run with the same overrides. Rules are compared seed by seed: the seed
 fixes the first weights and the order of the images.
 """
@@ -21,11 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fpn_ext import commands
-from fpn_ext.data import register_datasets
-from fpn_ext.measuring import markdown_table
-from fpn_ext.provenance import commit, hardware, versions
-from fpn_ext.reproduce import Reproduction, Run
+from fpn_ext.data.datasets import register_datasets
+from fpn_ext.engine import jobs as commands
+from fpn_ext.paper.reproduce import Reproduction, Run
+from fpn_ext.reporting.measuring import markdown_table
+from fpn_ext.reporting.provenance import commit, hardware, versions
 
 PROJECT = commands.PROJECT
 SCALE, ROW = "small", (3, "c")
@@ -141,7 +141,7 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
 
     {command}
 
-Row (c) of Table 3 at the small scale (`fpn_ext.reproduce`), {kinds["iterations"]} iterations,
+Row (c) of Table 3 at the small scale (`fpn_ext.paper.reproduce`), {kinds["iterations"]} iterations,
 trained with each of them; on {kinds["hardware"]}; commit {kinds["commit"]}.
 What they are: [docs/levels.md](../../docs/levels.md). On these levels StrideRule is PaperRule.
 

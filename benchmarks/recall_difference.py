@@ -12,16 +12,17 @@ import json
 from collections.abc import Sequence
 
 import torch
-from fpn_ext import check_config, check_weights, load_config, resolve_device  # before detectron2
+from fpn_ext import check_config, check_weights, resolve_device  # before detectron2
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.data import register_datasets
-from fpn_ext.measuring import markdown_table
-from fpn_ext.provenance import commit
-from fpn_ext.recall import ProposalRecallEvaluator
+from fpn_ext.config import load as load_config
+from fpn_ext.data.datasets import register_datasets
+from fpn_ext.evaluation.recall import ProposalRecallEvaluator
+from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.reporting.measuring import markdown_table
+from fpn_ext.reporting.provenance import commit
 
 SIDES = ("pycocotools", "Detectron2")
 

@@ -20,8 +20,8 @@ import torch
 from fpn_ext import LevelMappedROIPooler  # before detectron2, where that is not compiled
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from fpn_ext.measuring import markdown_table, measure, ratio, ratio_text
-from fpn_ext.provenance import commit
+from fpn_ext.reporting.measuring import markdown_table, measure, ratio, ratio_text
+from fpn_ext.reporting.provenance import commit
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 SHARES = {2: 0.450, 3: 0.357, 4: 0.160, 5: 0.033}

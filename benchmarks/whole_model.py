@@ -37,14 +37,8 @@ import torch
 from calibrated import calibrated_weights  # imports fpn_ext, which comes before detectron2
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from fpn_ext.measuring import (
-    markdown_table,
-    measure,
-    peak_memory,
-    ratio,
-    ratio_text,
-)
-from fpn_ext.provenance import commit, hardware
+from fpn_ext.reporting.measuring import markdown_table, measure, peak_memory, ratio, ratio_text
+from fpn_ext.reporting.provenance import commit, hardware
 from sides import (
     Side,
     build_side,

@@ -10,11 +10,12 @@ import fpn_ext
 import pytest
 import torch
 import torchvision
-from fpn_ext import demo_data, networks
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone, build_model
-from fpn_ext.bottom_ups import build_bottom_up
-from fpn_ext.freezing import freeze
+from fpn_ext.bottom_up import libraries as networks
+from fpn_ext.bottom_up.build import build_bottom_up
+from fpn_ext.bottom_up.freezing import freeze
+from fpn_ext.data import demo_data
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

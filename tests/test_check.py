@@ -7,11 +7,11 @@ import fpn_ext
 import pytest
 import tiny
 import torch
-from fpn_ext import check
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from fpn_ext.data import check_classes
-from fpn_ext.schedule import learning_rate_note, scale_schedule
+from fpn_ext.data.datasets import check_classes
+from fpn_ext.engine import check_run as check
+from fpn_ext.engine.schedule import learning_rate_note, scale_schedule
 
 
 @pytest.fixture(scope="module", autouse=True)

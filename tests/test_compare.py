@@ -11,12 +11,14 @@ from pathlib import Path
 import fpn_ext
 import pytest
 import torch
-from fpn_ext import commands, compare_training, compare_weights, demo_data
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from fpn_ext.compare import main
-from fpn_ext.compare_configs import differences, load_sides, unread_keys
-from fpn_ext.compare_training import spread_rows
+from fpn_ext.data import demo_data
+from fpn_ext.engine import jobs as commands
+from fpn_ext.inspection import compare_training, compare_weights
+from fpn_ext.inspection.compare import main
+from fpn_ext.inspection.compare_configs import differences, load_sides, unread_keys
+from fpn_ext.inspection.compare_training import spread_rows
 
 DATASET = Path(os.environ["DETECTRON2_DATASETS"], "demo_multiscale")  # set by conftest.py
 OURS = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -96,7 +98,9 @@ def test_the_same_weights_are_equal_to_the_bit_with_per_level_pooling(checkpoint
     assert {row["metric"] for row in found["scores"]} >= {"AP", "AP50", "APs"}
     assert all(row["difference"] in (0, None) for row in found["scores"])
     about = found["about"]
-    assert about["command"].startswith("python -m fpn_ext.compare weights --config-file configs/")
+    assert about["command"].startswith(
+        "python -m fpn_ext.inspection.compare weights --config-file configs/"
+    )
     assert about["torch"] == torch.__version__ and about["hardware"] and about["seconds"] > 0
     out = capsys.readouterr().out
     assert out.strip() == (tmp_path / "weights.md").read_text().strip(), "nothing but the report"

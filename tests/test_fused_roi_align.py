@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fpn_ext import fused_roi_align, weighted_rows
 from detectron2.structures import Boxes
-from fpn_ext.pooler import LevelMappedROIPooler
-from fpn_ext.weighted_rows import Settings
+from fpn_ext.kernels import roi_align_cpu as weighted_rows
+from fpn_ext.kernels import roi_align_cuda as fused_roi_align
+from fpn_ext.kernels.roi_align_cpu import Settings
+from fpn_ext.modeling.pooler import LevelMappedROIPooler
 from torchvision.ops import roi_align
 
 CUDA = torch.cuda.is_available()

@@ -2,12 +2,12 @@ import logging
 
 import pytest
 import torch
-from fpn_ext import weighted_rows
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from fpn_ext.level_rules import assign_levels
-from fpn_ext.pooler import MAX_COORDINATE, POOLER_TYPES, LevelMappedROIPooler
+from fpn_ext.kernels import roi_align_cpu as weighted_rows
+from fpn_ext.modeling.level_rules import assign_levels
+from fpn_ext.modeling.pooler import MAX_COORDINATE, POOLER_TYPES, LevelMappedROIPooler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""fpn_ext.reproduce: what is trained, what is not trained again, and what the tables say."""
+"""fpn_ext.paper.reproduce: what is trained, what is not trained again, and what the tables say."""
 
 import json
 import os
@@ -11,19 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fpn_ext import (
-    commands,
-    load_config,
-    paper,
-    paper_tables,
-    pretrain,
-    provenance,
-    reproduce,
-)
 from detectron2.modeling import build_model
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.proposal_sources import ground_truth_proposals
-from fpn_ext.reproduce import Reproduction, Run
+from fpn_ext.config import load as load_config
+from fpn_ext.engine import jobs as commands
+from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.paper import pretrain, reproduce
+from fpn_ext.paper import published as paper
+from fpn_ext.paper import tables as paper_tables
+from fpn_ext.paper.reproduce import Reproduction, Run
+from fpn_ext.proposals.sources import ground_truth_proposals
+from fpn_ext.reporting import provenance
 
 import train_net
 

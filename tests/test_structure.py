@@ -194,8 +194,8 @@ def test_files_are_read_by_the_modules_that_guard_it():
     """Detectron2's own loading and pickle run what a file says; these modules stand before them."""
     guarded = {
         r"\bDetectionCheckpointer\(": set(),  # SafeCheckpointer
-        r"\bDefaultPredictor\(": {"fpn_ext/predict.py"},
-        r"\bpickle\.(loads?|Unpickler)\b": {"fpn_ext/safe_pickle.py"},
+        r"\bDefaultPredictor\(": {"fpn_ext/inference/pictures.py"},
+        r"\bpickle\.(loads?|Unpickler)\b": {"fpn_ext/files/safe_pickle.py"},
         r"\btorch\.load\((?!.*weights_only=True)": set(),
         r"allow_pickle=True|yaml\.(unsafe_load|load)\(|(?<![.\w])(eval|exec)\(": set(),
     }

@@ -6,11 +6,11 @@ from pathlib import Path
 import fpn_ext
 import pytest
 import torch
-from fpn_ext import paper
 from detectron2.modeling import build_model
-from fpn_ext.config import flat
+from fpn_ext.config.defaults import flat
+from fpn_ext.paper import published as paper
 
-# Those of paper/scale/ are no configs by themselves: fpn_ext.reproduce puts them on others.
+# Those of paper/scale/ are no configs by themselves: fpn_ext.paper.reproduce puts them on others.
 ALL = sorted(f for f in Path("configs").rglob("*.yaml") if f.parent.name != "scale")
 MODELS = [f for f in ALL if not f.name.startswith("Base-")]
 CONTROLS = [f for f in MODELS if f.stem.endswith("_builtin")]

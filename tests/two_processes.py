@@ -24,13 +24,15 @@ if __name__ == "__main__":
 
 import tiny
 import torch
-from fpn_ext import data, demo_data, distributed, nonfinite
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.trainer import Trainer
+from fpn_ext.data import datasets as data
+from fpn_ext.data import demo_data
+from fpn_ext.engine import distributed, nonfinite
+from fpn_ext.engine.trainer import Trainer
+from fpn_ext.files.checkpoint import SafeCheckpointer
 from voc import write_voc
 
 VOC = "two_processes_voc"
@@ -63,7 +65,7 @@ USUAL = [
     *("DATASETS.TEST", f"('{tiny.DATASET}', '{VOC}')"),
     *("INPUT.MIN_SIZE_TEST", 64),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
-    *("MODEL.FPN_EXT.EVALUATE_PROPOSALS", True),
+    *("TEST.FPN_EXT.EVALUATE_PROPOSALS", True),
 ]
 
 
