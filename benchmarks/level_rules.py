@@ -23,6 +23,7 @@ from typing import Any
 
 from fpn_ext import commands
 from fpn_ext.data import register_datasets
+from fpn_ext.json_files import write_json
 from fpn_ext.measuring import markdown_table
 from fpn_ext.provenance import commit, hardware, versions
 from fpn_ext.reproduce import Reproduction, Run
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{rule}, seed {seed}: done already", flush=True)
             return
         run = trained(rule, seed, opts, work)
-        file.write_text(json.dumps(run, indent=1) + "\n")
+        write_json(file, run)
         print(f"{rule}, seed {seed}: AP {run['scores']['AP']}", flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -194,9 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = sorted({str(run["seed"]) for run in runs})
     command = shlex.join(["python", "benchmarks/level_rules.py", *opts, "--seeds", *seeds])
     (args.output / "level_rules.md").write_text(markdown(runs, command))
-    (args.output / "level_rules.json").write_text(
-        json.dumps({"command": command, "rows": summary(runs), "runs": runs}, indent=1) + "\n"
-    )
+    content = {"command": command, "rows": summary(runs), "runs": runs}
+    write_json(args.output / "level_rules.json", content)
     print(args.output / "level_rules.md")
 
 

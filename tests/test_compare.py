@@ -178,7 +178,7 @@ def test_memory_in_a_process_of_its_own(checkpoint):
     sides = load_sides(OURS, CONTROL, SMALL, training=False)
     del sides["control"]
     images = [{"image": torch.rand(3, 192, 256) * 255, "height": 192, "width": 256}]
-    rows = compare_weights._memory(sides, str(checkpoint), [{"ours": images}])
+    rows = compare_weights.memory_of_sides(sides, str(checkpoint), [{"ours": images}])
     if not Path("/proc/self/clear_refs").exists():
         assert rows == []
     else:

@@ -157,7 +157,7 @@ def failures(folder):
     handler.emit = lambda record: made.append(record.getMessage())
     logging.getLogger("fpn_ext").addHandler(handler)
     logging.getLogger("fpn_ext").setLevel(logging.INFO)
-    data._register_generated("made", folder / "made", "val", {"num_train": 1, "num_val": 2})
+    data.register_generated("made", folder / "made", "val", {"num_train": 1, "num_val": 2})
     comm.synchronize()
     found["records"] = len(DatasetCatalog.get("made"))
     found["made"] = [text for text in made if text.startswith("Generating")]
