@@ -20,7 +20,6 @@ import math
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).parents[1]
-sys.path.insert(0, str(PROJECT))  # for train_net
 
 import fpn_ext  # noqa: E402
 import torch  # noqa: E402
@@ -38,10 +36,9 @@ from fpn_ext.data import register_datasets  # noqa: E402
 from fpn_ext.json_files import write_json  # noqa: E402
 from fpn_ext.measuring import markdown_table  # noqa: E402
 from fpn_ext.provenance import commit, hardware  # noqa: E402
+from fpn_ext.trainer import Trainer  # noqa: E402
 from fvcore.nn import FlopCountAnalysis  # noqa: E402
 from fvcore.nn.jit_handles import get_shape  # noqa: E402
-
-from train_net import Trainer  # noqa: E402
 
 # The smallest network of each family, by the name that a user types.
 FAMILIES = {

@@ -8,7 +8,7 @@ healthy installation :func:`apply` therefore changes nothing; it returns the lis
 
 It must run before the first ``import detectron2...`` of a process: ``import fpn_ext`` first.
 
-Several processes need two more things, when they have joined each other: the last two functions.
+Several processes need one more thing, when they have joined each other: the last function.
 """
 
 import importlib.machinery
@@ -173,12 +173,3 @@ def create_local_process_group(per_machine: int) -> None:
         group = dist.new_group(list(range(first, first + per_machine)))
         if first <= dist.get_rank() < first + per_machine:
             comm._LOCAL_PROCESS_GROUP = group
-
-
-def let_ddp_take_cpu_models() -> None:
-    """Have DefaultTrainer wrap its model without the number of a GPU, which it always names."""
-    import functools
-
-    from detectron2.engine import defaults
-
-    defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)

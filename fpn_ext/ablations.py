@@ -30,18 +30,12 @@ class BottomUpPyramid(FeaturePyramid):
         super().__init__(**kwargs)
         del self.top_down
 
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As :meth:`FeaturePyramid.forward`, each level by itself."""
-        features = self.bottom_up(image)
-        results: dict[str, torch.Tensor] = {}
-        if self.top_block_source in features:
-            results[self.top_block_source] = features[self.top_block_source]
-        level = len(self.in_features)
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.levels_on_maps`, each level by itself."""
+        levels: list[torch.Tensor] = []
         for lateral, output in zip(self.laterals, self.outputs):  # noqa: B905 (TorchScript)
-            level -= 1
-            c_k = features[self.in_features[level]]
-            results[self._out_features[level]] = output(lateral(c_k))
-        return self._with_top_block(results)
+            levels.insert(0, output(lateral(maps.pop())))
+        return levels
 
 
 @BACKBONE_REGISTRY.register()
@@ -60,22 +54,18 @@ class TopDownPyramid(FeaturePyramid):
         self.laterals = self.laterals[:1]
         del self.top_down
 
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As :meth:`FeaturePyramid.forward`; of C2..C4 it takes the size alone."""
-        features = self.bottom_up(image)
-        results: dict[str, torch.Tensor] = {}
-        if self.top_block_source in features:
-            results[self.top_block_source] = features[self.top_block_source]
-        level = len(self.in_features)
-        coarser = features[self.in_features[level - 1]]
-        for lateral in self.laterals:
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.levels_on_maps`; of C2..C4 it takes the size alone."""
+        sizes = [c_k.shape[-2:] for c_k in maps]
+        coarser = maps.pop()
+        maps.clear()
+        for lateral in self.laterals:  # that of the coarsest C_k
             coarser = lateral(coarser)
+        levels: list[torch.Tensor] = []
         for output in self.outputs:
-            level -= 1
-            size = features[self.in_features[level]].shape[-2:]
-            coarser = F.interpolate(coarser, size=size, mode="nearest")
-            results[self._out_features[level]] = output(coarser)
-        return self._with_top_block(results)
+            coarser = F.interpolate(coarser, size=sizes.pop(), mode="nearest")
+            levels.insert(0, output(coarser))
+        return levels
 
 
 @BACKBONE_REGISTRY.register()
@@ -103,20 +93,17 @@ class FinestLevelPyramid(FeaturePyramid):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         return {**super().from_config(cfg, input_shape), "top_block": None}
 
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As :meth:`FeaturePyramid.forward`, with the finest map alone: ``{"p2": ...}``."""
-        features = self.bottom_up(image)
-        bottom_up_maps = [features[name] for name in self.in_features]
-        features = {}
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.levels_on_maps`, with the finest level alone: [P2]."""
         merged: torch.Tensor | None = None
         for lateral in self.laterals:
-            finer = lateral(bottom_up_maps.pop())
+            finer = lateral(maps.pop())
             merged = finer if merged is None else self.top_down(finer, merged)
         assert merged is not None
-        results: dict[str, torch.Tensor] = {}
-        for output in self.outputs:
-            results[self._out_features[0]] = output(merged)
-        return results
+        levels: list[torch.Tensor] = []
+        for output in self.outputs:  # that of the finest level
+            levels.append(output(merged))
+        return levels
 
 
 def _remove(module: nn.Module, unused: list[nn.Module]) -> None:

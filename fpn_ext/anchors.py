@@ -17,6 +17,7 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from .levels import map_name
+from .names import own_keys
 
 # Sets of anchors kept per module. One of an 800x1333 image takes 4 MB; more input sizes than this
 # in turn (multi-scale training) only mean that the oldest set is computed again.
@@ -38,14 +39,15 @@ class PyramidAnchorGenerator(nn.Module):
             levels that the strides name are taken.
         aspect_ratios: heights over widths, one list per level or a single list for all.
         strides: stride of each level in pixels, fine to coarse.
-        offset: centre of the first anchor as a share of the stride, in [0, 1).
+        offset: centre of the first anchor as a share of the stride, in [0, 1). As in Detectron2 it
+            is 0.5 by keyword and 0.0 from a config (``MODEL.ANCHOR_GENERATOR.OFFSET``).
 
     Raises:
         ValueError: the number of lists is not that of the levels, a list is empty, a size or ratio
             is not a positive number, ``offset`` is outside [0, 1).
 
     >>> generator = PyramidAnchorGenerator(
-    ...     sizes=[[32], [64]], aspect_ratios=[[0.5, 1.0, 2.0]], strides=[4, 8])
+    ...     sizes=[[32], [64]], aspect_ratios=[[0.5, 1.0, 2.0]], strides=[4, 8], offset=0.0)
     >>> generator.num_anchors
     [3, 3]
     >>> p2, p3 = generator([torch.zeros(1, 256, 2, 2), torch.zeros(1, 256, 1, 1)])
@@ -62,7 +64,7 @@ class PyramidAnchorGenerator(nn.Module):
         sizes: Sequence[Sequence[float]] | Sequence[float] | Mapping[str, Sequence[float]],
         aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
         strides: Sequence[float],
-        offset: float = 0.0,
+        offset: float = 0.5,
     ):
         super().__init__()
         self.strides = [float(stride) for stride in strides]
@@ -88,10 +90,8 @@ class PyramidAnchorGenerator(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
-        # Without this project's keys, Detectron2's alone serve.
-        by_level = cfg.MODEL.get("FPN_EXT", {}).get("ANCHOR_SIZES", {})
         return {
-            "sizes": dict(by_level) or cfg.MODEL.ANCHOR_GENERATOR.SIZES,
+            "sizes": dict(own_keys(cfg).ANCHOR_SIZES) or cfg.MODEL.ANCHOR_GENERATOR.SIZES,
             "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
             "strides": [shape.stride for shape in input_shape],
             "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,

@@ -1,16 +1,17 @@
 """The best checkpoint by a metric, and the end of a training that no longer gets better by it."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.engine.hooks import EvalHook
-from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from .names import did_you_mean
+from .names import did_you_mean, own_keys
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class BestCheckpoint(EvalHook):
 
     Args:
         period: iterations from one evaluation to the next.
-        evaluate: gives scores by name, nested, as ``DefaultTrainer.test``; in all processes.
+        evaluate: gives scores by name, nested, as ``Trainer.test``; in all processes.
         save: writes what was evaluated; is given what to write beside it.
         metric: its name among the scores, e.g. ``"bbox/AP"``.
         mode: ``"max"`` or ``"min"``: what is better.
@@ -144,18 +145,33 @@ class BestCheckpoint(EvalHook):
         self.num_worse = state["num_worse"]
 
 
+def build_best_checkpoint(
+    cfg: CfgNode, evaluate: Callable[[], dict[str, Any]], save: Callable[..., None]
+) -> BestCheckpoint | None:
+    """The hook that ``BEST_METRIC``, ``BEST_MODE`` and ``EARLY_STOP_PATIENCE`` ask for, if any."""
+    keys = own_keys(cfg)
+    if not keys.BEST_METRIC:
+        return None
+    how = keys.BEST_METRIC, keys.BEST_MODE, keys.EARLY_STOP_PATIENCE
+    return BestCheckpoint(cfg.TEST.EVAL_PERIOD, evaluate, save, *how)
+
+
 class StopTraining(BaseException):
-    """Ends a :class:`StoppableLoop`. No Exception: Detectron2 would log those as errors."""
+    """Ends a training within :func:`stoppable`. No Exception: Detectron2 logs those as errors."""
 
 
-class StoppableLoop(TrainerBase):
-    """Detectron2's training loop, which :class:`StopTraining` leaves as if it had come to its end.
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """A block that :class:`StopTraining` leaves as if it had come to its end; the log says why.
 
-    Set ``iter`` and ``max_iter`` to the number of iterations done before raising it.
+    Around Detectron2's ``TrainerBase.train``, set the trainer's ``iter`` and ``max_iter`` to the
+    number of iterations done before raising it: the hooks' ``after_train`` then finds a training
+    that has come to its end.
+
+    >>> with stoppable():
+    ...     raise StopTraining("no better for 5 evaluations")
     """
-
-    def train(self, start_iter: int, max_iter: int) -> None:
-        try:
-            super().train(start_iter, max_iter)
-        except StopTraining as stop:
-            logger.info("%s", stop)
+    try:
+        yield
+    except StopTraining as stop:
+        logger.info("%s", stop)

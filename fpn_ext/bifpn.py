@@ -17,6 +17,7 @@ from torch import nn
 
 from .between_levels import check_fuse_type, check_several, ratio_of, resized, whole_step
 from .fpn import FeaturePyramid
+from .names import own_keys
 
 
 def fuse(maps: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
@@ -159,22 +160,20 @@ class BiFPN(FeaturePyramid):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         keys = super().from_config(cfg, input_shape)
-        return {**keys, "repeats": cfg.MODEL.FPN_EXT.BIFPN_REPEATS}
+        return {**keys, "repeats": own_keys(cfg).BIFPN_REPEATS}
 
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As :meth:`FeaturePyramid.forward`."""
-        features = self.bottom_up(image)
-        results: dict[str, torch.Tensor] = {}
-        if self.top_block_source in features:
-            results[self.top_block_source] = features[self.top_block_source]
-        level = len(self.in_features)
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.levels_on_maps`, the lateral connections alone."""
+        levels: list[torch.Tensor] = []
         for lateral in self.laterals:
-            level -= 1
-            results[self._out_features[level]] = lateral(features[self.in_features[level]])
-        maps = list(self._with_top_block(results).values())
+            levels.insert(0, lateral(maps.pop()))
+        return levels
+
+    def with_top_block(
+        self, levels: list[torch.Tensor], top_map: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.with_top_block`, then layers that all levels go through."""
+        levels = levels + self.levels_above(levels, top_map)
         for layer in self.bifpn:
-            maps = layer(maps)
-        pyramid: dict[str, torch.Tensor] = {}
-        for i, name in enumerate(self._out_features):
-            pyramid[name] = maps[i]
-        return pyramid
+            levels = layer(levels)
+        return levels

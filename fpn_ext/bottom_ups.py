@@ -23,7 +23,7 @@ from torch import fx, nn
 from .dry_run import DryRun, FoundMap, parameters_behind
 from .level_keys import in_features_key, level_table
 from .levels import stride_named
-from .names import look_up, own_keys, pyramids
+from .names import is_pyramid, look_up, own_keys
 from .networks import Network, Pixels, library_of, names_in_libraries
 from .norms import BATCH_NORMS, replace_norms
 from .pretrained import load_pretrained
@@ -176,7 +176,8 @@ def _maps_asked_for(
 
 
 def _load_and_convert(network: nn.Module, cfg: CfgNode) -> None:
-    file, kind = cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS, cfg.MODEL.FPN_EXT.BOTTOM_UP_NORM
+    own = own_keys(cfg)
+    file, kind = own.BOTTOM_UP_WEIGHTS, own.BOTTOM_UP_NORM
     if file and cfg.MODEL.WEIGHTS:
         logger.info(
             "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS %s is not read: MODEL.WEIGHTS %s has the whole model",
@@ -320,7 +321,7 @@ def _check_pixels_resolved(cfg: CfgNode) -> None:
 def _pixels_of(cfg: CfgNode) -> Pixels | None:
     """What the network was trained with, where images are to follow it."""
     own = own_keys(cfg)
-    follows = cfg.MODEL.BACKBONE.NAME in pyramids() and "/" in own.BOTTOM_UP
+    follows = is_pyramid(cfg) and "/" in own.BOTTOM_UP
     if not follows or own.KEEP_PIXELS or len(cfg.MODEL.PIXEL_MEAN) != 3:
         return None
     library, name = library_of(own.BOTTOM_UP)

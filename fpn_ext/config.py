@@ -37,7 +37,14 @@ from .level_keys import (
     resolve_levels,
 )
 from .levels import stride_named
-from .names import PYRAMID_HEADS, check_norm, did_you_mean, look_up, pyramids
+from .names import (
+    DEFAULTS,
+    check_norm,
+    did_you_mean,
+    has_pyramid_heads,
+    is_pyramid,
+    look_up,
+)
 from .norms import KINDS
 from .top_blocks import TOP_BLOCK_REGISTRY
 from .weight_files import check_address
@@ -147,6 +154,10 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     # Keep an exponential moving average of the weights, e.g. 0.999 of it per iteration; evaluations
     # during training are of the average. 0 for none.
     cfg.MODEL.FPN_EXT.EMA_DECAY = 0.0
+
+
+add_fpn_ext_config(DEFAULTS)
+DEFAULTS.freeze()
 
 
 def get_cfg() -> CfgNode:
@@ -474,7 +485,7 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
         (ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME"),
         (RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME"),
     ]
-    if model.BACKBONE.NAME in pyramids():
+    if is_pyramid(cfg):
         named.append((TOP_BLOCK_REGISTRY, model.FPN_EXT.TOP_BLOCK, "MODEL.FPN_EXT.TOP_BLOCK"))
         try:
             check_bottom_up_name(model.FPN_EXT.BOTTOM_UP)
@@ -489,7 +500,7 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
             )
         )
     # Empty in Detectron2's defaults, for models without such a head.
-    if model.ROI_BOX_HEAD.NAME or model.ROI_HEADS.NAME in PYRAMID_HEADS:
+    if model.ROI_BOX_HEAD.NAME or has_pyramid_heads(cfg):
         named.append((ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME, "MODEL.ROI_BOX_HEAD.NAME"))
     if model.MASK_ON:
         named.append((ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME, "MODEL.ROI_MASK_HEAD.NAME"))
@@ -535,7 +546,7 @@ def _operator_problems(cfg: CfgNode) -> Iterable[str]:
 def _resnet_problems(cfg: CfgNode) -> Iterable[str]:
     """What Detectron2's ResNet builder answers with a bare KeyError or AssertionError."""
     model, resnets = cfg.MODEL, cfg.MODEL.RESNETS
-    own = model.BACKBONE.NAME in pyramids()
+    own = is_pyramid(cfg)
     if (model.FPN_EXT.BOTTOM_UP if own else model.BACKBONE.NAME) not in RESNET_BUILDERS:
         return
     if resnets.DEPTH not in RESNET_DEPTHS:
@@ -625,7 +636,7 @@ def _bottom_up_problems(cfg: CfgNode) -> Iterable[str]:
 
 
 def _from_a_library(cfg: CfgNode) -> bool:
-    return cfg.MODEL.BACKBONE.NAME in pyramids() and "/" in cfg.MODEL.FPN_EXT.BOTTOM_UP
+    return is_pyramid(cfg) and "/" in cfg.MODEL.FPN_EXT.BOTTOM_UP
 
 
 def _determinism_problems(cfg: CfgNode) -> Iterable[str]:
@@ -697,7 +708,7 @@ def _level_problems(cfg: CfgNode) -> Iterable[str]:
     contradictions = level_problems(cfg)
     for problem in contradictions:
         yield f"{problem} (in Python, call fpn_ext.resolve_levels(cfg))"
-    if model.BACKBONE.NAME in pyramids() and not contradictions:
+    if is_pyramid(cfg) and not contradictions:
         if model.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
             yield from _resnet_pyramid_problems(cfg)
         elif _from_a_library(cfg):
@@ -733,7 +744,7 @@ def _level_problems(cfg: CfgNode) -> Iterable[str]:
 
 def _rule_problems(cfg: CfgNode) -> Iterable[str]:
     own = cfg.MODEL.FPN_EXT
-    if cfg.MODEL.ROI_HEADS.NAME not in PYRAMID_HEADS:
+    if not has_pyramid_heads(cfg):
         return
     if own.LEVEL_FUSION not in FUSIONS:
         yield f"MODEL.FPN_EXT.LEVEL_FUSION must be one of {FUSIONS}, got {own.LEVEL_FUSION!r}"

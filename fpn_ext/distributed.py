@@ -380,8 +380,6 @@ def _join(place: Place, on_cpu: bool) -> None:
             "--ntasks-per-node, --distribution=block)"
         )
     _d2_compat.create_local_process_group(per_machine)
-    if on_cpu:
-        _d2_compat.let_ddp_take_cpu_models()
     comm.synchronize()
 
 

@@ -17,7 +17,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
 from .bottom_ups import build_bottom_up
-from .level_keys import level_table, names_added
+from .level_keys import names_added
 from .levels import check_fine_to_coarse, map_name, names_above, stride_named
 from .names import check_norm, look_up, own_keys
 from .top_blocks import TOP_BLOCK_REGISTRY, Top
@@ -96,7 +96,6 @@ class FeaturePyramid(Backbone):
         TypeError: ``bottom_up`` is no Backbone.
     """
 
-    has_bottom_up_key = True  # to the checks of configs: fpn_ext.names.pyramids
     _padding_constraints: dict[str, int]
 
     @configurable
@@ -161,10 +160,12 @@ class FeaturePyramid(Backbone):
         self.outputs = outputs[::-1]
 
         self.top_block = top_block
-        self.top_block_source = ""
+        self.top_block_source, self.top_block_level = "", -1  # a name; its place among the P_k
         if top_block is not None:
             _check_top_block(top_block, names, bottom_up)
             self.top_block_source = str(top_block.in_feature)
+            if self.top_block_source in names:
+                self.top_block_level = names.index(self.top_block_source)
             names = names + names_above(names[-1], _num_levels(top_block))
 
         self._out_features = names
@@ -186,10 +187,7 @@ class FeaturePyramid(Backbone):
                 "not itself; e.g. build_resnet_backbone"
             )
         bottom_up, in_features = build_bottom_up(cfg, input_shape)
-        try:
-            shapes = _bottom_up_shapes(bottom_up, in_features)
-        except ValueError as error:
-            raise ValueError("\n".join(filter(None, [str(error), level_table(cfg)]))) from None
+        shapes = _bottom_up_shapes(bottom_up, in_features)
         levels = [map_name(shape.stride) for shape in shapes]
         added = names_added(cfg, levels)
         channels = shapes[-1].channels
@@ -228,41 +226,84 @@ class FeaturePyramid(Backbone):
         Returns:
             ``{"p2": (N, d, H/4, W/4), ..., "p6": (N, d, H/64, W/64)}``, sides rounded up, from
             fine to coarse, in the dtype of the bottom-up's maps.
+
+        Raises:
+            ValueError: a subclass's steps make more or fewer levels than it has names for.
         """
-        return self._with_top_block(self._levels_on_maps(image))
-
-    def _levels_on_maps(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The levels that stand on the C_k, by name, and the map that the top block reads."""
+        # 1. Bottom-up: image -> C_k.
         features = self.bottom_up(image)
-        bottom_up_maps = [features[name] for name in self.in_features]  # C_k, fine to coarse
-        results: dict[str, torch.Tensor] = {}
+        maps = [features[name] for name in self.in_features]
+        top_map: torch.Tensor | None = None
         if self.top_block_source in features:
-            results[self.top_block_source] = features[self.top_block_source]
-        # From here on a C_k lives until its lateral connection has read it: memory peaks here.
-        features = {}
+            top_map = features[self.top_block_source]
+        features = {}  # from here on a C_k lives until its lateral connection has read it
+        # 2. Lateral connections, top-down pathway, 3x3 convolutions: C_k -> P_k.
+        levels = self.levels_on_maps(maps)
+        # 3. Top block: P_k or C_k -> coarser levels.
+        levels = self.with_top_block(levels, top_map)
+        if len(levels) != len(self._out_features):
+            raise ValueError(f"the pyramid made {len(levels)} levels of {self._out_features}")
+        pyramid: dict[str, torch.Tensor] = {}
+        for name, level in zip(self._out_features, levels):  # noqa: B905 (TorchScript)
+            pyramid[name] = level
+        return pyramid
 
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The levels that stand on the bottom-up's maps; needs no bottom-up to run.
+
+        Args:
+            maps: C_k, (N, C_k channels, H_k, W_k), one for each of ``in_features``, fine to coarse.
+                The list is emptied: memory peaks here, and nothing else need hold a C_k that its
+                lateral connection has read.
+
+        Returns:
+            P_k, (N, d, H_k, W_k), fine to coarse, in the dtype of the maps.
+        """
+        levels: list[torch.Tensor] = []
         coarser: torch.Tensor | None = None
         for lateral, output in zip(self.laterals, self.outputs):  # noqa: B905 (TorchScript)
-            name = self._out_features[len(bottom_up_maps) - 1]
             # A 1x1 convolution on C_k, merged with the coarser level that no 3x3 has smoothed yet.
-            merged = lateral(bottom_up_maps.pop())
+            merged = lateral(maps.pop())
             if coarser is not None:
                 merged = self.top_down(merged, coarser)
             # A 3x3 convolution on each merged map, the coarsest included, gives P_k.
-            results[name] = output(merged)
+            levels.insert(0, output(merged))
             coarser = merged
-        return results
+        return levels
 
-    def _with_top_block(self, results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The maps by name, from fine to coarse, with those that the top block adds."""
+    def with_top_block(
+        self, levels: list[torch.Tensor], top_map: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """The whole pyramid: the levels on maps, then those of the top block.
+
+        Args:
+            levels: P_k, (N, d, H_k, W_k), fine to coarse.
+            top_map: the C_k that the top block reads, where it reads one and not a P_k.
+
+        Returns:
+            (N, d, H_k, W_k) of every level, fine to coarse.
+        """
+        return levels + self.levels_above(levels, top_map)
+
+    def levels_above(
+        self, levels: list[torch.Tensor], top_map: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """What the top block makes; arguments as for :meth:`with_top_block`.
+
+        Returns:
+            (N, d, H/2, W/2), ..., sides rounded up, each half the last; none without a top block.
+
+        Raises:
+            ValueError: the top block reads a C_k and none is given.
+        """
+        added: list[torch.Tensor] = []
         if self.top_block is not None:
-            extra = self.top_block(results[self.top_block_source])
-            for i, above in enumerate(extra):
-                results[self._out_features[len(self.in_features) + i]] = above
-        pyramid: dict[str, torch.Tensor] = {}
-        for name in self._out_features:
-            pyramid[name] = results[name]
-        return pyramid
+            if self.top_block_level >= 0:
+                top_map = levels[self.top_block_level]
+            if top_map is None:
+                raise ValueError(f"top_map is missing: the top block reads {self.top_block_source}")
+            added = self.top_block(top_map)
+        return added
 
     def __prepare_scriptable__(self) -> "FeaturePyramid":
         # torch.jit.script calls this first, and puts the copy in this module's place in a parent
@@ -310,6 +351,12 @@ def _bottom_up_shapes(bottom_up: Backbone, in_features: Sequence[str]) -> list[S
             "MODEL.FPN.IN_FEATURES, or make the bottom-up return the map "
             "(for a ResNet: MODEL.RESNETS.OUT_FEATURES)."
         )
+    for name in in_features:
+        if not (available[name].stride and available[name].channels):
+            raise ValueError(
+                f"output_shape() of {type(bottom_up).__name__} must give stride and channels of "
+                f"{name!r}, got {available[name]}"
+            )
     return [available[name] for name in in_features]
 
 

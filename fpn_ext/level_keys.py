@@ -16,14 +16,22 @@ from detectron2.config import CfgNode
 
 from .level_rules import LEVEL_RULE_REGISTRY, PaperRule
 from .levels import check_fine_to_coarse, map_name, names_above, stride_named
-from .names import PYRAMID_HEADS, aligned, look_up, own_keys, pyramids
+from .names import (
+    aligned,
+    has_pyramid_heads,
+    is_finest_level_alone,
+    is_pyramid,
+    look_up,
+    own_keys,
+    pools_from_all_levels,
+    pyramids,
+)
 
 LEVELS = "MODEL.FPN_EXT.LEVELS"
 FINEST, COARSEST = 1, 7
 COARSEST_ON_A_MAP = 32
 SIZE_IN_STRIDES = 8
 RESNET = "build_resnet_backbone"
-ALL_LEVELS = "AllLevelsROIHeads"
 
 
 def resolve_levels(cfg: CfgNode, by_hand: Collection[str] = ()) -> None:
@@ -42,8 +50,8 @@ def resolve_levels(cfg: CfgNode, by_hand: Collection[str] = ()) -> None:
     """
     own = own_keys(cfg)
     if own.LEVELS:
-        _check_names(own.LEVELS)
-        if cfg.MODEL.BACKBONE.NAME not in pyramids():
+        _strides_of(own.LEVELS)
+        if not is_pyramid(cfg):
             raise ValueError(
                 f"{LEVELS} serves MODEL.BACKBONE.NAME {', '.join(pyramids())}, got "
                 f"{cfg.MODEL.BACKBONE.NAME}; leave it [] and set the IN_FEATURES of MODEL.RPN and "
@@ -73,7 +81,7 @@ def _resolve_sizes(cfg: CfgNode, by_hand: Collection[str]) -> None:
     sizes = _sizes_by_level(cfg)
     if key not in by_hand:
         _set(cfg, key, sizes)
-    elif cfg.MODEL.FPN_EXT.ANCHOR_SIZES and _get(cfg, key) != sizes:
+    elif own_keys(cfg).ANCHOR_SIZES and _get(cfg, key) != sizes:
         raise ValueError(
             f"{key} {_get(cfg, key)} contradicts MODEL.FPN_EXT.ANCHOR_SIZES, which says {sizes} "
             f"for {cfg.MODEL.RPN.IN_FEATURES}: set one of the two"
@@ -81,7 +89,7 @@ def _resolve_sizes(cfg: CfgNode, by_hand: Collection[str]) -> None:
 
 
 def _sizes_by_level(cfg: CfgNode) -> list[list[float]]:
-    given = cfg.MODEL.FPN_EXT.ANCHOR_SIZES
+    given = own_keys(cfg).ANCHOR_SIZES
     strides = [stride_named(name) for name in cfg.MODEL.RPN.IN_FEATURES]
     names = [
         name if stride is None else map_name(stride)
@@ -108,7 +116,7 @@ def level_problems(cfg: CfgNode) -> list[str]:
     if not own.LEVELS:
         return []
     try:
-        _check_names(own.LEVELS)
+        _strides_of(own.LEVELS)
         given = levels_given(cfg)
     except ValueError as error:
         return [str(error)]
@@ -147,7 +155,7 @@ def levels_given(cfg: CfgNode) -> list[str] | None:
         return None
     laterals = [map_name(stride) for stride in strides if stride is not None]
     added = _names_added(cfg, laterals)
-    return laterals[:1] if _is_finest_alone(cfg) else laterals + added
+    return laterals[:1] if is_finest_level_alone(cfg) else laterals + added
 
 
 def names_added(cfg: CfgNode, laterals: Sequence[str]) -> list[str]:
@@ -171,17 +179,17 @@ def _names_added(cfg: CfgNode, laterals: Sequence[str]) -> list[str]:
     levels = list(own_keys(cfg).LEVELS)
     if not levels:
         return names_above(laterals[-1], 1)
-    strides = [stride_named(name) for name in levels]
+    strides = _strides_of(levels)
     coarsest = stride_named(laterals[-1])
-    assert coarsest is not None and None not in strides
-    on_maps = [n for n, t in zip(levels, strides, strict=True) if t is not None and t <= coarsest]
-    expected = list(laterals[:1]) if _is_finest_alone(cfg) else list(laterals)
+    assert coarsest is not None, laterals
+    on_maps = [name for name, stride in zip(levels, strides, strict=True) if stride <= coarsest]
+    expected = list(laterals[:1]) if is_finest_level_alone(cfg) else list(laterals)
     if on_maps != expected:
         raise ValueError(
             f"{LEVELS} {levels} does not fit {in_features_key(cfg)} "
             f"{list(_get(cfg, in_features_key(cfg)))}, on which stand {expected}"
         )
-    count = int(math.log2((strides[-1] or coarsest) / coarsest))
+    count = int(math.log2(strides[-1] / coarsest))
     added = names_above(laterals[-1], count) if len(on_maps) < len(levels) else []
     absent = [name for name in levels if name not in on_maps + added]
     if absent:
@@ -197,22 +205,25 @@ def in_features_key(cfg: CfgNode) -> str:
     return "MODEL.FPN_EXT.IN_FEATURES" if own_keys(cfg).IN_FEATURES else "MODEL.FPN.IN_FEATURES"
 
 
-def _check_names(levels: Sequence[str]) -> None:
-    strides = [stride_named(name) for name in levels]
-    wrong = [
-        name
-        for name, stride in zip(levels, strides, strict=True)
-        if stride is None or name[:1] != "p" or not 2**FINEST <= stride <= 2**COARSEST
-    ]
+def _strides_of(levels: Sequence[str]) -> list[int]:
+    """Strides of ``MODEL.FPN_EXT.LEVELS``; raises ValueError unless they are levels, in order."""
+    strides, wrong = [], []
+    for name in levels:
+        stride = stride_named(name) if isinstance(name, str) and name[:1] == "p" else None
+        if stride is None or not 2**FINEST <= stride <= 2**COARSEST:
+            wrong.append(name)
+        else:
+            strides.append(stride)
     if wrong:
         raise ValueError(
             f"{LEVELS} {list(levels)}: {wrong} are no levels. A level is p{FINEST} to p{COARSEST}, "
             'of stride 2 to 128; of a stride that is no power of two, such as 12, it is "ps12"'
         )
     try:
-        check_fine_to_coarse([stride for stride in strides if stride is not None])
+        check_fine_to_coarse(strides)
     except ValueError as error:
         raise ValueError(f"{LEVELS} {list(levels)}: {error}") from None
+    return strides
 
 
 def _maps_under(cfg: CfgNode) -> list[str]:
@@ -225,17 +236,13 @@ def _maps_under(cfg: CfgNode) -> list[str]:
             f"{COARSEST_ON_A_MAP}. Which maps of the bottom-up coarser ones are to stand on, "
             f"{in_features_key(cfg)} must say"
         )
-    if _is_finest_alone(cfg):  # the whole pyramid is built, for the finest map alone
+    if is_finest_level_alone(cfg):  # the whole pyramid is built, for the finest map alone
         steps = range(int(math.log2(COARSEST_ON_A_MAP / on_maps[0])) + 1)
         on_maps = [on_maps[0] * 2**i for i in steps]
     names = [map_name(stride, "c") for stride in on_maps]
-    if cfg.MODEL.FPN_EXT.BOTTOM_UP == RESNET:
+    if own_keys(cfg).BOTTOM_UP == RESNET:
         names = [name.replace("c", "res") for name in names]
     return names
-
-
-def _is_finest_alone(cfg: CfgNode) -> bool:
-    return cfg.MODEL.BACKBONE.NAME == "FinestLevelPyramid"
 
 
 def _get(cfg: CfgNode, key: str) -> Any:
@@ -260,7 +267,7 @@ def level_table(cfg: CfgNode) -> str:
         known strides.
     """
     asked = [*_rpn_levels(cfg), *_pooled_levels(cfg), *own_keys(cfg).LEVELS]
-    strides = {name: stride_named(name) for name in asked}
+    strides = {str(name): stride_named(str(name)) for name in asked}
     names = sorted((n for n, t in strides.items() if t), key=lambda n: strides[n] or 0)
     if not names or len(names) < len(strides):
         return ""
@@ -311,7 +318,7 @@ def _input_size(cfg: CfgNode) -> tuple[int, int]:
 
 
 def _padding(cfg: CfgNode) -> int:
-    if cfg.MODEL.BACKBONE.NAME not in pyramids():
+    if not is_pyramid(cfg):
         return 1
     strides = [stride_named(name) for name in _get(cfg, in_features_key(cfg))]
     return math.lcm(*(stride for stride in strides if stride))
@@ -319,7 +326,7 @@ def _padding(cfg: CfgNode) -> int:
 
 def _sources(cfg: CfgNode, strides: Sequence[int]) -> dict[int, str]:
     """For each stride the map of the bottom-up, or the top block, that the level is made from."""
-    if cfg.MODEL.BACKBONE.NAME not in pyramids():
+    if not is_pyramid(cfg):
         return {}
     maps = {stride_named(name): name for name in _get(cfg, in_features_key(cfg))}
     found = {stride: name for stride, name in maps.items() if stride}
@@ -352,7 +359,7 @@ def _pooled_boxes(cfg: CfgNode) -> dict[str, str]:
     names = _pooled_levels(cfg)
     rule = _rule(cfg)
     if rule is None:
-        return dict.fromkeys(names, "all" if cfg.MODEL.ROI_HEADS.NAME == ALL_LEVELS else "?")
+        return dict.fromkeys(names, "all" if pools_from_all_levels(cfg) else "?")
     bounds = [f"{bound:.4g}" for bound in rule.bounds()]
     if not bounds:
         return dict.fromkeys(names, "all")
@@ -378,9 +385,9 @@ def level_rule(cfg: CfgNode) -> Any:
     """
     own = own_keys(cfg)
     strides = [stride_named(name) for name in _pooled_levels(cfg)]
-    if cfg.MODEL.ROI_HEADS.NAME == ALL_LEVELS or not strides or None in strides:
+    if pools_from_all_levels(cfg) or not strides or None in strides:
         return None
-    if cfg.MODEL.ROI_HEADS.NAME not in PYRAMID_HEADS:  # Detectron2's own
+    if not has_pyramid_heads(cfg):  # Detectron2's own
         return PaperRule([stride for stride in strides if stride], 224, 4)
     rule = look_up(LEVEL_RULE_REGISTRY, own.LEVEL_RULE, "MODEL.FPN_EXT.LEVEL_RULE")
     return rule(strides, own.CANONICAL_BOX_SIZE, own.CANONICAL_LEVEL)

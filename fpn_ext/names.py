@@ -4,11 +4,13 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.layers import get_norm
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.utils.registry import Registry
 
-# RoI heads that pool by this project's rules.
-PYRAMID_HEADS = ("PyramidROIHeads", "ChunkedROIHeads", "UnsharedROIHeads", "AllLevelsROIHeads")
+# MODEL.FPN_EXT with its defaults, which fpn_ext.config fills in.
+DEFAULTS = CfgNode({"MODEL": {}})
 
 # What get_norm knows by name in every Detectron2, for the message only; main knows more.
 NORMS = ("", "BN", "FrozenBN", "GN", "SyncBN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN")
@@ -42,26 +44,57 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def inherits(registry: Registry, name: str, base: str) -> bool:
+    """Whether ``name`` stands for the class that is registered as ``base``, or for a subclass.
+
+    A function that builds a component is neither, nor is a name that nobody has registered.
+    """
+    registered = registry.get(name) if name in registry else None
+    return isinstance(registered, type) and issubclass(registered, registry.get(base))
+
+
 def pyramids() -> list[str]:
-    """Names of the backbones that build a pyramid over ``MODEL.FPN_EXT.BOTTOM_UP``.
+    """Registered names of :class:`fpn_ext.FeaturePyramid` and its subclasses, a user's among them.
 
-    These are the registered :class:`fpn_ext.FeaturePyramid` and its subclasses, a user's own, too.
+    These build a pyramid over ``MODEL.FPN_EXT.BOTTOM_UP``.
     """
-    return [name for name, made in BACKBONE_REGISTRY if getattr(made, "has_bottom_up_key", False)]
+    return [name for name, _ in BACKBONE_REGISTRY if _is_pyramid(name)]
 
 
-def own_keys(cfg: Any) -> Any:
-    """The node ``MODEL.FPN_EXT`` of a config.
+def is_pyramid(cfg: CfgNode) -> bool:
+    """Whether a config's backbone is :class:`fpn_ext.FeaturePyramid` or a subclass."""
+    return _is_pyramid(cfg.MODEL.BACKBONE.NAME)
 
-    Raises:
-        ValueError: the config was made without this project's keys.
+
+def _is_pyramid(name: str) -> bool:
+    return inherits(BACKBONE_REGISTRY, name, "FeaturePyramid")
+
+
+def is_finest_level_alone(cfg: CfgNode) -> bool:
+    """Whether a config's backbone is :class:`fpn_ext.FinestLevelPyramid` or a subclass."""
+    return inherits(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "FinestLevelPyramid")
+
+
+def has_pyramid_heads(cfg: CfgNode) -> bool:
+    """Whether a config's RoI heads are :class:`fpn_ext.PyramidROIHeads` or a subclass.
+
+    These read the keys of ``MODEL.FPN_EXT`` that say how boxes are pooled.
     """
-    if "FPN_EXT" not in cfg.MODEL:
-        raise ValueError(
-            "the config has no MODEL.FPN_EXT: make it with fpn_ext.get_cfg(), or call "
-            "fpn_ext.add_fpn_ext_config(cfg) before merging files into it"
-        )
-    return cfg.MODEL.FPN_EXT
+    return inherits(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "PyramidROIHeads")
+
+
+def pools_from_all_levels(cfg: CfgNode) -> bool:
+    """Whether a config's RoI heads are :class:`fpn_ext.AllLevelsROIHeads` or a subclass."""
+    return inherits(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "AllLevelsROIHeads")
+
+
+def own_keys(cfg: CfgNode) -> CfgNode:
+    """The node ``MODEL.FPN_EXT`` of a config; read only.
+
+    A config of Detectron2's own ``get_cfg``, in which names alone are swapped, has none: it means
+    this project's defaults.
+    """
+    return (cfg if "FPN_EXT" in cfg.MODEL else DEFAULTS).MODEL.FPN_EXT
 
 
 def look_up(registry: Any, name: str, yaml_key: str) -> Any:

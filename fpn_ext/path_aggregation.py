@@ -87,10 +87,13 @@ class PathAggregationPyramid(FeaturePyramid):
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As :meth:`FeaturePyramid.forward`, with N_k in the place of P_k."""
-        results = self._levels_on_maps(image)
+    def with_top_block(
+        self, levels: list[torch.Tensor], top_map: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.with_top_block`, with N_k in the place of P_k, in the list, too.
+
+        N2 is P2.
+        """
         for i, step in enumerate(self.steps):
-            finer, coarser = self._out_features[i], self._out_features[i + 1]
-            results[coarser] = step(results[finer], results[coarser])
-        return self._with_top_block(results)
+            levels[i + 1] = step(levels[i], levels[i + 1])  # a P_k lives until N_k is made
+        return levels + self.levels_above(levels, top_map)

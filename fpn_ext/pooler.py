@@ -55,7 +55,9 @@ class LevelMappedROIPooler(nn.Module):
         implementation: ``"per_level"`` (bit-equal to Detectron2's ROIPooler), ``"weighted_rows"``
             (RoIAlign on CPU, else an error), ``"fused"`` (RoIAlign of float32,
             float16 or bfloat16 maps on CUDA, with Triton, else an error), or ``"auto"``: on CPU and
-            on CUDA the fast one where it can serve, ``"per_level"`` elsewhere.
+            on CUDA the fast one where it can serve, ``"per_level"`` elsewhere. By keyword it is
+            ``"per_level"``, so that the same arguments give the bits of Detectron2's ROIPooler; a
+            config has ``MODEL.FPN_EXT.POOLER_IMPLEMENTATION``, ``"auto"`` by default.
         level_rule: name in :data:`fpn_ext.level_rules.LEVEL_RULE_REGISTRY`.
 
     Raises:
@@ -75,7 +77,7 @@ class LevelMappedROIPooler(nn.Module):
         pooler_type: str,
         canonical_box_size: float = 224,
         canonical_level: int = 4,
-        implementation: str = "auto",
+        implementation: str = "per_level",
         level_rule: str = "PaperRule",
     ):
         super().__init__()

@@ -184,6 +184,24 @@ class SeededIterations(HookBase):
         self.loader.seed = state["seed"]
 
 
+def seeded_iterations(loader: Any, batches: int = 1) -> SeededIterations | None:
+    """The hook for a training's loader; None, which the log says, for one that it cannot place.
+
+    Args:
+        loader: a RepeatableTrainLoader, or any other that gives batches without end.
+        batches: as of :class:`SeededIterations`.
+    """
+    if isinstance(loader, RepeatableTrainLoader):
+        return SeededIterations(loader, batches)
+    logger.warning(
+        "build_train_loader returned a %s: which images it gives after --resume is up to it. "
+        "Return a fpn_ext.repeatable.RepeatableTrainLoader (it takes a mapper and records), and a "
+        "resumed training ends with the same bits",
+        type(loader).__name__,
+    )
+    return None
+
+
 def _seed(*words: int) -> None:
     """Seed Python's, NumPy's and PyTorch's (CUDA's too) random numbers from whole numbers >= 0."""
     python, numpy, torch_ = map(int, np.random.SeedSequence(words).generate_state(3))

@@ -16,7 +16,6 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 
-from .level_keys import level_table
 from .names import own_keys
 from .pooler import LevelMappedROIPooler
 
@@ -35,10 +34,7 @@ class PyramidROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        try:
-            _check_in_features(cfg.MODEL.ROI_HEADS.IN_FEATURES, input_shape)
-        except ValueError as error:
-            raise ValueError("\n".join(filter(None, [str(error), level_table(cfg)]))) from None
+        _check_in_features(cfg.MODEL.ROI_HEADS.IN_FEATURES, input_shape)
         return super().from_config(cfg, input_shape)
 
     # The three hooks of StandardROIHeads.from_config, one per branch.

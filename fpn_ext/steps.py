@@ -1,7 +1,7 @@
-"""A training step in mixed precision, of several batches, or both.
+"""One step of a training: in mixed precision, of several batches, in several processes.
 
-For ``SOLVER.AMP.ENABLED`` and ``MODEL.FPN_EXT.ACCUMULATE``; all other trainings take Detectron2's
-SimpleTrainer.
+``SOLVER.AMP.ENABLED`` and ``MODEL.FPN_EXT.ACCUMULATE`` take MicroBatchTrainer; all other trainings
+take Detectron2's SimpleTrainer.
 """
 
 import contextlib
@@ -13,14 +13,43 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer, create_ddp_model
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .names import own_keys
+from .nonfinite import amp_dtype
+
 logger = logging.getLogger(__name__)
 
 MOST_SKIPPED = 30  # steps in a row; from GradScaler's first scale, 2^16, down to 2^-14
+
+
+def in_all_processes(model: nn.Module) -> nn.Module:
+    """The model, wrapped in DistributedDataParallel where there are several processes."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    # Left to itself, Detectron2 names a GPU even for a model on the CPU.
+    device_ids = None if on_cpu else [comm.get_local_rank()]
+    return create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+
+
+def build_step(
+    cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """What does one iteration of a training, as ``SOLVER.AMP`` and ``ACCUMULATE`` ask for it.
+
+    Args:
+        cfg: its ``SOLVER.AMP.ENABLED``, ``MODEL.FPN_EXT.AMP_DTYPE`` and ``ACCUMULATE`` are read.
+        model, data_loader, optimizer: as of :class:`MicroBatchTrainer`; the model may be wrapped
+            in DistributedDataParallel, and is set to training mode.
+    """
+    batches, dtype = own_keys(cfg).ACCUMULATE, amp_dtype(cfg)
+    if batches == 1 and dtype is None:
+        return SimpleTrainer(model, data_loader, optimizer)
+    return MicroBatchTrainer(model, data_loader, optimizer, batches, dtype)
 
 
 class MicroBatchTrainer(SimpleTrainer):

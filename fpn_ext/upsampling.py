@@ -109,19 +109,15 @@ class LearnedUpsamplingPyramid(FeaturePyramid):
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
-    def _levels_on_maps(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = self.bottom_up(image)
-        results: dict[str, torch.Tensor] = {}
-        if self.top_block_source in features:
-            results[self.top_block_source] = features[self.top_block_source]
-        level = len(self.in_features)
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.levels_on_maps`, each top-down step by its own module."""
+        levels: list[torch.Tensor] = []
         coarser: torch.Tensor | None = None
-        levels = zip(self.laterals, self.steps, self.outputs)  # noqa: B905 (TorchScript)
-        for lateral, step, output in levels:
-            level -= 1
-            merged = lateral(features[self.in_features[level]])
+        walk = zip(self.laterals, self.steps, self.outputs)  # noqa: B905 (TorchScript)
+        for lateral, step, output in walk:
+            merged = lateral(maps.pop())
             if coarser is not None:
                 merged = step(merged, coarser)
-            results[self._out_features[level]] = output(merged)
+            levels.insert(0, output(merged))
             coarser = merged
-        return results
+        return levels

@@ -32,7 +32,9 @@ def test_the_counts_of_the_papers_set_ups(row, sizes, strides, count):
 
 
 def test_anchors_by_hand():
-    generator = PyramidAnchorGenerator(sizes=[[32]], aspect_ratios=[[0.25, 1, 4]], strides=[4])
+    generator = PyramidAnchorGenerator(
+        sizes=[[32]], aspect_ratios=[[0.25, 1, 4]], strides=[4], offset=0.0
+    )
     (boxes,) = generator([torch.zeros(1, 1, 2, 2)])
     wide, square, tall = (-32, -8, 32, 8), (-16, -16, 16, 16), (-8, -32, 8, 32)
     by_hand = [
@@ -177,7 +179,9 @@ def test_wrong_arguments(change, message):
 def test_sizes_by_level():
     """Found by the strides, whatever their order; others are passed over."""
     sizes = {"ps12": [60, 70], "p5": [9], "p2": [32]}
-    generator = PyramidAnchorGenerator(sizes=sizes, aspect_ratios=[[1]], strides=[4, 12])
+    generator = PyramidAnchorGenerator(
+        sizes=sizes, aspect_ratios=[[1]], strides=[4, 12], offset=0.0
+    )
     p2, ps12 = generator([torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 2)])
     assert p2.tensor.tolist() == [[-16, -16, 16, 16]]
     assert ps12.tensor.tolist() == [

@@ -256,7 +256,7 @@ def test_the_same_losses_and_weights_as_one_process(folder, found, tmp_path):
 def test_the_same_images_with_the_same_augmentation(found, tmp_path):
     """Rank 0 takes the first, third, ... of one process's batch."""
     cfg = config(tmp_path, *two_processes.USUAL)
-    loader = two_processes.train_net.Trainer.build_train_loader(cfg)
+    loader = two_processes.Trainer.build_train_loader(cfg)
     expected = two_processes.images_of(loader)
     ranks = [[[tuple(i) for i in batch] for batch in of["images"]] for of in found["trainings"]]
     assert ranks == [[batch[rank::2] for batch in expected] for rank in (0, 1)]

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from fpn_ext.folded_norms import FoldedConv2d, fold_frozen_norms
+from fpn_ext.trainer import Trainer
 from fpn_ext.winograd_training import TrainableWinogradConv2d, train_with_winograd
 from torch import nn
 from training_alike import assert_trains_alike
-
-from train_net import Trainer
 
 
 def frozen(channels):

@@ -349,5 +349,12 @@ def test_a_bottom_up_that_is_no_backbone():
         FeaturePyramid(bottom_up=torch.nn.Identity(), in_features=["c2"])
 
 
+def test_a_bottom_up_that_does_not_say_its_stride():
+    bottom_up = Pooling()
+    bottom_up._out_feature_strides["c3"] = None
+    with pytest.raises(ValueError, match=r"output_shape\(\) of Pooling must give stride .*'c3'"):
+        FeaturePyramid(bottom_up=bottom_up, in_features=["c2", "c3"])
+
+
 def test_it_is_registered_and_exported():
     assert BACKBONE_REGISTRY.get("FeaturePyramid") is fpn_ext.FeaturePyramid

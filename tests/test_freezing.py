@@ -7,9 +7,8 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from fpn_ext.freezing import freeze
 from fpn_ext.norms import replace_norms
+from fpn_ext.trainer import Trainer
 from torch import nn
-
-from train_net import Trainer
 
 
 def parts():

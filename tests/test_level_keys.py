@@ -181,6 +181,31 @@ def test_a_pyramid_whose_levels_are_not_resolved_is_not_built(small_cfg):
         build_backbone(small_cfg)
 
 
+@pytest.mark.parametrize(
+    ("levels", "wrong"),
+    [
+        (["p2", "p3", "x6"], r"\['x6'\]"),
+        (["p2", "c3"], r"\['c3'\]"),
+        (["p2", "p3", 4], r"\[4\]"),
+        ([["p2", "p3"]], r"\[\['p2', 'p3'\]\]"),
+        (["p2", "p9"], r"\['p9'\]"),
+    ],
+)
+def test_levels_that_are_none_name_their_key(small_cfg, levels, wrong):
+    """However they got there: a config of Python's is built without any check."""
+    small_cfg.MODEL.FPN_EXT.LEVELS = levels
+    message = rf"MODEL\.FPN_EXT\.LEVELS .*: {wrong} are no levels\. A level is p1 to p7"
+    for refuse in (build_backbone, resolve_levels, fpn_ext.check_config):
+        with pytest.raises(ValueError, match=message):
+            refuse(small_cfg)
+
+
+def test_levels_out_of_order_name_their_key(small_cfg):
+    small_cfg.MODEL.FPN_EXT.LEVELS = ["p3", "p2"]
+    with pytest.raises(ValueError, match=r"FPN_EXT\.LEVELS \['p3', 'p2'\]: .*fine to coarse"):
+        build_backbone(small_cfg)
+
+
 def test_the_finest_level_alone_is_that_of_a_whole_pyramid():
     cfg = load(["p3"], "MODEL.BACKBONE.NAME", "FinestLevelPyramid")
     assert keys(cfg)["pyramid"] == ["res3", "res4", "res5"]

@@ -1,6 +1,5 @@
 """The commands: check, convert, measure, and a Fast R-CNN from end to end."""
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -18,6 +17,7 @@ from fpn_ext.proposal_file import ProposalFile, write_proposals
 from fpn_ext.proposal_stats import proposal_stats
 from fpn_ext.proposal_validation import inspect_proposals
 from fpn_ext.proposals import main
+from fpn_ext.trainer import Trainer
 from pictures import box, registered
 from proposals import rewrite, write_random
 from safetensors.numpy import load_file
@@ -299,9 +299,6 @@ def test_end_to_end(demo, tmp_path, capsys):
         assert main(["stats", file, "--dataset", split]) == 0
     assert "no problems" in capsys.readouterr().out
 
-    spec = importlib.util.spec_from_file_location("train_net", "train_net.py")
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
     cfg = fpn_ext.load_config(config, [
         *SMALL, "MODEL.LOAD_PROPOSALS", "True",
         "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals",
@@ -311,7 +308,7 @@ def test_end_to_end(demo, tmp_path, capsys):
         "TEST.EVAL_PERIOD", "0", "DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", str(tmp_path),
     ])  # fmt: skip
     fpn_ext.check_config(cfg, training=True)
-    trainer = train_net.Trainer(cfg)
+    trainer = Trainer(cfg)
     trainer.train()
     assert trainer.iter == 2
     results = tmp_path / "inference" / "test_end_val" / "results.json"

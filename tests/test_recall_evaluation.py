@@ -21,8 +21,7 @@ from voc import CLASSES, write_voc
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import recall_difference
-
-from train_net import Trainer
+from fpn_ext.trainer import Trainer
 
 KEYS = ["AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"]
 

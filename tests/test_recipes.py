@@ -7,7 +7,7 @@ import fpn_ext
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import HookBase
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from fpn_ext.best import StopTraining
@@ -15,8 +15,8 @@ from fpn_ext.checkpoint import SafeCheckpointer
 from fpn_ext.ema import AveragedWeights
 from fpn_ext.freezing import freeze
 from fpn_ext.proposal_loader import build_validation_loader
-from fpn_ext.recipes import RecipeTrainer
-from fpn_ext.trainer import ResumableTrainer
+from fpn_ext.repeatable import RepeatableTrainLoader, SeededIterations
+from fpn_ext.trainer import Trainer
 from fpn_ext.validation_loss import validation_loss
 from tiny import DATASET, config, leaves, register
 from torch import nn
@@ -49,7 +49,7 @@ class Watch(HookBase):
             raise Killed
 
 
-class Scored(RecipeTrainer):
+class Scored(Trainer):
     """Its AP is a number by iteration."""
 
     scores: ClassVar = {2: 20.0, 4: 30.0, 6: 10.0, 8: 30.0}
@@ -65,7 +65,18 @@ class Scored(RecipeTrainer):
         return {"bbox": {"AP": self.scores[done], "AP50": 1.0}, "other": {"AP": 2.0}}
 
 
-class Losses(RecipeTrainer):
+class Detectron2Trainer(DefaultTrainer):
+    """Detectron2's own trainer, with the images and random numbers of ours."""
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return RepeatableTrainLoader(cfg)
+
+    def build_hooks(self):
+        return [SeededIterations(self.data_loader), *super().build_hooks()]
+
+
+class Losses(Trainer):
     """It has no scores but the losses on the test sets."""
 
     @classmethod
@@ -123,9 +134,9 @@ def straight(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(images, tmp_path_factory):
-    """The folder and losses of 8 iterations of the trainer without any of it."""
+    """The folder and the trainer of 8 iterations without any of it."""
     folder = tmp_path_factory.mktemp("plain")
-    return folder, train(ResumableTrainer, config(folder)).watch.losses
+    return folder, train(Trainer, config(folder))
 
 
 @pytest.mark.parametrize("stop_after", [3, 4, 6])
@@ -143,19 +154,21 @@ def test_stopped_and_resumed_ends_with_the_same_bits(straight, tmp_path, stop_af
         assert_same_bits(content(folder / name), content(tmp_path / name))
 
 
-def test_a_config_without_the_keys_is_trained_as_before(plain, tmp_path):
-    folder, losses = plain
-    trainer = train(RecipeTrainer, config(tmp_path))
-    assert trainer.watch.losses == losses
-    assert_same_bits(content(folder / "model_final.pth"), content(tmp_path / "model_final.pth"))
-    assert {f.name for f in folder.glob("*.pth")} == {f.name for f in tmp_path.glob("*.pth")}
+def test_a_config_without_the_keys_is_trained_as_by_detectron2(plain, tmp_path):
+    """Losses, weights and momentum are those of DefaultTrainer, to the bit."""
+    _, ours = plain
+    theirs = train(Detectron2Trainer, config(tmp_path))
+    assert ours.watch.losses == theirs.watch.losses and len(ours.watch.losses) == 8
+    for part in ("model", "optimizer", "scheduler"):
+        one, other = (leaves(getattr(t, part).state_dict()) for t in (ours, theirs))
+        assert_same_bits(one, other)
 
 
 def test_watching_a_training_does_not_alter_it(plain, tmp_path):
     """Validation loss, average and looking for the best: the same weights, moments, losses."""
-    folder, losses = plain
+    folder, unwatched = plain
     trainer = train(Losses, evaluated(tmp_path, *EVERYTHING[6:]))
-    assert trainer.watch.losses == losses
+    assert trainer.watch.losses == unwatched.watch.losses
     before, after = content(folder / "model_final.pth"), content(tmp_path / "model_final.pth")
     kept = [p for p in before if p.startswith(("/model/", "/trainer/_trainer/"))]
     assert len(kept) > 100 and any("running_mean" in p for p in kept)
@@ -344,7 +357,7 @@ def test_validation_loss_needs_ground_truth(images, tmp_path, monkeypatch):
     module = fpn_ext.proposal_loader
     monkeypatch.setattr(module, "get_detection_dataset_dicts", lambda *a, **k: records)
     with pytest.raises(ValueError, match=r"VALIDATION_LOSS needs ground truth: .*tiny_train"):
-        RecipeTrainer(evaluated(tmp_path, f"{OWN}VALIDATION_LOSS", True))
+        Trainer(evaluated(tmp_path, f"{OWN}VALIDATION_LOSS", True))
 
 
 def test_validation_loss_is_logged(straight):

@@ -10,7 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from fpn_ext.repeatable import use_deterministic_algorithms
-from fpn_ext.trainer import ResumableTrainer
+from fpn_ext.trainer import Trainer
 from tiny import DATASET, config, leaves, register
 
 
@@ -46,7 +46,7 @@ class Watch(HookBase):
 
 def train(cfg, resume=False, stop_after=None):
     torch.manual_seed(0)  # first weights
-    trainer = ResumableTrainer(cfg)
+    trainer = Trainer(cfg)
     watch = Watch(stop_after)
     trainer.register_hooks([watch])
     trainer.resume_or_load(resume)
@@ -111,7 +111,7 @@ def log(caplog):
 
 
 def begin(cfg, mode):
-    trainer = ResumableTrainer(cfg)
+    trainer = Trainer(cfg)
     trainer.extend() if mode == "extend" else trainer.resume_or_load(mode == "resume")
     return trainer
 
@@ -198,8 +198,9 @@ def test_weights_alone_cannot_be_resumed_or_extended(straight, tmp_path):
 @pytest.mark.parametrize("mode", ["resume", "extend"])
 def test_the_optimizer_of_another_model_is_refused(straight, mode):
     file = straight[0] / "model_final.pth"
-    opts = ("MODEL.WEIGHTS", file, "SOLVER.MAX_ITER", 20, "MODEL.ROI_HEADS.NUM_CLASSES", 7)
-    with pytest.raises(ValueError, match=r"another model .* shapes \['\(6, 16\) for \(8, 16\)'"):
+    opts = ("MODEL.WEIGHTS", file, "SOLVER.MAX_ITER", 20, "MODEL.ROI_BOX_HEAD.FC_DIM", 24)
+    message = r"another model .* shapes \['\(16, 392\) for \(24, 392\)'"
+    with pytest.raises(ValueError, match=message):
         begin(config(straight[0], *opts), mode)
 
 

@@ -14,7 +14,7 @@ from fpn_ext.data import register_voc_layout
 from voc import CLASSES, write_voc
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from train_net import Trainer
+from fpn_ext.trainer import Trainer
 
 BUILTIN = {
     "BACKBONE": "build_resnet_fpn_backbone",
@@ -203,18 +203,21 @@ def test_a_voc_layout(cfg, tmp_path):
     assert {"AP", "AP50-cat", "AP50-dog"} <= set(written(cfg, "inference_TTA", name)["bbox_TTA"])
 
 
-def test_training_is_evaluated_with_augmentation_only_at_its_end(cfg, demo, monkeypatch):
+def test_training_is_evaluated_with_augmentation_only_at_its_end(cfg, demo):
     cfg.DATASETS.TRAIN = (demo[0],)
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD = 1, 2, 1
     cfg.INPUT.MIN_SIZE_TRAIN = (96,)
     evaluated = []
-    monkeypatch.setattr(
-        "train_net.build_evaluator",
-        lambda cfg, name, folder: evaluated.append(Path(folder).parent.name) or [],
-    )
-    trainer = Trainer(cfg)
+
+    class Noting(Trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+            evaluated.append("at the end" if output_folder else "during training")
+            return []
+
+    trainer = Noting(cfg)
     trainer.train()
-    assert evaluated == ["inference"] * 2 + ["inference_TTA"]
+    assert evaluated == ["during training"] * 2 + ["at the end"]
     assert trainer.model.training, "as it was before"
 
 

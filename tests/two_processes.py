@@ -30,9 +30,8 @@ from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from fpn_ext.checkpoint import SafeCheckpointer
+from fpn_ext.trainer import Trainer
 from voc import write_voc
-
-import train_net
 
 VOC = "two_processes_voc"
 
@@ -105,7 +104,7 @@ class Watch(HookBase):
 def train(cfg, resume=False, stop_after=None):
     """The trainer, and its losses by iteration."""
     torch.manual_seed(comm.get_rank())  # first weights: those of the main process count
-    trainer = train_net.Trainer(cfg)
+    trainer = Trainer(cfg)
     watch = Watch(stop_after)
     trainer.register_hooks([watch])
     trainer.resume_or_load(resume)
@@ -117,7 +116,7 @@ def train(cfg, resume=False, stop_after=None):
 def evaluate(cfg, weights):
     model = build_model(cfg)
     SafeCheckpointer(model).load(weights)
-    return train_net.Trainer.test(cfg, model)
+    return Trainer.test(cfg, model)
 
 
 def images_of(loader, batches=5):
@@ -134,7 +133,7 @@ def trainings(folder):
     cfg = tiny.config(folder / "same", *SAME_LOSSES)
     found = {"same": train(cfg)[1], "processes": distributed.started_by()}
     cfg = tiny.config(folder / "usual", *USUAL)
-    found["images"] = images_of(train_net.Trainer.build_train_loader(cfg))
+    found["images"] = images_of(Trainer.build_train_loader(cfg))
     found["usual"] = train(cfg)[1]
     cfg = tiny.config(folder / "resumed", *USUAL)
     found["stopped"] = train(cfg, stop_after=4)[1]
@@ -163,7 +162,7 @@ def failures(folder):
     found["made"] = [text for text in made if text.startswith("Generating")]
 
     nonfinite.OTHERS_FIRST = 0.1
-    trainer = train_net.Trainer(tiny.config(folder / "nan", *USUAL, "DATASETS.TEST", "()"))
+    trainer = Trainer(tiny.config(folder / "nan", *USUAL, "DATASETS.TEST", "()"))
     if rank == 1:
         trainer.model.module.register_forward_hook(
             lambda model, inputs, losses: {k: v * float("nan") for k, v in losses.items()}
@@ -194,7 +193,7 @@ def train_for_long(args):
     """What a test kills; ``args.folder`` gets the processes' numbers once they train."""
     register(args.folder)
     opts = [*USUAL, "SOLVER.MAX_ITER", 100000, "DATALOADER.NUM_WORKERS", 1]
-    trainer = train_net.Trainer(tiny.config(args.folder / "long", *opts))
+    trainer = Trainer(tiny.config(args.folder / "long", *opts))
     trainer.register_hooks([SaysItTrains(args.folder)])
     trainer.train()
 
