@@ -89,7 +89,7 @@ class AnchorReport:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values for :func:`fpn_ext.json_files.write_json`; what is NaN is None."""
+        """Everything, as plain values for :func:`fpn_ext.json_files.write_json`; NaN is None."""
         return {
             "images": len(self.found.image_ids),
             "boxes": len(np.unique(self.resized.index)),

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from .distributed import share_buffers
-from .evaluation import write_results
+from .json_files import write_json
 from .optimize import model_for_inference
 from .recall import model_with_proposals
 
@@ -116,7 +116,7 @@ def _score_each(
 def _write(cfg: CfgNode, results: Results, folder: str) -> None:
     if comm.is_main_process():
         for name, scores in results.items():
-            write_results(scores, Path(cfg.OUTPUT_DIR, folder, name, "results.json"))
+            write_json(Path(cfg.OUTPUT_DIR, folder, name, "results.json"), scores)
 
 
 def unnested(results: Results) -> dict[str, Any]:

@@ -70,7 +70,7 @@ ALLOWED = {
     "checkpoint": {"atomic", "unwrap", "weight_files"},
     "schedule": {"config"},
     "resuming": {"config"},
-    "testing": {"distributed", "evaluation", "optimize", "recall"},
+    "testing": {"distributed", "json_files", "optimize", "recall"},
     "check": {
         "bottom_ups",
         "checkpoint",
