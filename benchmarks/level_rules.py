@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ext.data.datasets import register_datasets
-from fpn_ext.engine import jobs as commands
+from fpn_ext.engine import jobs
 from fpn_ext.paper.reproduce import Reproduction, Run
+from fpn_ext.reporting.json_files import write_json
 from fpn_ext.reporting.measuring import markdown_table
 from fpn_ext.reporting.provenance import commit, hardware, versions
 
-PROJECT = commands.PROJECT
+PROJECT = jobs.PROJECT
 SCALE, ROW = "small", (3, "c")
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
 ALL = ["MODEL.ROI_HEADS.NAME", "AllLevelsROIHeads", "MODEL.FPN_EXT.LEVEL_FUSION"]
@@ -59,7 +60,7 @@ def trained(rule: str, seed: int, opts: Sequence[str], work: Path) -> dict[str, 
     config_file = folder / "begin.yaml"
     config_file.write_text(cfg.dump())
     arguments = ["train_net.py", "--config-file", str(config_file)]
-    seconds = commands.run(arguments, folder / "console.log", threads=1)
+    seconds = jobs.run(arguments, folder / "console.log", threads=1)
     scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
     scores = json.loads(scores_file.read_text())
     return {
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{rule}, seed {seed}: done already", flush=True)
             return
         run = trained(rule, seed, opts, work)
-        file.write_text(json.dumps(run, indent=1) + "\n")
+        write_json(file, run)
         print(f"{rule}, seed {seed}: AP {run['scores']['AP']}", flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -194,9 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = sorted({str(run["seed"]) for run in runs})
     command = shlex.join(["python", "benchmarks/level_rules.py", *opts, "--seeds", *seeds])
     (args.output / "level_rules.md").write_text(markdown(runs, command))
-    (args.output / "level_rules.json").write_text(
-        json.dumps({"command": command, "rows": summary(runs), "runs": runs}, indent=1) + "\n"
-    )
+    content = {"command": command, "rows": summary(runs), "runs": runs}
+    write_json(args.output / "level_rules.json", content)
     print(args.output / "level_rules.md")
 
 

@@ -8,19 +8,18 @@ docs/average_recall.md shows is in results/average_recall/recall_difference.json
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 
 import torch
-from fpn_ext import check_config, check_weights, resolve_device  # before detectron2
+from fpn_ext import check_config, check_weights, load_config, resolve_device  # before detectron2
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from fpn_ext.config import load as load_config
 from fpn_ext.data.datasets import register_datasets
 from fpn_ext.evaluation.recall import ProposalRecallEvaluator
 from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.reporting.json_files import write_json
 from fpn_ext.reporting.measuring import markdown_table
 from fpn_ext.reporting.provenance import commit
 
@@ -80,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = compare(cfg)
     print(table(rows))
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"commit": commit(), "rows": rows}, file, indent=1)
+        write_json(options.json, {"commit": commit(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fpn_ext import load_config
 from detectron2.modeling import build_model
-from fpn_ext.config import load as load_config
 from fpn_ext.data.datasets import register_datasets
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.inference import proposals

@@ -41,7 +41,8 @@ ALLOWED = {
     "fpn": {"bottom_ups", "level_keys", "levels", "names", "top_blocks"},
     "anchors": {"levels", "names"},
     "weighted_rows": set(),
-    "fused_roi_align": {"weighted_rows"},
+    "fused_roi_align_kernel": {"weighted_rows"},
+    "fused_roi_align": {"fused_roi_align_kernel", "weighted_rows"},
     "pooler": {"level_rules", "levels", "names", "weighted_rows", "fused_roi_align"},
     "roi_heads": {"pooler", "names"},
     "unshared": {"roi_heads"},
@@ -69,7 +70,7 @@ ALLOWED = {
     "checkpoint": {"atomic", "unwrap", "weight_files"},
     "schedule": {"config"},
     "resuming": {"config"},
-    "testing": {"distributed", "evaluation", "optimize", "recall"},
+    "testing": {"distributed", "json_files", "optimize", "recall"},
     "check": {
         "bottom_ups",
         "checkpoint",

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fpn_ext import check_config, optimize_for_inference
+from fpn_ext import check_config, load_config, optimize_for_inference
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
-from fpn_ext.config import load as load_config
 from fpn_ext.data import demo_data
 from fpn_ext.data.datasets import register_voc_layout
 from voc import CLASSES, write_voc

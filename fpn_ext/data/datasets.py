@@ -52,7 +52,7 @@ def register_datasets() -> None:
     root = datasets_root()
     for name, options in GENERATED.items():
         for split in ("train", "val"):
-            _register_generated(f"{name}_{split}", root / name, split, options)
+            register_generated(f"{name}_{split}", root / name, split, options)
     for split in ("train", "val", "trainval", "test"):
         register_voc_layout(f"bccd_{split}", root / "BCCD", split, BCCD_CLASSES)
 
@@ -278,7 +278,13 @@ def _number(element: ElementTree.Element, path: str, file: Path) -> float:
     return number
 
 
-def _register_generated(name: str, root: Path, split: str, options: dict[str, int]) -> None:
+def register_generated(name: str, root: Path, split: str, options: dict[str, int]) -> None:
+    """Register one split of a generated dataset, which is made in ``root`` when it is first read.
+
+    Args:
+        split: ``"train"`` or ``"val"``.
+        options: of :func:`fpn_ext.demo_data.ensure`; a dataset that is there is used as it is.
+    """
     if name in DatasetCatalog:
         return
     json_file = root / "annotations" / f"instances_{split}.json"

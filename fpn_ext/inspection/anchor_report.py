@@ -87,7 +87,7 @@ class AnchorReport:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values for :func:`json.dumps`; what is NaN is None."""
+        """Everything, as plain values for :func:`fpn_ext.json_files.write_json`; NaN is None."""
         return {
             "images": len(self.found.image_ids),
             "boxes": len(np.unique(self.resized.index)),
@@ -132,10 +132,13 @@ class AnchorReport:
     def __str__(self) -> str:
         boxes = len(np.unique(self.resized.index))
         sides = ", ".join(f"{side or 'as it is'}" for side in self.sides)
+        first = f"{len(self.found.image_ids)} images, {boxes} boxes; shorter side {sides} px"
+        if self.found.crowds:
+            first += f"; left out: {self.found.crowds} crowd regions"
+        if self.resized.without_area:
+            first += f"; {self.resized.without_area} boxes have no area"
         lines = [
-            f"{len(self.found.image_ids)} images, {boxes} boxes; shorter side {sides} px"
-            + f"; left out: {self.found.crowds} crowd regions" * bool(self.found.crowds)
-            + f"; {self.resized.without_area} boxes have no area" * bool(self.resized.without_area),
+            first,
             "",
             "Share of the boxes whose best anchor reaches an IoU of:",
             self._table(self.groups(), *([self.suggested] if self.suggested else [])),

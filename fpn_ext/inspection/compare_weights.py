@@ -88,7 +88,7 @@ def compare_weights(
         results["timed_images"] = len(timed)
         results["seconds_per_image"] = _seconds_per_image(models, timed, rounds)
         del models, stages
-        results["memory"] = _memory(sides, file, timed)
+        results["memory"] = memory_of_sides(sides, file, timed)
     return results
 
 
@@ -261,7 +261,7 @@ def _seconds_per_image(
     ]
 
 
-def _memory(
+def memory_of_sides(
     sides: dict[str, CfgNode], file: str, timed: list[dict[str, list[dict]]]
 ) -> list[dict[str, Any]]:
     """MiB of each side with its model, and at the peak; [] where the system does not tell."""

@@ -17,8 +17,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import roi_align, roi_pool
 
-from ..kernels import roi_align_cpu as weighted_rows
-from ..kernels import roi_align_cuda as fused_roi_align
+from ..kernels import roi_align_cuda
 from ..keys import declare, own_keys
 from ..levels import LevelError, nearest_level
 from ..names import did_you_mean
@@ -252,13 +251,13 @@ class LevelMappedROIPooler(nn.Module):
             if x[0].device.type != "cpu":
                 return "maps on another device than the CPU"
             return None
-        if not (x[0].is_cuda or fused_roi_align.INTERPRETED):
+        if not (x[0].is_cuda or roi_align_cuda.INTERPRETED):
             return "maps on another device than CUDA"
-        if x[0].dtype not in fused_roi_align.DTYPES or any(m.dtype != x[0].dtype for m in x):
+        if x[0].dtype not in roi_align_cuda.DTYPES or any(m.dtype != x[0].dtype for m in x):
             return "maps that are not all float32, all float16 or all bfloat16"
-        if len(x) > fused_roi_align.MOST_LEVELS:
-            return f"more than {fused_roi_align.MOST_LEVELS} levels"
-        return fused_roi_align.missing()
+        if len(x) > roi_align_cuda.MOST_LEVELS:
+            return f"more than {roi_align_cuda.MOST_LEVELS} levels"
+        return roi_align_cuda.missing()
 
     @torch.jit.unused
     def _pool_all_levels(

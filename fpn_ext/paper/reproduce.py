@@ -30,7 +30,7 @@ from ..engine import jobs
 from ..files.shipped import configs
 from ..reporting import provenance
 from ..reporting.json_files import write_json
-from . import published as paper
+from . import published
 from .tables import BASELINE, write_tables
 
 CONFIGS = configs() / "paper"
@@ -302,7 +302,7 @@ def train_all(reproduction: Reproduction, wanted: Sequence[Run], at_once: int) -
 
 
 def _figures(table: int, scores: Mapping[str, float | None]) -> str:
-    found = {metric: scores.get(metric) for metric in paper.METRICS[table]}
+    found = {metric: scores.get(metric) for metric in published.METRICS[table]}
     return ", ".join(f"{m} {value:.1f}" for m, value in found.items() if value is not None)
 
 
@@ -323,7 +323,7 @@ def reproduce(args: argparse.Namespace) -> int:
             f"--scale {args.scale} on {num_gpus} GPU(s) asked for, and {torch.cuda.device_count()} "
             "found: --num-gpus 0 trains on the CPU"
         )
-    known = {row for table in args.table for row in paper.TABLES[table]}
+    known = {row for table in args.table for row in published.TABLES[table]}
     if unknown := sorted(set(args.rows or ()) - known):
         raise ValueError(f"--rows {' '.join(unknown)}: the tables have {' '.join(sorted(known))}")
     reproduction = Reproduction(
@@ -338,7 +338,7 @@ def reproduce(args: argparse.Namespace) -> int:
         Run(table, row, seed)
         for seed in args.seeds
         for table in args.table
-        for row in paper.TABLES[table]
+        for row in published.TABLES[table]
         if args.rows is None or row in args.rows
     ]
     failed: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..files.atomic import replacing
 from ..reporting.json_files import write_json
-from . import published as paper
+from . import published
 
 BASELINE = "c"  # the row the others are set against: the FPN
 
@@ -25,14 +25,14 @@ def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any
         if result["table"] == table:
             scores.setdefault(result["row"], {})[result["seed"]] = result["scores"]
     rows: dict[str, Any] = {}
-    for row, (what, _) in paper.TABLES[table].items():
+    for row, (what, _) in published.TABLES[table].items():
         if row not in scores:
             continue
         # A run's own baseline; the ablations (c), (d) are those of their unshared versions.
         base = row.partition("_")[0] if "_" in row else BASELINE
-        published, of_base = paper.published(table, row), paper.published(table, base)
+        published, of_base = published.published(table, row), published.published(table, base)
         metrics: dict[str, Any] = {}
-        for metric in paper.METRICS[table]:
+        for metric in published.METRICS[table]:
             values = _values(scores[row], metric)
             entry: dict[str, Any] = {"ours": _statistics(list(values.values()))}
             if metric in published:
@@ -78,7 +78,7 @@ def _verdict(difference: Mapping[str, Any], published: float) -> str:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """A table's summary as two Markdown tables: figures, and differences with their verdicts."""
-    metrics = paper.METRICS[summary["table"]]
+    metrics = published.METRICS[summary["table"]]
     head = f"| row | | {' | '.join(metrics)} |\n|{' --- |' * (len(metrics) + 2)}\n"
     figures, differences = head, head
     for row, entry in summary["rows"].items():
