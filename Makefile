@@ -69,5 +69,5 @@ $(OUTPUT)/demo/model_final.pth: $(DEMO) configs/Base-FPN.yaml | $(READY)
 	$(RUN) train_net.py --config-file $(DEMO) OUTPUT_DIR $(OUTPUT)/demo
 
 $(OUTPUT)/demo/contact_sheet.png: $(OUTPUT)/demo/model_final.pth
-	$(RUN) -m fpn_ext.visualize --config-file $(DEMO) --output $(OUTPUT)/demo \
+	$(RUN) -m fpn_ext.inspection.contact_sheet --config-file $(DEMO) --output $(OUTPUT)/demo \
 	    MODEL.WEIGHTS $(OUTPUT)/demo/model_final.pth OUTPUT_DIR $(OUTPUT)/demo

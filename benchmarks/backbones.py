@@ -30,12 +30,13 @@ PROJECT = Path(__file__).parents[1]
 
 import fpn_ext  # noqa: E402
 import torch  # noqa: E402
-from fpn_ext import demo_data  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
-from fpn_ext.data import register_datasets  # noqa: E402
-from fpn_ext.measuring import markdown_table  # noqa: E402
-from fpn_ext.provenance import commit, hardware  # noqa: E402
-from fpn_ext.trainer import Trainer  # noqa: E402
+from fpn_ext.data import demo_data  # noqa: E402
+from fpn_ext.data.datasets import register_datasets  # noqa: E402
+from fpn_ext.engine.trainer import Trainer  # noqa: E402
+from fpn_ext.reporting.json_files import write_json  # noqa: E402
+from fpn_ext.reporting.measuring import markdown_table  # noqa: E402
+from fpn_ext.reporting.provenance import commit, hardware  # noqa: E402
 from fvcore.nn import FlopCountAnalysis  # noqa: E402
 from fvcore.nn.jit_handles import get_shape  # noqa: E402
 
@@ -248,11 +249,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.rounds and row["outcome"] == "pass" and ("seconds" not in row or args.again):
                 row["seconds"] = seconds_per_image(name, args.rounds, folder)
                 row["hardware"], row["threads"] = hardware(), torch.get_num_threads()
-            file.write_text(json.dumps(row, indent=1) + "\n")
+            write_json(file, row)
             print(f"{name}: {row['outcome'].partition(chr(10))[0]}", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
     rows = [json.loads(file.read_text()) for file in sorted(args.results.glob("*.json"))]
-    options = f" --rounds {args.rounds}" * bool(args.rounds)
+    options = f" --rounds {args.rounds}" if args.rounds else ""
     args.document.write_text(document(rows, f"python benchmarks/backbones.py{options}"))
 
 

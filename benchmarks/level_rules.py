@@ -3,9 +3,9 @@
     python benchmarks/level_rules.py --seeds 1 2 3
     python benchmarks/level_rules.py SOLVER.MAX_ITER 900 --only PaperRule LongerSideRule --seeds 4
 
-It is row (c) of Table 3 at the small scale of fpn_ext.reproduce, with its pretrained weights. Every
-rule and seed is a training of its own, in a process of train_net.py. Its scores are kept in one
-JSON file, so that the script goes on where it stopped; level_rules.md and level_rules.json are
+It is row (c) of Table 3 at the small scale of fpn_ext.paper.reproduce, with its pretrained weights.
+Every rule and seed is a training of its own, in a process of train_net.py. Its scores are kept in
+one JSON file, so that the script goes on where it stopped; level_rules.md and level_rules.json are
 written from all that were run with the same overrides. Rules are compared seed by seed: the seed
 fixes the first weights and the order of the images.
 """
@@ -21,13 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fpn_ext import commands
-from fpn_ext.data import register_datasets
-from fpn_ext.measuring import markdown_table
-from fpn_ext.provenance import commit, hardware, versions
-from fpn_ext.reproduce import Reproduction, Run
+from fpn_ext.data.datasets import register_datasets
+from fpn_ext.engine import jobs
+from fpn_ext.paper.reproduce import Reproduction, Run
+from fpn_ext.reporting.json_files import write_json
+from fpn_ext.reporting.measuring import markdown_table
+from fpn_ext.reporting.provenance import commit, hardware, versions
 
-PROJECT = commands.PROJECT
+PROJECT = jobs.PROJECT
 SCALE, ROW = "small", (3, "c")
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
 ALL = ["MODEL.ROI_HEADS.NAME", "AllLevelsROIHeads", "MODEL.FPN_EXT.LEVEL_FUSION"]
@@ -59,7 +60,7 @@ def trained(rule: str, seed: int, opts: Sequence[str], work: Path) -> dict[str, 
     config_file = folder / "begin.yaml"
     config_file.write_text(cfg.dump())
     arguments = ["train_net.py", "--config-file", str(config_file)]
-    seconds = commands.run(arguments, folder / "console.log", threads=1)
+    seconds = jobs.run(arguments, folder / "console.log", threads=1)
     scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
     scores = json.loads(scores_file.read_text())
     return {
@@ -141,7 +142,7 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
 
     {command}
 
-Row (c) of Table 3 at the small scale (`fpn_ext.reproduce`), {kinds["iterations"]} iterations,
+Row (c) of Table 3 at the small scale (`fpn_ext.paper.reproduce`), {kinds["iterations"]} iterations,
 trained with each of them; on {kinds["hardware"]}; commit {kinds["commit"]}.
 What they are: [levels](../../docs/guides/levels.md). On these levels StrideRule is PaperRule.
 
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{rule}, seed {seed}: done already", flush=True)
             return
         run = trained(rule, seed, opts, work)
-        file.write_text(json.dumps(run, indent=1) + "\n")
+        write_json(file, run)
         print(f"{rule}, seed {seed}: AP {run['scores']['AP']}", flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -194,9 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = sorted({str(run["seed"]) for run in runs})
     command = shlex.join(["python", "benchmarks/level_rules.py", *opts, "--seeds", *seeds])
     (args.output / "level_rules.md").write_text(markdown(runs, command))
-    (args.output / "level_rules.json").write_text(
-        json.dumps({"command": command, "rows": summary(runs), "runs": runs}, indent=1) + "\n"
-    )
+    content = {"command": command, "rows": summary(runs), "runs": runs}
+    write_json(args.output / "level_rules.json", content)
     print(args.output / "level_rules.md")
 
 

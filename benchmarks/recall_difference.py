@@ -8,7 +8,6 @@ docs/evidence/average_recall.md shows is in results/average_recall/recall_differ
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 
 import torch
@@ -17,11 +16,12 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.data import register_datasets
-from fpn_ext.measuring import markdown_table
-from fpn_ext.provenance import commit
-from fpn_ext.recall import ProposalRecallEvaluator
+from fpn_ext.data.datasets import register_datasets
+from fpn_ext.evaluation.recall import ProposalRecallEvaluator
+from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.reporting.json_files import write_json
+from fpn_ext.reporting.measuring import markdown_table
+from fpn_ext.reporting.provenance import commit
 
 SIDES = ("pycocotools", "Detectron2")
 
@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = compare(cfg)
     print(table(rows))
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"commit": commit(), "rows": rows}, file, indent=1)
+        write_json(options.json, {"commit": commit(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ rounds their boxes to the maps' dtype. On CUDA, a call is timed until the GPU ha
 """
 
 import argparse
-import json
 import platform
 import statistics
 from collections.abc import Callable
@@ -20,8 +19,9 @@ import torch
 from fpn_ext import LevelMappedROIPooler  # before detectron2, where that is not compiled
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from fpn_ext.measuring import markdown_table, measure, ratio, ratio_text
-from fpn_ext.provenance import commit
+from fpn_ext.reporting.json_files import write_json
+from fpn_ext.reporting.measuring import markdown_table, measure, ratio, ratio_text
+from fpn_ext.reporting.provenance import commit
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 SHARES = {2: 0.450, 3: 0.357, 4: 0.160, 5: 0.033}
@@ -148,8 +148,7 @@ def main() -> None:
     ]
     print(markdown_table(header, cells))
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"about": about, "rows": rows}, file, indent=1)
+        write_json(options.json, {"about": about, "rows": rows})
 
 
 if __name__ == "__main__":

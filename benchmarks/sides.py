@@ -12,8 +12,8 @@ import torch
 from calibrated import picture, to_torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from fpn_ext.folded_norms import fold_frozen_norms
-from fpn_ext.winograd_training import train_with_winograd
+from fpn_ext.speed.folded_norms import fold_frozen_norms
+from fpn_ext.speed.winograd_training import train_with_winograd
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 

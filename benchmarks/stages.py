@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
-from fpn_ext.agreement import in_form_of
+from fpn_ext.inspection.agreement import in_form_of
 from sides import Side
 from torch import nn
 from torchvision.models.detection.rpn import concat_box_prediction_layers

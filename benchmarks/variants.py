@@ -12,7 +12,7 @@ import fpn_ext  # before detectron2, where that is not compiled
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
-from fpn_ext.measuring import markdown_table
+from fpn_ext.reporting.measuring import markdown_table
 from torch.utils.flop_counter import FlopCounterMode
 
 CONFIGS = Path(__file__).parents[1] / "configs"

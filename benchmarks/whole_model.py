@@ -37,14 +37,9 @@ import torch
 from calibrated import calibrated_weights  # imports fpn_ext, which comes before detectron2
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from fpn_ext.measuring import (
-    markdown_table,
-    measure,
-    peak_memory,
-    ratio,
-    ratio_text,
-)
-from fpn_ext.provenance import commit, hardware
+from fpn_ext.reporting.json_files import write_json
+from fpn_ext.reporting.measuring import markdown_table, measure, peak_memory, ratio, ratio_text
+from fpn_ext.reporting.provenance import commit, hardware
 from sides import (
     Side,
     build_side,
@@ -478,8 +473,7 @@ def main(arguments: list[str]) -> None:
     if results["left_out"]:
         say("Left out:", *(f"- {side}: {why}" for side, why in results["left_out"].items()))
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "whole_model.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_json(options.output / "whole_model.json", results)
         (options.output / "whole_model.md").write_text("\n\n".join(report) + "\n")
         if results.get("stages"):
             title = "Faster R-CNN by stages: {processor}, threads {threads}, commit {commit}"

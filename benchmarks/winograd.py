@@ -11,9 +11,9 @@ import statistics
 
 import torch
 import torch.nn.functional as F
-from fpn_ext.measuring import markdown_table, measure, ratio, ratio_text
-from fpn_ext.provenance import commit, hardware
-from fpn_ext.winograd import WinogradConv2d
+from fpn_ext.kernels.winograd import WinogradConv2d
+from fpn_ext.reporting.measuring import markdown_table, measure, ratio, ratio_text
+from fpn_ext.reporting.provenance import commit, hardware
 
 MAPS = {
     "P2 of 800x1333": (256, 200, 336),

@@ -10,10 +10,8 @@ that it is current. The Python API is not written here: Sphinx reads the docstri
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +22,14 @@ HELP_WIDTH = "100"
 sys.path.insert(0, str(PROJECT))  # the package beside this file, whichever is installed
 
 
-@dataclass(frozen=True)
-class Described:
-    """A config key as `fpn_ext.config.keys.declared_keys` gives it."""
-
-    name: str
-    default: Any
-    comment: str
-    reader: str = ""
-
-
-def keys_in_comments() -> list[Described]:
-    """The keys, from the comments above them in `add_fpn_ext_config`; readers are not known."""
-    import fpn_ext
-    from fpn_ext import config
-
-    node = fpn_ext.get_cfg().MODEL.FPN_EXT
-    found, comment = [], []
-    for line in Path(config.__file__).read_text().splitlines():
-        if text := re.match(r"\s+# (.*)", line):
-            comment.append(text.group(1))
-            continue
-        if key := re.match(r"\s+cfg\.MODEL\.FPN_EXT\.(\w+) = ", line):
-            name = key.group(1)
-            found.append(Described(f"MODEL.FPN_EXT.{name}", node[name], " ".join(comment)))
-        comment = []
-    return found
-
-
 def declared() -> list[Any]:
-    if not (PROJECT / "fpn_ext/config/keys.py").exists():
-        return keys_in_comments()
-    from fpn_ext.config.keys import declared_keys
+    """Every key: `fpn_ext.keys.Key`."""
+    import fpn_ext
 
-    return list(declared_keys())
+    fpn_ext.get_cfg()  # imports the components that declare them
+    from fpn_ext.keys import declared_keys
 
-
-def name_of(reader: Any) -> str:
-    """`fpn_ext.modeling.fpn.FeaturePyramid` as `FeaturePyramid`; text stays as it is."""
-    return reader if isinstance(reader, str) else reader.__qualname__
+    return declared_keys()
 
 
 def cell(text: str) -> str:
@@ -70,7 +37,7 @@ def cell(text: str) -> str:
 
 
 def key_tables(keys: Iterable[Any]) -> str:
-    """A table for each node of the config, keys in the order of their declaration."""
+    """A table for each node of the config, keys in the order given."""
     nodes: dict[str, list[Any]] = {}
     for key in keys:
         nodes.setdefault(key.name.rpartition(".")[0], []).append(key)
@@ -83,34 +50,27 @@ def key_tables(keys: Iterable[Any]) -> str:
             "| --- " * 5 + "|",
         ]
         for key in members:
-            default = dict(key.default) if isinstance(key.default, dict) else key.default
-            reader = f"`{name_of(key.reader)}`" if key.reader else ""
             columns = [
                 f"`{key.name.rpartition('.')[2]}`",
-                "mapping" if isinstance(default, dict) else type(default).__name__,
-                f"`{cell(repr(default))}`",
+                key.kind,
+                f"`{cell(repr(key.default))}`",
                 cell(key.comment),
-                reader,
+                ", ".join(
+                    f"`{reader}`" if reader[0].isupper() else reader for reader in key.readers
+                ),
             ]
             rows.append(f"| {' | '.join(columns)} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
 
-def verbs() -> dict[str, Any]:
-    """The verbs of `fpn-ext`, such as "train" and "proposals generate"; {} where there is none."""
-    if not (PROJECT / "fpn_ext/__main__.py").exists():
-        return {}
-    from fpn_ext.__main__ import VERBS
-
-    return VERBS
-
-
 def command_help() -> str:
     """Each verb's --help."""
+    from fpn_ext.__main__ import VERBS
+
     os.environ["COLUMNS"] = HELP_WIDTH
     parts = []
-    for name, verb in verbs().items():
+    for name, verb in VERBS.items():
         text = "\n".join(line.rstrip() for line in verb.parser().format_help().strip().splitlines())
         parts.append(f"## fpn-ext {name}\n\n{cell(verb.summary)}\n\n```text\n{text}\n```")
     return "\n\n".join(parts)

@@ -19,44 +19,21 @@ ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``,
                              ``UnsharedROIHeads``, ``AllLevelsROIHeads``
 ===========================  ==================================================
 
-and does nothing else, except on an uncompiled Detectron2 v0.6, which it makes importable
-(``fpn_ext/_d2_compat.py``; import ``fpn_ext`` before ``detectron2`` there).
+Nothing heavy is imported by it: the components are imported when Detectron2's models first are, or
+when one of the names below is asked for (:mod:`fpn_ext.registration`). On an uncompiled Detectron2
+v0.6, which it makes importable, ``import fpn_ext`` stands before ``import detectron2``.
+
+What ``__all__`` names is public; anything else may change.
 """
 
-import sys
+# ruff: noqa: F405
 
-# `python -m fpn_ext.doctor` imports this file first, and must run where nothing below can.
-if not any(argument.endswith("fpn_ext.doctor") for argument in sys.orig_argv):
-    from . import _d2_compat
+from typing import TYPE_CHECKING, Any
 
-    _d2_compat.apply()
+from . import registration
 
-    from .ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
-    from .all_levels import AllLevelsROIHeads
-    from .anchors import PyramidAnchorGenerator
-    from .bifpn import BiFPN
-    from .bottom_ups import resolve_bottom_up
-    from .config import (
-        add_fpn_ext_config,
-        check_config,
-        check_weights,
-        get_cfg,
-        load_config,
-        resolve_device,
-    )
-    from .fpn import FeaturePyramid
-    from .lateral_norms import NormalizedLateralPyramid
-    from .level_keys import level_table, resolve_levels
-    from .level_rules import assign_levels
-    from .optimize import optimize_for_inference
-    from .path_aggregation import PathAggregationPyramid
-    from .pooler import LevelMappedROIPooler
-    from .roi_heads import ChunkedROIHeads, PyramidROIHeads
-    from .rpn import PyramidRPN
-    from .top_blocks import Subsample
-    from .unshared import UnsharedROIHeads, UnsharedRPNHead
-    from .upsampling import BilinearPyramid, LearnedUpsamplingPyramid
-    from .varied_anchors import VariedAnchorsRPNHead
+if TYPE_CHECKING:
+    from .components import *  # noqa: F403
 
 __all__ = [
     "AllLevelsROIHeads",
@@ -81,12 +58,25 @@ __all__ = [
     "add_fpn_ext_config",
     "assign_levels",
     "check_config",
-    "check_weights",
     "get_cfg",
     "level_table",
     "load_config",
     "optimize_for_inference",
+    "prepare",
     "resolve_bottom_up",
-    "resolve_device",
     "resolve_levels",
 ]
+
+registration.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fpn_ext' has no attribute {name!r}")
+    from . import components
+
+    return getattr(components, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

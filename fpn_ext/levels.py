@@ -15,6 +15,13 @@ from collections.abc import Sequence
 LEVEL_FIELDS = ("proposal_level", "pooled_level")
 
 
+class LevelError(ValueError):
+    """Levels of a pyramid, or of what reads it, that do not fit together.
+
+    Whoever has the config adds the table of its levels to the message.
+    """
+
+
 def stride_of(level: int) -> int:
     """Stride of a level, in pixels of the network input.
 
@@ -105,15 +112,15 @@ def names_above(name: str, count: int) -> list[str]:
 
 
 def check_fine_to_coarse(strides: Sequence[float]) -> None:
-    """Raise ValueError unless strides are those of a pyramid: numbers >= 1, each above the last.
+    """Raise LevelError unless strides are those of a pyramid: numbers >= 1, each above the last.
 
     Levels may be missing between them, and they need not be powers of two.
     """
     if not strides:
-        raise ValueError("a pyramid needs at least one level, got none")
+        raise LevelError("a pyramid needs at least one level, got none")
     in_order = all(fine < coarse for fine, coarse in itertools.pairwise(strides))
     if not (in_order and all(math.isfinite(t) and t >= 1 for t in strides)):
-        raise ValueError(
+        raise LevelError(
             "pyramid levels must be listed from fine to coarse, each with a stride of at least 1 "
             f"pixel; got strides {list(strides)}"
         )

@@ -11,8 +11,8 @@ import setuptools  # noqa: F401
 import fpn_ext
 import pytest
 import torch
-from fpn_ext import demo_data
-from fpn_ext.data import register_datasets
+from fpn_ext.data import demo_data
+from fpn_ext.data.datasets import register_datasets
 from fuzzing import tried
 
 # Tests name configs and documents from the project's root, wherever pytest is started.

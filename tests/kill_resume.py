@@ -114,7 +114,7 @@ def run(work, args, moments):
     options = [
         *("SOLVER.MAX_ITER", args.iterations),
         *("DATALOADER.NUM_WORKERS", args.workers),
-        *("MODEL.FPN_EXT.DETERMINISTIC", True),
+        *("SOLVER.FPN_EXT.DETERMINISTIC", True),
     ]
     straight, folder = work / "straight", work / "killed"
     defaults.collect_env_info = str  # it asks compilers for their versions: seconds per start

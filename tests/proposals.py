@@ -4,7 +4,7 @@ import json
 import struct
 
 import numpy as np
-from fpn_ext.proposal_file import write_proposals
+from fpn_ext.proposals.file import write_proposals
 from safetensors.numpy import load_file, save_file
 
 

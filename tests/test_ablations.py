@@ -6,8 +6,8 @@ import torch
 from detectron2.modeling import Backbone, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from fpn_ext.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
-from fpn_ext.top_blocks import Subsample
+from fpn_ext.modeling.top_blocks import Subsample
+from fpn_ext.variants.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
 
 ROWS = [BottomUpPyramid, TopDownPyramid, FinestLevelPyramid]
 

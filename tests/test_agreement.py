@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from fpn_ext.agreement import (
+from fpn_ext.inspection.agreement import (
     TO_ROUNDING,
     TO_THE_BIT,
     Difference,

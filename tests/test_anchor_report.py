@@ -6,10 +6,10 @@ import fpn_ext
 import numpy as np
 import pytest
 import yaml
-from fpn_ext.anchor_fit import fit_anchors
-from fpn_ext.anchor_report import main, report_anchors
-from fpn_ext.best_anchors import AnchorGrid, AnchorLevel
-from fpn_ext.training_boxes import ResizedBoxes, read_boxes
+from fpn_ext.data.training_boxes import ResizedBoxes, read_boxes
+from fpn_ext.inspection.anchor_fit import fit_anchors
+from fpn_ext.inspection.anchor_report import main, report_anchors
+from fpn_ext.inspection.best_anchors import AnchorGrid, AnchorLevel
 from pictures import box, registered
 from PIL import Image
 

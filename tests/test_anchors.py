@@ -4,7 +4,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from fpn_ext.anchors import MAX_CACHED_GRIDS, PyramidAnchorGenerator
+from fpn_ext.modeling.anchors import MAX_CACHED_GRIDS, PyramidAnchorGenerator
 
 RATIOS = [[0.5, 1.0, 2.0]]
 FPN = {"sizes": [[32], [64], [128], [256], [512]], "strides": [4, 8, 16, 32, 64]}

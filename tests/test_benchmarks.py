@@ -10,9 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import whole_model
-from fpn_ext import measuring
 from calibrated import calibrated_weights
-from fpn_ext.measuring import ratio_text
+from fpn_ext.reporting import measuring
+from fpn_ext.reporting.measuring import ratio_text
 from sides import builtin_config
 
 SMALL = [

@@ -8,8 +8,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator, build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, RotatedAnchorGenerator
 from detectron2.structures import Boxes, ImageList, pairwise_iou
-from fpn_ext.best_anchors import AnchorGrid, AnchorLevel, iou, levels_of
-from fpn_ext.training_boxes import ResizedBoxes
+from fpn_ext.data.training_boxes import ResizedBoxes
+from fpn_ext.inspection.best_anchors import AnchorGrid, AnchorLevel, iou, levels_of
 
 
 def rows(boxes, image_size):

@@ -10,11 +10,12 @@ import fpn_ext
 import pytest
 import torch
 import torchvision
-from fpn_ext import demo_data, networks
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone, build_model
-from fpn_ext.bottom_ups import build_bottom_up
-from fpn_ext.freezing import freeze
+from fpn_ext.bottom_up import libraries
+from fpn_ext.bottom_up.build import build_bottom_up
+from fpn_ext.bottom_up.freezing import freeze
+from fpn_ext.data import demo_data
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -140,7 +141,7 @@ def test_the_maps_of_timm_are_those_of_the_network_itself(cfg):
     ],
 )  # fmt: skip
 def test_where_the_stages_of_a_traced_network_end(name, nodes):
-    network = networks.LIBRARIES["torchvision"].build(name, 3)
+    network = libraries.LIBRARIES["torchvision"].build(name, 3)
     assert [found.key for found in network.found.maps] == nodes
 
 

@@ -7,11 +7,11 @@ import fpn_ext
 import pytest
 import tiny
 import torch
-from fpn_ext import check
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from fpn_ext.data import check_classes
-from fpn_ext.schedule import learning_rate_note, scale_schedule
+from fpn_ext.data.datasets import check_classes
+from fpn_ext.engine import check_run
+from fpn_ext.engine.schedule import learning_rate_note, scale_schedule
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,7 +20,7 @@ def tiny_training(tmp_path_factory):
 
 
 def findings(folder, *opts, **how):
-    return check.examine(tiny.FILE, tiny.options(folder, *opts), **how)
+    return check_run.examine(tiny.FILE, tiny.options(folder, *opts), **how)
 
 
 def of_status(status, found):
@@ -45,7 +45,7 @@ def test_everything_wrong_at_once(tmp_path):
 
 
 def test_a_config_that_cannot_be_read():
-    found = check.examine(tiny.FILE, ["MODEL.WEIGTHS", "x", "SEED", "y"])
+    found = check_run.examine(tiny.FILE, ["MODEL.WEIGTHS", "x", "SEED", "y"])
     assert [f.status for f in found] == ["error"]
     assert "'MODEL.WEIGHTS'" in found[0].text and "SEED must be" in found[0].text
 
@@ -118,9 +118,9 @@ def test_the_command(tmp_path, capsys):
     level = logging.getLogger("fpn_ext").level
     file = tmp_path / "report.json"
     words = ["--config-file", tiny.FILE, "--json", str(file), *tiny.options(tmp_path)]
-    assert check.main(words) == 0
+    assert check_run.main(words) == 0
     assert "0 error(s)" in capsys.readouterr().out
     assert {f["status"] for f in json.loads(file.read_text())["findings"]} <= {"ok", "warning"}
-    assert check.main([*words, "MODEL.WEIGHTS", "none.pth"]) == 1
+    assert check_run.main([*words, "MODEL.WEIGHTS", "none.pth"]) == 1
     assert "no file none.pth" in capsys.readouterr().out
     assert logging.getLogger("fpn_ext").level == level

@@ -8,9 +8,9 @@ import signal
 
 import pytest
 import torch
-from fpn_ext.atomic import replacing
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.weight_files import DamagedFileError
+from fpn_ext.files.atomic import replacing
+from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.files.weight_files import DamagedFileError
 from torch import nn
 from unsafe import touches
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import fpn_ext
 import pytest
 import torch
-from fpn_ext import commands, compare_training, compare_weights, demo_data
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from fpn_ext.compare import main
-from fpn_ext.compare_configs import differences, load_sides, unread_keys
-from fpn_ext.compare_training import spread_rows
+from fpn_ext.data import demo_data
+from fpn_ext.engine import jobs
+from fpn_ext.inspection import compare_training, compare_weights
+from fpn_ext.inspection.compare import main
+from fpn_ext.inspection.compare_configs import differences, load_sides, unread_keys
+from fpn_ext.inspection.compare_training import spread_rows
 
 DATASET = Path(os.environ["DETECTRON2_DATASETS"], "demo_multiscale")  # set by conftest.py
 OURS = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -96,7 +98,9 @@ def test_the_same_weights_are_equal_to_the_bit_with_per_level_pooling(checkpoint
     assert {row["metric"] for row in found["scores"]} >= {"AP", "AP50", "APs"}
     assert all(row["difference"] in (0, None) for row in found["scores"])
     about = found["about"]
-    assert about["command"].startswith("python -m fpn_ext.compare weights --config-file configs/")
+    assert about["command"].startswith(
+        "python -m fpn_ext.inspection.compare weights --config-file configs/"
+    )
     assert about["torch"] == torch.__version__ and about["hardware"] and about["seconds"] > 0
     out = capsys.readouterr().out
     assert out.strip() == (tmp_path / "weights.md").read_text().strip(), "nothing but the report"
@@ -178,7 +182,7 @@ def test_memory_in_a_process_of_its_own(checkpoint):
     sides = load_sides(OURS, CONTROL, SMALL, training=False)
     del sides["control"]
     images = [{"image": torch.rand(3, 192, 256) * 255, "height": 192, "width": 256}]
-    rows = compare_weights._memory(sides, str(checkpoint), [{"ours": images}])
+    rows = compare_weights.memory_of_sides(sides, str(checkpoint), [{"ours": images}])
     if not Path("/proc/self/clear_refs").exists():
         assert rows == []
     else:
@@ -342,7 +346,7 @@ def train(folder, seeds=("1", "2"), opts=TRAINED):
 def trained(tmp_path_factory):
     """A folder of finished runs, and those begun: until one was interrupted, and afterwards."""
     folder = tmp_path_factory.mktemp("compared")
-    run, begun, begun_again = commands.run, [], []
+    run, begun, begun_again = jobs.run, [], []
 
     def interrupted(arguments, log, folder):
         begun.append(log.parent.parts[-2:])
@@ -361,11 +365,11 @@ def trained(tmp_path_factory):
         run(arguments, log, folder=folder)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "run", interrupted)
+        patch.setattr(jobs, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(folder)
         assert not (folder / "train.json").exists()
-        patch.setattr(commands, "run", goes_on)
+        patch.setattr(jobs, "run", goes_on)
         assert train(folder) == 0
     return folder, begun, begun_again
 

@@ -9,8 +9,8 @@ from fpn_ext import config
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
-from fpn_ext.config import flat
-from fpn_ext.names import look_up
+from fpn_ext.config.defaults import flat
+from fpn_ext.registries.lookup import look_up
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
 
@@ -174,8 +174,8 @@ def test_nor_can_the_file_it_is_based_on(tmp_path):
             r"command line: SOLVER\.MAX_ITER must be of type int, as 40000 is; got 'many'",
         ),
         (
-            ["MODEL.FPN_EXT.BEST_METRIC", "None"],
-            r"command line: MODEL\.FPN_EXT\.BEST_METRIC must be of type str, as '' is; got 'None'",
+            ["TEST.FPN_EXT.BEST_METRIC", "None"],
+            r"command line: TEST\.FPN_EXT\.BEST_METRIC must be of type str, as '' is; got 'None'",
         ),
         (
             ["MODEL.FPN_EXT", "x"],

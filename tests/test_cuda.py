@@ -10,13 +10,13 @@ import torch
 from fpn_ext import optimize_for_inference
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from fpn_ext.anchors import PyramidAnchorGenerator
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.ema import AveragedWeights
-from fpn_ext.nonfinite import NonFiniteGuard
-from fpn_ext.pooler import POOLER_TYPES, LevelMappedROIPooler
-from fpn_ext.steps import MicroBatchTrainer
-from fpn_ext.validation_loss import validation_loss
+from fpn_ext.engine.ema import AveragedWeights
+from fpn_ext.engine.nonfinite import NonFiniteGuard
+from fpn_ext.engine.steps import MicroBatchTrainer
+from fpn_ext.engine.validation_loss import validation_loss
+from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.modeling.anchors import PyramidAnchorGenerator
+from fpn_ext.modeling.pooler import POOLER_TYPES, LevelMappedROIPooler
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -6,7 +6,12 @@ import sys
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from fpn_ext.data import datasets_root, load_voc_layout, register_datasets, register_voc_layout
+from fpn_ext.data.datasets import (
+    datasets_root,
+    load_voc_layout,
+    register_datasets,
+    register_voc_layout,
+)
 from PIL import Image
 from voc import CLASSES, write_voc
 

@@ -8,16 +8,16 @@ import random
 
 import fpn_ext
 import pytest
-from fpn_ext import demo_data
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
-from fpn_ext.annotation_files import read_coco, read_records, read_voc
-from fpn_ext.box_formats import format_problems
-from fpn_ext.data import register_voc_layout
-from fpn_ext.data_check import check, main, read_registered
-from fpn_ext.dataset_contents import KINDS, Box
-from fpn_ext.proposal_loader import training_data
+from fpn_ext.data import demo_data
+from fpn_ext.data.annotation_files import read_coco, read_records, read_voc
+from fpn_ext.data.box_formats import format_problems
+from fpn_ext.data.check import check, main, read_registered
+from fpn_ext.data.dataset_contents import KINDS, Box
+from fpn_ext.data.datasets import register_voc_layout
+from fpn_ext.proposals.loader import training_data
 from fuzzing import corrupted, fuzz
 from hypothesis import strategies as st
 from PIL import Image

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fpn_ext import demo_data
-from fpn_ext.demo_annotations import annotation_of, polygons, rle_counts
-from fpn_ext.demo_scenes import make_scene, picture
-from fpn_ext.demo_shapes import outlines, render
+from fpn_ext.data import demo_data
+from fpn_ext.data.demo_annotations import annotation_of, polygons, rle_counts
+from fpn_ext.data.demo_scenes import make_scene, picture
+from fpn_ext.data.demo_shapes import outlines, render
 from PIL import Image
 from pycocotools.coco import COCO
 

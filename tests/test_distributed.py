@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 import two_processes
-from fpn_ext import distributed
-from fpn_ext.distributed import Place, place_in, started_by
+from fpn_ext.engine import distributed
+from fpn_ext.engine.distributed import Place, place_in, started_by
 from tiny import DATASET, config, leaves
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 

@@ -10,8 +10,8 @@ import types
 from pathlib import Path
 
 import pytest
-from fpn_ext import installation, machine
-from fpn_ext.findings import Finding, table
+from fpn_ext.doctor import installation, machine
+from fpn_ext.reporting.findings import Finding, table
 
 PROJECT = str(Path(__file__).parents[1])
 TORCH = {"cuda": "13.0", "available": True, "threads": 2, "cpu": "AVX2", "devices": ["H100"]}
@@ -20,7 +20,7 @@ TORCH["fault"] = ""
 
 def run(python, *arguments, path=()):
     done = subprocess.run(
-        [python, "-m", "fpn_ext.doctor", *arguments],
+        [python, "-m", "fpn_ext.doctor.examine", *arguments],
         capture_output=True,
         text=True,
         timeout=300,

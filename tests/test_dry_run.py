@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fpn_ext.dry_run import dry_run, parameters_behind
+from fpn_ext.bottom_up.dry_run import dry_run, parameters_behind
 from torch import nn
 
 

@@ -7,8 +7,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
-from fpn_ext.data import register_voc_layout
-from fpn_ext.evaluation import VOCEvaluator, build_evaluator
+from fpn_ext.data.datasets import register_voc_layout
+from fpn_ext.evaluation.evaluators import VOCEvaluator, build_evaluator
 from voc import CLASSES, write_voc
 
 

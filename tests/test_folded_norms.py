@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from fpn_ext.folded_norms import FoldedConv2d, fold_frozen_norms
-from fpn_ext.trainer import Trainer
-from fpn_ext.winograd_training import TrainableWinogradConv2d, train_with_winograd
+from fpn_ext.engine.trainer import Trainer
+from fpn_ext.speed.folded_norms import FoldedConv2d, fold_frozen_norms
+from fpn_ext.speed.winograd_training import TrainableWinogradConv2d, train_with_winograd
 from torch import nn
 from training_alike import assert_trains_alike
 
@@ -91,7 +91,7 @@ def test_a_detector_trains_alike(small_cfg):
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("winograd", [False, True])
 def test_the_switches_of_train_net(small_cfg, monkeypatch, fold, winograd):
-    monkeypatch.setattr("fpn_ext.winograd.FEWEST_CHANNELS", 8)
+    monkeypatch.setattr("fpn_ext.kernels.winograd.FEWEST_CHANNELS", 8)
     small_cfg.MODEL.FPN_EXT.FOLD_NORMS = fold
     small_cfg.MODEL.FPN_EXT.WINOGRAD = winograd
     modules = [type(module) for module in Trainer.build_model(small_cfg).modules()]

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from fpn_ext import four_step, load_config, proposals
+from fpn_ext import load_config
 from detectron2.modeling import build_model
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.data import register_datasets
-from fpn_ext.four_step import STEPS
-from fpn_ext.proposal_file import ProposalFile
-from fpn_ext.proposal_sources import generate_proposals
-from fpn_ext.reproduce import CONFIGS
+from fpn_ext.data.datasets import register_datasets
+from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.inference import proposals
+from fpn_ext.paper import four_step
+from fpn_ext.paper.four_step import STEPS
+from fpn_ext.paper.reproduce import CONFIGS
+from fpn_ext.proposals.file import ProposalFile
+from fpn_ext.proposals.sources import generate_proposals
 
 import train_net
 
@@ -35,7 +37,7 @@ def run_here(arguments, log):
     if arguments[0] == "train_net.py":
         train_net.main(train_net.argument_parser().parse_args(arguments[1:]))
     else:
-        assert arguments[:2] == ["-m", "fpn_ext.proposals"]
+        assert arguments[:2] == ["-m", "fpn_ext.inference.proposals"]
         proposals.main(arguments[2:])
 
 

@@ -6,8 +6,8 @@ import torch
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
-from fpn_ext.fpn import FeaturePyramid
-from fpn_ext.top_blocks import Subsample
+from fpn_ext.modeling.fpn import FeaturePyramid
+from fpn_ext.modeling.top_blocks import Subsample
 
 
 class Stub(Backbone):

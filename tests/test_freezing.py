@@ -5,9 +5,9 @@ import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from fpn_ext.freezing import freeze
-from fpn_ext.norms import replace_norms
-from fpn_ext.trainer import Trainer
+from fpn_ext.bottom_up.freezing import freeze
+from fpn_ext.bottom_up.norms import replace_norms
+from fpn_ext.engine.trainer import Trainer
 from torch import nn
 
 

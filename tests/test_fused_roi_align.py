@@ -5,7 +5,6 @@ the kernel in a process of its own, in Triton's interpreter, which has to be cho
 imported; and the kernel is compiled for GPUs that are not there.
 """
 
-import importlib.util
 import logging
 import os
 import re
@@ -15,23 +14,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fpn_ext import fused_roi_align, weighted_rows
 from detectron2.structures import Boxes
-from fpn_ext.pooler import LevelMappedROIPooler
-from fpn_ext.weighted_rows import Settings
+from fpn_ext.kernels import roi_align_cpu, roi_align_cuda, roi_align_cuda_kernel
+from fpn_ext.kernels.roi_align_cpu import Settings
+from fpn_ext.modeling.pooler import LevelMappedROIPooler
 from torchvision.ops import roi_align
 
 CUDA = torch.cuda.is_available()
-INTERPRETED = fused_roi_align.INTERPRETED
+INTERPRETED = roi_align_cuda.INTERPRETED
 DEVICE = "cuda" if CUDA else "cpu"
 
-needs_triton = pytest.mark.skipif(fused_roi_align.triton is None, reason="needs Triton")
+needs_triton = pytest.mark.skipif(roi_align_cuda.triton is None, reason="needs Triton")
 runs_the_kernel = pytest.mark.skipif(
-    not (CUDA and fused_roi_align.triton) and not INTERPRETED,
+    not (CUDA and roi_align_cuda.triton) and not INTERPRETED,
     reason="needs a CUDA device; else run by test_in_the_interpreter",
 )
 on_cuda = pytest.mark.skipif(
-    not (CUDA and fused_roi_align.triton) or INTERPRETED, reason="needs a CUDA device"
+    not (CUDA and roi_align_cuda.triton) or INTERPRETED, reason="needs a CUDA device"
 )
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
@@ -138,7 +137,7 @@ def test_hand_worked(box, sampling_ratio, aligned, shares):
     features = torch.arange(1.0, 17.0).view(1, 1, 4, 4).to(DEVICE).requires_grad_()
     roi = torch.tensor([[0.0, box[0], box[0], box[1], box[1]]], device=DEVICE)
     level = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    pooled = fused_roi_align.roi_align(
+    pooled = roi_align_cuda.roi_align(
         [features], roi, level, [1.0], (1, 1), sampling_ratio, aligned
     )
     (gradient,) = torch.autograd.grad(pooled.sum(), features)
@@ -156,7 +155,7 @@ def test_equal_to_torchvision(sampling_ratio, aligned):
     maps, (rois, levels) = pyramid(), boxes_and_levels()
     assert not (levels == 2).any()
     arguments = (maps, rois, levels, SCALES, (2, 1), sampling_ratio, aligned)
-    found = with_gradients(fused_roi_align.roi_align, *arguments)
+    found = with_gradients(roi_align_cuda.roi_align, *arguments)
     assert_equal_to_rounding(found, with_gradients(per_level, *arguments))
     # Zeros, not rounding errors: nothing was sampled.
     empty = [i for i, name in enumerate(BOXES) if name == "far outside"]
@@ -174,7 +173,7 @@ def test_one_level(output_size, memory_format):
     maps = pyramid(1, channels=8, memory_format=memory_format)
     rois, levels = boxes_and_levels(levels=1)
     arguments = (maps, rois[:9], levels[:9], SCALES[:1], output_size, 0, True)
-    found = with_gradients(fused_roi_align.roi_align, *arguments)
+    found = with_gradients(roi_align_cuda.roi_align, *arguments)
     assert_equal_to_rounding(found, with_gradients(per_level, *arguments))
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     assert found[1][0].is_contiguous(memory_format=torch.channels_last)
@@ -182,22 +181,22 @@ def test_one_level(output_size, memory_format):
 
 @runs_the_kernel
 def test_more_channels_than_one_program_takes():
-    channels = fused_roi_align.MOST_CHANNELS + 3
+    channels = roi_align_cuda_kernel.MOST_CHANNELS + 3
     maps, (rois, levels) = pyramid(channels=channels), boxes_and_levels()
     arguments = (maps, rois[:3], levels[:3], SCALES, (1, 2), 2, True)
-    found = with_gradients(fused_roi_align.roi_align, *arguments)
+    found = with_gradients(roi_align_cuda.roi_align, *arguments)
     assert_equal_to_rounding(found, with_gradients(per_level, *arguments))
 
 
 @runs_the_kernel
 def test_as_many_levels_as_there_can_be():
-    count = fused_roi_align.MOST_LEVELS
+    count = roi_align_cuda.MOST_LEVELS
     maps = [torch.randn(1, 2, 3 + i, 4 + i, device=DEVICE).requires_grad_() for i in range(count)]
     rois = torch.tensor([[0.0, 1, 1, 3, 3]], device=DEVICE).expand(count, 5)
     levels = torch.arange(count, device=DEVICE).flip(0)
     scales = [1 / (1 + i) for i in range(count)]
     arguments = (maps, rois, levels, scales, (1, 1), 1, True)
-    found = with_gradients(fused_roi_align.roi_align, *arguments)
+    found = with_gradients(roi_align_cuda.roi_align, *arguments)
     assert_equal_to_rounding(found, with_gradients(per_level, *arguments))
 
 
@@ -209,7 +208,7 @@ def test_half_precision(dtype, one_step):
     """Sums in float32, rounded once: at most one step of the dtype from torchvision's."""
     maps, (rois, levels) = pyramid(dtype=dtype), boxes_and_levels()
     arguments = (maps, rois, levels, SCALES, (1, 2), 0, True)
-    found = with_gradients(fused_roi_align.roi_align, *arguments)
+    found = with_gradients(roi_align_cuda.roi_align, *arguments)
     assert_equal_to_rounding(found, with_gradients(per_level, *arguments), tolerance=one_step)
 
 
@@ -219,7 +218,7 @@ def test_half_precision_gradients_are_added_up_in_float32():
     features = torch.zeros(1, 1, 1, 1, dtype=torch.float16, device=DEVICE).requires_grad_()
     rois = torch.tensor([[0.0, 0, 0, 1, 1]], device=DEVICE).expand(3, 5)
     levels = torch.zeros(3, dtype=torch.int64, device=DEVICE)
-    pooled = fused_roi_align.roi_align([features], rois, levels, [1.0], (1, 1), 1, True)
+    pooled = roi_align_cuda.roi_align([features], rois, levels, [1.0], (1, 1), 1, True)
     weights = torch.tensor([2048.0, 1, 1], dtype=torch.float16, device=DEVICE).view(3, 1, 1, 1)
     (gradient,) = torch.autograd.grad(pooled, features, weights)
     assert gradient.item() == 2050
@@ -241,7 +240,7 @@ def test_a_map_of_more_than_2_to_the_31_numbers():
     features[..., -1, -1] = torch.arange(256.0).half()
     roi = torch.tensor([[0.0, side, side, side, side]], device=DEVICE)
     level = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    pooled = fused_roi_align.roi_align([features], roi, level, [1.0], (1, 1), 1, True)
+    pooled = roi_align_cuda.roi_align([features], roi, level, [1.0], (1, 1), 1, True)
     assert pooled.flatten().tolist() == list(range(256))
 
 
@@ -251,7 +250,7 @@ def test_a_box_of_many_thousand_samples():
     features = torch.ones(1, 1, 3, 4, device=DEVICE)
     roi = torch.tensor([[0.0, -16384, -16384, 16384, 16384]], device=DEVICE)
     level = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    pooled = fused_roi_align.roi_align([features], roi, level, [1.0], (1, 1), 0, True)
+    pooled = roi_align_cuda.roi_align([features], roi, level, [1.0], (1, 1), 0, True)
     # Samples are 1 apart; inside are those at -1, 0, ... up to the map's 3 rows and 4 columns.
     assert pooled.item() * 32768**2 == pytest.approx(5 * 6)
 
@@ -262,16 +261,16 @@ def test_a_box_of_many_thousand_samples():
 @runs_the_kernel
 def test_only_maps_that_need_a_gradient_get_one(monkeypatch):
     computed = []
-    compute = fused_roi_align._map_gradients
+    compute = roi_align_cuda.map_gradients
     monkeypatch.setattr(
-        fused_roi_align, "_map_gradients", lambda *a: computed.append(compute(*a)) or computed[0]
+        roi_align_cuda, "map_gradients", lambda *a: computed.append(compute(*a)) or computed[0]
     )
     maps, (rois, levels) = pyramid(), boxes_and_levels()
     for i in (0, 2, 3):
         maps[i].requires_grad_(False)
     rois.requires_grad_()
     arguments = (maps, rois, levels, SCALES, (1, 1), 1, True)
-    fused_roi_align.roi_align(*arguments).sum().backward()
+    roi_align_cuda.roi_align(*arguments).sum().backward()
     assert [m.grad is not None for m in maps] == [False, True, False, False]
     assert [g is not None for g in computed[0]] == [False, True, False, False]
     assert rois.grad is None
@@ -284,10 +283,10 @@ def test_only_maps_that_need_a_gradient_get_one(monkeypatch):
 def test_no_boxes_launch_nothing_and_stay_in_the_graph(mode, request, monkeypatch):
     if mode == "deterministic":
         request.getfixturevalue("deterministic")
-    monkeypatch.setattr(fused_roi_align, "_kernel", None)
+    monkeypatch.setattr(roi_align_cuda_kernel, "kernel", None)
     maps, (rois, levels) = pyramid(dtype=torch.float16), boxes_and_levels()
     arguments = (maps, rois[:0], levels[:0], SCALES, (2, 3), 0, True)
-    pooled = fused_roi_align.roi_align(*arguments)
+    pooled = roi_align_cuda.roi_align(*arguments)
     assert pooled.shape == (0, 5, 2, 3) and pooled.dtype == torch.float16
     pooled.sum().backward()
     for m in maps:
@@ -300,16 +299,16 @@ def test_the_deterministic_gradient(dtype, monkeypatch, request):
     """Another route, the same gradient as that of the atomics to rounding, equal in repeats."""
     maps, (rois, levels) = pyramid(dtype=dtype), boxes_and_levels()
     arguments = (maps, rois, levels, SCALES, (2, 1), 0, True)
-    default = with_gradients(fused_roi_align.roi_align, *arguments)
+    default = with_gradients(roi_align_cuda.roi_align, *arguments)
     request.getfixturevalue("deterministic")
     routes = []
-    route = weighted_rows.map_gradients
+    route = roi_align_cpu.map_gradients
     monkeypatch.setattr(
-        weighted_rows, "map_gradients", lambda *a: routes.append("weighted_rows") or route(*a)
+        roi_align_cpu, "map_gradients", lambda *a: routes.append("weighted_rows") or route(*a)
     )
-    found = with_gradients(fused_roi_align.roi_align, *arguments)
+    found = with_gradients(roi_align_cuda.roi_align, *arguments)
     assert_equal_to_rounding(found, default, 2e-5 if dtype == torch.float32 else 2**-7)
-    again = with_gradients(fused_roi_align.roi_align, *arguments)
+    again = with_gradients(roi_align_cuda.roi_align, *arguments)
     assert all(map(torch.equal, found[1], again[1]))
     assert routes == ["weighted_rows"] * 2
 
@@ -320,7 +319,7 @@ def test_the_deterministic_route_makes_its_tensors_where_the_boxes_are():
     settings = Settings(tuple(SCALES), (2, 2), 0, True)
     gradient = torch.randn(len(rois), 5, 2, 2, device=DEVICE)
     with torch.device("meta"):
-        found = weighted_rows.map_gradients(
+        found = roi_align_cpu.map_gradients(
             gradient, rois, levels, [m.shape for m in maps], (True,) * 4, settings
         )
     pooled = per_level(maps, rois, levels, SCALES, (2, 2), 0, True)
@@ -382,7 +381,7 @@ def test_what_auto_takes(monkeypatch):
         )
         return pooler("auto", **kwargs)._choose([features] * 4)
 
-    monkeypatch.setattr(fused_roi_align, "missing", lambda: None)
+    monkeypatch.setattr(roi_align_cuda, "missing", lambda: None)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         assert choice("cuda", dtype) == "fused"
     assert choice("cuda", torch.float32, pooler_type="ROIAlign") == "fused"
@@ -393,7 +392,7 @@ def test_what_auto_takes(monkeypatch):
     monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
     assert choice("cuda", torch.float32) == "per_level"
     monkeypatch.undo()
-    monkeypatch.setattr(fused_roi_align, "missing", lambda: "a Python without Triton")
+    monkeypatch.setattr(roi_align_cuda, "missing", lambda: "a Python without Triton")
     assert choice("cuda", torch.float32) == "per_level"
 
 
@@ -402,25 +401,25 @@ def test_what_auto_takes(monkeypatch):
 
 @pytest.fixture
 def asked_anew():
-    fused_roi_align.missing.cache_clear()
+    roi_align_cuda.missing.cache_clear()
     yield
-    fused_roi_align.missing.cache_clear()
+    roi_align_cuda.missing.cache_clear()
 
 
 def test_available(asked_anew):
-    assert fused_roi_align.available() == (INTERPRETED or bool(CUDA and fused_roi_align.triton))
+    assert roi_align_cuda.available() == (INTERPRETED or bool(CUDA and roi_align_cuda.triton))
 
 
-def test_without_triton(monkeypatch):
-    """The module can be imported, which the package does, and says what is missing."""
-    monkeypatch.setitem(sys.modules, "triton", None)
-    spec = importlib.util.spec_from_file_location(
-        "fpn_ext.without_triton", fused_roi_align.__file__
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert not module.available() and not module.INTERPRETED
-    assert module.missing() == "a Python without Triton"
+def test_without_triton():
+    """The package can be imported, and says what is missing."""
+    code = """if True:
+        import sys
+        sys.modules["triton"] = None
+        from fpn_ext import fused_roi_align
+        print(roi_align_cuda.available(), roi_align_cuda.INTERPRETED, roi_align_cuda.missing())
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "False False a Python without Triton\n", run.stderr
 
 
 @needs_triton
@@ -438,31 +437,31 @@ def test_a_kernel_that_does_not_work_is_said_once(asked_anew, monkeypatch, caplo
             raise outcome
         return outcome
 
-    monkeypatch.setattr(fused_roi_align, "INTERPRETED", False)
+    monkeypatch.setattr(roi_align_cuda, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(fused_roi_align, "_largest_error", check)
+    monkeypatch.setattr(roi_align_cuda, "largest_error", check)
     with caplog.at_level(logging.WARNING, logger="fpn_ext"):
-        assert not fused_roi_align.available()
-        assert not fused_roi_align.available()
+        assert not roi_align_cuda.available()
+        assert not roi_align_cuda.available()
     (record,) = caplog.records
     assert "level by level because of" in record.getMessage()
-    assert re.search(said, fused_roi_align.missing())
+    assert re.search(said, roi_align_cuda.missing())
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
 @runs_the_kernel
 def test_the_kernel_is_checked_against_torchvision(mode, monkeypatch):
     with mode():
-        assert fused_roi_align._largest_error(DEVICE) < 1e-4
-    right = fused_roi_align._launch
+        assert roi_align_cuda.largest_error(DEVICE) < 1e-4
+    right = roi_align_cuda.launch
 
     def wrong(by_cell, by_bin, rois, *others, **kwargs):
         moved = rois + torch.tensor([0.0, 1, 1, 1, 1], device=rois.device)
         right(by_cell, by_bin, moved, *others, **kwargs)
 
-    monkeypatch.setattr(fused_roi_align, "_launch", wrong)
+    monkeypatch.setattr(roi_align_cuda, "launch", wrong)
     with mode():
-        assert fused_roi_align._largest_error(DEVICE) > 1e-2
+        assert roi_align_cuda.largest_error(DEVICE) > 1e-2
 
 
 @needs_triton
@@ -499,17 +498,17 @@ class AbsentGPU:
 
 @needs_triton
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="compiled for real, or not at all")
-@pytest.mark.parametrize("dtype", fused_roi_align.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", roi_align_cuda.DTYPES, ids=str)
 def test_the_kernel_compiles(dtype, monkeypatch):
     """For sm_90, through the code that launches it, without launching."""
-    driver = fused_roi_align.triton.runtime.driver
-    kernel, compiled = fused_roi_align._kernel, []
+    driver = roi_align_cuda.triton.runtime.driver
+    kernel, compiled = roi_align_cuda_kernel.kernel, []
 
     class Compile:
         def __getitem__(self, grid):
             return lambda *a, **k: compiled.append(kernel.warmup(*a, grid=grid, **k))
 
-    monkeypatch.setattr(fused_roi_align, "_kernel", Compile())
+    monkeypatch.setattr(roi_align_cuda_kernel, "kernel", Compile())
     driver.set_active(AbsentGPU(90))
     try:
         # A last level of one cell, and sizes that 16 divides and does not: all one kernel.
@@ -519,7 +518,7 @@ def test_the_kernel_compiles(dtype, monkeypatch):
                 for s in (4, 8, 16, 32)
             ]
             rois, levels = boxes_and_levels(batch=1)
-            pooled = fused_roi_align.roi_align(maps, rois, levels, SCALES, (7, 7), 0, True)
+            pooled = roi_align_cuda.roi_align(maps, rois, levels, SCALES, (7, 7), 0, True)
             pooled.sum().backward()
     finally:
         try:
@@ -565,9 +564,9 @@ def test_the_deterministic_gradient_of_many_boxes(deterministic):
     rois = torch.cat([torch.zeros_like(corner[:, :1]), corner, corner + 60], dim=1)
     levels = torch.zeros(400, dtype=torch.int64, device=DEVICE)
     arguments = ([features], rois, levels, [1 / 4], (7, 7), 0, True)
-    found = with_gradients(fused_roi_align.roi_align, *arguments)
+    found = with_gradients(roi_align_cuda.roi_align, *arguments)
     for _ in range(4):
-        again = with_gradients(fused_roi_align.roi_align, *arguments)
+        again = with_gradients(roi_align_cuda.roi_align, *arguments)
         assert torch.equal(found[1][0], again[1][0])
     assert_equal_to_rounding(found, with_gradients(per_level, *arguments))
 
@@ -598,9 +597,9 @@ def test_auto_takes_it():
 def test_a_device_that_is_not_the_current_one():
     maps, (rois, levels) = pyramid(), boxes_and_levels()
     arguments = (rois, levels, SCALES, (1, 2), 0, True)
-    expected = with_gradients(fused_roi_align.roi_align, maps, *arguments)
+    expected = with_gradients(roi_align_cuda.roi_align, maps, *arguments)
     there = [m.detach().to("cuda:1").requires_grad_() for m in maps]
     moved = (rois.to("cuda:1"), levels.to("cuda:1"), *arguments[2:])
-    pooled, gradients = with_gradients(fused_roi_align.roi_align, there, *moved)
+    pooled, gradients = with_gradients(roi_align_cuda.roi_align, there, *moved)
     found = (pooled.to("cuda:0"), tuple(g.to("cuda:0") for g in gradients))
     assert_equal_to_rounding(found, expected)

@@ -12,10 +12,10 @@ import torch
 import yaml
 from fpn_ext import LevelMappedROIPooler
 from detectron2.structures import Boxes
-from fpn_ext.config import flat
-from fpn_ext.proposal_file import ProposalFile, write_proposals
-from fpn_ext.proposal_pickle import read_pickle
-from fpn_ext.weight_files import read_weights
+from fpn_ext.config.defaults import flat
+from fpn_ext.files.weight_files import read_weights
+from fpn_ext.proposals.detectron2_pickle import read_pickle
+from fpn_ext.proposals.file import ProposalFile, write_proposals
 from fuzzing import corrupted, fuzz
 from hypothesis import strategies as st
 from safetensors.torch import save

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from fpn_ext.coco_json import annotations_of
-from fpn_ext.json_files import write_json
+from fpn_ext.reporting.coco_json import annotations_of
+from fpn_ext.reporting.json_files import write_json
 
 
 def test_results_are_written_as_plain_json(tmp_path):

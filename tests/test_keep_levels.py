@@ -6,18 +6,18 @@ import fpn_ext
 import numpy as np
 import pytest
 import torch
-from fpn_ext import demo_data
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_proposal_generator, build_roi_heads
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
-from fpn_ext.compare_configs import unread_keys
-from fpn_ext.drawing import LEVEL_COLORS, NO_LEVEL_COLOR, draw_detections
-from fpn_ext.evaluation import build_evaluator
-from fpn_ext.predict import annotations_of, detections_of
-from fpn_ext.roi_heads import LevelKeepingOutputLayers
+from fpn_ext.data import demo_data
+from fpn_ext.evaluation.evaluators import build_evaluator
+from fpn_ext.inference.pictures import annotations_of, detections_of
+from fpn_ext.inspection.compare_configs import unread_keys
+from fpn_ext.modeling.roi_heads import LevelKeepingOutputLayers
+from fpn_ext.reporting.drawing import LEVEL_COLORS, NO_LEVEL_COLOR, draw_detections
 
 SIZES = {2: (60, 80), 3: (30, 40), 4: (15, 20), 5: (8, 10)}
 SHAPES = {f"p{k}": ShapeSpec(channels=32, stride=2**k) for k in range(2, 7)}

@@ -9,7 +9,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
-from fpn_ext.names import pyramids
+from fpn_ext.registries.lookup import pyramids
 
 PAIRS = [
     (fpn_ext.FeaturePyramid, FPN),

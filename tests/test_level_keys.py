@@ -8,7 +8,8 @@ import torch
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from fpn_ext.level_keys import level_table, resolve_levels
+from fpn_ext.config.level_keys import resolve_levels
+from fpn_ext.config.level_table import level_table
 
 import train_net
 

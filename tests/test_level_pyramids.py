@@ -10,8 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone, bui
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from fpn_ext.fpn import FeaturePyramid
-from fpn_ext.top_blocks import (
+from fpn_ext.modeling.fpn import FeaturePyramid
+from fpn_ext.modeling.top_blocks import (
     TOP_BLOCK_REGISTRY,
     Convolutions,
     ConvolutionsOnC,
@@ -19,7 +19,7 @@ from fpn_ext.top_blocks import (
     Subsample,
     Top,
 )
-from fpn_ext.varied_anchors import VariedAnchorsRPNHead
+from fpn_ext.variants.varied_anchors import VariedAnchorsRPNHead
 from torch import nn
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"

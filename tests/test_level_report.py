@@ -4,8 +4,8 @@ import json
 
 import fpn_ext
 import pytest
-from fpn_ext.level_report import main, report_levels
-from fpn_ext.training_boxes import read_boxes
+from fpn_ext.data.training_boxes import read_boxes
+from fpn_ext.inspection.level_report import main, report_levels
 from pictures import box, registered
 from PIL import Image
 

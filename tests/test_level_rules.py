@@ -9,8 +9,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from fpn_ext.all_levels import AllLevelsROIPooler
-from fpn_ext.level_rules import (
+from fpn_ext.modeling.level_rules import (
     LEVEL_RULE_REGISTRY,
     LongerSideRule,
     PaperRule,
@@ -18,7 +17,8 @@ from fpn_ext.level_rules import (
     StrideRule,
     assign_levels,
 )
-from fpn_ext.pooler import LevelMappedROIPooler
+from fpn_ext.modeling.pooler import LevelMappedROIPooler
+from fpn_ext.variants.all_levels import AllLevelsROIPooler
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

@@ -6,9 +6,8 @@ import tiny
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
-from fpn_ext.best_anchors import AnchorLevel
-from fpn_ext.drawing import LEVEL_COLORS
-from fpn_ext.look import (
+from fpn_ext.inspection.best_anchors import AnchorLevel
+from fpn_ext.inspection.look import (
     Inside,
     draw_best_anchors,
     draw_cell_anchors,
@@ -17,6 +16,7 @@ from fpn_ext.look import (
     main,
     proposals_by_level,
 )
+from fpn_ext.reporting.drawing import LEVEL_COLORS
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -6,17 +6,17 @@ import fpn_ext
 import pytest
 import torch
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, build_backbone, build_model
-from fpn_ext.level_report import report_levels
-from fpn_ext.names import (
+from fpn_ext.data.training_boxes import read_boxes
+from fpn_ext.inspection.level_report import report_levels
+from fpn_ext.keys import own_keys
+from fpn_ext.registries.lookup import (
     has_pyramid_heads,
     inherits,
     is_finest_level_alone,
     is_pyramid,
-    own_keys,
     pools_from_all_levels,
     pyramids,
 )
-from fpn_ext.training_boxes import read_boxes
 from pictures import box, registered
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"  # CANONICAL_BOX_SIZE 112

@@ -12,17 +12,17 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from fpn_ext.first_nonfinite import Diagnosis, diagnose
-from fpn_ext.nonfinite import (
+from fpn_ext.engine.first_nonfinite import Diagnosis, diagnose
+from fpn_ext.engine.nonfinite import (
     NonFiniteGuard,
     check_gradients,
     random_numbers,
     random_state,
     says_non_finite,
 )
-from fpn_ext.nonfinite_causes import causes_in_config, causes_in_diagnosis, causes_in_losses
-from fpn_ext.nonfinite_inputs import batch_faults
-from fpn_ext.saved_batches import load_batch, save
+from fpn_ext.engine.nonfinite_causes import causes_in_config, causes_in_diagnosis, causes_in_losses
+from fpn_ext.engine.nonfinite_inputs import batch_faults
+from fpn_ext.engine.saved_batches import load_batch, save
 from torch import nn
 
 NAN, INF = float("nan"), float("inf")
@@ -110,7 +110,7 @@ def test_a_box(cfg, box, fault):
     text, report, _ = failure(cfg, build_model(cfg), [[record("c.jpg")], batch])
     assert "in iteration 1: " in text
     assert "first: input[0][1]['instances'].gt_boxes of the model" in text
-    assert f"  - b.jpg: {fault}; run python -m fpn_ext.data_check" in text
+    assert f"  - b.jpg: {fault}; run python -m fpn_ext.data.check" in text
     assert report["images"] == ["b.jpg"]
 
 
@@ -384,11 +384,11 @@ def test_causes_in_the_config(cfg):
     assert len(causes(cfg, iteration=10)) == 1
     cfg.SOLVER.WARMUP_ITERS = 1000
     assert causes(cfg, iteration=10) == []
-    cfg.MODEL.FPN_EXT.ACCUMULATE, cfg.SOLVER.BASE_LR = 4, 0.015
+    cfg.SOLVER.FPN_EXT.ACCUMULATE, cfg.SOLVER.BASE_LR = 4, 0.015
     assert causes(cfg) == []
     cfg.SOLVER.BASE_LR = 0.02
-    assert "IMS_PER_BATCH 2 x MODEL.FPN_EXT.ACCUMULATE 4 is 2 times" in causes(cfg)[0]
-    cfg.MODEL.FPN_EXT.ACCUMULATE = 1
+    assert "IMS_PER_BATCH 2 x SOLVER.FPN_EXT.ACCUMULATE 4 is 2 times" in causes(cfg)[0]
+    cfg.SOLVER.FPN_EXT.ACCUMULATE = 1
     cfg.SOLVER.BASE_LR = 0.0037
     assert causes(cfg) == []
     cfg.SOLVER.BASE_LR = 0.004

@@ -8,13 +8,14 @@ import sys
 import fpn_ext
 import pytest
 import torch
-from fpn_ext import optimize_for_inference, winograd
+from fpn_ext import optimize_for_inference
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.structures import Boxes, ImageList, Instances
-from fpn_ext.optimize import _ResidualBlock
-from fpn_ext.roi_heads import ChunkedROIHeads
+from fpn_ext.kernels import winograd
+from fpn_ext.modeling.roi_heads import ChunkedROIHeads
+from fpn_ext.speed.optimize import _ResidualBlock
 from torch import nn
 
 BUILTIN = {
@@ -200,7 +201,7 @@ import fpn_ext
 from fpn_ext.optimize import has_bfloat16_convolutions
 from detectron2.modeling import build_model
 records = []
-logger = logging.getLogger("fpn_ext.optimize")
+logger = logging.getLogger("fpn_ext.speed.optimize")
 logger.addHandler(handler := logging.Handler())
 handler.emit = lambda record: records.append(record.getMessage())
 cfg = fpn_ext.get_cfg()

@@ -2,12 +2,12 @@ import logging
 
 import pytest
 import torch
-from fpn_ext import weighted_rows
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from fpn_ext.level_rules import assign_levels
-from fpn_ext.pooler import MAX_COORDINATE, POOLER_TYPES, LevelMappedROIPooler
+from fpn_ext.kernels import roi_align_cpu
+from fpn_ext.modeling.level_rules import assign_levels
+from fpn_ext.modeling.pooler import MAX_COORDINATE, POOLER_TYPES, LevelMappedROIPooler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -453,9 +453,9 @@ def test_weighted_rows_of_half_precision(dtype):
 )
 def test_the_cells_of_a_bin(high, samples, length, cells, weights):
     """A bin from 0 to ``high`` on a map of so many cells, worked out on paper."""
-    settings = weighted_rows.Settings((1.0,), (1, 1), samples, aligned=False)
+    settings = roi_align_cpu.Settings((1.0,), (1, 1), samples, aligned=False)
     ends = torch.tensor([[0.0], [high]])
-    found = weighted_rows._taps(weighted_rows._samples(*ends, 1, 1.0, settings), 1, length)
+    found = roi_align_cpu._taps(roi_align_cpu._samples(*ends, 1, 1.0, settings), 1, length)
     assert found.taps.tolist() == [len(cells)]
     assert found.cell[0, 0, : len(cells)].tolist() == cells
     torch.testing.assert_close(found.weight[0, 0, : len(cells)], torch.tensor(weights))
@@ -473,18 +473,18 @@ def test_weighted_rows_a_box_at_a_time(monkeypatch, limit, sampling_ratio):
 
     together = pooled_and_gradients()
     sizes = []
-    sums = weighted_rows._weighted_sums
+    sums = roi_align_cpu._weighted_sums
     monkeypatch.setattr(
-        weighted_rows, "_weighted_sums", lambda *a: sizes.append(len(a[3])) or sums(*a)
+        roi_align_cpu, "_weighted_sums", lambda *a: sizes.append(len(a[3])) or sums(*a)
     )
-    monkeypatch.setattr(weighted_rows, limit, 1)
+    monkeypatch.setattr(roi_align_cpu, limit, 1)
     assert all(map(torch.equal, together, pooled_and_gradients()))
     assert sizes[:50] == [49] * 50  # bins of one box; the backward pass takes a map at once
 
 
 @pytest.mark.parametrize("at_once", [1, 3 * 40, 10**6])
 def test_nchw_maps_are_turned_in_parts(monkeypatch, at_once):
-    monkeypatch.setattr(weighted_rows, "TURNED_AT_ONCE", at_once)
+    monkeypatch.setattr(roi_align_cpu, "TURNED_AT_ONCE", at_once)
     maps = pyramid(batch=2, channels=3)
     assert not maps[0].is_contiguous(memory_format=torch.channels_last)
     boxes = [random_boxes(60), random_boxes(20, seed=8)]
@@ -495,7 +495,7 @@ def test_nchw_maps_are_turned_in_parts(monkeypatch, at_once):
 
 @pytest.mark.parametrize("at_once", [1, 8 * 11, 10**6])
 def test_gradients_are_laid_out_as_their_maps(monkeypatch, at_once):
-    monkeypatch.setattr(weighted_rows, "GRADIENT_AT_ONCE", at_once)
+    monkeypatch.setattr(roi_align_cpu, "GRADIENT_AT_ONCE", at_once)
     found, boxes = [], [random_boxes(60), random_boxes(20, seed=8)]
     nchw = pyramid(batch=2, channels=8)
     nhwc = [m.to(memory_format=torch.channels_last) for m in nchw]
@@ -529,9 +529,9 @@ def test_a_frozen_level_gets_no_gradient():
 
 def test_auto_takes_the_fast_one_where_it_can_serve(monkeypatch):
     calls = []
-    fast = weighted_rows.roi_align
+    fast = roi_align_cpu.roi_align
     monkeypatch.setattr(
-        weighted_rows, "roi_align", lambda *a: calls.append("weighted_rows") or fast(*a)
+        roi_align_cpu, "roi_align", lambda *a: calls.append("weighted_rows") or fast(*a)
     )
     maps, boxes = pyramid(batch=1), [random_boxes(5)]
     for pool, features, expected in (

@@ -13,8 +13,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from fpn_ext.predict import load_inference_config, predict
-from fpn_ext.predict_video import main, predict_video
+from fpn_ext.inference.pictures import load_inference_config, predict
+from fpn_ext.inference.video import main, predict_video
 from PIL import Image
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -105,7 +105,7 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch):
     stub = Stub()
-    monkeypatch.setattr("fpn_ext.predict_video.build_predictor", lambda cfg: stub)
+    monkeypatch.setattr("fpn_ext.inference.video.build_predictor", lambda cfg: stub)
     return stub
 
 
@@ -361,7 +361,7 @@ def camera(cv2, monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", lambda s: camera if s == 0 else original(s))
     clock = iter(np.arange(100.0, 200.0, 0.5).tolist())
     monkeypatch.setattr(
-        "fpn_ext.predict_video.time", types.SimpleNamespace(perf_counter=lambda: next(clock))
+        "fpn_ext.inference.video.time", types.SimpleNamespace(perf_counter=lambda: next(clock))
     )
     return camera
 

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import torch
-from fpn_ext.pretrained import load_pretrained
+from fpn_ext.bottom_up.weights import load_pretrained
 from safetensors.torch import save_file
 from torch import nn
 from unsafe import touches

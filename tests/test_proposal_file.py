@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 import pytest
-from fpn_ext.proposal_file import ProposalFile, write_proposals
+from fpn_ext.proposals.file import ProposalFile, write_proposals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st

@@ -9,9 +9,9 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from fpn_ext.proposal_file import ProposalFile, write_proposals
-from fpn_ext.proposal_loader import ProposalMapper, build_test_loader, training_data
-from fpn_ext.proposal_pickle import convert
+from fpn_ext.proposals.detectron2_pickle import convert
+from fpn_ext.proposals.file import ProposalFile, write_proposals
+from fpn_ext.proposals.loader import ProposalMapper, build_test_loader, training_data
 from pictures import box, registered
 from proposals import random_proposals, rewrite, write_random
 from safetensors.numpy import load_file

@@ -11,8 +11,8 @@ import torch
 from detectron2.data.build import load_proposals_into_dataset
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
-from fpn_ext.proposal_file import ProposalFile
-from fpn_ext.proposal_pickle import convert, open_proposals, read_pickle, write_pickle
+from fpn_ext.proposals.detectron2_pickle import convert, open_proposals, read_pickle, write_pickle
+from fpn_ext.proposals.file import ProposalFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proposals import random_proposals, write_random

@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.structures import Boxes, BoxMode, Instances
-from fpn_ext.proposal_file import ProposalFile
-from fpn_ext.proposal_sources import (
+from fpn_ext.proposals.file import ProposalFile
+from fpn_ext.proposals.sources import (
     GROUND_TRUTH_SCORE,
     generate_proposals,
     ground_truth_proposals,

@@ -9,15 +9,15 @@ import fpn_ext
 import numpy as np
 import pytest
 import torch
-from fpn_ext import demo_data
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
-from fpn_ext.proposal_file import ProposalFile, write_proposals
-from fpn_ext.proposal_stats import proposal_stats
-from fpn_ext.proposal_validation import inspect_proposals
-from fpn_ext.proposals import main
-from fpn_ext.trainer import Trainer
+from fpn_ext.data import demo_data
+from fpn_ext.engine.trainer import Trainer
+from fpn_ext.evaluation.proposal_stats import proposal_stats
+from fpn_ext.inference.proposals import main
+from fpn_ext.proposals.file import ProposalFile, write_proposals
+from fpn_ext.proposals.validate import inspect_proposals
 from pictures import box, registered
 from proposals import rewrite, write_random
 from safetensors.numpy import load_file
@@ -224,7 +224,7 @@ def test_help(command, capsys):
 def test_the_exit_code_reaches_the_shell(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "fpn_ext.proposals", "validate",
+        [sys.executable, "-W", "ignore", "-m", "fpn_ext.inference.proposals", "validate",
          str(tmp_path / "x.safetensors"), "--dataset", "bccd_test", "--json"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

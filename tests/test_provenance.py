@@ -6,7 +6,7 @@ from pathlib import Path
 import detectron2
 import pytest
 import torch
-from fpn_ext import provenance
+from fpn_ext.reporting import provenance
 
 
 @pytest.fixture

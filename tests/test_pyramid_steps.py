@@ -5,13 +5,13 @@ import weakref
 import pytest
 import torch
 from detectron2.modeling import Backbone
-from fpn_ext.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
-from fpn_ext.bifpn import BiFPN
-from fpn_ext.fpn import FeaturePyramid
-from fpn_ext.lateral_norms import NormalizedLateralPyramid
-from fpn_ext.path_aggregation import PathAggregationPyramid
-from fpn_ext.top_blocks import ConvolutionsOnC, Subsample
-from fpn_ext.upsampling import BilinearPyramid, LearnedUpsamplingPyramid
+from fpn_ext.modeling.fpn import FeaturePyramid
+from fpn_ext.modeling.top_blocks import ConvolutionsOnC, Subsample
+from fpn_ext.variants.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
+from fpn_ext.variants.bifpn import BiFPN
+from fpn_ext.variants.lateral_norms import NormalizedLateralPyramid
+from fpn_ext.variants.path_aggregation import PathAggregationPyramid
+from fpn_ext.variants.upsampling import BilinearPyramid, LearnedUpsamplingPyramid
 from torch import nn
 
 NAMES = ["c2", "c3", "c4", "c5"]

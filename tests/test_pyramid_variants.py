@@ -11,13 +11,13 @@ from fpn_ext import FeaturePyramid, optimize_for_inference
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from fpn_ext.bifpn import BiFPN, BiFPNLayer, FusionNode, fuse
-from fpn_ext.compare_configs import unread_keys
-from fpn_ext.lateral_norms import NormalizedLateralPyramid
-from fpn_ext.names import pyramids
-from fpn_ext.path_aggregation import AugmentationStep, PathAggregationPyramid
-from fpn_ext.top_blocks import Subsample
-from fpn_ext.upsampling import (
+from fpn_ext.inspection.compare_configs import unread_keys
+from fpn_ext.modeling.top_blocks import Subsample
+from fpn_ext.registries.lookup import pyramids
+from fpn_ext.variants.bifpn import BiFPN, BiFPNLayer, FusionNode, fuse
+from fpn_ext.variants.lateral_norms import NormalizedLateralPyramid
+from fpn_ext.variants.path_aggregation import AugmentationStep, PathAggregationPyramid
+from fpn_ext.variants.upsampling import (
     BilinearPyramid,
     BilinearSum,
     LearnedSum,
@@ -411,8 +411,8 @@ def test_a_model_of_its_config_trains(name):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_optimised_for_inference(variant, dtype, small_cfg, monkeypatch):
-    monkeypatch.setattr("fpn_ext.winograd.FEWEST_CHANNELS", 32)
-    monkeypatch.setattr("fpn_ext.winograd.SMALLEST_MAP", 128)
+    monkeypatch.setattr("fpn_ext.kernels.winograd.FEWEST_CHANNELS", 32)
+    monkeypatch.setattr("fpn_ext.kernels.winograd.SMALLEST_MAP", 128)
     small_cfg.MODEL.BACKBONE.NAME = variant.__name__
     small_cfg.MODEL.FPN.NORM = "BN"
     small_cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20

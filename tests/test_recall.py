@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from fpn_ext import recall
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from detectron2.structures import Boxes, Instances
-from fpn_ext.data import register_voc_layout
+from fpn_ext.data.datasets import register_voc_layout
+from fpn_ext.evaluation import recall
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO

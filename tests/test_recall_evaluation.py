@@ -7,21 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fpn_ext import check_config, demo_data, optimize_for_inference, recall
+from fpn_ext import check_config, optimize_for_inference
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from fpn_ext.data import register_voc_layout
-from fpn_ext.evaluation import VOCEvaluator, build_evaluator
-from fpn_ext.proposal_file import ProposalFile
+from fpn_ext.data import demo_data
+from fpn_ext.data.datasets import register_voc_layout
+from fpn_ext.evaluation import recall
+from fpn_ext.evaluation.evaluators import VOCEvaluator, build_evaluator
+from fpn_ext.proposals.file import ProposalFile
 from voc import CLASSES, write_voc
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import recall_difference
-from fpn_ext.trainer import Trainer
+from fpn_ext.engine.trainer import Trainer
 
 KEYS = ["AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"]
 
@@ -163,7 +165,7 @@ def test_a_data_set_without_annotations_has_no_scores(tmp_path, request):
 )
 def test_which_evaluators(cfg, demo, voc, architecture, key, expected):
     cfg.MODEL.META_ARCHITECTURE = architecture
-    cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = key
+    cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS = key
     for name, of_detections in ((demo, COCOEvaluator), (voc, VOCEvaluator)):
         evaluator = build_evaluator(cfg, name, cfg.OUTPUT_DIR)
         found = getattr(evaluator, "_evaluators", [evaluator])
@@ -185,7 +187,7 @@ def images():
 
 @pytest.mark.parametrize("optimised", [False, True])
 def test_proposals_inside_are_those_of_an_rpn_alone(cfg, optimised):
-    cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = True
+    cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS = True
     model, batch = model_of(cfg), images()
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     rpn = build_model(cfg).eval()
@@ -217,7 +219,7 @@ def assert_equal(found, expected):
 
 
 def test_the_model_is_left_as_it_was(cfg, demo):
-    cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = True
+    cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS = True
     loader = build_detection_test_loader(cfg, demo)
     for training in (True, False):
         model = model_of(cfg).train(training)
@@ -231,7 +233,7 @@ def test_models_without_an_rpn(cfg):
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
     model = build_model(cfg)
     assert recall.model_with_proposals(cfg, model) is model
-    cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = True
+    cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS = True
     with pytest.raises(TypeError, match=r"EVALUATE_PROPOSALS needs .* RPN .*GeneralizedRCNN"):
         recall.model_with_proposals(cfg, model)
     with pytest.raises(ValueError, match=r"EVALUATE_PROPOSALS .*precomputed proposals"):
@@ -275,7 +277,7 @@ def test_the_rpn_of_a_two_stage_model_is_scored_beside_its_detections(cfg, demo,
     detections = (files_of(cfg, demo)[1] / "coco_instances_results.json").read_bytes()
     assert set(plain) == {"bbox"} and plain["bbox"]["AP"] >= 0 and len(detections) > 1000
 
-    cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = True
+    cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS = True
     results = Trainer.test(cfg, model)
     assert set(results) == {"bbox", "box_proposals"}
     assert str(results["bbox"]) == str(plain["bbox"])  # as text, where NaN equals NaN
@@ -284,7 +286,7 @@ def test_the_rpn_of_a_two_stage_model_is_scored_beside_its_detections(cfg, demo,
     assert written["box_proposals"]["AR@1000"] == results["box_proposals"]["AR@1000"] > 0
 
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-    cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = False
+    cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS = False
     rpn = build_model(cfg)
     rpn.load_state_dict({k: v for k, v in model.state_dict().items() if "roi_heads" not in k})
     assert str(Trainer.test(cfg, rpn)["box_proposals"]) == str(results["box_proposals"])
@@ -294,7 +296,7 @@ def test_the_rpn_of_a_two_stage_model_is_scored_beside_its_detections(cfg, demo,
 def test_a_voc_layout_is_scored(cfg, voc, architecture):
     cfg.MODEL.META_ARCHITECTURE = architecture
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(CLASSES)
-    cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = True
+    cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS = True
     cfg.DATASETS.TEST = (voc,)
     results = Trainer.test(cfg, model_of(cfg))
     expected = {"box_proposals"} | ({"bbox"} if architecture == "GeneralizedRCNN" else set())

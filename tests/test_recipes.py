@@ -10,14 +10,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from fpn_ext.best import StopTraining
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.ema import AveragedWeights
-from fpn_ext.freezing import freeze
-from fpn_ext.proposal_loader import build_validation_loader
-from fpn_ext.repeatable import RepeatableTrainLoader, SeededIterations
-from fpn_ext.trainer import Trainer
-from fpn_ext.validation_loss import validation_loss
+from fpn_ext.bottom_up.freezing import freeze
+from fpn_ext.engine.best import StopTraining
+from fpn_ext.engine.ema import AveragedWeights
+from fpn_ext.engine.repeatable import RepeatableTrainLoader, SeededIterations
+from fpn_ext.engine.trainer import Trainer
+from fpn_ext.engine.validation_loss import validation_loss
+from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.proposals.loader import build_validation_loader
 from tiny import DATASET, config, leaves, register
 from torch import nn
 
@@ -119,9 +119,16 @@ def log(caplog):
 
 
 EVERYTHING = [
-    *("SOLVER.AMP.ENABLED", True, f"{OWN}AMP_DTYPE", "bfloat16", f"{OWN}ACCUMULATE", 2),
-    *(f"{OWN}EMA_DECAY", 0.5, f"{OWN}VALIDATION_LOSS", True),
-    *(f"{OWN}BEST_METRIC", "validation_loss/total_loss", f"{OWN}BEST_MODE", "min"),
+    *(
+        "SOLVER.AMP.ENABLED",
+        True,
+        "SOLVER.FPN_EXT.AMP_DTYPE",
+        "bfloat16",
+        "SOLVER.FPN_EXT.ACCUMULATE",
+        2,
+    ),
+    *("SOLVER.FPN_EXT.EMA_DECAY", 0.5, "TEST.FPN_EXT.VALIDATION_LOSS", True),
+    *("TEST.FPN_EXT.BEST_METRIC", "validation_loss/total_loss", "TEST.FPN_EXT.BEST_MODE", "min"),
 ]
 
 
@@ -184,7 +191,7 @@ def best(tmp_path):
 
 
 def test_the_best_by_a_metric(tmp_path):
-    trainer = train(Scored, evaluated(tmp_path, f"{OWN}BEST_METRIC", "bbox/AP"))
+    trainer = train(Scored, evaluated(tmp_path, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP"))
     assert trainer.evaluated == [2, 4, 6, 8]
     assert best(tmp_path) == {"metric": "bbox/AP", "score": 30.0, "iteration": 4}
     weights = content(tmp_path / "model_0000003.pth")
@@ -195,14 +202,14 @@ def test_the_best_by_a_metric(tmp_path):
 
 
 def test_the_best_of_a_metric_to_be_small(tmp_path):
-    keys = (f"{OWN}BEST_METRIC", "bbox/AP", f"{OWN}BEST_MODE", "min")
+    keys = ("TEST.FPN_EXT.BEST_METRIC", "bbox/AP", "TEST.FPN_EXT.BEST_MODE", "min")
     train(Scored, evaluated(tmp_path, *keys))
     assert best(tmp_path)["iteration"] == 6
 
 
 def test_the_best_is_remembered(tmp_path):
     """Detectron2's hook would begin anew and take the first score that comes, that of 6."""
-    cfg = evaluated(tmp_path, f"{OWN}BEST_METRIC", "bbox/AP")
+    cfg = evaluated(tmp_path, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP")
     train(Scored, cfg, stop_after=5)
     resumed = train(Scored, cfg, resume=True)
     assert resumed.evaluated == [4, 6, 8], "after 4 the checkpoint came first"
@@ -213,7 +220,7 @@ def test_a_finished_training_that_goes_on_knows_its_last_score(tmp_path):
     class Longer(Scored):
         scores: ClassVar = {**Scored.scores, 7: 50.0, 10: 40.0}
 
-    keys = ("SOLVER.MAX_ITER", 7, f"{OWN}BEST_METRIC", "bbox/AP")
+    keys = ("SOLVER.MAX_ITER", 7, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP")
     train(Longer, evaluated(tmp_path, *keys))
     assert best(tmp_path)["iteration"] == 7
     cfg = evaluated(tmp_path, *keys, "SOLVER.MAX_ITER", 10)
@@ -222,8 +229,8 @@ def test_a_finished_training_that_goes_on_knows_its_last_score(tmp_path):
 
 
 def test_another_metric_begins_anew(tmp_path, caplog):
-    train(Scored, evaluated(tmp_path, f"{OWN}BEST_METRIC", "bbox/AP"), stop_after=5)
-    train(Scored, evaluated(tmp_path, f"{OWN}BEST_METRIC", "other/AP"), resume=True)
+    train(Scored, evaluated(tmp_path, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP"), stop_after=5)
+    train(Scored, evaluated(tmp_path, "TEST.FPN_EXT.BEST_METRIC", "other/AP"), resume=True)
     assert "was bbox/AP (max) and is other/AP (max): looking for the best anew" in caplog.text
     assert best(tmp_path)["metric"] == "other/AP"
 
@@ -234,7 +241,7 @@ def test_a_metric_that_is_none(tmp_path):
         r"'bbox/AP50', 'bbox/AP'\. All: bbox/AP, bbox/AP50, other/AP"
     )
     with pytest.raises(ValueError, match=message):
-        train(Scored, evaluated(tmp_path, f"{OWN}BEST_METRIC", "bbox/AP5"))
+        train(Scored, evaluated(tmp_path, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP5"))
     assert (tmp_path / "model_0000001.pth").is_file(), "nothing is lost"
 
 
@@ -244,12 +251,19 @@ def test_scores_that_are_no_numbers(tmp_path):
     class Late(Scored):
         scores: ClassVar = {2: float("nan"), 4: float("nan"), 6: 1.0, 8: float("nan")}
 
-    keys = (f"{OWN}BEST_METRIC", "bbox/AP", f"{OWN}EARLY_STOP_PATIENCE", 1)
+    keys = ("TEST.FPN_EXT.BEST_METRIC", "bbox/AP", "TEST.FPN_EXT.EARLY_STOP_PATIENCE", 1)
     assert train(Late, evaluated(tmp_path, *keys)).evaluated == [2, 4, 6, 8]
     assert best(tmp_path)["iteration"] == 6
 
 
-PATIENCE = (f"{OWN}BEST_METRIC", "bbox/AP", f"{OWN}EARLY_STOP_PATIENCE", 1, f"{OWN}EMA_DECAY", 0.5)
+PATIENCE = (
+    "TEST.FPN_EXT.BEST_METRIC",
+    "bbox/AP",
+    "TEST.FPN_EXT.EARLY_STOP_PATIENCE",
+    1,
+    "SOLVER.FPN_EXT.EMA_DECAY",
+    0.5,
+)
 
 
 def test_early_stopping_ends_as_training_does(tmp_path, log):
@@ -258,7 +272,7 @@ def test_early_stopping_ends_as_training_does(tmp_path, log):
     assert trainer.evaluated == [2, 4, 6, 6], "the last one at the end"
     assert (
         "Stopped early after 6 iterations: bbox/AP was no better than 30.0 of iteration 4 in 1 "
-        "evaluations (MODEL.FPN_EXT.EARLY_STOP_PATIENCE 1)" in log()
+        "evaluations (TEST.FPN_EXT.EARLY_STOP_PATIENCE 1)" in log()
     )
     assert content(tmp_path / "model_final.pth")["/iteration"] == 5
     assert (tmp_path / "model_final_ema.pth").is_file()
@@ -354,10 +368,10 @@ def test_validation_loss_of_a_detector(images, tmp_path):
 
 def test_validation_loss_needs_ground_truth(images, tmp_path, monkeypatch):
     records = [{"file_name": "a.jpg", "height": 8, "width": 8, "image_id": 1, "annotations": []}]
-    module = fpn_ext.proposal_loader
+    module = fpn_ext.proposals.loader
     monkeypatch.setattr(module, "get_detection_dataset_dicts", lambda *a, **k: records)
     with pytest.raises(ValueError, match=r"VALIDATION_LOSS needs ground truth: .*tiny_train"):
-        Trainer(evaluated(tmp_path, f"{OWN}VALIDATION_LOSS", True))
+        Trainer(evaluated(tmp_path, "TEST.FPN_EXT.VALIDATION_LOSS", True))
 
 
 def test_validation_loss_is_logged(straight):
@@ -438,7 +452,7 @@ def test_averaged_weights_are_evaluated_and_exported(straight):
 
 def test_an_exported_file_is_begun_with(straight, tmp_path, log):
     file = straight[0] / "model_final_ema.pth"
-    trainer = Losses(config(tmp_path, "MODEL.WEIGHTS", file, f"{OWN}EMA_DECAY", 0.9))
+    trainer = Losses(config(tmp_path, "MODEL.WEIGHTS", file, "SOLVER.FPN_EXT.EMA_DECAY", 0.9))
     trainer.resume_or_load(False)
     weights = torch.load(file, weights_only=True)["model"]
     assert all(torch.equal(v, weights[k]) for k, v in trainer.model.state_dict().items())
@@ -475,5 +489,5 @@ def test_float16_on_a_cpu(tmp_path):
     with pytest.raises(ValueError, match=r"float16 needs a GPU; on CPU set .*AMP_DTYPE bfloat16"):
         fpn_ext.check_config(cfg, training=True)
     fpn_ext.check_config(cfg)
-    cfg.MODEL.FPN_EXT.AMP_DTYPE = "bfloat16"
+    cfg.SOLVER.FPN_EXT.AMP_DTYPE = "bfloat16"
     fpn_ext.check_config(cfg, training=True)

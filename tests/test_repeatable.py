@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.common import AspectRatioGroupedDataset
-from fpn_ext.repeatable import (
+from fpn_ext.engine.repeatable import (
     RepeatableTrainLoader,
     SeededIterations,
     batches_of,
@@ -188,7 +188,7 @@ def test_deterministic_algorithms(monkeypatch):
 
 
 def test_the_deterministic_switch_needs_a_seed():
-    cfg = fpn_ext.load_config("configs/Base-FPN.yaml", ["MODEL.FPN_EXT.DETERMINISTIC", "True"])
+    cfg = fpn_ext.load_config("configs/Base-FPN.yaml", ["SOLVER.FPN_EXT.DETERMINISTIC", "True"])
     with pytest.raises(ValueError, match=r"DETERMINISTIC needs a fixed seed, got SEED -1"):
         fpn_ext.check_config(cfg)
     cfg.SEED, cfg.CUDNN_BENCHMARK = 1, True

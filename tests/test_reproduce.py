@@ -1,4 +1,4 @@
-"""fpn_ext.reproduce: what is trained, what is not trained again, and what the tables say."""
+"""fpn_ext.paper.reproduce: what is trained, what is not trained again, and what the tables say."""
 
 import json
 import os
@@ -11,19 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fpn_ext import (
-    commands,
-    load_config,
-    paper,
-    paper_tables,
-    pretrain,
-    provenance,
-    reproduce,
-)
+from fpn_ext import load_config
 from detectron2.modeling import build_model
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.proposal_sources import ground_truth_proposals
-from fpn_ext.reproduce import Reproduction, Run
+from fpn_ext.engine import jobs
+from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.paper import pretrain, published, reproduce, tables
+from fpn_ext.paper.reproduce import Reproduction, Run
+from fpn_ext.proposals.sources import ground_truth_proposals
+from fpn_ext.reporting import provenance
 
 import train_net
 
@@ -50,7 +45,7 @@ def result(table, row, seed, **scores):
 
 @pytest.mark.parametrize(
     "run",
-    [Run(t, row, 1) for t in paper.TABLES for row in paper.TABLES[t]],
+    [Run(t, row, 1) for t in published.TABLES for row in published.TABLES[t]],
     ids=lambda run: run.name,
 )
 def test_a_scale_leaves_what_a_row_is_about(run, tmp_path):
@@ -76,7 +71,7 @@ OTHERS += ["table5/rpn_R_101", "table5/fast_rcnn_R_101"]
 
 
 @pytest.mark.parametrize(
-    "row", [f"table{t}/{row}" for t in paper.TABLES for row in paper.TABLES[t]] + OTHERS
+    "row", [f"table{t}/{row}" for t in published.TABLES for row in published.TABLES[t]] + OTHERS
 )
 def test_every_row_trains_and_is_scored(row, tmp_path, demo_images):
     """Two steps and an evaluation, detectors on ground truth for proposals."""
@@ -104,7 +99,7 @@ def test_every_row_trains_and_is_scored(row, tmp_path, demo_images):
 
 def test_rows_of_a_table_have_equal_budgets(tmp_path):
     reproduction = Reproduction("small", tmp_path, tmp_path)
-    for table, rows in paper.TABLES.items():
+    for table, rows in published.TABLES.items():
         solvers = [reproduction.config(Run(table, row, 1)).SOLVER for row in rows]
         assert all(solver == solvers[0] for solver in solvers)
 
@@ -147,7 +142,7 @@ def test_means_spreads_and_differences_by_hand():
         result(1, "e", 9, **{"AR@100": 1.0}),  # no (c) with this seed
         result(2, "d", 1, AP=1.0),  # another table
     ]
-    rows = paper_tables.summarize(1, results)["rows"]
+    rows = tables.summarize(1, results)["rows"]
     assert list(rows) == ["c", "d", "e"]
     ours = rows["c"]["metrics"]["AR@100"]["ours"]
     assert ours == {"n": 3, "mean": 52.0, "sd": 1.0}
@@ -175,7 +170,7 @@ def test_means_spreads_and_differences_by_hand():
 def test_verdicts(differences, verdict):
     results = [result(2, "c", s, AP=30.0) for s in range(len(differences))]
     results += [result(2, "d", s, AP=30.0 + d) for s, d in enumerate(differences)]
-    rows = paper_tables.summarize(2, results)["rows"]
+    rows = tables.summarize(2, results)["rows"]
     assert rows["d"]["metrics"]["AP"]["verdict"] == verdict
 
 
@@ -183,7 +178,7 @@ def test_an_unshared_row_is_set_against_its_shared_one():
     results = [
         result(1, row, 1, **{"AR@100": v}) for row, v in (("c", 9), ("d", 5), ("d_unshared", 7))
     ]
-    row = paper_tables.summarize(1, results)["rows"]["d_unshared"]
+    row = tables.summarize(1, results)["rows"]["d_unshared"]
     assert row["against"] == "d"
     assert row["metrics"]["AR@100"]["difference"]["mean"] == 2
     assert "paper" not in row["metrics"]["AR@100"] and "verdict" not in row["metrics"]["AR@100"]
@@ -192,7 +187,7 @@ def test_an_unshared_row_is_set_against_its_shared_one():
 def test_the_markdown_says_what_the_summary_says():
     results = [result(3, "c", s, AP=20.0 + s, AP50=40.0) for s in (1, 2)]
     results += [result(3, "b", s, AP=10.0 + s, AP50=None) for s in (1, 2)]
-    text = paper_tables.markdown(paper_tables.summarize(3, results))
+    text = tables.markdown(tables.summarize(3, results))
     assert "| (c) | Faster R-CNN on FPN | 40.0 ± 0.0 (56.9) | 21.5 ± 0.7 (33.9) | - |" in text
     assert "| (b) - (c) | Faster R-CNN on C5 | - | -10.0 ± 0.0 (-5.9) holds | - |" in text
 
@@ -253,7 +248,7 @@ def test_an_interrupted_run_goes_on(reproduction, monkeypatch):
         asked.append(arguments)
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr(commands, "run", command)
+    monkeypatch.setattr(jobs, "run", command)
     with pytest.raises(RuntimeError, match="stopped"):
         reproduction.do(run, propose=False)
     assert asked[0][0] == "train_net.py" and "--resume" in asked[0]
@@ -273,7 +268,7 @@ def trained(reproduction, monkeypatch):
         scores.write_text(json.dumps({"box_proposals": {"AR@100": 12.5}}))
         return 3.0
 
-    monkeypatch.setattr(commands, "run", train)
+    monkeypatch.setattr(jobs, "run", train)
     monkeypatch.setattr(provenance, "commit", lambda: checkout[-1])
     return run
 
@@ -351,13 +346,13 @@ def test_a_failure_is_reported_and_the_rest_goes_on(reproduction, monkeypatch, c
 def test_a_command_that_fails_says_why(tmp_path):
     log = tmp_path / "x.log"
     with pytest.raises(RuntimeError, match=r"-c .* exit status 7; see .*x.log: last words"):
-        commands.run(["-c", "print('last words'); raise SystemExit(7)"], log)
+        jobs.run(["-c", "print('last words'); raise SystemExit(7)"], log)
 
 
 def test_a_command_runs_in_the_project_with_its_threads(tmp_path):
     code = "import os; print(os.getcwd(), os.environ['OMP_NUM_THREADS'])"
-    assert commands.run(["-c", code], tmp_path / "x.log", threads=3) > 0
-    assert (tmp_path / "x.log").read_text() == f"{commands.PROJECT} 3\n"
+    assert jobs.run(["-c", code], tmp_path / "x.log", threads=3) > 0
+    assert (tmp_path / "x.log").read_text() == f"{jobs.PROJECT} 3\n"
 
 
 @pytest.mark.parametrize(
@@ -386,7 +381,7 @@ def test_the_figures_of_the_document_are_those_of_the_results():
     page, verdicts, minutes = Path("docs/paper/reproducing.md").read_text(), Counter(), 0
     for table in (1, 2, 3):
         summary = json.loads(Path(f"results/paper-small/table{table}.json").read_text())
-        figures, _, _ = paper_tables.markdown(summary).partition("\nDifferences")
+        figures, _, _ = tables.markdown(summary).partition("\nDifferences")
         assert figures in page
         assert all(entry["seeds"] == [1, 2, 3] for entry in summary["rows"].values())
         verdicts += Counter(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
-from fpn_ext.repeatable import use_deterministic_algorithms
-from fpn_ext.trainer import Trainer
+from fpn_ext.engine.repeatable import use_deterministic_algorithms
+from fpn_ext.engine.trainer import Trainer
 from tiny import DATASET, config, leaves, register
 
 
@@ -171,11 +171,11 @@ def test_extend_takes_weights_and_optimizer_for_a_new_schedule(straight, tmp_pat
 def test_what_changed_in_the_config_is_said(straight, tmp_path, log):
     saved = straight[0] / "model_0000003.pth"
     (tmp_path / saved.name).write_bytes(saved.read_bytes())
-    begin(config(tmp_path, "MODEL.FPN_EXT.ACCUMULATE", 2, "SOLVER.MOMENTUM", 0.8), "resume")
+    begin(config(tmp_path, "SOLVER.FPN_EXT.ACCUMULATE", 2, "SOLVER.MOMENTUM", 0.8), "resume")
     changed = [line for line in log().splitlines() if "it is now" in line]
     assert len(changed) == 2
     assert "SOLVER.MOMENTUM was 0.9 in" in changed[1] and changed[1].endswith("it is now 0.8")
-    assert "MODEL.FPN_EXT.ACCUMULATE was 1 in" in changed[0]
+    assert "SOLVER.FPN_EXT.ACCUMULATE was 1 in" in changed[0]
 
 
 def test_a_finished_training_has_nothing_left(straight):

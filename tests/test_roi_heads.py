@@ -10,9 +10,9 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.structures import Boxes, ImageList, Instances
-from fpn_ext.level_rules import assign_levels
-from fpn_ext.pooler import LevelMappedROIPooler
-from fpn_ext.roi_heads import LevelKeepingOutputLayers, PyramidROIHeads
+from fpn_ext.modeling.level_rules import assign_levels
+from fpn_ext.modeling.pooler import LevelMappedROIPooler
+from fpn_ext.modeling.roi_heads import LevelKeepingOutputLayers, PyramidROIHeads
 
 SHAPES = {f"p{k}": ShapeSpec(channels=32, stride=2**k) for k in range(2, 7)}
 

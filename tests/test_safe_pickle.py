@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fpn_ext.safe_pickle import load_pickle
+from fpn_ext.files.safe_pickle import load_pickle
 from unsafe import touches
 
 CONTENT = {

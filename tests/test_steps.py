@@ -6,10 +6,10 @@ from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from fpn_ext.first_nonfinite import diagnose
-from fpn_ext.nonfinite import NonFiniteGuard, amp_dtype
-from fpn_ext.pooler import LevelMappedROIPooler
-from fpn_ext.steps import MOST_SKIPPED, MicroBatchTrainer
+from fpn_ext.engine.first_nonfinite import diagnose
+from fpn_ext.engine.nonfinite import NonFiniteGuard, amp_dtype
+from fpn_ext.engine.steps import MOST_SKIPPED, MicroBatchTrainer
+from fpn_ext.modeling.pooler import LevelMappedROIPooler
 from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -242,7 +242,7 @@ def test_the_dtype_is_the_configs(small_cfg):
     assert amp_dtype(small_cfg) is None
     small_cfg.SOLVER.AMP.ENABLED = True
     assert amp_dtype(small_cfg) == torch.float16
-    small_cfg.MODEL.FPN_EXT.AMP_DTYPE = "bfloat16"
+    small_cfg.SOLVER.FPN_EXT.AMP_DTYPE = "bfloat16"
     assert amp_dtype(small_cfg) == torch.bfloat16
 
 

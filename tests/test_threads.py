@@ -7,7 +7,7 @@ import time
 import fpn_ext
 import pytest
 import torch
-from fpn_ext.threads import share
+from fpn_ext.kernels.threads import share
 
 assert fpn_ext
 

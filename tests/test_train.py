@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fpn_ext.predict import build_predictor, find_pictures, load_inference_config
-from fpn_ext.predict import main as predict
-from fpn_ext.visualize import draw_curves
-from fpn_ext.visualize import main as visualize
+from fpn_ext.inference.pictures import build_predictor, find_pictures, load_inference_config
+from fpn_ext.inference.pictures import main as predict
+from fpn_ext.inspection.contact_sheet import draw_curves
+from fpn_ext.inspection.contact_sheet import main as visualize
 from PIL import Image
 from unsafe import touches
 

@@ -4,15 +4,15 @@ import warnings
 
 import pytest
 import torch
-from fpn_ext import resuming
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import build_optimizer
-from fpn_ext.best import StopTraining, stoppable
-from fpn_ext.repeatable import RepeatableTrainLoader, SeededIterations
-from fpn_ext.steps import MicroBatchTrainer, build_step
-from fpn_ext.trainer import Trainer
+from fpn_ext.engine import resuming
+from fpn_ext.engine.best import StopTraining, stoppable
+from fpn_ext.engine.repeatable import RepeatableTrainLoader, SeededIterations
+from fpn_ext.engine.steps import MicroBatchTrainer, build_step
+from fpn_ext.engine.trainer import Trainer
 from tiny import DATASET, config, register
 from torch import nn
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import filter_empty_instances
-from fpn_ext.reports import argument_parser, config_and_boxes
-from fpn_ext.training_boxes import read_boxes, resize
-from fpn_ext.training_boxes import training_sides as sides_of
+from fpn_ext.data.training_boxes import read_boxes, resize
+from fpn_ext.data.training_boxes import training_sides as sides_of
+from fpn_ext.inspection.reports import argument_parser, config_and_boxes
 from pictures import box, registered
 
 

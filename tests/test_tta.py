@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from fpn_ext import check_config, demo_data, load_config, optimize_for_inference
+from fpn_ext import check_config, load_config, optimize_for_inference
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
-from fpn_ext.data import register_voc_layout
+from fpn_ext.data import demo_data
+from fpn_ext.data.datasets import register_voc_layout
 from voc import CLASSES, write_voc
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from fpn_ext.trainer import Trainer
+from fpn_ext.engine.trainer import Trainer
 
 BUILTIN = {
     "BACKBONE": "build_resnet_fpn_backbone",
@@ -171,7 +172,7 @@ def written(cfg, folder, name):
 def test_evaluation_scores_both_ways(cfg, demo, dtype):
     cfg.DATASETS.TEST = tuple(demo)
     cfg.MODEL.FPN_EXT.INFERENCE_DTYPE = dtype
-    cfg.MODEL.FPN_EXT.EVALUATE_PROPOSALS = True
+    cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS = True
     model = model_of(cfg)
     results = Trainer.test(cfg, model)
     assert not model.training

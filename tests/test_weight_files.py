@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.file_io import PathManager
-from fpn_ext.weight_files import DamagedFileError, local_file, read_weights
+from fpn_ext.files.weight_files import DamagedFileError, local_file, read_weights
 from safetensors.torch import save_file
 from unsafe import touches
 

@@ -6,9 +6,9 @@ import fpn_ext
 import pytest
 import torch
 import torch.nn.functional as F
-from fpn_ext import winograd
 from detectron2.layers import Conv2d
-from fpn_ext.winograd import WinogradConv2d
+from fpn_ext.kernels import winograd
+from fpn_ext.kernels.winograd import WinogradConv2d
 
 assert fpn_ext
 

@@ -6,10 +6,10 @@ import fpn_ext
 import pytest
 import torch
 import torch.nn.functional as F
-from fpn_ext import winograd
 from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
-from fpn_ext.winograd_training import TrainableWinogradConv2d, train_with_winograd
+from fpn_ext.kernels import winograd
+from fpn_ext.speed.winograd_training import TrainableWinogradConv2d, train_with_winograd
 from torch import nn
 from training_alike import assert_trains_alike
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import fpn_ext
 import pytest
 import torch
-from fpn_ext import paper
 from detectron2.modeling import build_model
-from fpn_ext.config import flat
+from fpn_ext.config.defaults import flat
+from fpn_ext.paper import published
 
-# Those of paper/scale/ are no configs by themselves: fpn_ext.reproduce puts them on others.
+# Those of paper/scale/ are no configs by themselves: fpn_ext.paper.reproduce puts them on others.
 ALL = sorted(f for f in Path("configs").rglob("*.yaml") if f.parent.name != "scale")
 MODELS = [f for f in ALL if not f.name.startswith("Base-")]
 CONTROLS = [f for f in MODELS if f.stem.endswith("_builtin")]
@@ -49,19 +49,21 @@ def test_its_header_says_what_it_is_and_how_to_run_it(file):
         assert Path(config) == file, "the command names this very file"
 
 
-@pytest.mark.parametrize("table, row", [(t, r) for t in paper.TABLES for r in paper.TABLES[t]])
+@pytest.mark.parametrize(
+    "table, row", [(t, r) for t in published.TABLES for r in published.TABLES[t]]
+)
 def test_a_row_of_the_papers_tables_has_its_figures_in_the_header(table, row):
     header = re.match(r"(#.*\n)+", Path(f"configs/paper/table{table}/{row}.yaml").read_text())
     published = re.search(r"# Published: (.*)\.\n# Inferred: .+\.\n", header.group()).group(1)
     names = {"ARs@1000": "small", "ARm@1000": "medium", "ARl@1000": "large"}
     names |= {"APs": "small", "APm": "medium", "APl": "large"}
-    figures = paper.published(table, row)
+    figures = published.published(table, row)
     expected = ", ".join(f"{names.get(metric, metric)} {figures[metric]}" for metric in figures)
     assert published == expected or (not figures and published.startswith("nothing"))
 
 
 def test_every_row_of_the_papers_tables_is_known():
-    files = {f"{t}/{r}" for t in paper.TABLES for r in paper.TABLES[t]}
+    files = {f"{t}/{r}" for t in published.TABLES for r in published.TABLES[t]}
     assert files == {
         f"{f.parent.name[-1]}/{f.stem}" for f in ALL if re.fullmatch("table[123]", f.parent.name)
     }

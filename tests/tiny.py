@@ -1,11 +1,11 @@
 """A training of seconds: a few generated images and a detector of some 10 000 weights."""
 
 import fpn_ext
-from fpn_ext import demo_data
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from fpn_ext.data import demo_data
 from torch import nn
 
 DATASET = "tiny_train"

@@ -24,13 +24,14 @@ if __name__ == "__main__":
 
 import tiny
 import torch
-from fpn_ext import data, demo_data, distributed, nonfinite
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from fpn_ext.checkpoint import SafeCheckpointer
-from fpn_ext.trainer import Trainer
+from fpn_ext.data import datasets, demo_data
+from fpn_ext.engine import distributed, nonfinite
+from fpn_ext.engine.trainer import Trainer
+from fpn_ext.files.checkpoint import SafeCheckpointer
 from voc import write_voc
 
 VOC = "two_processes_voc"
@@ -63,7 +64,7 @@ USUAL = [
     *("DATASETS.TEST", f"('{tiny.DATASET}', '{VOC}')"),
     *("INPUT.MIN_SIZE_TEST", 64),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
-    *("MODEL.FPN_EXT.EVALUATE_PROPOSALS", True),
+    *("TEST.FPN_EXT.EVALUATE_PROPOSALS", True),
 ]
 
 
@@ -73,7 +74,7 @@ def register(folder):
     if not (folder / "voc").exists():
         boxes = {"a": [("disc", 1, 1, 40, 40)], "b": [("star", 11, 11, 30, 50)], "c": []}
         write_voc(folder / "voc", boxes)
-    data.register_voc_layout(VOC, folder / "voc", "train", demo_data.CLASS_NAMES)
+    datasets.register_voc_layout(VOC, folder / "voc", "train", demo_data.CLASS_NAMES)
 
 
 def unregister():
@@ -156,7 +157,7 @@ def failures(folder):
     handler.emit = lambda record: made.append(record.getMessage())
     logging.getLogger("fpn_ext").addHandler(handler)
     logging.getLogger("fpn_ext").setLevel(logging.INFO)
-    data._register_generated("made", folder / "made", "val", {"num_train": 1, "num_val": 2})
+    datasets.register_generated("made", folder / "made", "val", {"num_train": 1, "num_val": 2})
     comm.synchronize()
     found["records"] = len(DatasetCatalog.get("made"))
     found["made"] = [text for text in made if text.startswith("Generating")]

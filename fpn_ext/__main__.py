@@ -1,0 +1,148 @@
+"""The door: ``fpn-ext VERB ...``, which is the same as ``python -m fpn_ext VERB ...``.
+
+Nothing heavy is imported before a verb has read its arguments, so that ``--help`` and a wrong
+option answer at once. A user's mistake ends as one message and exit status 2, from every verb; a
+bug keeps its traceback.
+"""
+
+import argparse
+import dis
+import importlib
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import ModuleType, TracebackType
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """A command: a file in fpn_ext/tools/ with ``add_arguments(parser)`` and ``run(args)``."""
+
+    name: str
+    summary: str
+    module: str
+
+    def load(self) -> ModuleType:
+        """Its file, which imports nothing heavy until it runs."""
+        return importlib.import_module(f"fpn_ext.tools.{self.module}")
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The parser of its arguments; what stands below the summary in its file ends --help."""
+        module = self.load()
+        description, _, examples = (module.__doc__ or "").partition("\n\n")
+        parser = argparse.ArgumentParser(
+            prog=f"fpn-ext {self.name}",
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(parser)
+        return parser
+
+
+VERBS = {
+    name: Verb(name, summary, name.replace("-", "_").replace(" ", "_"))
+    for name, summary in (
+        ("train", "train a config; --resume goes on with an interrupted training"),
+        ("eval", "evaluate a checkpoint on the test datasets"),
+        ("predict", "detect objects on images: annotated copies and COCO-format JSON"),
+        ("video", "detect objects in a video or on a camera"),
+        ("check", "every problem of a config, its data and its weights, before training"),
+        ("data", "every problem of a dataset at once"),
+        ("anchors", "whether the anchors fit the boxes of a dataset, and which would"),
+        ("levels", "how many boxes of a dataset are pooled from each pyramid level"),
+        ("look", "best anchors, proposals by level and feature maps, drawn"),
+        ("contact-sheet", "ground truth beside detections in one picture, and training curves"),
+        ("compare weights", "two configs with the same weights: every stage, scores, time, memory"),
+        ("compare train", "two configs trained from the same seeds"),
+        ("proposals generate", "make proposals for Fast R-CNN with a trained RPN"),
+        ("proposals ground-truth", "take the ground truth as proposals"),
+        ("proposals selective-search", "make proposals with OpenCV's selective search"),
+        ("proposals validate", "check a file of proposals against a dataset"),
+        ("proposals stats", "average recall and counts of a file of proposals"),
+        ("proposals convert", "convert Detectron2's .pkl to .safetensors, or back"),
+        ("reproduce", "train and score all rows of the paper's Tables 1 to 3"),
+        ("four-step", "the paper's alternating training: RPN and detector on one backbone"),
+        ("pretrain", "train a classifier of generated shapes, for reproduce --scale small"),
+        ("demo-data", "make the generated dataset of the demo"),
+        ("doctor", "what is wrong with this installation, and what mends it"),
+    )
+}
+
+USAGE = """usage: fpn-ext VERB [options] [KEY VALUE ...]
+
+Feature Pyramid Networks for Detectron2. Every verb has --help with an example.
+
+verbs:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        argv: the verb, its options and overrides; None for those of the command line.
+
+    Returns:
+        The exit status: 0; 1 for a check that found errors, or a failed run; 2 for a user's
+        mistake.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE + _listing(VERBS))
+        return 0
+    name = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
+    if name not in VERBS:
+        return _no_such_verb(words)
+    verb = VERBS[name]
+    try:
+        args = verb.parser().parse_intermixed_args(words[len(name.split()) :])
+    except SystemExit as end:  # argparse has said what is wrong, or printed its help
+        return end.code if isinstance(end.code, int) else 2
+    try:
+        return verb.load().run(args) or 0
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if not is_users(error):
+            raise
+        print(f"fpn-ext {name}: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RuntimeError) else 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def is_users(error: Exception) -> bool:
+    """Whether an error was raised on purpose, to tell the user something; else it is a bug of ours.
+
+    Of the system's errors (no such file, no space left) all are. Any other is if a ``raise``
+    statement of this package raised it, as opposed to what Python, PyTorch or Detectron2 did.
+    """
+    if isinstance(error, OSError):
+        return True
+    last: TracebackType | None = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    code = last.tb_frame.f_code
+    by_us = str(last.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "fpn_ext"
+    return by_us and code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def _listing(verbs: dict[str, Verb]) -> str:
+    width = max(map(len, verbs))
+    return "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in verbs.items())
+
+
+def _no_such_verb(words: Sequence[str]) -> int:
+    under = {name: verb for name, verb in VERBS.items() if name.startswith(f"{words[0]} ")}
+    if under:
+        print(f"usage: fpn-ext {words[0]} VERB [options]\n\nverbs:\n{_listing(under)}")
+        return 0 if words[1:2] in (["-h"], ["--help"]) else 2
+    near = get_close_matches(words[0], VERBS, n=3)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    print(f"fpn-ext: no verb {words[0]!r}{hint}. `fpn-ext` lists them", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,380 @@
+"""The network under the pyramid, by name: ``MODEL.FPN_EXT.BOTTOM_UP``.
+
+A name in Detectron2's registry (``"build_resnet_backbone"``), or ``"library/network"``: any
+classification network of torchvision, any network of timm that gives maps, and those of
+Detectron2's that have no builder (:mod:`fpn_ext.bottom_up.libraries`). What such a network gives is
+measured (:mod:`fpn_ext.bottom_up.dry_run`), and only what the pyramid asks for is built.
+"""
+
+import copy
+import logging
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import fx, nn
+
+from ..keys import declare, own_keys
+from ..levels import LevelError, stride_named
+from ..registries.lookup import is_pyramid, look_up
+from .configured_levels import in_features_key
+from .dry_run import DryRun, FoundMap, parameters_behind
+from .libraries import Network, Pixels, library_of, names_in_libraries
+from .norms import BATCH_NORMS, replace_norms
+from .weights import load_pretrained
+
+declare(
+    "MODEL.FPN_EXT.BOTTOM_UP",
+    "build_resnet_backbone",
+    "The network under the pyramid: a name in Detectron2's BACKBONE_REGISTRY, or "
+    '"torchvision/resnet50", "timm/convnext_tiny", "detectron2/regnetx_4gf". What of the '
+    "latter the pyramid does not need is not built.",
+    "FeaturePyramid",
+)
+declare(
+    "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS",
+    "",
+    "Local file (.pth, .safetensors) with pretrained weights of the bottom-up, read "
+    "unless MODEL.WEIGHTS names those of the whole model. To train from scratch, leave "
+    "both empty.",
+    "FeaturePyramid",
+)
+declare(
+    "MODEL.FPN_EXT.BOTTOM_UP_NORM",
+    "",
+    'What the bottom-up\'s batch norms become: "" (they stay), "FrozenBN", "SyncBN", "GN".',
+    "FeaturePyramid",
+)
+declare(
+    "MODEL.FPN_EXT.KEEP_PIXELS",
+    False,
+    "False: MODEL.PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT follow a bottom-up of "
+    "torchvision, timm or detectron2/...; True: they stay as written.",
+    "FeaturePyramid",
+)
+
+logger = logging.getLogger(__name__)
+
+PIXEL_KEYS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+
+
+class MeasuredBottomUp(Backbone):
+    """A network of another library as a Detectron2 backbone: its maps under the names ``"c{k}"``.
+
+    Args:
+        body: image (N, C, H, W) -> list of maps, or dictionary of them.
+        maps: what each of them was found to be, by name, from fine to coarse.
+        places: the place of each of these among what ``body`` returns.
+        divisor: the sides of an image must be multiples of it.
+    """
+
+    returns_dictionary: Final[bool]
+
+    def __init__(
+        self, body: nn.Module, maps: dict[str, FoundMap], places: Sequence[int], divisor: int
+    ):
+        super().__init__()
+        self.body = body
+        self.places = list(places)
+        # What torchvision takes out of a network is a traced one, and returns a dictionary.
+        self.returns_dictionary = isinstance(body, fx.GraphModule)
+        self.channels_last = [found.channels_last for found in maps.values()]
+        self._out_features = list(maps)
+        self._out_feature_strides = {name: found.stride for name, found in maps.items()}
+        self._out_feature_channels = {name: found.channels for name, found in maps.items()}
+        self._size_divisibility = divisor if divisor > 1 else 0
+
+    @property
+    def size_divisibility(self) -> int:
+        """The sides of an image must be multiples of it; 0 for any sides."""
+        return self._size_divisibility
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(N, C, H, W) -> ``{"c2": (N, C_2, H/4, W/4), ...}``, from fine to coarse."""
+        if self.returns_dictionary:
+            maps = list(self.body(image).values())
+        else:
+            maps = list(self.body(image))
+        named: dict[str, torch.Tensor] = {}
+        for i, name in enumerate(self._out_features):
+            found = maps[self.places[i]]
+            named[name] = found.permute(0, 3, 1, 2) if self.channels_last[i] else found
+        return named
+
+    def __deepcopy__(self, memo: dict) -> "MeasuredBottomUp":
+        # A copy of what torchvision takes out of a network is in training mode, whatever it was.
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        result.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        result.body.train(self.body.training)
+        for ours, theirs in zip(self.body.modules(), result.body.modules(), strict=True):
+            theirs.training = ours.training
+        return result
+
+
+def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, list[str]]:
+    """The network that ``MODEL.FPN_EXT.BOTTOM_UP`` names, and the names of its maps to build on.
+
+    These are what ``MODEL.FPN_EXT.IN_FEATURES`` or ``MODEL.FPN.IN_FEATURES`` asks for; of a network
+    out of a library, ``"res3"`` and ``"c3"`` both are the map of stride 2^3, as they are of any
+    other that has no map of that name.
+
+    Args:
+        cfg: a config with this project's keys.
+        input_shape: its ``channels`` are those of the image.
+
+    Raises:
+        ValueError: there is no such network; it does not give the maps asked for (the table of
+            what it gives is in the message); ``MODEL.BACKBONE.FREEZE_AT``,
+            ``MODEL.FPN_EXT.BOTTOM_UP_NORM`` or ``BOTTOM_UP_WEIGHTS`` asks for what cannot be done
+            to it; the config normalises images otherwise than it was trained with.
+        FileNotFoundError: no file ``MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS``.
+    """
+    own = own_keys(cfg)
+    asked = list(own.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES)
+    if "/" not in own.BOTTOM_UP:
+        check_bottom_up_name(own.BOTTOM_UP)
+        bottom_up = BACKBONE_REGISTRY.get(own.BOTTOM_UP)(cfg, input_shape)
+        _load_and_convert(bottom_up, cfg)
+        return bottom_up, [_own_name(name, bottom_up) for name in asked]
+
+    library, name = library_of(own.BOTTOM_UP)
+    _check_pixels_resolved(cfg)
+    channels = input_shape.channels
+    try:
+        network = library.build(name, channels)
+    except ValueError as error:
+        raise ValueError(f"MODEL.FPN_EXT.BOTTOM_UP {own.BOTTOM_UP}: {error}") from error
+    maps = _maps_asked_for(asked, in_features_key(cfg), network.found, own.BOTTOM_UP)
+    logger.info("MODEL.FPN_EXT.BOTTOM_UP %s gives\n%s", own.BOTTOM_UP, network.found.table())
+
+    chosen = [found.key for found in network.found.maps if found in maps.values()]
+    frozen = _frozen_up_to(cfg.MODEL.BACKBONE.FREEZE_AT, network, channels)
+    body = network.only(chosen)
+    _freeze_unread(body, chosen, network, channels)
+    _load_and_convert(body, cfg)
+    _freeze(body, frozen)
+    if isinstance(body, Backbone):  # Detectron2's keep their names, which checkpoints have
+        return body, [found.key for found in maps.values()]
+    places = [chosen.index(found.key) for found in maps.values()]
+    return MeasuredBottomUp(body, maps, places, network.found.divisor), list(maps)
+
+
+def is_from_library(cfg: CfgNode) -> bool:
+    """Whether a config's pyramid stands on a network out of a library, ``"library/network"``."""
+    return is_pyramid(cfg) and "/" in own_keys(cfg).BOTTOM_UP
+
+
+def check_bottom_up_name(name: str) -> None:
+    """Raise ValueError, with the nearest valid names, if there is no such bottom-up."""
+    if "/" in name:
+        library_of(name)
+        return
+    try:
+        look_up(BACKBONE_REGISTRY, name, "MODEL.FPN_EXT.BOTTOM_UP")
+    except ValueError as error:
+        elsewhere = names_in_libraries(name)
+        hint = f" Or did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else ""
+        raise ValueError(f"{error}{hint}") from None
+
+
+def _own_name(name: str, bottom_up: Backbone) -> str:
+    """What the network itself calls the map; if it has none such, the name as it is."""
+    shapes = bottom_up.output_shape() if isinstance(bottom_up, Backbone) else {}
+    if name in shapes:
+        return name
+    same = [own for own, shape in shapes.items() if shape.stride == stride_named(name)]
+    return same[-1] if same else name
+
+
+def _maps_asked_for(
+    asked: Sequence[str], key: str, found: DryRun, bottom_up: str
+) -> dict[str, FoundMap]:
+    available = found.by_name()
+    names = [re.sub(r"^res(\d+)$", r"c\1", name) for name in asked]
+    missing = [name for name in names if name not in available]
+    if missing or not names:
+        raise LevelError(
+            f"{key} {list(asked)} asks for {missing}, which {bottom_up} does not give. It gives "
+            f"{list(available)}:\n{found.table()}\n"
+            f"Change {key} or MODEL.FPN_EXT.LEVELS, or choose another MODEL.FPN_EXT.BOTTOM_UP"
+        )
+    return {name: available[name] for name in names}
+
+
+def _load_and_convert(network: nn.Module, cfg: CfgNode) -> None:
+    own = own_keys(cfg)
+    file, kind = own.BOTTOM_UP_WEIGHTS, own.BOTTOM_UP_NORM
+    if file and cfg.MODEL.WEIGHTS:
+        logger.info(
+            "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS %s is not read: MODEL.WEIGHTS %s has the whole model",
+            file,
+            cfg.MODEL.WEIGHTS,
+        )
+    elif file:
+        load_pretrained(network, file)
+    if kind:
+        count = replace_norms(network, kind)
+        if not count:
+            raise ValueError(
+                f"MODEL.FPN_EXT.BOTTOM_UP_NORM {kind}: {cfg.MODEL.FPN_EXT.BOTTOM_UP} has no batch "
+                'norm to replace; leave it "" (Detectron2\'s ResNets have MODEL.RESNETS.NORM)'
+            )
+        logger.info("MODEL.FPN_EXT.BOTTOM_UP_NORM: %d batch norms became %s", count, kind)
+
+
+def _freeze_unread(body: nn.Module, chosen: Sequence[str], network: Network, channels: int) -> None:
+    """No gradient for parameters that no map depends on: distributed training would wait for it."""
+    behind = parameters_behind(body, channels, network.found.sizes[0])
+    read: set[str] = set()
+    for key, names in behind.items():
+        if key in chosen or not isinstance(body, Backbone):
+            read |= names
+    unread = [(n, p) for n, p in body.named_parameters() if n not in read and p.requires_grad]
+    for _, parameter in unread:
+        parameter.requires_grad_(False)
+    if unread:
+        logger.info(
+            "%d parameters run, but no map that is asked for depends on them: %s ...; frozen",
+            len(unread),
+            ", ".join(name for name, _ in unread[:3]),
+        )
+
+
+def _frozen_up_to(stage: int, network: Network, channels: int) -> set[str]:
+    """Parameters that ``MODEL.BACKBONE.FREEZE_AT`` freezes: as in Detectron2, 1 for the stem, 2
+    for all that C2 is made of.
+
+    The name of a stage means something else in every network; what a map depends on does not.
+    """
+    if stage < 1:
+        return set()
+    maps = network.found.by_name()
+    key = f"MODEL.BACKBONE.FREEZE_AT {stage}"
+    remedy = "set it to 0, and name modules to freeze in MODEL.FPN_EXT.FREEZE"
+    if f"c{stage}" not in maps:
+        raise ValueError(
+            f"{key} freezes what the map c{stage}, of stride {2**stage}, is made of; the bottom-up "
+            f"gives {list(maps)}. Choose one of these, or {remedy}"
+        )
+    behind = parameters_behind(network.body, channels, network.found.sizes[0])
+    frozen = behind[maps[f"c{stage}"].key]
+    coarser = [found.key for found in maps.values() if found.stride > 2**stage]
+    # A map may have a norm for itself; all else is to be on the way to the coarser ones.
+    weights = {name for name, p in network.body.named_parameters() if p.dim() > 1}
+    if coarser and not frozen & weights <= behind[coarser[0]]:
+        raise ValueError(
+            f"{key} freezes what comes before the map c{stage}; this bottom-up makes c{stage} "
+            f"beside the coarser maps, not before them. Instead {remedy}"
+        )
+    return frozen
+
+
+def _freeze(body: nn.Module, frozen: set[str]) -> None:
+    if not frozen:
+        return
+    values = 0
+    for name, parameter in body.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+            values += parameter.numel()
+    norms = sum(
+        replace_norms(body, "FrozenBN", path)
+        for path, module in list(body.named_modules())
+        if isinstance(module, BATCH_NORMS) and f"{path}.weight" in frozen
+    )
+    logger.info("MODEL.BACKBONE.FREEZE_AT: %d values and %d batch norms frozen", values, norms)
+
+
+def resolve_bottom_up(cfg: CfgNode) -> list[str]:
+    """Normalise images as the network of ``MODEL.FPN_EXT.BOTTOM_UP`` was trained with.
+
+    ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD`` that are at Detectron2's
+    defaults are set to the network's; in place. Nothing changes with a network of Detectron2's
+    registry, images of other than 3 channels, or ``MODEL.FPN_EXT.KEEP_PIXELS``.
+
+    Returns:
+        What to say: one line for each key that was set.
+
+    Raises:
+        ValueError: there is no such network, or a value that is neither the default nor the
+            network's.
+    """
+    wanted = _pixels_of(cfg)
+    if wanted is None:
+        return []
+    given, default = _pixels_in(cfg), _pixels_in(get_detectron2_cfg())
+    agrees = (
+        given.format in (default.format, wanted.format),
+        given.mean == default.mean or _agrees(given.mean, given.format, wanted.mean, wanted.format),
+        given.std == default.std or _agrees(given.std, given.format, wanted.std, wanted.format),
+    )
+    both = (_as_written(given), _as_written(wanted))
+    if not all(agrees):
+        raise ValueError(
+            "\n".join(
+                f"{key} is {value}, but {cfg.MODEL.FPN_EXT.BOTTOM_UP} was trained with "
+                f"{own}" + ("" if key == PIXEL_KEYS[0] else f" ({wanted.format})")
+                for key, value, own, fits in zip(PIXEL_KEYS, *both, agrees, strict=True)
+                if not fits
+            )
+            + "\nTake the network's, or keep yours with MODEL.FPN_EXT.KEEP_PIXELS True"
+        )
+    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = both[1]
+    return [
+        f"{key} is {new}, as {cfg.MODEL.FPN_EXT.BOTTOM_UP} was trained with"
+        for key, old, new in zip(PIXEL_KEYS, *both, strict=True)
+        if old != new
+    ]
+
+
+def _check_pixels_resolved(cfg: CfgNode) -> None:
+    wanted, given = _pixels_of(cfg), _pixels_in(cfg)
+    if wanted is None:
+        return
+    if not (
+        given.format == wanted.format
+        and _close(given.mean, wanted.mean)
+        and _close(given.std, wanted.std)
+    ):
+        raise ValueError(
+            f"INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD are {_as_written(given)}, "
+            f"but {cfg.MODEL.FPN_EXT.BOTTOM_UP} was trained with {_as_written(wanted)}: call "
+            "fpn_ext.resolve_bottom_up(cfg) before building the model, or keep yours with "
+            "MODEL.FPN_EXT.KEEP_PIXELS True"
+        )
+
+
+def _pixels_of(cfg: CfgNode) -> Pixels | None:
+    """What the network was trained with, where images are to follow it."""
+    own = own_keys(cfg)
+    if not is_from_library(cfg) or own.KEEP_PIXELS or len(cfg.MODEL.PIXEL_MEAN) != 3:
+        return None
+    library, name = library_of(own.BOTTOM_UP)
+    return library.pixels(name)
+
+
+def _pixels_in(cfg: CfgNode) -> Pixels:
+    return Pixels(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+
+
+def _as_written(pixels: Pixels) -> tuple[Any, ...]:
+    """The values of ``PIXEL_KEYS``, as a config has them."""
+    return pixels.format, list(pixels.mean), list(pixels.std)
+
+
+def _agrees(given: tuple, given_format: str, wanted: tuple, wanted_format: str) -> bool:
+    """In the network's order of channels, or in another that is given with them."""
+    return _close(given, wanted) or (given_format != wanted_format and _close(given, wanted[::-1]))
+
+
+def _close(some: Sequence[float], others: Sequence[float]) -> bool:
+    return len(some) == len(others) and all(
+        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(some, others, strict=True)
+    )

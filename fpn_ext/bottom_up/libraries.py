@@ -1,0 +1,393 @@
+"""Networks by name from torchvision, timm and Detectron2, and the maps they can give.
+
+``"torchvision/resnet50"``, ``"timm/convnext_tiny"``, ``"detectron2/regnetx_4gf"``. Random weights:
+nothing here downloads.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torchvision
+from detectron2.modeling import Backbone, backbone
+from detectron2.modeling.backbone import regnet
+from torch import fx, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from ..names import did_you_mean
+from .dry_run import DryRun, FoundMap, dry_run
+
+KEY = "MODEL.FPN_EXT.BOTTOM_UP"
+
+
+class Pixels(NamedTuple):
+    """What a network's images were normalised with when it was trained.
+
+    Attributes:
+        format: order of the channels, ``"RGB"`` or ``"BGR"``, as in ``INPUT.FORMAT``.
+        mean: per channel, in that order, on the scale 0 to 255.
+        std: likewise.
+    """
+
+    format: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+class Network(NamedTuple):
+    """A network and what it was found to give.
+
+    Attributes:
+        body: image -> list or dictionary of all its maps, in the order of ``found.maps``.
+        found: what they are.
+        only: keys of some of these maps, in their order -> the network that gives them alone, in
+            that order, without the parts that only others need. Detectron2's networks are
+            Backbones, and may go on giving others, too.
+    """
+
+    body: nn.Module
+    found: DryRun
+    only: Callable[[Sequence[str]], nn.Module]
+
+
+class Library(NamedTuple):
+    """Where networks come from.
+
+    Attributes:
+        check: raises ValueError for a name there is not.
+        pixels: name -> what its published weights were trained with.
+        build: name, channels of the image -> the network.
+    """
+
+    check: Callable[[str], None]
+    pixels: Callable[[str], Pixels]
+    build: Callable[[str, int], Network]
+
+
+def library_of(bottom_up: str) -> tuple[Library, str]:
+    """The library of ``"library/name"``, and the name in it, which is there.
+
+    Raises:
+        ValueError: it is not; the nearest valid names are given.
+    """
+    prefix, _, name = bottom_up.partition("/")
+    if prefix not in LIBRARIES:
+        raise ValueError(
+            f"{KEY} {bottom_up!r}: no library {prefix!r}; {did_you_mean(prefix, LIBRARIES)}"
+        )
+    library = LIBRARIES[prefix]
+    library.check(name)
+    return library, name
+
+
+def names_in_libraries(name: str) -> list[str]:
+    """``"library/name"`` for every library that has such a network."""
+    found = []
+    for prefix, library in LIBRARIES.items():
+        with contextlib.suppress(ValueError):
+            library.check(name)
+            found.append(f"{prefix}/{name}")
+    return found
+
+
+def _check(prefix: str, name: str, names: Iterable[str]) -> None:
+    names = list(names)
+    if name not in names:
+        raise ValueError(f"{KEY}: {prefix} has no {name!r}; {did_you_mean(name, names)}")
+
+
+# torchvision
+
+
+def _check_torchvision(name: str) -> None:
+    _check("torchvision", name, torchvision.models.list_models(module=torchvision.models))
+
+
+def _torchvision_pixels(name: str) -> Pixels:
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return _scaled(preset.mean, preset.std)
+
+
+def _build_torchvision(name: str, channels: int) -> Network:
+    options = {}
+    if name in ("googlenet", "inception_v3"):
+        # Their weights want other statistics than torchvision's, and convert from these.
+        options = {"transform_input": channels == 3, "aux_logits": False, "init_weights": True}
+    model = torchvision.models.get_model(name, weights=None, **options)
+    if channels != 3:
+        _take_channels(model, channels)
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    nodes = _stage_outputs(model, channels, preset.crop_size[0])
+
+    def only(keys: Sequence[str]) -> nn.Module:
+        return create_feature_extractor(
+            model, return_nodes=list(keys), suppress_diff_warning=True
+        ).train(model.training)
+
+    body = only(nodes)
+    return Network(body, dry_run(body, channels, preset.crop_size[0]), only)
+
+
+def _take_channels(model: nn.Module, channels: int) -> None:
+    """Put a convolution of so many channels in the place of the one that reads the image."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            first = nn.Conv2d(
+                channels,
+                module.out_channels,
+                module.kernel_size,  # type: ignore[arg-type]
+                module.stride,  # type: ignore[arg-type]
+                module.padding,  # type: ignore[arg-type]
+                bias=module.bias is not None,
+            )
+            parent, _, child = path.rpartition(".")
+            model.get_submodule(parent).add_module(child, first)
+            return
+
+
+def _stage_outputs(model: nn.Module, channels: int, native: int) -> list[str]:
+    """The nodes of a network where its stages end: for each stride, what goes on to the next.
+
+    "The last node of a stride" alone would be inside the first block of the next stage, before
+    the convolution there that has stride 2.
+    """
+    in_training, in_evaluation = get_graph_node_names(model, suppress_diff_warning=True)
+    # A classifier that is a convolution gives maps too, of class scores.
+    names = [n for n in in_evaluation if n in in_training and not n.startswith("classifier")]
+    graph = create_feature_extractor(model, names, suppress_diff_warning=True).eval()
+    found = dry_run(graph, channels, native)
+    maps = {m.key: m for m in found.maps}
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    nodes: dict[str, fx.Node] = output.args[0]
+
+    ends, stride = [], 1
+    for name in names:
+        if maps[name].stride > stride:
+            if stride > 1:  # of stride 1 it is the image
+                ends += _what_enters(name, nodes, maps, stride)
+            stride = maps[name].stride
+    ends += [name for name in names if maps[name].stride == stride][-1:]
+    return ends
+
+
+def _what_enters(
+    name: str, nodes: dict[str, fx.Node], maps: dict[str, FoundMap], stride: int
+) -> list[str]:
+    """The one map of ``stride`` that enters the outermost module around a node.
+
+    That module is one which reads nothing but this map; an empty list if there is none.
+    """
+    name_of = {node: n for n, node in nodes.items()}
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        module = ".".join(parts[:depth])
+        inside = [n for n in nodes if n == module or n.startswith(f"{module}.")] or [name]
+        entering = {
+            name_of.get(argument, "") for n in inside for argument in nodes[n].all_input_nodes
+        }
+        entering = {n for n in entering if n in maps and maps[n].stride} - set(inside)
+        if len(entering) == 1 and maps[next(iter(entering))].stride == stride:
+            return list(entering)
+    return []
+
+
+# timm
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(
+            f"{KEY} timm/... needs the package timm, which is not installed: pip install timm"
+        ) from None
+    return timm
+
+
+def _check_timm(name: str) -> None:
+    timm = _timm()
+    architecture, _, tag = name.partition(".")
+    _check("timm", architecture, timm.list_models())
+    if tag:
+        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+        _check(f"timm/{architecture}", tag, tags)
+
+
+def _timm_pixels(name: str) -> Pixels:
+    published = _timm().get_pretrained_cfg(name)
+    return _scaled(published.mean, published.std) if published else IMAGENET
+
+
+def _build_timm(name: str, channels: int) -> Network:
+    body = _timm_body(name, channels)
+    published = _timm().get_pretrained_cfg(name)
+    found = dry_run(body, channels, published.input_size[-1] if published else 0)
+    # A map is known by its place among those the network can give.
+    places = [str(i) for i in body.feature_info.out_indices]
+
+    def only(keys: Sequence[str]) -> nn.Module:
+        return _timm_body(name, channels, out_indices=[int(places[int(key)]) for key in keys])
+
+    return Network(body, found, only)
+
+
+def _timm_body(name: str, channels: int, **options: Any) -> Any:
+    # Networks with attention take images of other sizes only when told so, in these words.
+    for any_size in ({"strict_img_size": False}, {"dynamic_img_size": True}, {}):
+        try:
+            return _timm().create_model(
+                name, pretrained=False, features_only=True, in_chans=channels, **options, **any_size
+            )
+        except TypeError:  # this network does not know the word
+            if not any_size:
+                raise
+        except (RuntimeError, NotImplementedError, AssertionError, AttributeError) as error:
+            raise ValueError(
+                f"{KEY} timm/{name} gives no feature maps (features_only): {error}"
+            ) from error
+    raise AssertionError("the last of the loop returns or raises")
+
+
+# Detectron2. Its builders serve ResNets; these networks are classes without one.
+
+
+def _regnet(depth: int, w_0: int, w_a: float, w_m: float, group_width: int, se: float) -> Any:
+    return regnet.RegNet(
+        stem_class=regnet.SimpleStem,
+        stem_width=32,
+        block_class=regnet.ResBottleneckBlock,
+        depth=depth,
+        w_0=w_0,
+        w_a=w_a,
+        w_m=w_m,
+        group_width=group_width,
+        se_ratio=se,
+        norm="BN",
+        out_features=["stem", "s1", "s2", "s3", "s4"],
+    )
+
+
+def _swin(embed_dim: int, depth: int, heads: int, drop_path: float) -> Any:
+    network = backbone.SwinTransformer(
+        embed_dim=embed_dim,
+        depths=(2, 2, depth, 2),
+        num_heads=tuple(heads * 2**i for i in range(4)),
+        drop_path_rate=drop_path,
+    )
+    network._size_divisibility = 32  # what its property reads, and its constructor misspells
+    return network
+
+
+def _mvit(embed_dim: int, heads: int, last_blocks: tuple[int, ...], drop_path: float) -> Any:
+    return backbone.MViT(
+        embed_dim=embed_dim,
+        depth=last_blocks[-1] + 1,
+        num_heads=heads,
+        last_block_indexes=last_blocks,
+        residual_pooling=True,
+        drop_path_rate=drop_path,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+
+
+def _vit(embed_dim: int, depth: int, heads: int, drop_path: float) -> Any:
+    """ViTDet's plain ViT, which has one map, and the simple pyramid that makes four of it."""
+    per_window_group = depth // 4
+    net = backbone.ViT(
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=heads,
+        drop_path_rate=drop_path,
+        window_size=14,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        window_block_indexes=[i for i in range(depth) if (i + 1) % per_window_group],
+        use_rel_pos=True,
+    )
+    return backbone.SimpleFeaturePyramid(net, "last_feat", 256, (4.0, 2.0, 1.0, 0.5), norm="LN")
+
+
+# What Detectron2's RegNets were trained with: RGB statistics in BGR order.
+BGR = Pixels("BGR", IMAGENET.mean[::-1], IMAGENET.std[::-1])
+
+# RegNet: Radosavovic et al. 2020, as in torchvision, and the 4 GF of Detectron2's own configs.
+# The others: Detectron2's configs of its main branch, where these classes are.
+DETECTRON2: dict[str, tuple[Callable[..., Any], tuple, Pixels]] = {
+    "regnetx_400mf": (_regnet, (22, 24, 24.48, 2.54, 16, 0.0), BGR),
+    "regnetx_800mf": (_regnet, (16, 56, 35.73, 2.28, 16, 0.0), BGR),
+    "regnetx_1_6gf": (_regnet, (18, 80, 34.01, 2.25, 24, 0.0), BGR),
+    "regnetx_3_2gf": (_regnet, (25, 88, 26.31, 2.25, 48, 0.0), BGR),
+    "regnetx_4gf": (_regnet, (23, 96, 38.65, 2.43, 40, 0.0), BGR),
+    "regnetx_8gf": (_regnet, (23, 80, 49.56, 2.88, 120, 0.0), BGR),
+    "regnetx_16gf": (_regnet, (22, 216, 55.59, 2.1, 128, 0.0), BGR),
+    "regnetx_32gf": (_regnet, (23, 320, 69.86, 2.0, 168, 0.0), BGR),
+    "regnety_400mf": (_regnet, (16, 48, 27.89, 2.09, 8, 0.25), BGR),
+    "regnety_800mf": (_regnet, (14, 56, 38.84, 2.4, 16, 0.25), BGR),
+    "regnety_1_6gf": (_regnet, (27, 48, 20.71, 2.65, 24, 0.25), BGR),
+    "regnety_3_2gf": (_regnet, (21, 80, 42.63, 2.66, 24, 0.25), BGR),
+    "regnety_4gf": (_regnet, (22, 96, 31.41, 2.24, 64, 0.25), BGR),
+    "regnety_8gf": (_regnet, (17, 192, 76.82, 2.19, 56, 0.25), BGR),
+    "regnety_16gf": (_regnet, (18, 200, 106.23, 2.48, 112, 0.25), BGR),
+    "regnety_32gf": (_regnet, (20, 232, 115.89, 2.53, 232, 0.25), BGR),
+}
+if hasattr(backbone, "SwinTransformer"):
+    DETECTRON2 |= {
+        "swin_t": (_swin, (96, 6, 3, 0.2), IMAGENET),
+        "swin_s": (_swin, (96, 18, 3, 0.2), IMAGENET),
+        "swin_b": (_swin, (128, 18, 4, 0.4), IMAGENET),
+        "swin_l": (_swin, (192, 18, 6, 0.4), IMAGENET),
+    }
+if hasattr(backbone, "MViT"):
+    DETECTRON2 |= {
+        "mvitv2_t": (_mvit, (96, 1, (0, 2, 7, 9), 0.2), IMAGENET),
+        "mvitv2_s": (_mvit, (96, 1, (0, 2, 13, 15), 0.2), IMAGENET),
+        "mvitv2_b": (_mvit, (96, 1, (1, 4, 20, 23), 0.4), IMAGENET),
+        "mvitv2_l": (_mvit, (144, 2, (1, 7, 43, 47), 0.5), IMAGENET),
+    }
+if hasattr(backbone, "SimpleFeaturePyramid"):
+    DETECTRON2 |= {
+        "vit_b": (_vit, (768, 12, 12, 0.1), IMAGENET),
+        "vit_l": (_vit, (1024, 24, 16, 0.4), IMAGENET),
+        "vit_h": (_vit, (1280, 32, 16, 0.5), IMAGENET),
+    }
+
+
+def _check_detectron2(name: str) -> None:
+    _check("this Detectron2", name, DETECTRON2)
+
+
+def _detectron2_pixels(name: str) -> Pixels:
+    return DETECTRON2[name][2]
+
+
+def _build_detectron2(name: str, channels: int) -> Network:
+    if channels != 3:
+        raise ValueError(
+            f"{KEY} detectron2/{name} takes images of 3 channels, MODEL.PIXEL_MEAN has {channels}"
+        )
+    build, arguments, _ = DETECTRON2[name]
+    network: Backbone = build(*arguments)
+    found = dry_run(network, channels)
+
+    def only(keys: Sequence[str]) -> nn.Module:
+        if isinstance(network, regnet.RegNet):
+            network._out_features = list(keys)
+            while network.stages_and_names[-1][1] not in keys:
+                delattr(network, network.stages_and_names.pop()[1])
+        return network
+
+    return Network(network, found, only)
+
+
+def _scaled(mean: Sequence[float], std: Sequence[float]) -> Pixels:
+    return Pixels("RGB", *(tuple(round(255 * v, 3) for v in values) for values in (mean, std)))
+
+
+LIBRARIES = {
+    "torchvision": Library(_check_torchvision, _torchvision_pixels, _build_torchvision),
+    "timm": Library(_check_timm, _timm_pixels, _build_timm),
+    "detectron2": Library(_check_detectron2, _detectron2_pixels, _build_detectron2),
+}

@@ -1,0 +1,126 @@
+"""Weights of a network from a local file: by name, counted, and refused if too few fit."""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..files.weight_files import read_weights
+
+logger = logging.getLogger(__name__)
+
+# Share of a network's tensors that must be in the file.
+LEAST_SHARE = 0.9
+EXAMPLES = 5
+
+
+def load_pretrained(network: nn.Module, file: str) -> None:
+    """Load what of a network's weights is in a file; what is, and is not, is in the log.
+
+    Tensors are found by name: as the network calls them, behind a prefix that all of them have in
+    the file (``"module."``, ``"backbone."``), or as timm calls them in the whole network. A first
+    convolution for another number of channels takes over the mean of the file's, scaled to keep
+    the sum.
+
+    Args:
+        network: changed in place.
+        file: as :func:`fpn_ext.files.weight_files.read_weights` reads it, without running code from
+        it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read, or fewer than 90 % of the network's tensors (parameters and
+            running statistics) are in it in the same shape.
+    """
+    theirs = _read(Path(file))
+    ours = {n: t for n, t in network.state_dict().items() if t.is_floating_point()}
+    name_in_file = _names_in_file(ours, theirs)
+    fitting: dict[str, torch.Tensor] = {}
+    other_shape = []
+    for name, source in name_in_file.items():
+        tensor = _with_channels(theirs[source], ours[name].shape)
+        if tensor.shape == ours[name].shape:
+            fitting[name] = tensor
+        else:
+            shapes = [tuple(t.shape) for t in (tensor, ours[name])]
+            other_shape.append(f"{name} {shapes[0]} instead of {shapes[1]}")
+    share = len(fitting) / max(len(ours), 1)
+    report = (
+        f"{len(fitting)} of the network's {len(ours)} tensors ({share:.1%}) are in {file}"
+        + _examples("not there", [n for n in ours if n not in name_in_file])
+        + _examples("of another shape", other_shape)
+        + _examples("not used", theirs.keys() - set(name_in_file.values()))
+    )
+    if share < LEAST_SHARE:
+        raise ValueError(
+            f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: only {report}. At least {LEAST_SHARE:.0%} are "
+            "needed: name the file of this very network, or leave the key empty to train from "
+            "scratch"
+        )
+    network.load_state_dict(fitting, strict=False)
+    logger.info("MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: %s", report)
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise FileNotFoundError(f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: no file {file}")
+    try:
+        weights = read_weights(str(file))["model"]
+    except ValueError as error:
+        raise ValueError(f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: {error}") from error
+    return {name: torch.as_tensor(tensor) for name, tensor in weights.items()}
+
+
+def _names_in_file(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
+    """Our name of each tensor that is in the file, and its name there."""
+    theirs = set(theirs)
+    spellings = {name: _spellings(name) for name in ours}
+    prefixes = {
+        name.removesuffix(spelling)
+        for first in list(spellings.values())[:1]
+        for spelling in first
+        for name in theirs
+        if name.endswith(spelling)
+    }
+    best: dict[str, str] = {}
+    for prefix in sorted(prefixes):
+        found = {
+            name: prefix + spelling
+            for name, spelled in spellings.items()
+            for spelling in reversed(spelled)
+            if prefix + spelling in theirs
+        }
+        best = max(best, found, key=len)
+    return best
+
+
+def _spellings(name: str) -> list[str]:
+    """A tensor's name, and what timm calls it before it takes a network apart for its maps.
+
+    >>> _spellings("stages_0.blocks.1.weight")
+    ['stages_0.blocks.1.weight', 'stages.0.blocks.1.weight']
+    >>> _spellings("model.blocks.1.weight")
+    ['model.blocks.1.weight', 'blocks.1.weight']
+    """
+    whole = re.sub(r"^(model|body)\.", "", name)
+    whole = re.sub(r"^(\w+)_(\d+)\.", r"\1.\2.", whole)
+    return list(dict.fromkeys((name, whole)))
+
+
+def _with_channels(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Weights of a convolution on 3 channels, for one of as many as ``shape`` has."""
+    wider = tensor.dim() == 4 and tensor.shape[1] == 3 and shape[1] != 3
+    if not wider or tensor.shape[0] != shape[0] or tensor.shape[2:] != shape[2:]:
+        return tensor
+    return tensor.mean(1, keepdim=True).expand(shape) * (3 / shape[1])
+
+
+def _examples(label: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    if not names:
+        return ""
+    more = ", ..." if len(names) > EXAMPLES else ""
+    return f"; {len(names)} {label}: {', '.join(names[:EXAMPLES])}{more}"

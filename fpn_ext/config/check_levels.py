@@ -1,0 +1,99 @@
+"""The levels of pyramid, anchors and pooler, which have to fit together."""
+
+from collections.abc import Iterable
+
+from detectron2.config import CfgNode
+
+from ..bottom_up.configured_levels import in_features_key
+from ..levels import stride_named
+from ..registries.lookup import has_pyramid_heads, is_pyramid
+from ..variants.all_levels import FUSIONS
+from .level_keys import level_problems, levels_given
+from .level_table import level_rule
+
+
+def configured_level_problems(cfg: CfgNode) -> Iterable[str]:
+    """The levels of pyramid, anchors and pooler, which have to fit together."""
+    model = cfg.MODEL
+    contradictions = level_problems(cfg)
+    for problem in contradictions:
+        yield f"{problem} (in Python, call fpn_ext.resolve_levels(cfg))"
+    if is_pyramid(cfg) and not contradictions:
+        if model.FPN_EXT.BOTTOM_UP == "build_resnet_backbone":
+            yield from _resnet_pyramid_problems(cfg)
+        elif "/" in model.FPN_EXT.BOTTOM_UP:
+            yield from _absent_map_problems(cfg)
+        for key, maps in _asked_maps(cfg):
+            strides = [stride_named(name) for name in maps]
+            if None not in strides and strides != sorted(strides, key=lambda t: t or 0):
+                yield f"{key} must go from fine to coarse, got {maps}"
+    yield from _rule_problems(cfg)
+    anchors = model.ANCHOR_GENERATOR
+    if model.PROPOSAL_GENERATOR.NAME not in ("RPN", "PyramidRPN"):
+        return
+    per_map = []
+    for key in ("SIZES", "ASPECT_RATIOS"):
+        lists = anchors[key]
+        if not lists or not isinstance(lists[0], list | tuple):
+            continue  # one list for all levels, or what the generator itself refuses
+        if len(lists) not in (1, len(model.RPN.IN_FEATURES)):
+            yield (
+                f"MODEL.ANCHOR_GENERATOR.{key} has {len(lists)} lists {lists} for the "
+                f"{len(model.RPN.IN_FEATURES)} maps of MODEL.RPN.IN_FEATURES "
+                f"{model.RPN.IN_FEATURES}; it needs one per map, or a single one"
+            )
+        elif len({len(level) for level in lists}) > 1:
+            per_map.append(key)
+    if per_map and model.RPN.HEAD_NAME == "StandardRPNHead":
+        yield (
+            f"MODEL.ANCHOR_GENERATOR.{' and '.join(per_map)}: StandardRPNHead serves all levels, "
+            "so each needs the same number of anchors per location; MODEL.RPN.HEAD_NAME "
+            "VariedAnchorsRPNHead takes any"
+        )
+
+
+def _rule_problems(cfg: CfgNode) -> Iterable[str]:
+    own = cfg.MODEL.FPN_EXT
+    if not has_pyramid_heads(cfg):
+        return
+    if own.LEVEL_FUSION not in FUSIONS:
+        yield f"MODEL.FPN_EXT.LEVEL_FUSION must be one of {FUSIONS}, got {own.LEVEL_FUSION!r}"
+    try:
+        level_rule(cfg)
+    except ValueError as error:
+        if "fine to coarse" not in str(error):  # said of the key, for every component
+            yield str(error)
+
+
+def _asked_maps(cfg: CfgNode) -> Iterable[tuple[str, list[str]]]:
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+        yield "MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        yield "MODEL.ROI_HEADS.IN_FEATURES", cfg.MODEL.ROI_HEADS.IN_FEATURES
+
+
+def _resnet_pyramid_problems(cfg: CfgNode) -> Iterable[str]:
+    resnets = cfg.MODEL.RESNETS
+    in_features = cfg.MODEL.FPN_EXT.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES
+    missing = [f for f in in_features if f not in resnets.OUT_FEATURES]
+    if missing:
+        yield (
+            f"MODEL.FPN.IN_FEATURES asks for {missing}, which MODEL.RESNETS.OUT_FEATURES "
+            f"{resnets.OUT_FEATURES} does not give; add them there"
+        )
+        return
+    # A ResNet's res{k} has stride 2^k, unless its res5 is dilated: then the build will tell.
+    if resnets.RES5_DILATION == 1:
+        yield from _absent_map_problems(cfg)
+
+
+def _absent_map_problems(cfg: CfgNode) -> Iterable[str]:
+    given = levels_given(cfg)
+    if given is None:
+        return
+    key = in_features_key(cfg)
+    in_features = cfg.MODEL.FPN_EXT.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES
+    for asking, asked in _asked_maps(cfg):
+        absent = [f for f in asked if f not in given]
+        if absent:
+            yield f"{asking} asks for {absent}; the pyramid on {key} {in_features} gives {given}"

@@ -1,0 +1,179 @@
+"""A YAML file and the overrides of a command line as a config; what is wrong with them, in full."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from ..bottom_up.configured_levels import LEVELS
+from ..files.shipped import find_config
+from .defaults import NAMED_BY_LEVEL, flat, get_cfg, keys_of, leaves, near_keys
+from .level_keys import resolve_levels
+from .level_table import level_table_in_errors
+
+ANCHOR_SIZES_AS_LIST = "MODEL.ANCHOR_GENERATOR.SIZES"
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a YAML file (and its ``_BASE_``) with ``KEY VALUE ...`` overrides, unfrozen.
+
+    YAML is read by the safe loader: a config cannot run code. Where ``MODEL.FPN_EXT.LEVELS`` is
+    set, what follows from it is, too (:func:`resolve_levels`); keys written in the same file, or in
+    what comes after it, count as explicitly set, and those of the files it is based on do not.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: text that is not YAML, a key nobody defined (the nearest valid ones are named),
+            a value of the wrong type, an override without a value, levels that do not fit together.
+            All there are at once.
+        TypeError: the file holds no mapping of keys.
+    """
+    config_file = find_config(config_file)
+    if not os.path.isfile(config_file):
+        raise FileNotFoundError(
+            f"config file {config_file!r} does not exist (--config-file); the configs that come "
+            "with this project are listed in configs/README.md"
+        )
+    cfg = get_cfg()
+    try:
+        _check_is_mapping(config_file)
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+        _check_no_none(cfg)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config_file} is not valid YAML: {error}") from error
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{config_file}: _BASE_ names a file that cannot be read: {error.filename} "
+            f"({error.strerror})"
+        ) from error
+    except (AttributeError, TypeError, RecursionError) as error:
+        raise TypeError(
+            f"{config_file}: a config must be a mapping of keys, and so must the file that its "
+            f"_BASE_ names, which cannot be itself ({error})"
+        ) from error
+    except (KeyError, AssertionError, ValueError) as error:
+        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        raise _mistakes(leaves(values, get_cfg()), config_file, error) from error
+    if len(opts) % 2:
+        raise ValueError(
+            f"overrides come in pairs KEY VALUE, got {len(opts)} words: {' '.join(opts)}"
+        )
+    _declare_levels(cfg, opts[::2])
+    try:
+        cfg.merge_from_list(list(opts))
+        _check_no_none(cfg)
+    except (KeyError, AssertionError, ValueError) as error:
+        pairs = zip(opts[::2], opts[1::2], strict=True)
+        raise _mistakes(pairs, "the command line", error) from error
+    written = [*_written_in(config_file), set(opts[::2])]
+    explicitly_set = _written_since(LEVELS, written) & set(flat(cfg))
+    explicitly_set |= _written_since("MODEL.FPN_EXT.ANCHOR_SIZES", written) & {ANCHOR_SIZES_AS_LIST}
+    with level_table_in_errors(cfg):
+        resolve_levels(cfg, explicitly_set)
+    return cfg
+
+
+def written_keys(config_file: str, opts: Sequence[str] = ()) -> set[str]:
+    """Every key that a file, the files it is based on, or the overrides give a value to."""
+    return set().union(*_written_in(find_config(config_file)), opts[::2])
+
+
+def _declare_levels(cfg: CfgNode, keys: Iterable[str]) -> None:
+    """Give ANCHOR_SIZES the levels of overrides such as ``MODEL.FPN_EXT.ANCHOR_SIZES.p2``."""
+    for key in keys:
+        node, _, level = key.rpartition(".")
+        if node == "MODEL.FPN_EXT.ANCHOR_SIZES":
+            cfg.MODEL.FPN_EXT.ANCHOR_SIZES.setdefault(level, [])
+
+
+def _written_in(config_file: str) -> list[set[str]]:
+    """The keys that are written in each of the files behind a config, its bases first."""
+    with open(config_file, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    bases = content.pop("_BASE_", [])
+    written = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        # Relative to the file that names it, as Detectron2 reads it.
+        path = os.path.join(os.path.dirname(config_file), os.path.expanduser(base))
+        written += _written_in(path)
+    return [*written, set(flat(CfgNode(content)))]
+
+
+def _written_since(key: str, written: Sequence[set[str]]) -> set[str]:
+    """All keys in the last of these sets that has ``key``, or a key of that node, and after it."""
+    having = [
+        i
+        for i, keys in enumerate(written)
+        if any(other == key or other.startswith(f"{key}.") for other in keys)
+    ]
+    return set().union(*written[having[-1] :]) if having else set()
+
+
+def _check_is_mapping(config_file: str) -> None:
+    with open(config_file, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    if not isinstance(content, dict):
+        raise TypeError(f"got {type(content).__name__}")
+
+
+def _check_no_none(cfg: CfgNode) -> None:
+    """yacs takes None for a value of any type. Few keys have it as their default."""
+    defaults = flat(get_cfg())
+    for key, value in flat(cfg).items():
+        if value is None and defaults[key] is not None:
+            raise ValueError(f"{key} is None")
+
+
+def _mistakes(values: Iterable[tuple[str, Any]], source: str, error: Exception) -> ValueError:
+    """All that is wrong with the values of a file or of the command line, as one error.
+
+    yacs stops at the first: here each is merged alone. ``error`` is what yacs said of them all.
+    """
+    cfg = get_cfg()
+    faults = [_fault(cfg, key, value, source) for key, value in values]
+    found = [fault for fault in faults if fault]
+    if not found:
+        return ValueError(f"{source}: {error.args[0] if error.args else error}")
+    if len(found) == 1:
+        return ValueError(found[0])
+    return ValueError(
+        f"{len(found)} problem(s) in {source}:\n" + "\n".join(f"  - {fault}" for fault in found)
+    )
+
+
+def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
+    """What is wrong with one value; it is merged into ``cfg`` if nothing is."""
+    if source != "the command line":
+        line = _line_of(key, source)
+        source += f", line {line}" if line else ""
+    if key not in (valid := set(keys_of(cfg))) and not key.startswith(NAMED_BY_LEVEL):
+        return f"{source}: no config key {key!r}; {near_keys(key, valid)}"
+    _declare_levels(cfg, [key])
+    default = cfg
+    for part in key.split("."):
+        default = default[part]
+    try:
+        cfg.merge_from_list([key, value])
+        _check_no_none(cfg)
+    except (KeyError, AssertionError, ValueError):
+        if isinstance(default, CfgNode):
+            return f"{source}: {key} has keys of its own ({', '.join(default)}), got {value!r}"
+        kind = type(default).__name__
+        return f"{source}: {key} must be of type {kind}, as {default!r} is; got {value!r}"
+    return ""
+
+
+def _line_of(key: str, config_file: str) -> int:
+    """The line of a file in which it gives a value to a key; 0 if it does not, but its base."""
+    with open(config_file, encoding="utf-8") as file:
+        node = yaml.compose(file, Loader=yaml.SafeLoader)
+    line = 0
+    for part in key.split("."):
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(name, value) for name, value in entries if name.value == part]
+        if not found:
+            return 0
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return line

@@ -1,0 +1,102 @@
+"""One switch for all that is quick: ``MODEL.FPN_EXT.NUMERICS``, ``exact`` or ``fast``.
+
+``exact`` is bit-equal to Detectron2 on CPU. ``fast`` is equal within rounding error, and whatever
+is quickest on this processor for this model; the keys in ``EXPERT_KEYS`` are what it chooses among,
+and one that is written in a file or on the command line stays as it is written.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from ..keys import declare
+from ..registries.lookup import is_pyramid
+from ..speed.optimize import has_bfloat16_convolutions
+
+declare(
+    "MODEL.FPN_EXT.NUMERICS",
+    "fast",
+    "exact: bit-equal to Detectron2 on CPU. fast: equal within rounding error, and quickest on "
+    "this processor for this model; the log says what was chosen.",
+    "training",
+    "inference",
+    "PyramidROIHeads",
+)
+
+CHOICES = ("exact", "fast")
+# What NUMERICS exact and fast set, by the last part of the key's name.
+EXPERT_KEYS = (
+    *("POOLER_IMPLEMENTATION", "CHANNELS_LAST", "WINOGRAD", "FOLD_NORMS"),
+    "INFERENCE_DTYPE",
+)
+EXACT: dict[str, Any] = {
+    "POOLER_IMPLEMENTATION": "per_level",
+    "CHANNELS_LAST": False,
+    "WINOGRAD": False,
+    "FOLD_NORMS": False,
+    "INFERENCE_DTYPE": "",
+}
+# Measured for ResNets on CPUs whose oneDNN has AVX-512 (results/speed-cpu). Without AVX-512 each of
+# these is slower than going without, and on a GPU none was measured.
+FAST_WITH_AVX512: dict[str, Any] = {
+    "CHANNELS_LAST": True,
+    "WINOGRAD": True,
+    "FOLD_NORMS": True,
+    "INFERENCE_DTYPE": "float32",
+}
+
+
+def resolve_numerics(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
+    """Set the expert keys as ``MODEL.FPN_EXT.NUMERICS`` asks for it, in place.
+
+    Args:
+        cfg: a checked config, its device resolved.
+        explicitly_set: full names of keys that stay as they are.
+
+    Returns:
+        What was chosen, for the log: one line; empty for a config without this project's pyramid.
+
+    Raises:
+        ValueError: NUMERICS is neither; or it is ``exact``, and a key is explicitly set that is
+        not.
+    """
+    own = cfg.MODEL.FPN_EXT
+    if own.NUMERICS not in CHOICES:
+        raise ValueError(f"MODEL.FPN_EXT.NUMERICS must be one of {CHOICES}, got {own.NUMERICS!r}")
+    kept = [key for key in EXPERT_KEYS if f"MODEL.FPN_EXT.{key}" in explicitly_set]
+    if own.NUMERICS == "exact":
+        inexact = [
+            f"MODEL.FPN_EXT.{key} {own[key]}"
+            for key in kept
+            if own[key] not in (EXACT[key], "auto")
+        ]
+        if inexact:
+            raise ValueError(
+                f"MODEL.FPN_EXT.NUMERICS exact contradicts {' and '.join(inexact)}: take one out"
+            )
+        chosen, why = EXACT, "bit-equal to Detectron2 on CPU"
+    else:
+        if not is_pyramid(cfg):
+            return ""
+        chosen, why = _fast(cfg)
+    for key, value in chosen.items():
+        if key not in kept or own.NUMERICS == "exact":
+            own[key] = value
+    values = ", ".join(f"{key} {own[key] or repr(own[key])}" for key in EXPERT_KEYS)
+    as_written = f"; as written: {', '.join(kept)}" if kept else ""
+    return f"MODEL.FPN_EXT.NUMERICS {own.NUMERICS} ({why}): {values}{as_written}"
+
+
+def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:
+    if cfg.MODEL.DEVICE != "cpu":
+        return {}, "on a GPU"
+    if not has_bfloat16_convolutions():
+        return {}, f"{torch.backends.cpu.get_cpu_capability()}, no AVX-512 in oneDNN"
+    chosen = dict(FAST_WITH_AVX512)
+    if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "ProposalNetwork"):
+        del chosen["INFERENCE_DTYPE"]
+    if cfg.MODEL.FPN_EXT.BOTTOM_UP != "build_resnet_backbone":
+        del chosen["CHANNELS_LAST"]  # measured for ResNets alone
+    return chosen, "AVX-512"

@@ -1,0 +1,1 @@
+"""Datasets: registered, read, checked, generated."""

@@ -1,0 +1,207 @@
+"""The ground-truth boxes of data sets in the pixels that the network is trained on.
+
+As Detectron2's DatasetMapper makes them: ResizeShortestEdge by ``INPUT.MIN_SIZE_TRAIN`` and
+``MAX_SIZE_TRAIN``, boxes clipped to the image, crowd regions and boxes without area left out. Flips
+and crops (``INPUT.CROP``) are not followed. Annotations are read, no picture is.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.structures import BoxMode
+
+from ..names import did_you_mean
+
+SIDES_OF_A_RANGE = 9  # with MIN_SIZE_TRAIN_SAMPLING "range": so many sides, evenly spread
+SMALLEST_SIDE = 1e-5  # Detectron2's filter_empty_instances drops boxes up to this many pixels
+# COCO's areas, here of the box in the original image.
+AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
+
+
+@dataclass(frozen=True)
+class TrainingBoxes:
+    """The N boxes of I images, in pixels of the original images.
+
+    Attributes:
+        corners: (N, 4) float64, XYXY.
+        classes: (N,) int64, numbers in ``class_names``.
+        images: (N,) int64, the number of each box's image in ``image_ids``.
+        image_ids: of all images, as in the data sets' records.
+        image_sizes: (I, 2) int64, height and width.
+        class_names: of all classes.
+        crowds: how many crowd regions there are; they are not among the boxes.
+    """
+
+    corners: np.ndarray
+    classes: np.ndarray
+    images: np.ndarray
+    image_ids: list[Any]
+    image_sizes: np.ndarray
+    class_names: list[str]
+    crowds: int
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """(N,) masks: ``"all"``, COCO's sizes, then the classes as ``"class NAME"``."""
+        area = np.prod(self.corners[:, 2:] - self.corners[:, :2], axis=1)
+        groups = {"all": np.ones(len(area), dtype=bool)}
+        for name, (low, high) in AREAS.items():
+            groups[name] = (area <= high) & ((area > low) | (low == 0))
+        for number, name in enumerate(self.class_names):
+            groups[f"class {name}"] = self.classes == number
+        return groups
+
+
+@dataclass(frozen=True)
+class ResizedBoxes:
+    """Boxes in pixels of the network input: every box once for each side of training.
+
+    Attributes:
+        boxes: (M, 4) float64, XYXY, clipped to the image.
+        index: (M,) int64, the number of the box among the :class:`TrainingBoxes`.
+        image_sizes: (M, 2) int64, height and width of its resized image, before padding.
+        weights: (M,) float64, how often training draws this side; 1 over all sides.
+        without_area: how many boxes Detectron2 drops, as they have none, whatever the side.
+    """
+
+    boxes: np.ndarray
+    index: np.ndarray
+    image_sizes: np.ndarray
+    weights: np.ndarray
+    without_area: int
+
+    def rows(self, chosen: np.ndarray | slice) -> "ResizedBoxes":
+        """Some of the rows: a mask or numbers."""
+        return ResizedBoxes(
+            self.boxes[chosen],
+            self.index[chosen],
+            self.image_sizes[chosen],
+            self.weights[chosen],
+            self.without_area,
+        )
+
+
+def read_boxes(names: Sequence[str]) -> TrainingBoxes:
+    """The boxes of registered data sets, all together.
+
+    Raises:
+        ValueError: no or an unknown name; data sets of different classes; a record without height
+            and width; a box that is not finite; no box at all.
+        FileNotFoundError: the annotations are not there.
+    """
+    if not names:
+        raise ValueError("DATASETS.TRAIN names no data set; name one there or with --dataset")
+    for name in names:
+        if name not in DatasetCatalog:
+            known = did_you_mean(name, DatasetCatalog.keys())
+            raise ValueError(f"{name!r} is not a registered data set; {known}")
+    records = [record for name in names for record in DatasetCatalog.get(name)]
+    classes = {name: list(MetadataCatalog.get(name).get("thing_classes", ())) for name in names}
+    if any(own != classes[names[0]] for own in classes.values()):
+        raise ValueError(f"the data sets {list(names)} have different classes: {classes}")
+    unsized = [r.get("image_id") for r in records if not (r.get("height") and r.get("width"))]
+    if unsized:
+        raise ValueError(
+            f"{len(unsized)} images have no height and width in the records of {list(names)} "
+            f"(image_id {unsized[0]!r}, ...): Detectron2's format of data sets has both"
+        )
+    annotations = [
+        (number, annotation)
+        for number, record in enumerate(records)
+        for annotation in record.get("annotations", ())
+    ]
+    objects = [(number, a) for number, a in annotations if not a.get("iscrowd", 0)]
+    if not objects:
+        raise ValueError(f"{list(names)} has no boxes on {len(records)} images")
+    corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for _, a in objects]
+    result = TrainingBoxes(
+        corners=np.array(corners, dtype=np.float64).reshape(-1, 4),
+        classes=np.array([a["category_id"] for _, a in objects], dtype=np.int64),
+        images=np.array([number for number, _ in objects], dtype=np.int64),
+        image_ids=[record.get("image_id", record["file_name"]) for record in records],
+        image_sizes=np.array([(r["height"], r["width"]) for r in records], dtype=np.int64),
+        class_names=classes[names[0]],
+        crowds=len(annotations) - len(objects),
+    )
+    wrong = ~np.isfinite(result.corners).all(axis=1)
+    if wrong.any():
+        where = result.image_ids[result.images[wrong][0]]
+        raise ValueError(
+            f"{wrong.sum()} boxes have a coordinate that is NaN or infinite (image {where!r}, "
+            "...); fpn-ext data names them all"
+        )
+    return result
+
+
+def training_sides(cfg: CfgNode) -> dict[int, float]:
+    """The lengths of the shorter side that training resizes to, and how often it draws each.
+
+    With ``MIN_SIZE_TRAIN_SAMPLING`` "choice" all those of ``MIN_SIZE_TRAIN``, one that stands there
+    twice counting twice; with "range" at most :data:`SIDES_OF_A_RANGE` from the first to the
+    second, evenly spread, all alike. 0 stands for no resizing.
+
+    >>> from detectron2.config import get_cfg
+    >>> cfg = get_cfg()
+    >>> cfg.INPUT.MIN_SIZE_TRAIN = (480, 640, 640, 800)
+    >>> training_sides(cfg)
+    {480: 0.25, 640: 0.5, 800: 0.25}
+    """
+    given, style = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    sides = [given] if isinstance(given, int) else list(given)
+    whole = all(isinstance(side, int) and side >= 0 for side in sides)
+    if style not in ("choice", "range") or not sides or not whole:
+        raise ValueError(
+            "INPUT.MIN_SIZE_TRAIN needs whole numbers of pixels and MIN_SIZE_TRAIN_SAMPLING "
+            f'"choice" or "range", got {given} and {style!r}'
+        )
+    if style == "range":
+        low, high = (sides[0], sides[-1])
+        if len(sides) > 2 or low > high:
+            raise ValueError(
+                'INPUT.MIN_SIZE_TRAIN needs (least, most) with MIN_SIZE_TRAIN_SAMPLING "range", '
+                f"got {given}"
+            )
+        spread = np.linspace(low, high, min(SIDES_OF_A_RANGE, high - low + 1))
+        sides = [round(float(side)) for side in spread]
+    return {side: count / len(sides) for side, count in sorted(Counter(sides).items())}
+
+
+def resize(found: TrainingBoxes, cfg: CfgNode) -> ResizedBoxes:
+    """Every box at every side of :func:`training_sides`, as training resizes it."""
+    first, second = found.corners[:, :2], found.corners[:, 2:]
+    # Corners in the wrong order are put right, as Detectron2's transforms do.
+    corners = np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1)
+    image_sizes = found.image_sizes.tolist()
+    parts = []
+    for side, share in training_sides(cfg).items():
+        sizes = np.array(
+            [resized_size(h, w, side, cfg.INPUT.MAX_SIZE_TRAIN) for h, w in image_sizes],
+            dtype=np.int64,
+        )
+        scale = (sizes / found.image_sizes)[:, [1, 0, 1, 0]]
+        most = sizes[:, [1, 0, 1, 0]]
+        boxes = np.minimum((corners * scale[found.images]).clip(min=0), most[found.images])
+        kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] > SMALLEST_SIDE).all(axis=1))
+        own_sizes = sizes[found.images[kept]]
+        parts.append((boxes[kept], kept, own_sizes, np.full(len(kept), share)))
+    boxes, index, own_sizes, weights = (np.concatenate(c) for c in zip(*parts, strict=True))
+    return ResizedBoxes(boxes, index, own_sizes, weights, len(corners) - len(np.unique(index)))
+
+
+def resized_size(height: int, width: int, side: int, max_size: int) -> tuple[int, int]:
+    """(height, width) of an image after Detectron2's ResizeShortestEdge.
+
+    >>> resized_size(480, 640, 800, 1333)
+    (800, 1067)
+    """
+    if side == 0:
+        return height, width
+    return ResizeShortestEdge.get_output_shape(height, width, side, max_size)
+
+
+# What the commands on such boxes have in common.

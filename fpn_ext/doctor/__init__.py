@@ -1,0 +1,1 @@
+"""What is wrong with an installation; needs Python's standard library only."""

@@ -1,0 +1,317 @@
+"""What of Python, PyTorch, Detectron2, CUDA and this package is installed here, and works.
+
+Needs Python's standard library alone; what may fail is asked in processes of their own.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import pyexpat
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import fpn_ext
+
+from .._d2_compat import detectron2_folder, has_compiled_operators
+from ..reporting.findings import Finding
+
+PROJECT = Path(fpn_ext.__file__).resolve().parents[1]
+DETECTRON2_SOURCE = "git+https://github.com/facebookresearch/detectron2.git"
+PROBE_SECONDS = 300  # the first import of PyTorch from a cold network disk takes its time
+
+# Each probe prints one line of JSON. A crash in it, even of the interpreter, is its answer.
+TORCH_FACTS = """
+import json, torch
+facts = {
+    "cuda": torch.version.cuda,
+    "available": torch.cuda.is_available(),
+    "threads": torch.get_num_threads(),
+    "cpu": torch.backends.cpu.get_cpu_capability(),
+    "devices": [],
+    "fault": "",
+}
+if facts["available"]:
+    facts["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    try:
+        torch.ones(1, device="cuda").add_(1).item()
+    except Exception as error:
+        facts["fault"] = str(error).strip().splitlines()[0]
+"""
+TORCH_PROBE = TORCH_FACTS + "print(json.dumps(facts))"
+OPERATORS_PROBE = """
+import json, torch
+from detectron2 import _C
+print(json.dumps({"cuda": _C.get_cuda_version(), "compiler": _C.get_compiler_version()}))
+"""
+PACKAGE_PROBE = f"""
+import fpn_ext, os
+{TORCH_FACTS}
+import detectron2.engine, detectron2.evaluation
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from fpn_ext import data, fused_roi_align
+data.register_datasets()
+def there(name):
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("json_file"):
+        return os.path.isfile(metadata.json_file)
+    lists = os.path.join(metadata.get("dirname", ""), "ImageSets", "Main")
+    return os.path.isfile(os.path.join(lists, metadata.get("split", "") + ".txt"))
+facts["there"] = sorted(filter(there, DatasetCatalog.keys()))
+facts["fused"] = fused_roi_align.missing()
+print(json.dumps(facts))
+"""
+
+
+def probe(code: str) -> tuple[dict[str, Any], str]:
+    """What a probe has printed, and "", or {} and the last thing it said before it failed."""
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except subprocess.TimeoutExpired:
+        return {}, f"no answer in {PROBE_SECONDS} seconds"
+    lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines()]
+    if done.returncode == 0:
+        for line in reversed(done.stdout.splitlines()):
+            if line.startswith("{"):
+                return json.loads(line), ""
+    last = [line for line in lines if line][-1:]
+    if done.returncode < 0:
+        last.append(f"(killed by signal {-done.returncode})")
+    return {}, " ".join(last) or f"exit code {done.returncode}"
+
+
+def python_version() -> Iterable[Finding]:
+    version = platform.python_version()
+    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+        yield Finding("ok", "Python", f"{version}, {sys.executable}")
+    else:
+        yield Finding(
+            "error",
+            "Python",
+            f"{version}; 3.10, 3.11 or 3.12 is needed",
+            "make setup PYTHON=/path/to/python3.11 VENV=.venv",
+        )
+    if pyexpat.version_info < (2, 4, 1):
+        yield Finding(
+            "warning",
+            "expat",
+            f"{pyexpat.EXPAT_VERSION}: a hostile XML file can expand without bound; 2.4.1 does not "
+            "let it",
+            "install a newer Python, or libexpat from your system's updates",
+        )
+
+
+def requirements() -> list[str]:
+    """What this project asks for, as in pyproject.toml: ``["torch>=2.4", ...]``."""
+    pyproject = PROJECT / "pyproject.toml"
+    text = pyproject.read_text(encoding="utf-8") if pyproject.is_file() else ""
+    if 'name = "fpn-ext"' in text:
+        # Not tomllib: Python 3.10 has none.
+        listed = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)
+        return re.findall(r'"([^"]+)"', listed.group(1)) if listed else []
+    try:
+        asked = importlib.metadata.requires("fpn-ext") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [requirement for requirement in asked if ";" not in requirement]
+
+
+def packages() -> Iterable[Finding]:
+    for requirement in requirements():
+        name = re.split(r"[<>=!~ ]", requirement)[0]
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("error", name, "not installed", _install(requirement))
+            continue
+        if satisfies(version, requirement[len(name) :]):
+            yield Finding("ok", name, version)
+        else:
+            wrong = f"{version}; {requirement} is needed"
+            yield Finding("error", name, wrong, _install(requirement))
+
+
+def satisfies(version: str, bounds: str) -> bool:
+    """Whether a version lies within bounds like those of pyproject.toml (``>=`` and ``<``).
+
+    >>> satisfies("2.11.0+cu130", ">=2.4"), satisfies("0.1.6", ">=0.1.5,<0.1.6")
+    (True, False)
+    """
+    found = _release(version)
+    for bound in filter(None, bounds.replace(" ", "").split(",")):
+        relation = bound.rstrip("0123456789.")
+        wanted = _release(bound[len(relation) :])
+        length = max(len(found), len(wanted))
+        a, b = (r + (0,) * (length - len(r)) for r in (found, wanted))
+        if not {">=": a >= b, "<": a < b, "<=": a <= b, ">": a > b, "==": a == b}[relation]:
+            return False
+    return True
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(2, 11, 0) of "2.11.0+cu130": the numbers before anything else."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, numbers.group().split("."))) if numbers else ()
+
+
+@functools.cache
+def _pip() -> str:
+    if importlib.util.find_spec("pip"):
+        return f"{sys.executable} -m pip install"
+    return f"uv pip install --python {sys.executable}"
+
+
+def _install(*what: str) -> str:
+    return f"{_pip()} {' '.join(repr(w) for w in what)}"
+
+
+def torch_import(facts: dict[str, Any], fault: str) -> Iterable[Finding]:
+    if fault and importlib.util.find_spec("torch"):
+        yield Finding(
+            "error",
+            "import torch",
+            fault,
+            _install("--force-reinstall", "torch", "torchvision"),
+        )
+    elif facts:
+        yield Finding("ok", "import torch", "works")
+
+
+def detectron2(torch: dict[str, Any]) -> Iterable[Finding]:
+    try:
+        folder = detectron2_folder()
+    except ModuleNotFoundError:
+        yield Finding("error", "Detectron2", "not installed", _detectron2_remedy())
+        return
+    yield Finding("ok", "Detectron2", f"{_version_in(folder)}, {folder}")
+    if not has_compiled_operators():
+        yield Finding(
+            "ok",
+            "compiled operators",
+            "none: rotated boxes and deformable convolution are not to be had, all else is "
+            "(README, 'Your own Detectron2')",
+        )
+        return
+    operators, fault = probe(OPERATORS_PROBE)
+    if fault:
+        yield Finding("error", "compiled operators", f"do not load: {fault}", _rebuild())
+        return
+    # "CUDA 12.4", or "not available" where Detectron2 was built for the CPU alone.
+    built = _release(re.sub(r"^\D*", "", operators["cuda"]))
+    ours = _release(torch.get("cuda") or "")
+    value = f"load; built with {operators['compiler']}, CUDA: {operators['cuda']}"
+    if torch.get("available") and built[:1] != ours[:1]:
+        wrong = f"{value}; PyTorch is built for CUDA {torch['cuda']}"
+        yield Finding("error", "compiled operators", wrong, _rebuild())
+    else:
+        yield Finding("ok", "compiled operators", value)
+
+
+def _version_in(folder: Path) -> str:
+    """Detectron2's own word; the name of its distribution differs between builds."""
+    file = folder / "__init__.py"
+    found = re.search(r'^__version__ = "(.*)"', file.read_text(), re.M) if file.is_file() else None
+    return found.group(1) if found else "of unknown version"
+
+
+def _detectron2_remedy() -> str:
+    return f"make setup (a pure-Python one), or {_rebuild()}"
+
+
+def _rebuild() -> str:
+    return f"{_pip()} --no-build-isolation --force-reinstall --no-deps '{DETECTRON2_SOURCE}'"
+
+
+def cuda(torch: dict[str, Any]) -> Iterable[Finding]:
+    driver = printed_by("nvidia-smi", pattern=r"CUDA Version: *([\d.]+)")
+    compiler = printed_by("nvcc", "--version", pattern=r"release ([\d.]+)")
+    built = torch.get("cuda")
+    value = (
+        f"PyTorch: {built or 'none'}, driver: {driver or 'none'}, nvcc: {compiler or 'none'}; "
+        + (", ".join(torch.get("devices", [])) or "no GPU in use")
+    )
+    fault = _cuda_fault(torch, driver)
+    if fault and torch:
+        yield Finding("error", "CUDA", f"{value}. {fault[0]}", fault[1])
+    else:
+        yield Finding("ok", "CUDA", value)
+    if built and compiler and _release(built)[0] != _release(compiler)[0]:
+        yield Finding(
+            "warning",
+            "nvcc",
+            f"is of CUDA {compiler}, PyTorch of {built}: Detectron2's operators cannot be compiled",
+            f"export CUDA_HOME=/usr/local/cuda-{built}  (install that CUDA toolkit first)",
+        )
+
+
+def _cuda_fault(torch: dict[str, Any], driver: str) -> tuple[str, str] | None:
+    if not driver:
+        return None
+    if not torch.get("cuda"):
+        return "This PyTorch is for the CPU alone", _reinstall_torch(driver)
+    if _release(torch["cuda"])[0] > _release(driver)[0]:
+        return (
+            f"The driver supports CUDA up to {driver}",
+            f"update the NVIDIA driver, or {_reinstall_torch(driver)}",
+        )
+    if not torch["available"]:
+        return "PyTorch sees no GPU", "unset CUDA_VISIBLE_DEVICES; then run nvidia-smi"
+    if torch["fault"]:
+        return f"PyTorch cannot use the GPU: {torch['fault']}", _reinstall_torch(driver)
+    return None
+
+
+def _reinstall_torch(driver: str) -> str:
+    return (
+        f"{_install('--force-reinstall', 'torch', 'torchvision')} from the index that "
+        f"https://pytorch.org/get-started/locally names for CUDA {driver}"
+    )
+
+
+def printed_by(*command: str, pattern: str) -> str:
+    """What a program prints where the pattern's group is; "" without the program."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = re.search(pattern, done.stdout)
+    return found.group(1) if found else ""
+
+
+def package(facts: dict[str, Any], fault: str) -> Iterable[Finding]:
+    if facts:
+        yield Finding("ok", "import fpn_ext", "works, with Detectron2's trainer and evaluators")
+        return
+    missing = re.search(r"No module named '([\w.]+)'", fault)
+    remedy = "make setup, or the remedies above"
+    if missing and missing.group(1) not in ("torch", "detectron2"):
+        remedy = _install(missing.group(1).partition(".")[0])
+    yield Finding("error", "import fpn_ext", fault, remedy)
+
+
+def triton(torch: dict[str, Any], package: dict[str, Any]) -> Iterable[Finding]:
+    if not torch.get("available") or not package:
+        return  # fused RoI pooling is for GPUs
+    if package["fused"] is None:
+        yield Finding("ok", "Triton", "fused RoI pooling works")
+    else:
+        yield Finding(
+            "warning",
+            "Triton",
+            f"RoI pooling goes level by level, slower, because of {package['fused']}",
+            f"{_install('triton')}; it also needs a C compiler (apt install gcc)",
+        )

@@ -1,0 +1,98 @@
+"""Whether this machine can run it: cores and threads, datasets, room on the disk and in memory.
+
+Needs Python's standard library alone.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..reporting.findings import Finding
+
+MEGABYTE = 1024**2
+
+
+def cpu(torch: dict[str, Any]) -> Iterable[Finding]:
+    cores = usable_cores()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    threads = torch.get("threads", 0)
+    value = f"{cores:g} core(s) to use, {torch.get('cpu', 'unknown')} instructions"
+    if wanted and not wanted.isdigit():
+        yield Finding("warning", "CPU", f"OMP_NUM_THREADS is {wanted!r}", "unset OMP_NUM_THREADS")
+    elif threads > max(1, cores):
+        yield Finding(
+            "warning",
+            "CPU",
+            f"{value}, and PyTorch runs {threads} threads: they will wait for each other",
+            f"export OMP_NUM_THREADS={max(1, int(cores))}",
+        )
+    else:
+        yield Finding("ok", "CPU", f"{value}, {threads} thread(s)")
+
+
+def usable_cores() -> float:
+    """CPU cores this process may use: by affinity, and by a container's quota."""
+    count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0)
+    count = count or float(os.cpu_count() or 1)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(count, int(quota) / int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return count
+
+
+def datasets(package: dict[str, Any]) -> Iterable[Finding]:
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    source = "DETECTRON2_DATASETS" if "DETECTRON2_DATASETS" in os.environ else "the default"
+    there = package.get("there", [])
+    value = f"{root} ({source}): {', '.join(there) or 'none there yet'}; demo sets are made on use"
+    if source == "DETECTRON2_DATASETS" and not root.is_dir():
+        yield Finding(
+            "warning",
+            "data sets",
+            f"{root} ({source}) is no folder",
+            f"mkdir -p {root}, or export DETECTRON2_DATASETS=/where/they/are (datasets/README.md)",
+        )
+    else:
+        yield Finding("ok", "data sets", value)
+
+
+def output_folder(output: Path) -> Iterable[Finding]:
+    folder = next(f for f in (output.absolute(), *output.absolute().parents) if f.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding(
+            "error",
+            "output",
+            f"{folder} cannot be written into",
+            "put OUTPUT_DIR /somewhere/writable behind the command",
+        )
+        return
+    free = shutil.disk_usage(folder).free
+    value = f"{output}: {free // MEGABYTE} MB free"
+    if free < 2048 * MEGABYTE:
+        yield Finding(
+            "warning",
+            "output",
+            f"{value}; a checkpoint of R-50 FPN takes about 320 MB",
+            "put OUTPUT_DIR /where/there/is/room behind the command",
+        )
+    else:
+        yield Finding("ok", "output", value)
+
+
+def shared_memory() -> Iterable[Finding]:
+    if not os.path.isdir("/dev/shm"):
+        return  # not Linux
+    size = shutil.disk_usage("/dev/shm").total
+    value = f"/dev/shm has {size // MEGABYTE} MB"
+    if size < 1024 * MEGABYTE:
+        yield Finding(
+            "warning",
+            "shared memory",
+            f"{value}: DataLoader workers hand images over in it, and die when it is full",
+            "docker run --shm-size=8g ..., or DATALOADER.NUM_WORKERS 0 behind the command",
+        )
+    else:
+        yield Finding("ok", "shared memory", value)

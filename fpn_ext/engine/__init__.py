@@ -1,0 +1,3 @@
+"""Training: the trainer, its steps, order of images, checkpoints, processes, what goes wrong."""
+
+from .. import components as components

@@ -1,0 +1,198 @@
+"""The best checkpoint by a metric, and the end of a training that no longer gets better by it."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+
+from ..keys import declare, own_keys
+from ..names import did_you_mean
+
+declare(
+    "TEST.FPN_EXT.BEST_METRIC",
+    "",
+    'The score, e.g. "bbox/AP", by which evaluations find what goes to model_best.pth; "" '
+    "for none.",
+    "training",
+)
+declare(
+    "TEST.FPN_EXT.BEST_MODE",
+    "max",
+    'Which BEST_METRIC is better: "max" or "min".',
+    "training",
+)
+declare(
+    "TEST.FPN_EXT.EARLY_STOP_PATIENCE",
+    0,
+    "Evaluations in a row without a better BEST_METRIC after which training ends; 0 for never.",
+    "training",
+)
+
+logger = logging.getLogger(__name__)
+
+
+class BestCheckpoint(EvalHook):
+    """Detectron2's EvalHook, which saves what has the best score so far and counts the worse.
+
+    What is best, and since how many evaluations, is part of the training's state. A checkpoint is
+    written before the evaluation that falls on the same iteration; going on from one begins with
+    that evaluation, so that a kill in between loses no score.
+
+    Args:
+        period: iterations from one evaluation to the next.
+        evaluate: gives scores by name, nested, as ``Trainer.test``; in all processes.
+        save: writes what was evaluated; is given what to write beside it.
+        metric: its name among the scores, e.g. ``"bbox/AP"``.
+        mode: ``"max"`` or ``"min"``: what is better.
+        patience: evaluations in a row without a better score that exhaust it; 0 for never. None is
+            counted before the first score: NaN, where nothing was detected, is none.
+
+    Raises:
+        ValueError: from the first evaluation: no score has that name.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[], dict[str, Any]],
+        save: Callable[..., None],
+        metric: str,
+        mode: str = "max",
+        patience: int = 0,
+    ):
+        super().__init__(period, self._evaluate)
+        self.period = period
+        self.evaluate = evaluate
+        self.save = save
+        self.metric = metric
+        self.mode = mode
+        self.patience = patience
+        self.best: float | None = None
+        self.best_iteration = 0
+        self.num_worse = 0
+        self._evaluated_at = -1
+        self._missed = False
+
+    @property
+    def exhausted(self) -> bool:
+        return 0 < self.patience <= self.num_worse
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} was no better than {self.best} of iteration {self.best_iteration} in "
+            f"{self.num_worse} evaluations (TEST.FPN_EXT.EARLY_STOP_PATIENCE {self.patience})"
+        )
+
+    def before_train(self) -> None:
+        if not self._missed:
+            return
+        logger.info("beginning with the evaluation that was to follow the checkpoint")
+        trainer, iteration = self.trainer, self.trainer.iter
+        trainer.iter = trainer.storage.iter = iteration - 1
+        self._do_eval()
+        trainer.iter = trainer.storage.iter = iteration
+        self._missed = False
+
+    def _evaluate(self) -> dict[str, Any]:
+        results = self.evaluate()
+        # The main process alone has scores; all have to know whether to stop.
+        scores = comm.all_gather(flatten_results_dict(results or {}))[0]
+        if self.metric not in scores:
+            raise ValueError(
+                f"TEST.FPN_EXT.BEST_METRIC: no score of this evaluation is named {self.metric!r}; "
+                f"{did_you_mean(self.metric, scores)}. All: {', '.join(sorted(scores))}"
+            )
+        self._evaluated_at = self._iterations_done()
+        self._compare(float(scores[self.metric]))
+        return results
+
+    def _compare(self, score: float) -> None:
+        if self._is_better(score):
+            logger.info("%s %.5g is the best so far (before: %s)", self.metric, score, self.best)
+            self.best, self.best_iteration = score, self._evaluated_at
+            self.num_worse = 0
+            what = {"metric": self.metric, "score": score, "iteration": self._evaluated_at}
+            self.save(best=what)
+            return
+        self.num_worse += self.best is not None
+        logger.info(
+            "%s %.5g is no better than %s of iteration %d (%d evaluations without a better one)",
+            self.metric,
+            score,
+            self.best,
+            self.best_iteration,
+            self.num_worse,
+        )
+
+    def _is_better(self, score: float) -> bool:
+        if self.best is None or not math.isfinite(score):
+            return math.isfinite(score)
+        return score > self.best if self.mode == "max" else score < self.best
+
+    def _iterations_done(self) -> int:
+        # After training, trainer.iter is already the number of iterations.
+        return min(self.trainer.iter + 1, self.trainer.max_iter)
+
+    def state_dict(self) -> dict[str, Any]:
+        done = self._iterations_done()
+        due = done % self.period == 0 or done == self.trainer.max_iter
+        return {
+            "metric": self.metric,
+            "mode": self.mode,
+            "best": self.best,
+            "best_iteration": self.best_iteration,
+            "num_worse": self.num_worse,
+            "missed": due and self._evaluated_at != done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._missed = state["missed"]
+        if (state["metric"], state["mode"]) != (self.metric, self.mode):
+            logger.warning(
+                "TEST.FPN_EXT.BEST_METRIC was %s (%s) and is %s (%s): looking for the best anew",
+                state["metric"],
+                state["mode"],
+                self.metric,
+                self.mode,
+            )
+            return
+        self.best, self.best_iteration = state["best"], state["best_iteration"]
+        self.num_worse = state["num_worse"]
+
+
+def build_best_checkpoint(
+    cfg: CfgNode, evaluate: Callable[[], dict[str, Any]], save: Callable[..., None]
+) -> BestCheckpoint | None:
+    """The hook that ``BEST_METRIC``, ``BEST_MODE`` and ``EARLY_STOP_PATIENCE`` ask for, if any."""
+    keys = own_keys(cfg, "TEST")
+    if not keys.BEST_METRIC:
+        return None
+    how = keys.BEST_METRIC, keys.BEST_MODE, keys.EARLY_STOP_PATIENCE
+    return BestCheckpoint(cfg.TEST.EVAL_PERIOD, evaluate, save, *how)
+
+
+class StopTraining(BaseException):
+    """Ends a training within :func:`stoppable`. No Exception: Detectron2 logs those as errors."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """A block that :class:`StopTraining` leaves as if it had come to its end; the log says why.
+
+    Around Detectron2's ``TrainerBase.train``, set the trainer's ``iter`` and ``max_iter`` to the
+    number of iterations done before raising it: the hooks' ``after_train`` then finds a training
+    that has come to its end.
+
+    >>> with stoppable():
+    ...     raise StopTraining("no better for 5 evaluations")
+    """
+    try:
+        yield
+    except StopTraining as stop:
+        logger.info("%s", stop)

@@ -1,0 +1,162 @@
+"""Check a config before it is trained or evaluated: keys, names, levels, weights, data, schedule.
+
+    fpn-ext check --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
+    fpn-ext check --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
+
+All that is wrong is said at once, each with what would mend it. train_net.py makes the same checks,
+each before the step that it protects. Exit code: 0 without errors (warnings may be there), 1 with
+errors. No image is opened: for these, fpn-ext data.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from ..config.load import load_config, written_keys
+from ..config.prepare import MISTAKES, Weights, prepare_loaded
+from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
+from ..proposals.loader import build_test_loader, training_data
+from ..reporting.findings import Finding, Status
+from .schedule import learning_rate_note, scale_schedule
+
+
+def examine(
+    config_file: str, opts: Sequence[str] = (), eval_only: bool = False, world_size: int = 1
+) -> list[Finding]:
+    """All findings on a config; those that need a config without errors only if it has none.
+
+    Args:
+        opts: ``KEY VALUE ...`` on top of the file.
+        eval_only: it is to be evaluated, not trained.
+        world_size: the number of processes (GPUs) it is to be trained by.
+    """
+    try:
+        cfg = load_config(config_file, opts)
+    except MISTAKES as error:
+        return [Finding("error", "config", str(error))]
+    findings = list(_preparation(cfg, eval_only, written_keys(config_file, opts)))
+    if any(finding.status == "error" for finding in findings):
+        return findings
+    findings += [*_model(cfg, eval_only), *_data(cfg, eval_only)]
+    if not eval_only:
+        findings += _schedule(cfg, world_size)
+    return findings
+
+
+def _preparation(cfg: CfgNode, eval_only: bool, explicitly_set: set[str]) -> Iterable[Finding]:
+    weights: Weights = "required" if eval_only else "start"
+    for stage in prepare_loaded(cfg, not eval_only, weights, explicitly_set):
+        status: Status = "warning" if stage.subject == "device" else "ok"
+        yield from (Finding(status, stage.subject, note) for note in stage.notes)
+        yield from (Finding("error", stage.subject, problem) for problem in stage.problems)
+        if stage.subject == "config" and not stage.problems:
+            yield Finding("ok", "config", "every key, name and level fits")
+
+
+def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    try:
+        model = build_model(cfg)
+    except MISTAKES as error:
+        yield Finding("error", "model", str(error))
+        return
+    parameters = sum(p.numel() for p in model.parameters())
+    yield Finding("ok", "model", f"{parameters / 1e6:.1f} million parameters")
+    if not cfg.MODEL.WEIGHTS:
+        return
+    if "://" in cfg.MODEL.WEIGHTS:
+        yield Finding("ok", "weights", f"{cfg.MODEL.WEIGHTS} is fetched when they are needed")
+        return
+    checkpointer = CompleteCheckpointer(model) if eval_only else SafeCheckpointer(model)
+    try:
+        checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    except MISTAKES as error:
+        yield Finding("error", "weights", str(error))
+        return
+    value = f"{cfg.MODEL.WEIGHTS}: {checkpointer.matched}"
+    others = checkpointer.other_shapes
+    if not others:
+        yield Finding("ok", "weights", value)
+        return
+    yield Finding(
+        "warning",
+        "weights",
+        f"{value}. Of another shape: {'; '.join(others[:3])} (of {len(others)})",
+        "right if these are to be trained anew, as for other classes",
+    )
+
+
+def _data(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
+    if not eval_only:
+        try:
+            records = training_data(cfg)["records"]
+            boxes = sum(len(record.get("annotations", ())) for record in records)
+            names = ", ".join(cfg.DATASETS.TRAIN)
+            value = f"{names}: {len(records)} images with {boxes} boxes"
+            per_epoch = len(records) / cfg.SOLVER.IMS_PER_BATCH
+            epochs = cfg.SOLVER.MAX_ITER / per_epoch
+            yield Finding("ok", "training data", f"{value}; {epochs:.1f} epochs")
+        except MISTAKES as error:
+            yield Finding("error", "training data", str(error))
+    for name in cfg.DATASETS.TEST:
+        try:
+            images = len(build_test_loader(cfg, name).dataset)
+            yield Finding("ok", "test data", f"{name}: {images} images")
+        except MISTAKES as error:
+            yield Finding("error", "test data", str(error))
+
+
+def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:
+    scaled, changes = scale_schedule(cfg, world_size)
+    if changes:
+        value = f"scaled to {world_size} process(es), as SOLVER.REFERENCE_WORLD_SIZE asks: "
+        yield Finding("ok", "schedule", value + ", ".join(changes))
+    solver = scaled.SOLVER
+    if solver.IMS_PER_BATCH % world_size:
+        yield Finding(
+            "error",
+            "schedule",
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is the batch of all {world_size} "
+            "processes and does not divide among them",
+        )
+    late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
+    if late:
+        yield Finding(
+            "warning",
+            "schedule",
+            f"SOLVER.STEPS {late} are not before the end, SOLVER.MAX_ITER {solver.MAX_ITER}",
+            "the learning rate will not fall there; set SOLVER.STEPS",
+        )
+    note = learning_rate_note(scaled)
+    if note:
+        yield Finding(
+            "warning",
+            "schedule",
+            note,
+            "a rate that is too high ends in NaN, one too low in a low AP; SOLVER.BASE_LR",
+        )
+    else:
+        yield Finding(
+            "ok",
+            "schedule",
+            f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images, learning rate "
+            f"{solver.BASE_LR:g}, steps at {', '.join(map(str, solver.STEPS))}",
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, the loggers that :func:`examine` would make speak say errors only."""
+    loggers = [logging.getLogger(name) for name in ("fpn_ext", "fvcore.common.checkpoint")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

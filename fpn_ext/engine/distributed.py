@@ -1,0 +1,397 @@
+"""The processes of a training: started by Detectron2's launcher, by torchrun or by SLURM's srun.
+
+On GPUs they speak through NCCL, on the CPU through gloo. docs/guides/distributed.md has the
+commands, and what is the same in one process and in several.
+"""
+
+import argparse
+import functools
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import default_argument_parser
+from detectron2.engine import launch as detectron2_launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+from torch import multiprocessing, nn
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from .. import _d2_compat
+
+Main = Callable[[argparse.Namespace], Any]
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID")
+# What gloo and NCCL say in a process that waits for another one, and that one ended.
+_LOST = re.compile(r"(closed|reset) by peer|Broken pipe|remote process exited|Read error", re.I)
+# Seconds that such a process lives on, so that the one that failed is the first to end: the first
+# is the one that a launcher reports.
+_LOST_GRACE = 5.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those that another program has started.
+
+    Args:
+        rank: among all ``world_size``.
+        local_rank: among those of its machine; the number of its GPU.
+        address: where they meet, as ``init_process_group`` takes it.
+        source: who started them, in words.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    address: str
+    source: str
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's options and ``--num-processes``; a free port where one machine needs one."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of processes on the CPU, per machine (with MODEL.DEVICE cpu)",
+    )
+    parser.set_defaults(dist_url="auto")
+    return parser
+
+
+def launch(main: Main, args: argparse.Namespace, device: str) -> None:
+    """Call ``main(args)`` in every process of the job, which can then use Detectron2's ``comm``.
+
+    In this process, if it is one of those that torchrun or srun have started; otherwise in
+    processes started here, or, for a single one, in this process.
+
+    Args:
+        main: a function of a module, so that another process can import it.
+        args: from :func:`argument_parser`.
+        device: ``MODEL.DEVICE``: processes on "cpu" are counted by ``--num-processes``, others by
+            ``--num-gpus``.
+
+    Raises:
+        ValueError: options or variables that contradict one another or the machine.
+        RuntimeError: a process started here failed or was killed; says which, and how it ended.
+            The others are ended, too.
+    """
+    on_cpu = device == "cpu"
+    place = _place_unless_launching(args)
+    _check_options(args, on_cpu, place)
+    if place is not None:
+        _check_gpu(place, on_cpu)
+        record(_run)(place, on_cpu, main, args)
+    else:
+        _launch(main, args, on_cpu)
+
+
+def started_by(environment: Mapping[str, str] = os.environ) -> str:
+    """How many processes there are and who started them, for the log."""
+    number = comm.get_world_size()
+    place = place_in(environment)
+    if place is not None and place.world_size == number:
+        return f"{number} processes, started by {place.source}"
+    text = f"{number} processes, started by this command" if number > 1 else "1 process"
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if place is None and tasks not in ("", "1"):
+        text += f"; SLURM has room for {tasks} tasks, and srun starts them: this is no step of its"
+    return text
+
+
+def place_in(environment: Mapping[str, str]) -> Place | None:
+    """This process's place as torchrun's variables give it, else as SLURM's do; None without.
+
+    Of SLURM's, those of a job step of several tasks count: in a batch script or an interactive
+    shell the same variables describe what srun could start.
+
+    Raises:
+        ValueError: variables that are missing, no numbers, or contradict one another.
+
+    >>> place_in({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
+    """
+    tasks = _tasks_of_step(environment)
+    found = [name for name in RANK_VARIABLES if name in environment]
+    if found == ["WORLD_SIZE"] and tasks > 1:  # as many batch scripts export it for their step
+        if _number("WORLD_SIZE", environment) != tasks:
+            raise ValueError(
+                f"WORLD_SIZE is {environment['WORLD_SIZE']} and srun started {tasks} tasks: unset "
+                "WORLD_SIZE, or start as many"
+            )
+    elif found:
+        return _place_of_torchrun(environment)
+    return _place_of_slurm(environment, tasks) if tasks > 1 else None
+
+
+def _place_of_torchrun(environment: Mapping[str, str]) -> Place:
+    _require(environment, (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT"), "torchrun")
+    rank, world_size, local_rank = (_number(name, environment) for name in RANK_VARIABLES)
+    if not local_rank <= rank < world_size:
+        raise ValueError(
+            f"RANK {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {world_size} do not fit "
+            "together: LOCAL_RANK <= RANK < WORLD_SIZE; unset them all, or take what torchrun sets"
+        )
+    return Place(rank, world_size, local_rank, "env://", "torchrun (RANK, WORLD_SIZE, LOCAL_RANK)")
+
+
+def _place_of_slurm(environment: Mapping[str, str], tasks: int) -> Place:
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    _require(environment, SLURM_VARIABLES, "srun")
+    if not nodes:
+        raise ValueError("srun sets SLURM_STEP_NODELIST, and it is not set: was it unset?")
+    rank, local_rank, job = (_number(name, environment) for name in SLURM_VARIABLES)
+    # The same in every task, and another for the next job on the machine; below the ports that
+    # systems hand out.
+    host = environment.get("MASTER_ADDR") or first_node(nodes)
+    port = environment.get("MASTER_PORT") or str(12000 + job % 20000)
+    return Place(
+        rank,
+        tasks,
+        local_rank,
+        f"tcp://{host}:{port}",
+        f"srun (SLURM_PROCID, SLURM_LOCALID and {tasks} tasks), meeting at {host}:{port}",
+    )
+
+
+def _tasks_of_step(environment: Mapping[str, str]) -> int:
+    """Tasks of the job step that this process is one of; 0 where it is none of several."""
+    # srun --pty starts a shell on the first of the tasks.
+    if "SLURM_STEP_ID" not in environment or "SLURM_PTY_PORT" in environment:
+        return 0
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        if name in environment:
+            return _number(name, environment)
+    return 0
+
+
+def first_node(nodes: str) -> str:
+    """The first name in a list of nodes as SLURM writes it.
+
+    >>> first_node("gpu[03-05,9],login1"), first_node("a1,a2"), first_node("r[1-2]n[07,9]")
+    ('gpu03', 'a1', 'r1n07')
+    """
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]
+
+
+def _require(environment: Mapping[str, str], names: tuple[str, ...], source: str) -> None:
+    missing = [name for name in names if name not in environment]
+    if missing:
+        there = [name for name in names if name in environment]
+        raise ValueError(
+            f"{source} sets {', '.join(names)}; here {', '.join(there)} "
+            f"{'is' if len(there) == 1 else 'are'} set and {', '.join(missing)} not. Set all of "
+            f"them (start with {source}), or for a single process unset {', '.join(there)}"
+        )
+
+
+def _number(name: str, environment: Mapping[str, str]) -> int:
+    if not re.fullmatch(r"\d+", environment[name]):
+        raise ValueError(f"{name} must be a whole number, got {environment[name]!r}")
+    return int(environment[name])
+
+
+def _place_unless_launching(args: argparse.Namespace) -> Place | None:
+    """None if srun's tasks, one for each machine, are to start the processes of theirs."""
+    if args.num_machines > 1 and not any(name in os.environ for name in RANK_VARIABLES):
+        return None
+    return place_in(os.environ)
+
+
+def _check_options(args: argparse.Namespace, on_cpu: bool, place: Place | None) -> None:
+    if place is not None:
+        for option in ("num_gpus", "num_processes", "num_machines"):
+            number = getattr(args, option)
+            if number > 1:
+                raise ValueError(
+                    f"--{option.replace('_', '-')} {number} asks for processes, and "
+                    f"{place.world_size} are there already, started by {place.source}: leave the "
+                    "option out, or start this command once, on its own"
+                )
+    if on_cpu and args.num_gpus > 1:
+        raise ValueError(
+            f"--num-gpus {args.num_gpus}: there are no GPUs for MODEL.DEVICE cpu; "
+            f"--num-processes {args.num_gpus} starts as many processes on the CPU"
+        )
+    if not on_cpu and args.num_processes > 1:
+        raise ValueError(
+            f"--num-processes {args.num_processes} are processes on the CPU, and MODEL.DEVICE is a "
+            "GPU: take --num-gpus, or MODEL.DEVICE cpu"
+        )
+    if not on_cpu and args.num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus {args.num_gpus}: this process sees {torch.cuda.device_count()} GPU(s) "
+            "(CUDA_VISIBLE_DEVICES)"
+        )
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ValueError(
+            f"--machine-rank {args.machine_rank} must be from 0 to --num-machines "
+            f"{args.num_machines} less 1"
+        )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ValueError(
+            f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, the same on "
+            "all: the first machine, and a port that is free there"
+        )
+
+
+def _check_gpu(place: Place, on_cpu: bool) -> None:
+    if not on_cpu and place.local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"rank {place.rank}, started by {place.source}, is process {place.local_rank} of its "
+            f"machine, counted from 0, and sees {torch.cuda.device_count()} GPU(s): start one "
+            "process for each GPU, and let all see all of them (SLURM: --gpus-per-node, not "
+            "--gpus-per-task), or set MODEL.DEVICE cpu"
+        )
+
+
+# ---------------------------------------------------------------------------------- starting
+
+
+def _launch(main: Main, args: argparse.Namespace, on_cpu: bool) -> None:
+    """Start this machine's processes, and end them all when one fails."""
+    per_machine = args.num_processes if on_cpu else args.num_gpus
+    first_rank = args.machine_rank * per_machine
+    try:
+        if on_cpu and args.num_machines * per_machine > 1:
+            # Detectron2 v0.6's launcher takes GPUs alone.
+            url = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
+            multiprocessing.spawn(
+                _started, args=(first_rank, per_machine, url, main, args), nprocs=per_machine
+            )
+        else:
+            detectron2_launch(
+                _end_with_the_launcher,
+                per_machine,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args),
+            )
+    except multiprocessing.ProcessRaisedException as error:
+        rank = first_rank + error.error_index
+        message = f"{error.msg}\nthe process of rank {rank} failed, see above; {_AFTER}"
+        raise RuntimeError(message) from None
+    except multiprocessing.ProcessExitedException as error:
+        rank = first_rank + error.error_index
+        message = f"the process of rank {rank} (pid {error.error_pid}) {_ending(error)}"
+        raise RuntimeError(f"{message}; {_AFTER}") from None
+
+
+_AFTER = (
+    "the other processes were ended, too. What it had trained is in its checkpoints: --resume goes "
+    "on from the last"
+)
+
+
+def _ending(error: multiprocessing.ProcessExitedException) -> str:
+    if error.exit_code >= 0:
+        return f"ended with exit status {error.exit_code}"
+    often = " (often the system, out of memory: see dmesg)" if error.exit_code == -9 else ""
+    return f"was killed by {error.signal_name}{often}"
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _started(
+    local_rank: int,
+    first_rank: int,
+    per_machine: int,
+    url: str,
+    main: Main,
+    args: argparse.Namespace,
+) -> None:
+    """A process on the CPU that :func:`_launch` started."""
+    if "OMP_NUM_THREADS" not in os.environ:  # they share the machine's cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // per_machine))
+    world_size = args.num_machines * per_machine
+    place = Place(first_rank + local_rank, world_size, local_rank, url, "--num-processes")
+    _run(place, True, functools.partial(_end_with_the_launcher, main), args)
+
+
+def _end_with_the_launcher(main: Main, args: argparse.Namespace) -> None:
+    """Call ``main(args)``, and end with the process that started this one, if one did.
+
+    A launcher that is killed cannot end its processes. PyTorch has them sent SIGINT then, which a
+    command in a script's background ignores, and nobody sees who waits for others in C++.
+    """
+    launcher: Any = multiprocessing.parent_process()
+
+    def wait() -> None:
+        launcher.join()
+        print("the process that started this one has ended: ending", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    if launcher is not None:
+        threading.Thread(target=wait, daemon=True).start()
+    main(args)
+
+
+def _run(place: Place, on_cpu: bool, main: Main, args: argparse.Namespace) -> None:
+    """Join the others, then call ``main(args)``."""
+    if place.world_size == 1:
+        main(args)
+        return
+    try:
+        _join(place, on_cpu)
+        main(args)
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        time.sleep(_LOST_GRACE)
+        raise RuntimeError(
+            f"rank {place.rank} lost its connection to another process, which has ended: the "
+            "reason is in that one's output"
+        ) from error
+
+
+def _join(place: Place, on_cpu: bool) -> None:
+    if not on_cpu:
+        torch.cuda.set_device(place.local_rank)
+    dist.init_process_group(
+        "gloo" if on_cpu else "nccl",
+        init_method=place.address,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=DEFAULT_TIMEOUT,
+    )
+    local_ranks = comm.all_gather(place.local_rank)
+    per_machine = max(local_ranks) + 1
+    if local_ranks != [rank % per_machine for rank in range(place.world_size)]:
+        raise ValueError(
+            f"the processes, from rank 0 on, have the numbers {local_ranks} on their machines: "
+            "Detectron2 needs as many on each, counted machine by machine (SLURM: "
+            "--ntasks-per-node, --distribution=block)"
+        )
+    _d2_compat.create_local_process_group(per_machine)
+    comm.synchronize()
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give the buffers of the main process's model to those of all others.
+
+    Batch normalisation's running statistics are each process's own, of the images it has seen, and
+    a checkpoint holds those of the main process: an evaluation must use the same.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)

@@ -1,0 +1,47 @@
+"""Running this project's own commands in processes of their own, with their output in a file."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(
+    arguments: Sequence[str], log: Path, threads: int | None = None, folder: Path | None = None
+) -> float:
+    """Run ``fpn-ext`` with ``arguments`` and wait for it to end.
+
+    Args:
+        arguments: the verb and its own, e.g. ``["train", "--config-file", ...]``.
+        log: file that its output is added to.
+        threads: of its operators on the CPU; None for as many as there are cores.
+        folder: that it runs in; relative paths are from there. None for the current one.
+
+    Returns:
+        Seconds of CPU time it took.
+
+    Raises:
+        RuntimeError: it failed; names the log and quotes its last lines.
+    """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fpn_ext", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        last = log.read_text(errors="replace").strip().splitlines()[-3:]
+        raise RuntimeError(
+            f"{' '.join(arguments[:2])} ended with exit status {process.returncode}; see {log}: "
+            f"{' | '.join(last)}"
+        )
+    return usage.ru_utime + usage.ru_stime

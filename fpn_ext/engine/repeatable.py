@@ -1,0 +1,236 @@
+"""Training that a kill and --resume do not change: its random numbers and its order of images.
+
+Both are functions of a seed and of the iteration, and of nothing that happened before. Detectron2's
+own order starts anew with every process, and its augmentation depends on which worker was faster.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
+from detectron2.data.common import DatasetFromList, MapDataset
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from ..keys import declare
+
+declare(
+    "SOLVER.FPN_EXT.DETERMINISTIC",
+    False,
+    "True: PyTorch computes the same bits on every run, or says which operator cannot; "
+    "needs a SEED >= 0.",
+    "training",
+)
+
+logger = logging.getLogger(__name__)
+
+_IMAGES, _ITERATIONS, _ORDER = range(3)  # what random numbers are for; each has its own
+
+
+def use_deterministic_algorithms() -> None:
+    """Have PyTorch compute the same bits on every run on the same machine, or raise an error.
+
+    A GPU's cuBLAS reads its setting when it is first used: call this before.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+class RepeatableTrainLoader:
+    """Endless batches of a config's training data, any of them reachable without those before.
+
+    Order and batches are those of Detectron2's sampler (``DATALOADER.SAMPLER_TRAIN``) and of its
+    grouping by aspect ratio. What is random in loading an image depends on the seed and on the
+    image's place in that order; so neither prefetching nor the number of workers changes anything
+    (but for a mapper that drops images: what stands in for them is Detectron2's choice).
+
+    Args:
+        cfg: a Detectron2 config; ``SEED`` (below 0: a random one) is the seed.
+        mapper: from a record to the model's input; Detectron2's DatasetMapper by default.
+        records: Detectron2's records, if not those of ``DATASETS.TRAIN``.
+
+    Attributes:
+        seed (int): of the order and of the augmentation; may be set before iterating.
+        first_batch (int): where iterating begins; may be set before iterating.
+
+    Raises:
+        ValueError: images are to be grouped and a record has no ``width`` or ``height``; or the
+            batch cannot be divided among the processes.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        mapper: Callable[[dict[str, Any]], Any] | None = None,
+        records: list[dict[str, Any]] | None = None,
+    ):
+        world_size = comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all {world_size} "
+                "processes and must divide among them evenly"
+            )
+        self.cfg = cfg
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.first_batch = 0
+        self.mapper = DatasetMapper(cfg, True) if mapper is None else mapper
+        with _random_numbers_of(self.seed, _ORDER):
+            parts = _train_loader_from_config(cfg, self.mapper, dataset=records)
+        self.sampler, self._sampler_seed = parts["sampler"], self.seed
+        self.batch_size = parts["total_batch_size"] // world_size
+        self.groups = _groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
+        # Packed; the list, gigabytes for COCO, is let go.
+        self.records = DatasetFromList(parts["dataset"], copy=False)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        # A generator: Detectron2 v0.6 asks for the iterator before it knows where to begin.
+        if self.seed != self._sampler_seed:
+            with _random_numbers_of(self.seed, _ORDER):
+                parts = _train_loader_from_config(self.cfg, self.mapper, dataset=self.records)
+            self.sampler, self._sampler_seed = parts["sampler"], self.seed
+        batches = itertools.islice(
+            batches_of(self.sampler, self.groups, self.batch_size), self.first_batch, None
+        )
+        images = iter(
+            DataLoader(
+                _SeededImages(MapDataset(self.records, self.mapper), self.seed),
+                sampler=itertools.chain.from_iterable(batches),
+                batch_size=None,
+                collate_fn=trivial_batch_collator,
+                num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+                generator=torch.Generator(),  # else it takes a number from the model's
+            )
+        )
+        while True:
+            yield list(itertools.islice(images, self.batch_size))
+
+
+def batches_of(
+    order: Iterable[int], groups: list[int] | None, size: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Batches of (position in ``order``, index), each of one group; full ones alone.
+
+    As Detectron2's AspectRatioGroupedDataset, on indices instead of loaded images.
+
+    >>> list(batches_of([2, 0, 1, 2], groups=[0, 1, 0], size=2))
+    [[(0, 2), (1, 0)]]
+    """
+    waiting: dict[int, list[tuple[int, int]]] = {}
+    for position, index in enumerate(order):
+        group = groups[index] if groups else 0
+        batch = waiting.setdefault(group, [])
+        batch.append((position, index))
+        if len(batch) == size:
+            yield waiting.pop(group)
+
+
+def _groups(records: list[dict[str, Any]]) -> list[int]:
+    for record in records:
+        if "width" not in record or "height" not in record:
+            raise ValueError(
+                f"{record.get('file_name')}: this record of DATASETS.TRAIN has no width and "
+                "height; give them, or set DATALOADER.ASPECT_RATIO_GROUPING False"
+            )
+    return [int(record["width"] > record["height"]) for record in records]
+
+
+class _SeededImages(Dataset):
+    def __init__(self, data: Dataset, seed: int):
+        self.data = data
+        self.seed = seed
+        self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        # Processes take turns in one order; an image's place in that is the same for any number.
+        position, index = place
+        position = position * self.world_size + self.rank
+        with _random_numbers_of(self.seed, _IMAGES, 0, position):
+            return self.data[index]
+
+
+class SeededIterations(HookBase):
+    """Gives each iteration random numbers of its own, and the loader its seed and its place.
+
+    So evaluating between two iterations, or starting at the second, changes nothing. The seed is
+    kept in checkpoints: with ``SEED: -1`` a resumed training goes on with the same.
+
+    Args:
+        loader: that of the training.
+        batches: how many of its batches an iteration takes.
+    """
+
+    def __init__(self, loader: RepeatableTrainLoader, batches: int = 1):
+        self.loader = loader
+        self.batches = batches
+
+    def before_train(self) -> None:
+        self.loader.first_batch = self.trainer.start_iter * self.batches
+
+    def before_step(self) -> None:
+        _seed(self.loader.seed, _ITERATIONS, comm.get_rank(), self.trainer.iter)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.loader.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        configured = self.loader.cfg.SEED
+        if configured >= 0 and configured != state["seed"]:
+            logger.warning(
+                "SEED is %d; going on with %d, which this training began with",
+                configured,
+                state["seed"],
+            )
+        self.loader.seed = state["seed"]
+
+
+def seeded_iterations(loader: Any, batches: int = 1) -> SeededIterations | None:
+    """The hook for a training's loader; None, which the log says, for one that it cannot place.
+
+    Args:
+        loader: a RepeatableTrainLoader, or any other that gives batches without end.
+        batches: as of :class:`SeededIterations`.
+    """
+    if isinstance(loader, RepeatableTrainLoader):
+        return SeededIterations(loader, batches)
+    logger.warning(
+        "build_train_loader returned a %s: which images it gives after --resume is up to it. "
+        "Return a fpn_ext.engine.repeatable.RepeatableTrainLoader (it takes a mapper and records), "
+        "and a resumed training ends with the same bits",
+        type(loader).__name__,
+    )
+    return None
+
+
+def _seed(*words: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's (CUDA's too) random numbers from whole numbers >= 0."""
+    python, numpy, torch_ = map(int, np.random.SeedSequence(words).generate_state(3))
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.manual_seed(torch_)
+
+
+@contextlib.contextmanager
+def _random_numbers_of(*words: int) -> Iterator[None]:
+    """Within, random numbers on the CPU depend on ``words`` alone; afterwards they go on."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, numpy, torch_ = map(int, np.random.SeedSequence(words).generate_state(3))
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.default_generator.manual_seed(torch_)  # torch.manual_seed would seed CUDA's for good
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])

@@ -1,0 +1,174 @@
+"""What a training takes from a checkpoint, what it refuses to take, and what the log says of it.
+
+Everything a resumed training goes on with is in :meth:`fpn_ext.engine.trainer.Trainer.state_dict`:
+``iteration``, ``hooks``, ``_trainer`` (the optimizer and float16's loss scale; the key is
+Detectron2's), ``schedule`` (:func:`schedule_of`) and ``config`` (:func:`compared_keys`).
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier
+
+from ..config.defaults import flat
+
+logger = logging.getLogger(__name__)
+
+State = Mapping[str, Any]
+
+_SCHEDULE = ("BASE_LR", "STEPS", "MAX_ITER")  # of SOLVER
+_WITHOUT_EFFECT = {"OUTPUT_DIR", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS"}
+
+
+def schedule_of(cfg: CfgNode) -> dict[str, Any]:
+    """The keys of ``SOLVER`` that a training may go on with changed; the log then says so.
+
+    >>> from fpn_ext import get_cfg
+    >>> schedule_of(get_cfg())
+    {'BASE_LR': 0.001, 'STEPS': (30000,), 'MAX_ITER': 40000}
+    """
+    return {key: cfg.SOLVER[key] for key in _SCHEDULE}
+
+
+def compared_keys(cfg: CfgNode) -> dict[str, str]:
+    """Each key of the config with its value as text, except the schedule and what changes no bit.
+
+    >>> from fpn_ext import get_cfg
+    >>> keys = compared_keys(get_cfg())
+    >>> keys["SOLVER.MOMENTUM"], "SOLVER.MAX_ITER" in keys, "OUTPUT_DIR" in keys
+    ('0.9', False, False)
+    """
+    left_out = {f"SOLVER.{key}" for key in _SCHEDULE} | _WITHOUT_EFFECT
+    return {key: str(value) for key, value in flat(cfg).items() if key not in left_out}
+
+
+def check_goes_on(file: str, restored: State, done: int, max_iter: int) -> None:
+    """Raise unless a checkpoint can be resumed from and leaves iterations to do.
+
+    Args:
+        file: the checkpoint's, for the message.
+        restored: the trainer's state in it; empty where it holds weights alone.
+        done: iterations that it has done.
+        max_iter: ``SOLVER.MAX_ITER``.
+
+    Raises:
+        ValueError: it holds weights alone, or nothing is left to train.
+    """
+    if not restored:
+        raise ValueError(
+            f"{file} holds weights alone, so --resume cannot go on from it: start without "
+            f"--resume, with MODEL.WEIGHTS {file}"
+        )
+    if done >= max_iter:
+        raise ValueError(
+            f"{file} has done {done} of SOLVER.MAX_ITER {max_iter} iterations: "
+            "nothing is left. Raise SOLVER.MAX_ITER to go on, take --extend for a new schedule "
+            "from its weights, or --eval-only to evaluate it"
+        )
+
+
+def check_optimizer(saved: State, optimizer: torch.optim.Optimizer) -> None:
+    """Raise unless the state of an optimizer fits this one's parameters.
+
+    Args:
+        saved: from the ``state_dict()`` of an optimizer.
+
+    Raises:
+        ValueError: another number of parameters in a group, or parameters of other shapes.
+    """
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    other_shapes = [
+        f"{tuple(value.shape)} for {tuple(parameters[number].shape)}"
+        for number, values in saved["state"].items()
+        for value in values.values()
+        if sizes == saved_sizes
+        and isinstance(value, torch.Tensor)
+        and value.dim()
+        and value.shape != parameters[number].shape
+    ]
+    if sizes != saved_sizes or other_shapes:
+        raise ValueError(
+            "the checkpoint's optimizer was made for another model or other SOLVER keys "
+            f"(parameters per group {saved_sizes}, now {sizes}; shapes {other_shapes[:3]}): use "
+            "the keys it was written with, or begin with its weights alone, without --resume or "
+            "--extend"
+        )
+
+
+def take_moments(saved: State, optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer the moments of a saved one; its own rates, decay and momentum stay.
+
+    Raises:
+        ValueError: as :func:`check_optimizer`.
+    """
+    check_optimizer(saved, optimizer)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+
+
+def follow_schedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Set the rates that Detectron2's schedule has for where it stands.
+
+    The optimizer's state holds those of the schedule it was saved with; ``SOLVER.STEPS`` or
+    ``SOLVER.MAX_ITER`` may have changed since.
+    """
+    if isinstance(scheduler, LRMultiplier):
+        for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+            group["lr"] = rate
+
+
+def warn_of_changes(
+    file: str, restored: State, cfg: CfgNode, rates: Sequence[float], configured: Sequence[float]
+) -> None:
+    """Say in the log which keys of the config are not those that the checkpoint was written with.
+
+    Args:
+        file: the checkpoint's name, for the message.
+        restored: the trainer's state in it.
+        rates: base learning rates, per group of parameters, that the training goes on with.
+        configured: those that the config asks for.
+    """
+    if list(rates) != list(configured):
+        logger.warning(
+            "SOLVER: base learning rates %s of the checkpoint go on, not %s of the config; "
+            "--extend begins a new schedule",
+            sorted(set(rates)),
+            sorted(set(configured)),
+        )
+    before = restored.get("config", {})
+    for key, value in compared_keys(cfg).items():
+        if before.get(key, value) != value:
+            logger.warning("%s was %s in %s; it is now %s", key, before[key], file, value)
+
+
+def say_begun(
+    what: str, cfg: CfgNode, next_iteration: int, rate: float, restored: State | None = None
+) -> None:
+    """Say in the log what a training has begun with, where it stands and what its schedule is.
+
+    Args:
+        what: has been loaded, and from where.
+        next_iteration: the first that this training does.
+        rate: the learning rate of the first group of parameters.
+        restored: the trainer's state in the checkpoint, if there is one.
+    """
+    restored = restored or {}
+    old = restored.get("schedule", {})
+    schedule = [
+        f"{key} {value}" + (f" (was {old[key]})" if old.get(key, value) != value else "")
+        for key, value in schedule_of(cfg).items()
+    ]
+    done = f" after {restored['iteration'] + 1} iterations" if restored else ""
+    logger.info(
+        "%s%s. Next: iteration %d, learning rate %g; %s",
+        what,
+        done,
+        next_iteration,
+        rate,
+        ", ".join(schedule),
+    )

@@ -1,0 +1,145 @@
+"""The scores of a model on the datasets of ``DATASETS.TEST``, one dataset after the other."""
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from torch import nn
+
+from ..evaluation.recall import model_with_proposals
+from ..reporting.json_files import write_json
+from ..speed.optimize import model_for_inference
+from .distributed import share_buffers
+
+logger = logging.getLogger(__name__)
+
+Scores = dict[str, Any]  # {task: {metric: value}}
+Results = dict[str, Scores]  # by dataset
+BuildLoader = Callable[[CfgNode, str], Any]
+BuildEvaluator = Callable[..., DatasetEvaluator]  # of config, dataset and, if need be, a folder
+
+
+def score(
+    cfg: CfgNode,
+    model: nn.Module,
+    build_loader: BuildLoader,
+    build_evaluator: BuildEvaluator,
+    evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+) -> Results:
+    """Scores of a model, which infers as the config says; all processes call this.
+
+    Files go to ``OUTPUT_DIR/inference/DATASET``.
+
+    Args:
+        model: with its weights; it may be wrapped in DistributedDataParallel.
+        build_loader: gives a dataset's batches.
+        build_evaluator: gives a dataset's evaluator.
+        evaluators: one for each dataset, in place of those of ``build_evaluator``.
+
+    Returns:
+        {dataset: {task: {metric: value}}} in the main process, {dataset: {}} in others.
+
+    Raises:
+        ValueError: another number of evaluators than of datasets.
+    """
+    share_buffers(model)
+    inferring = model_with_proposals(cfg, model_for_inference(cfg, model))
+    if evaluators is not None:
+        given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else list(evaluators)
+        _check_number(cfg, given)
+        by_name = dict(zip(cfg.DATASETS.TEST, given, strict=True))
+        results = _score_each(cfg, inferring, build_loader, by_name.__getitem__)
+    else:
+        build = functools.partial(build_evaluator, cfg)
+        results = _score_each(cfg, inferring, build_loader, build)
+    _write(cfg, results, "inference")
+    return results
+
+
+def score_augmented(
+    cfg: CfgNode, model: nn.Module, build_loader: BuildLoader, build_evaluator: BuildEvaluator
+) -> Results:
+    """Scores with Detectron2's test-time augmentation: an image pyramid and flips.
+
+    As :func:`score`, the names of the tasks ending in ``_TTA``; ``TEST.AUG`` says which sizes.
+    Files go to ``OUTPUT_DIR/inference_TTA/DATASET``, a folder given to ``build_evaluator``.
+    """
+    logger.info("evaluating with test-time augmentation (TEST.AUG)")
+    share_buffers(model)
+    augmented = GeneralizedRCNNWithTTA(cfg, model_for_inference(cfg, model))
+    augmented.training = augmented.model.training  # what an evaluation sets it back to
+    cfg = changed(cfg, "TEST.FPN_EXT.EVALUATE_PROPOSALS", False)  # it merges detections
+
+    def evaluator_of(name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
+
+    results = _score_each(cfg, augmented, build_loader, evaluator_of)
+    for scores in results.values():
+        for task in list(scores):
+            scores[f"{task}_TTA"] = scores.pop(task)
+    _write(cfg, results, "inference_TTA")
+    return results
+
+
+def _check_number(cfg: CfgNode, evaluators: Sequence[DatasetEvaluator]) -> None:
+    names = cfg.DATASETS.TEST
+    if len(evaluators) != len(names):
+        raise ValueError(
+            f"{len(evaluators)} evaluators for the {len(names)} datasets of DATASETS.TEST; give "
+            "one for each, in their order"
+        )
+
+
+def _score_each(
+    cfg: CfgNode,
+    model: nn.Module,
+    build_loader: BuildLoader,
+    evaluator_of: Callable[[str], DatasetEvaluator],
+) -> Results:
+    results: Results = {}
+    for name in cfg.DATASETS.TEST:
+        loader = build_loader(cfg, name)
+        results[name] = inference_on_dataset(model, loader, evaluator_of(name))
+        if comm.is_main_process():
+            logger.info("results on %s, as CSV:", name)
+            print_csv_format(results[name])
+    return results
+
+
+def _write(cfg: CfgNode, results: Results, folder: str) -> None:
+    if comm.is_main_process():
+        for name, scores in results.items():
+            write_json(Path(cfg.OUTPUT_DIR, folder, name, "results.json"), scores)
+
+
+def unnested(results: Results) -> dict[str, Any]:
+    """As Detectron2's ``test`` returns scores: those of a single dataset without its name.
+
+    >>> unnested({"val": {"bbox": {"AP": 1.0}}})
+    {'bbox': {'AP': 1.0}}
+    """
+    if len(results) == 1:
+        (scores,) = results.values()
+        return scores
+    return results
+
+
+def by_dataset(cfg: CfgNode, results: dict[str, Any]) -> dict[str, Scores]:
+    """The inverse of :func:`unnested`: {dataset: {task: scores}}, the same objects."""
+    return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+
+
+def changed(cfg: CfgNode, key: str, value: Any) -> CfgNode:
+    """A frozen copy of a config with another value under one key."""
+    copy = cfg.clone()
+    copy.defrost()
+    copy.merge_from_list([key, value])
+    copy.freeze()
+    return copy

@@ -1,0 +1,394 @@
+"""The trainer: everything that a config's training is made of, put together in one place.
+
+It offers what Detectron2's DefaultTrainer offers. One iteration is :mod:`fpn_ext.engine.steps`; the
+order of images and all random numbers are :mod:`fpn_ext.engine.repeatable`; what a checkpoint gives
+back is :mod:`fpn_ext.engine.resuming`, how it is written :mod:`fpn_ext.files.checkpoint`. Keys
+(docs/guides/training.md) add :mod:`fpn_ext.engine.best`, :mod:`fpn_ext.engine.ema` and
+:mod:`fpn_ext.engine.validation_loss`.
+"""
+
+import logging
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, default_writers, hooks
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
+
+from ..bottom_up.freezing import freeze
+from ..evaluation.evaluators import build_evaluator
+from ..files.checkpoint import SafeCheckpointer
+from ..keys import own_keys
+from ..proposals.loader import build_test_loader, build_validation_loader, training_data
+from ..speed.folded_norms import fold_frozen_norms
+from ..speed.winograd_training import train_with_winograd
+from . import resuming, testing
+from .best import StopTraining, build_best_checkpoint, stoppable
+from .ema import AveragedWeights
+from .nonfinite import NonFiniteGuard
+from .repeatable import RepeatableTrainLoader, seeded_iterations
+from .schedule import scale_schedule
+from .steps import build_step, in_all_processes
+from .testing import changed
+from .validation_loss import validation_loss
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(TrainerBase):
+    """Trains, evaluates and checkpoints the model of a config; subclass it as DefaultTrainer.
+
+    A subclass may override each of ``build_model``, ``build_optimizer``, ``build_train_loader``,
+    ``build_lr_scheduler``, ``build_test_loader``, ``build_evaluator``, ``build_hooks``,
+    ``build_writers``, ``test`` and ``test_with_TTA``.
+
+    A training ends with the same bits whether or not it was killed on its way and resumed. That
+    holds where the arithmetic gives the same bits every time: on one machine, on a CPU with the
+    same number of threads; ``SOLVER.FPN_EXT.DETERMINISTIC`` asks PyTorch for it on a GPU.
+    ``TEST.PRECISE_BN`` is outside: Detectron2's hook reads images in an order of its own. So is a
+    ``build_train_loader`` that returns another loader than RepeatableTrainLoader.
+
+    Three ways to begin, each of which says in the log what it took: :meth:`resume_or_load` takes
+    everything, or weights alone; :meth:`extend` takes weights and the optimizer's state.
+
+    Args:
+        cfg: a config made by :func:`fpn_ext.get_cfg`; scaled to the number of processes here
+            (:func:`fpn_ext.engine.schedule.scale_schedule`).
+
+    Attributes:
+        cfg (CfgNode): the scaled config, with ``TEST.AUG.ENABLED`` False: an image then takes many
+            passes, and does so only when the training is over.
+        step (SimpleTrainer): does one iteration; holds ``model`` (in DistributedDataParallel where
+            there are several processes), ``optimizer`` and ``data_loader``.
+        scheduler: of the learning rate.
+        checkpointer (SafeCheckpointer): of model, optimizer, hooks and this trainer's state.
+        averaged (AveragedWeights or None): with ``SOLVER.FPN_EXT.EMA_DECAY``.
+        best (BestCheckpoint or None): with ``TEST.FPN_EXT.BEST_METRIC``.
+        last_results (dict or None): what ``test`` gave last.
+        iter, start_iter, max_iter (int): as Detectron2's: the iteration that is under way, the
+            first of this run, and the number of all.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()  # the script has not: as DefaultTrainer does
+        cfg, _ = scale_schedule(cfg, comm.get_world_size())
+        self.cfg = changed(cfg, "TEST.AUG.ENABLED", False) if cfg.TEST.AUG.ENABLED else cfg
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        self.step = build_step(cfg, in_all_processes(model), data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.max_iter = cfg.SOLVER.MAX_ITER
+
+        self.checkpointer = SafeCheckpointer(
+            self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self._restored: dict[str, Any] = {}
+
+        self.last_results: dict[str, Any] | None = None
+        self._validation_loaders = [
+            build_validation_loader(cfg, name)
+            for name in (cfg.DATASETS.TEST if own_keys(cfg, "TEST").VALIDATION_LOSS else ())
+        ]
+        self.best = build_best_checkpoint(cfg, self.evaluate, self._export_best)
+        self.averaged: AveragedWeights | None = None
+        if own_keys(cfg, "SOLVER").EMA_DECAY > 0:
+            self.averaged = AveragedWeights(
+                self.model, own_keys(cfg, "SOLVER").EMA_DECAY, self.checkpointer
+            )
+
+        self.register_hooks(self.build_hooks())
+        if cfg.TEST.AUG.ENABLED:
+            augmented = lambda: self.test_with_TTA(cfg, self.evaluated_model)  # noqa: E731
+            self.register_hooks([hooks.EvalHook(0, augmented)])  # at the end
+
+    @property
+    def model(self) -> nn.Module:
+        return self.step.model
+
+    @model.setter
+    def model(self, value: nn.Module) -> None:
+        self.step.model = value
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.step.optimizer
+
+    @optimizer.setter
+    def optimizer(self, value: torch.optim.Optimizer) -> None:
+        self.step.optimizer = value
+
+    @property
+    def data_loader(self) -> Any:
+        return self.step.data_loader
+
+    @data_loader.setter
+    def data_loader(self, value: Any) -> None:
+        self.step.data_loader = value
+
+    # ------------------------------------------------------------------ what it is made of
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of ``MODEL.META_ARCHITECTURE``, frozen and made fast as the config says."""
+        keys = own_keys(cfg)
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        freeze(model, keys.FREEZE)
+        if keys.FOLD_NORMS:
+            fold_frozen_norms(model)
+        if keys.WINOGRAD:
+            train_with_winograd(model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Batches without end: a RepeatableTrainLoader, or any loader that Detectron2 takes."""
+        return RepeatableTrainLoader(cfg, **training_data(cfg))
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """The evaluator that a dataset's metadata asks for; it writes to a folder per dataset.
+
+        Detectron2's single folder lets the second dataset overwrite the files of the first.
+        """
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, folder)
+
+    def build_hooks(self) -> list[HookBase]:
+        """What happens around the steps, in this order."""
+        cfg, main_process = self.cfg, comm.is_main_process()
+        around = [
+            seeded_iterations(self.data_loader, own_keys(cfg, "SOLVER").ACCUMULATE),
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self._precise_bn(),
+            self.averaged,  # before the checkpoint that holds it
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if main_process
+            else None,
+            # After the checkpoint: where an evaluation fails, nothing is lost.
+            self.best or hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
+            NonFiniteGuard(cfg),  # last: it raises
+        ]
+        return [hook for hook in around if hook is not None]
+
+    def build_writers(self) -> list[EventWriter]:
+        """What metrics are written to: Detectron2's log lines, metrics.json and TensorBoard."""
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    def _precise_bn(self) -> hooks.PreciseBN | None:
+        cfg = self.cfg
+        if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)):
+            return None
+        loader = self.build_train_loader(changed(cfg, "DATALOADER.NUM_WORKERS", 0))
+        test = cfg.TEST
+        return hooks.PreciseBN(test.EVAL_PERIOD, self.model, loader, test.PRECISE_BN.NUM_ITER)
+
+    # ------------------------------------------------------------------ how it begins
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Begin with everything of OUTPUT_DIR's last checkpoint; else with MODEL.WEIGHTS' weights.
+
+        With ``resume`` and a folder that never held a checkpoint: as without.
+
+        Raises:
+            ValueError: nothing is left to train, or the training was stopped early, or the
+                checkpoint holds weights alone, or another model's; or what
+                :meth:`fpn_ext.files.checkpoint.SafeCheckpointer.resume_or_load` raises.
+        """
+        weights = self.cfg.MODEL.WEIGHTS
+        configured = list(self.scheduler.base_lrs)
+        self.checkpointer.resume_or_load(weights, resume=resume)
+        if not (resume and self.checkpointer.has_checkpoint()):
+            self._say(f"Begun with the weights of {weights}" if weights else "Begun from scratch")
+            return
+        file = self.checkpointer.file
+        self.start_iter = self.iter + 1  # a checkpoint holds the iteration that was done last
+        resuming.check_goes_on(file, self._restored, self.start_iter, self.max_iter)
+        if self.best and self.best.exhausted:
+            raise ValueError(
+                f"{file} was stopped early after {self.start_iter} iterations: {self.best}. Raise "
+                "TEST.FPN_EXT.EARLY_STOP_PATIENCE, or set it to 0, to go on; or take --eval-only "
+                "to evaluate it"
+            )
+        resuming.follow_schedule(self.scheduler, self.optimizer)
+        resuming.warn_of_changes(
+            file, self._restored, self.cfg, self.scheduler.base_lrs, configured
+        )
+        self._say(f"Resumed {file}: weights, optimizer, learning rate, order of images")
+
+    def extend(self) -> None:
+        """Begin a new schedule with the weights and the optimizer's state of MODEL.WEIGHTS.
+
+        The iteration is 0; learning rate, steps, weight decay and momentum's factor are those of
+        the config.
+
+        Raises:
+            ValueError: MODEL.WEIGHTS holds no state of an optimizer, or that of another model.
+        """
+        file = self.cfg.MODEL.WEIGHTS
+        state = self.checkpointer.load(file, checkpointables=[]).get("trainer", {})
+        if "_trainer" not in state:
+            raise ValueError(
+                f"--extend: {file} holds no state of an optimizer; leave --extend out to begin "
+                "with its weights alone"
+            )
+        resuming.take_moments(state["_trainer"]["optimizer"], self.optimizer)
+        self._restored = state
+        self._say(f"Extended {file}: its weights and optimizer, a new schedule")
+
+    def _say(self, what: str) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        resuming.say_begun(what, self.cfg, self.start_iter, rate, self._restored)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["_trainer"] = self.step.state_dict()
+        state["schedule"] = resuming.schedule_of(self.cfg)
+        state["config"] = resuming.compared_keys(self.cfg)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._restored = state
+        if "_trainer" in state:
+            resuming.check_optimizer(state["_trainer"]["optimizer"], self.optimizer)
+            self.step.load_state_dict(state["_trainer"])
+        else:
+            logger.warning(
+                "The checkpoint holds no state of the optimizer, as those of Detectron2 v0.6: "
+                "momentum begins at zero"
+            )
+
+    # ------------------------------------------------------------------ training
+
+    def train(self) -> dict[str, Any] | None:
+        """Train from ``start_iter`` to ``max_iter``, or until the patience is exhausted.
+
+        Returns:
+            With ``TEST.EXPECTED_RESULTS``, in the main process: what ``test`` gave last.
+
+        Raises:
+            ValueError: results are expected and nothing was evaluated.
+        """
+        with stoppable():
+            super().train(self.start_iter, self.max_iter)
+        if not (self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process()):
+            return None
+        if self.last_results is None:
+            raise ValueError(
+                "TEST.EXPECTED_RESULTS cannot be verified, for nothing was evaluated: keep the "
+                "EvalHook in build_hooks, or leave the key empty"
+            )
+        verify_results(self.cfg, self.last_results)
+        return self.last_results
+
+    def run_step(self) -> None:
+        self.step.iter = self.iter
+        self.step.run_step()
+
+    def before_train(self) -> None:
+        super().before_train()
+        self._stop_if_exhausted(self.start_iter)
+
+    def after_step(self) -> None:
+        super().after_step()
+        self._stop_if_exhausted(self.iter + 1)
+
+    def _stop_if_exhausted(self, iterations: int) -> None:
+        # Here, and not in a hook: those registered after it would miss the last iteration.
+        if not (self.best and self.best.exhausted):
+            return
+        self.iter = iterations - 1  # what a checkpoint has done last
+        self.checkpointer.save("model_final", iteration=self.iter)
+        self.iter = self.max_iter = iterations
+        raise StopTraining(f"Stopped early after {iterations} iterations: {self.best}")
+
+    # ------------------------------------------------------------------ evaluation
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is trained; with ``SOLVER.FPN_EXT.EMA_DECAY`` that of averaged weights."""
+        return self.averaged.model if self.averaged else self.model
+
+    def evaluate(self) -> dict[str, Any]:
+        """What ``test`` gives, and with ``TEST.FPN_EXT.VALIDATION_LOSS`` ``validation_loss``."""
+        model = self.evaluated_model
+        results = self.last_results = self.test(self.cfg, model)
+        if self._validation_loaders:
+            losses = validation_loss(model, self._validation_loaders)
+            results = {**results, "validation_loss": losses}
+        return results
+
+    def _export_best(self, **kwargs: Any) -> None:
+        self.checkpointer.export("model_best", self.evaluated_model, **kwargs)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Scores of a model on ``DATASETS.TEST``; all processes call this.
+
+        With ``TEST.AUG.ENABLED`` and no ``evaluators`` of the caller's, also what
+        :meth:`test_with_TTA` gives. Files go to ``OUTPUT_DIR/inference/DATASET``.
+
+        Args:
+            model: with its weights; it may be wrapped in DistributedDataParallel.
+            evaluators: one for each dataset, in place of those of ``build_evaluator``.
+
+        Returns:
+            {dataset: {task: {metric: value}}}; {task: ...} where there is a single dataset.
+
+        Raises:
+            ValueError: another number of evaluators than of datasets.
+        """
+        build = cls.build_test_loader, cls.build_evaluator
+        results = testing.score(cfg, model, *build, evaluators)
+        if cfg.TEST.AUG.ENABLED and evaluators is None:
+            augmented = testing.by_dataset(cfg, cls.test_with_TTA(cfg, model))
+            for name, scores in results.items():
+                scores.update(augmented[name])
+        return testing.unnested(results)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Scores with Detectron2's test-time augmentation: an image pyramid and flips.
+
+        As :meth:`test` gives them, the names of the tasks ending in ``_TTA``; ``TEST.AUG`` says
+        which sizes. Files go to ``OUTPUT_DIR/inference_TTA/DATASET``.
+        """
+        build = cls.build_test_loader, cls.build_evaluator
+        return testing.unnested(testing.score_augmented(cfg, model, *build))

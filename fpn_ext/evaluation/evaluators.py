@@ -1,0 +1,170 @@
+"""Which of Detectron2's evaluators scores a data set, and what of its results is kept."""
+
+import math
+import os
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+)
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
+from detectron2.utils import comm
+
+from ..data.datasets import box_fault, read_voc_annotation, voc_box
+from ..keys import own_keys
+from ..reporting.coco_json import levels_of
+from .recall import ProposalRecallEvaluator
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """What scores a model on a data set.
+
+    Detections are scored as the data set's metadata asks for (``evaluator_type``), proposals by
+    their average recall: those of an RPN alone (ProposalNetwork), and with
+    ``TEST.FPN_EXT.EVALUATE_PROPOSALS`` those inside a two-stage model, beside its detections.
+
+    Raises:
+        ValueError: the metadata names no evaluator, or one this project does not run.
+    """
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type not in ("coco", "pascal_voc"):
+        # Not NotImplementedError: DefaultTrainer.test would catch that and skip the evaluation.
+        raise ValueError(
+            f"data set {dataset_name!r} asks for evaluator_type {evaluator_type!r}; this project "
+            "evaluates 'coco' and 'pascal_voc' (set it in MetadataCatalog, or change DATASETS.TEST)"
+        )
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return ProposalRecallEvaluator(dataset_name, output_dir)
+    if evaluator_type == "coco":
+        # COCO's summary stops at 100 detections per image; a higher limit must reach it to count.
+        limit = cfg.TEST.DETECTIONS_PER_IMAGE
+        evaluator = DetectionCOCOEvaluator(
+            dataset_name,
+            output_dir=output_dir,
+            max_dets_per_image=limit if limit > 100 else None,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        )
+    else:
+        evaluator = VOCEvaluator(dataset_name)
+    if own_keys(cfg, "TEST").EVALUATE_PROPOSALS:
+        recall = ProposalRecallEvaluator(dataset_name, output_dir)
+        return DatasetEvaluators([evaluator, recall])
+    return evaluator
+
+
+class DetectionCOCOEvaluator(COCOEvaluator):
+    """Detectron2's COCO evaluator of detections; it leaves proposals to ours.
+
+    ``coco_instances_results.json`` also gets the levels of each detection that the model keeps
+    (``MODEL.FPN_EXT.KEEP_LEVELS``): ``proposal_level``, ``pooled_level``. COCO's tools pass over
+    them.
+    """
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """As the parent's, which would score ``proposals`` by a routine of its own."""
+        detections = [{k: v for k, v in out.items() if k != "proposals"} for out in outputs]
+        done = len(self._predictions)
+        super().process(inputs, detections)
+        for prediction, output in zip(self._predictions[done:], detections, strict=True):
+            levels = levels_of(output["instances"])
+            for detection, its_levels in zip(prediction["instances"], levels, strict=True):
+                detection.update(its_levels)
+
+
+class VOCEvaluator(PascalVOCDetectionEvaluator):
+    """Detectron2's Pascal VOC evaluator, with AP and AP50 per class and without faulty boxes.
+
+    The matching and the AP are Detectron2's ``voc_eval``. AP is the mean over IoU 0.50:0.05:0.95.
+    Boxes without width or height, which :func:`fpn_ext.data.datasets.load_voc_layout` leaves out of
+    training, are left out of the ground truth too: nothing could ever be matched to them.
+    """
+
+    def evaluate(self, img_ids: Sequence[str] | None = None) -> OrderedDict | None:
+        """``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", "AP50-<class>", ...}}`` in percent.
+
+        A class without ground truth counts as NaN and is left out of the means.
+
+        Args:
+            img_ids: the images to be scored, as COCOEvaluator's; None for all of the data set.
+        """
+        gathered = comm.gather(self._predictions, dst=0)
+        if not comm.is_main_process():
+            return None
+        predictions: dict[int, list[str]] = defaultdict(list)
+        for of_one_process in gathered:
+            for class_number, lines in of_one_process.items():
+                predictions[class_number].extend(lines)
+
+        thresholds = range(50, 100, 5)
+        ap = np.full((len(self._class_names), len(thresholds)), math.nan)
+        if img_ids is None:
+            img_ids = Path(self._image_set_path).read_text().split()
+        with tempfile.TemporaryDirectory() as folder:
+            image_list = Path(folder, "images")  # no class has a file without a suffix
+            image_list.write_text("\n".join(img_ids))
+            classes_with_boxes = self._copy_ground_truth(img_ids, Path(folder))
+            for c, name in enumerate(self._class_names):
+                if name not in classes_with_boxes:
+                    continue
+                Path(folder, f"{name}.txt").write_text("\n".join(predictions[c]))
+                for t, threshold in enumerate(thresholds):
+                    _, _, class_ap = voc_eval(
+                        os.path.join(folder, "{}.txt"),
+                        os.path.join(folder, "{}.xml"),
+                        str(image_list),
+                        name,
+                        ovthresh=threshold / 100,
+                        use_07_metric=self._is_2007,
+                    )
+                    ap[c, t] = class_ap * 100
+            parse_rec.cache_clear()  # it keeps every file it has read, and these are gone
+
+        box = {"AP": _mean(ap), "AP50": _mean(ap[:, 0]), "AP75": _mean(ap[:, 5])}
+        for c, name in enumerate(self._class_names):
+            box[f"AP-{name}"] = _mean(ap[c])
+            box[f"AP50-{name}"] = _mean(ap[c, :1])
+        return OrderedDict(bbox=box)
+
+    def _copy_ground_truth(self, img_ids: Sequence[str], folder: Path) -> set[str]:
+        """Write the annotations for ``voc_eval``, less the faulty boxes.
+
+        ``voc_eval`` reads fields that not everybody writes, and whole numbers only.
+        Returns the classes that have boxes to find.
+        """
+        classes = set()
+        for image_id in img_ids:
+            file = Path(self._anno_file_template.format(image_id))
+            copy = ElementTree.Element("annotation")
+            for element in read_voc_annotation(file).findall("object"):
+                box = voc_box(element, file)
+                if box_fault(box):
+                    continue
+                name = element.findtext("name", "")
+                difficult = element.findtext("difficult", "0").strip()
+                if difficult != "1":
+                    classes.add(name)
+                item = ElementTree.SubElement(copy, "object")
+                fields = {"name": name, "pose": "", "truncated": "0", "difficult": difficult}
+                for field, text in fields.items():
+                    ElementTree.SubElement(item, field).text = text or "0"
+                corners = ElementTree.SubElement(item, "bndbox")
+                for corner, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+                    ElementTree.SubElement(corners, corner).text = str(round(value))
+            (folder / f"{image_id}.xml").write_bytes(ElementTree.tostring(copy))
+        return classes
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the numbers that are not NaN; NaN if there are none."""
+    return math.nan if np.isnan(values).all() else float(np.nanmean(values))

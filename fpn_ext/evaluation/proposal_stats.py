@@ -1,0 +1,56 @@
+"""How good and how many the proposals in a file are: average recall, boxes per image."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..proposals.detectron2_pickle import open_proposals
+from .recall import AREA_SUFFIXES, LIMITS, average_recall, ground_truth_of
+
+
+def proposal_stats(file: str | os.PathLike, dataset_name: str) -> dict[str, float]:
+    """How good and how many the proposals in a file are, for a dataset with ground truth.
+
+    Returns:
+        Average recall in percent (:func:`fpn_ext.evaluation.recall.average_recall`), of all, small,
+        medium and large objects, NaN where there are none: ``"AR@10"``, ``"ARs@10"``, ...,
+        ``"ARl@1000"``. Then, over the images of the dataset, ``"boxes per image"`` (mean), ``"min
+        boxes"`` and ``"max boxes"``, and ``"images with boxes"``, in percent.
+
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be read, or has values that are not finite.
+    """
+    proposals = open_proposals(file)
+    ground_truth = ground_truth_of(dataset_name)
+    best = {
+        image_id: [array[: max(LIMITS)] for array in proposals[image_id]]
+        for image_id in ground_truth.imgs
+        if image_id in proposals
+    }
+    boxes = {image_id: of_image for image_id, (of_image, _) in best.items()}
+    scores = {image_id: of_image for image_id, (_, of_image) in best.items()}
+    stats: dict[str, float] = {}
+    for limit in LIMITS:
+        stats |= average_recall(ground_truth, boxes, scores, limits=(limit,))
+    counts = [len(proposals[i][1]) if i in proposals else 0 for i in ground_truth.imgs]
+    stats |= {
+        "boxes per image": float(np.mean(counts)),
+        "min boxes": min(counts),
+        "max boxes": max(counts),
+        "images with boxes": 100 * float(np.count_nonzero(counts)) / len(counts),
+    }
+    return stats
+
+
+def as_text(stats: Mapping[str, float]) -> str:
+    """What :func:`proposal_stats` gives, as a table."""
+    lines = ["limit" + "".join(f"{area:>9}" for area in ("all", "small", "medium", "large"))]
+    for limit in LIMITS:
+        values = [stats[f"AR{suffix}@{limit}"] for suffix in AREA_SUFFIXES]
+        lines.append(f"{limit:5}" + "".join(f"{value:9.2f}" for value in values))
+    lines.append(
+        f"\n{stats['boxes per image']:.1f} boxes per image ({stats['min boxes']} to "
+        f"{stats['max boxes']}); {stats['images with boxes']:.1f}% of the images have boxes"
+    )
+    return "\n".join(lines)

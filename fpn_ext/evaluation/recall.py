@@ -1,0 +1,362 @@
+"""Average recall (AR) of proposals, as COCO defines it and Table 1 of the FPN paper reports it.
+
+At each IoU threshold 0.50, 0.55, ..., 0.95: the share of the objects, of whatever class, that the
+``limit`` best boxes of their image find. AR@limit is the mean over the thresholds. The matching is
+pycocotools'; how Detectron2's own routine differs is in docs/evidence/average_recall.md.
+"""
+
+import contextlib
+import io
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
+from pycocotools import mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from ..keys import declare, own_keys
+from ..names import did_you_mean
+from ..proposals.file import write_proposals
+from ..unwrap import unwrapped
+
+declare(
+    "TEST.FPN_EXT.EVALUATE_PROPOSALS",
+    False,
+    "Evaluations also score the proposals of a two-stage model's RPN, by their average "
+    "recall. An RPN alone (ProposalNetwork) is always scored.",
+    "evaluation",
+)
+
+logger = logging.getLogger(__name__)
+
+LIMITS = (10, 100, 1000)
+AREA_SUFFIXES = ("", "s", "m", "l")  # of pycocotools' ranges: all, small, medium, large
+
+
+def ground_truth_of(dataset_name: str) -> COCO:
+    """The objects of a registered data set, as pycocotools holds them.
+
+    Read from the metadata's ``json_file`` where there is one, else made from the data set's records
+    by Detectron2's own conversion: ``iscrowd`` is kept, and an object's area is that of its mask,
+    or of its box where it has none.
+
+    Raises:
+        ValueError: no such data set.
+        FileNotFoundError: its files are not there.
+    """
+    json_file = MetadataCatalog.get(dataset_name).get("json_file")
+    if not json_file and dataset_name not in DatasetCatalog:
+        raise ValueError(
+            f"{dataset_name!r} is not a registered data set; "
+            + did_you_mean(dataset_name, DatasetCatalog.keys())
+        )
+    if not json_file:
+        # The conversion leaves "annotations" out where no image has any.
+        return _coco({"annotations": [], **convert_to_coco_dict(dataset_name)})
+    local_file = PathManager.get_local_path(json_file)
+    if not os.path.isfile(local_file) and dataset_name in DatasetCatalog:
+        DatasetCatalog.get(dataset_name)  # some are generated when they are first read
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(local_file)
+
+
+def average_recall(
+    ground_truth: COCO,
+    boxes: Mapping[Any, np.ndarray],
+    scores: Mapping[Any, np.ndarray],
+    limits: Sequence[int] = LIMITS,
+) -> dict[str, float]:
+    """AR of class-agnostic boxes over all images of ``ground_truth``, in percent.
+
+    Args:
+        ground_truth: it is not changed. Crowd regions are neither found nor missed.
+        boxes: by image id, (R, 4) XYXY in pixels of the image file. All objects of an image that is
+            left out are missed.
+        scores: by image id, (R,): the higher the better.
+        limits: how many boxes of each image count, the best first.
+
+    Returns:
+        ``{"AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"}``: of all objects for
+        each limit, and for the largest of small, medium and large ones (COCO's ranges of the
+        annotation's ``area``: up to 32², up to 96², above). NaN where there is no object.
+
+    Raises:
+        ValueError: boxes and scores that do not fit together, are not finite, or belong to an image
+            that ``ground_truth`` does not have; an annotation without ``area``; a limit under 1.
+    """
+    if not limits or min(limits) < 1:
+        raise ValueError(f"limits must be numbers of boxes, each at least 1, got {limits}")
+    found = _checked(ground_truth, boxes, scores)
+    truth = _numbered_from_one(ground_truth, ground_truth.dataset.get("annotations", []))
+    recall = {limit: _recall_by_area(truth, found, limit) for limit in sorted(limits)}
+    largest = max(limits)
+    return {f"AR@{limit}": by_area[0] for limit, by_area in recall.items()} | {
+        f"AR{suffix}@{largest}": value
+        for suffix, value in zip(AREA_SUFFIXES, recall[largest], strict=True)
+    }
+
+
+def average_recall_by_class(
+    ground_truth: COCO,
+    boxes: Mapping[Any, np.ndarray],
+    scores: Mapping[Any, np.ndarray],
+    limit: int = LIMITS[-1],
+) -> dict[str, float]:
+    """``{"AR@1000-<class>": ...}``: :func:`average_recall` with the objects of one class alone.
+
+    Proposals have no class: those of all classes count towards ``limit``.
+    """
+    found = _checked(ground_truth, boxes, scores)
+    annotations = ground_truth.dataset.get("annotations", [])
+    result = {}
+    for category in ground_truth.dataset.get("categories", []):
+        of_class = [a for a in annotations if a["category_id"] == category["id"]]
+        truth = _numbered_from_one(ground_truth, of_class)
+        result[f"AR@{limit}-{category['name']}"] = _recall_by_area(truth, found, limit)[0]
+    return result
+
+
+class ProposalRecallEvaluator(DatasetEvaluator):
+    """AR of the proposals in a model's outputs, over a data set and all processes.
+
+    It scores what an RPN alone (ProposalNetwork) returns, and what
+    :func:`model_with_proposals` adds to the outputs of a two-stage model.
+
+    Args:
+        dataset_name: a registered data set.
+        output_dir: folder for ``box_proposals.safetensors``, a file of proposals
+            (:mod:`fpn_ext.proposals.file`); None to write no file.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | os.PathLike | None = None):
+        self.dataset_name = dataset_name
+        self.ground_truth = ground_truth_of(dataset_name)
+        self.output_dir = output_dir
+        self.reset()
+
+    def reset(self) -> None:
+        self._boxes: dict[Any, np.ndarray] = {}
+        self._scores: dict[Any, np.ndarray] = {}
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Note the ``proposals`` of each output: Instances in pixels of the image file.
+
+        Raises:
+            ValueError: an output has none.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            if "proposals" not in output:
+                raise ValueError(
+                    f"the model's outputs hold {list(output)}, no 'proposals': give the evaluation "
+                    "what fpn_ext.evaluation.recall.model_with_proposals makes of the model"
+                )
+            proposals = output["proposals"]
+            self._boxes[image["image_id"]] = proposals.proposal_boxes.tensor.float().cpu().numpy()
+            self._scores[image["image_id"]] = proposals.objectness_logits.float().cpu().numpy()
+
+    def evaluate(self) -> OrderedDict | None:
+        """``{"box_proposals": {"AR@10", ..., "ARl@1000", "AR@1000-<class>", ...}}`` in percent.
+
+        None in all processes but the main one; empty for a data set without annotations.
+        """
+        comm.synchronize()
+        gathered = comm.gather((self._boxes, self._scores), dst=0)
+        if not comm.is_main_process():
+            return None
+        boxes = {i: b for of_one_process, _ in gathered for i, b in of_one_process.items()}
+        scores = {i: s for _, of_one_process in gathered for i, s in of_one_process.items()}
+        if self.output_dir is not None:
+            write_proposals(
+                Path(self.output_dir, "box_proposals.safetensors"),
+                boxes,
+                [(boxes[image_id], scores[image_id]) for image_id in boxes],
+                dataset=self.dataset_name,
+                source="the RPN of an evaluated model",
+            )
+        if "annotations" not in self.ground_truth.dataset:
+            logger.info("No annotations to score the proposals with.")
+            return OrderedDict()
+        recall = average_recall(self.ground_truth, boxes, scores)
+        by_class = average_recall_by_class(self.ground_truth, boxes, scores)
+        logger.info("Average recall of box proposals:\n%s", create_small_table(recall))
+        logger.info(
+            "Average recall of box proposals by class:\n%s",
+            "\n".join(f"{key}: {value:.3f}" for key, value in by_class.items()),
+        )
+        return OrderedDict(box_proposals={**recall, **by_class})
+
+
+def model_with_proposals(cfg: CfgNode, model: Any) -> nn.Module:
+    """The model as ``TEST.FPN_EXT.EVALUATE_PROPOSALS`` asks for it: itself, or wrapped.
+
+    The wrapped one returns what the model returns, and in each output ``proposals``: those of its
+    RPN, as an RPN alone (ProposalNetwork) gives them. The latter is returned as it is.
+
+    Args:
+        cfg: the config the model was built from.
+        model: a Detectron2 model, what ``optimize_for_inference`` made of one, or one wrapped in
+            DistributedDataParallel.
+
+    Raises:
+        TypeError: the key asks for the proposals of a model that makes none.
+    """
+    inner = unwrapped(model)
+    if not own_keys(cfg, "TEST").EVALUATE_PROPOSALS or isinstance(inner, ProposalNetwork):
+        return model
+    if not isinstance(inner, GeneralizedRCNN) or inner.proposal_generator is None:
+        raise TypeError(
+            "TEST.FPN_EXT.EVALUATE_PROPOSALS needs a model with an RPN (a GeneralizedRCNN without "
+            f"precomputed proposals, or a ProposalNetwork), got {type(inner).__name__}"
+        )
+    return _ProposalKeepingModel(inner)
+
+
+class _ProposalKeepingModel(nn.Module):
+    def __init__(self, model: GeneralizedRCNN):
+        super().__init__()
+        self.model = model
+        self.training = model.training  # an evaluation sets it back to this, the model with it
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        proposals: list[Instances] = []
+
+        def keep(module: nn.Module, inputs: Any, outputs: tuple[list[Instances], Any]) -> None:
+            proposals.extend(outputs[0])
+
+        hook = self.model.proposal_generator.register_forward_hook(keep)
+        try:
+            results = self.model(batched_inputs)
+        finally:
+            hook.remove()
+        return [
+            {**result, "proposals": _in_pixels_of_the_file(found, image)}
+            for result, found, image in zip(results, proposals, batched_inputs, strict=True)
+        ]
+
+
+def _in_pixels_of_the_file(proposals: Instances, image: dict[str, Any]) -> Instances:
+    height, width = proposals.image_size  # of the input; the boxes are scaled in place
+    return detector_postprocess(proposals, image.get("height", height), image.get("width", width))
+
+
+def _checked(
+    ground_truth: COCO, boxes: Mapping[Any, np.ndarray], scores: Mapping[Any, np.ndarray]
+) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+    """(R, 4) boxes, XYWH as COCO's, and (R,) scores of each image, in float64."""
+    different = set(boxes) ^ set(scores)
+    if different:
+        raise ValueError(f"boxes and scores are not of the same images: {_some(different)}")
+    unknown = set(boxes) - set(ground_truth.imgs)
+    if unknown:
+        raise ValueError(f"no image of the ground truth has the id {_some(unknown)}")
+    no_area = [a["id"] for a in ground_truth.dataset.get("annotations", []) if "area" not in a]
+    if no_area:
+        raise ValueError(
+            f"{len(no_area)} annotation(s) without 'area', which COCO's format asks for (width "
+            f"times height of the box, if there is no mask), id {_some(no_area)}"
+        )
+    found = {}
+    for image_id in boxes:
+        corners = np.asarray(boxes[image_id], dtype=np.float64)
+        image_scores = np.asarray(scores[image_id], dtype=np.float64)
+        if corners.shape != (len(image_scores), 4) or image_scores.ndim != 1:
+            raise ValueError(
+                f"image {image_id!r} needs (R, 4) boxes and (R,) scores, got {corners.shape} and "
+                f"{image_scores.shape}"
+            )
+        if not (np.isfinite(corners).all() and np.isfinite(image_scores).all()):
+            raise ValueError(f"image {image_id!r} has boxes or scores that are NaN or infinite")
+        sides = corners[:, 2:] - corners[:, :2]
+        found[image_id] = (np.concatenate([corners[:, :2], sides], axis=1), image_scores)
+    return found
+
+
+def _some(values: Iterable[Any], most: int = 5) -> str:
+    first, *others = sorted(values, key=str)
+    shown = ", ".join(repr(v) for v in (first, *others[: most - 1]))
+    return shown + (", ..." if len(others) >= most else "")
+
+
+def _coco(dataset: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _numbered_from_one(ground_truth: COCO, annotations: Iterable[dict[str, Any]]) -> COCO:
+    """The same images with some of their annotations, in their order.
+
+    COCOeval takes an annotation's id for whether it was found: 0 would never be, and equal ones
+    (older minival files have some) would hide each other. It also writes into the annotations.
+    """
+    copies = [
+        {
+            "id": number,
+            "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "bbox": annotation["bbox"],
+            "area": annotation["area"],
+            "iscrowd": annotation.get("iscrowd", 0),
+        }
+        for number, annotation in enumerate(annotations, start=1)
+    ]
+    categories = [{"id": c} for c in sorted({copy["category_id"] for copy in copies})]
+    images = ground_truth.dataset["images"]
+    return _coco({"images": images, "categories": categories, "annotations": copies})
+
+
+def _recall_by_area(
+    truth: COCO, found: Mapping[Any, tuple[np.ndarray, np.ndarray]], limit: int
+) -> list[float]:
+    """AR in percent, NaN without ground truth, of all, small, medium and large objects."""
+    evaluation = COCOeval(truth, iouType="bbox")
+    evaluation.params.useCats = 0
+    evaluation.params.maxDets = [limit]
+    # Most proposals overlap no object enough to be matched at any threshold. Leaving these out
+    # changes no recall, and saves most of the memory and time of COCOeval, a loop in Python.
+    lowest = min(evaluation.params.iouThrs)
+    category = min(evaluation.params.catIds, default=0)  # COCOeval must know it, and ignores it
+    results: list[dict[str, Any]] = []
+    for image_id, (boxes, scores) in found.items():
+        objects = truth.imgToAnns[image_id]
+        best = np.argsort(-scores, kind="stable")[:limit]  # as COCOeval sorts them
+        if not objects or not len(best):
+            continue
+        overlaps = mask.iou(
+            boxes[best], [o["bbox"] for o in objects], [o["iscrowd"] for o in objects]
+        )
+        for row in best[overlaps.max(axis=1) >= lowest].tolist():
+            results.append(
+                {
+                    "id": len(results) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": boxes[row].tolist(),
+                    "area": float(boxes[row, 2] * boxes[row, 3]),
+                    "score": float(scores[row]),
+                }
+            )
+    evaluation.cocoDt = _coco({"images": truth.dataset["images"], "annotations": results})
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    recall = evaluation.eval["recall"][:, 0, :, 0]  # (thresholds, areas), -1 without ground truth
+    return np.where(recall < 0, np.nan, 100 * recall).mean(axis=0).tolist()

@@ -1,0 +1,246 @@
+"""Detectron2's checkpointer, with files that are whole or not there, and read as data only."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import nn
+
+from ..unwrap import unwrapped
+from .atomic import replacing
+from .weight_files import DamagedFileError, local_file, read_weights
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Detectron2's DetectionCheckpointer; what differs is what happens when something is wrong.
+
+    A file is read by :func:`fpn_ext.files.weight_files.read_weights`: no code in it runs, damage is
+    seen. One is written beside its place and moved there when it is whole on the disk, so that
+    being killed, or a full disk, leaves the one before. Resuming passes over damaged and missing
+    ones. How much of the model a file filled is said in one line; nothing at all is an error.
+
+    Attributes:
+        file (str): what was loaded last.
+        matched (str): how many tensors of the model it filled, by part of the model.
+        other_shapes (tuple of str): tensors that both have, in other shapes, which it did not fill.
+    """
+
+    file = ""
+    matched = ""
+    other_shapes: tuple[str, ...] = ()
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Detectron2's, of a path or address (:func:`fpn_ext.files.weight_files.local_file`).
+
+        Raises:
+            ValueError: the file is damaged, asks for code, or fills no tensor of the model.
+        """
+        return super().load(local_file(path) if path else path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        self.file = filename
+        return read_weights(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        given = list(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        self.other_shapes = tuple(
+            f"{key} is {there}, the model's {here}"
+            for key, there, here in incompatible.incorrect_shapes
+        )
+        needed = [name for name in self.model.state_dict() if _counts(name)]
+        missing = {name for name in incompatible.missing_keys if _counts(name)}
+        if needed and missing.issuperset(needed):
+            raise ValueError(
+                f"{self.file} fits no tensor of the model: it has {given[:3]} (of {len(given)}), "
+                f"the model {needed[:3]} (of {len(needed)}). Check MODEL.WEIGHTS, and that the "
+                "config builds the model the file was made with"
+            )
+        say = self.logger.warning if missing else self.logger.info
+        self.matched = matched_share(needed, missing)
+        say("Weights of %s: %s", self.file, self.matched)
+        return incompatible
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As Detectron2's: ``{name}.pth``, then its name into ``last_checkpoint``; each atomically.
+
+        Raises:
+            OSError: the disk is full, or cannot be written. The checkpoints before are untouched.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **states, **kwargs}
+        self._save(name, data)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def export(self, name: str, model: nn.Module, **kwargs: Any) -> None:
+        """Write the weights of a model to ``{name}.pth``: for MODEL.WEIGHTS, not to resume from.
+
+        Args:
+            name: not of the form ``*_0000123`` or ``*_final``, which are checkpoints.
+            model: may be wrapped in DistributedDataParallel.
+            kwargs: what to write beside ``model``.
+
+        Raises:
+            OSError: as :meth:`save`.
+        """
+        if self.save_dir and self.save_to_disk:
+            self._save(name, {"model": unwrapped(model).state_dict(), **kwargs})
+
+    def _save(self, name: str, data: dict[str, Any]) -> None:
+        file = Path(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", file)
+        self._write(file, lambda stream: torch.save(data, stream))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        text = last_filename_basename.encode()
+        self._write(Path(self.save_dir, "last_checkpoint"), lambda stream: stream.write(text))
+
+    def _write(self, file: Path, write: Callable[[IO[bytes]], Any]) -> None:
+        try:
+            with replacing(file) as stream:
+                write(stream)
+        except (OSError, RuntimeError) as error:
+            # Where a write fails, torch may raise a RuntimeError ("unexpected pos") of its own.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            last = _tagged(self.save_dir)
+            raise OSError(
+                cause.errno,
+                f"{file} could not be written: {cause.strerror}. Make room in {self.save_dir}; "
+                + (f"then --resume goes on from {last}" if last else "it holds no checkpoint yet"),
+            ) from error
+
+    def has_checkpoint(self) -> bool:
+        return bool(checkpoints_in(self.save_dir))
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """With ``resume`` all of the last checkpoint that can be read; else weights of ``path``.
+
+        With ``resume`` and a folder that has never held a checkpoint, as of a job that was killed
+        early and started again: the weights of ``path``, and that is said. Of several processes,
+        all call this, and all take the same file.
+
+        Raises:
+            ValueError: there are checkpoints and none of them can be read; processes see
+                different ones; or what :meth:`load` raises.
+        """
+        candidates = checkpoints_in(self.save_dir) if resume else []
+        if resume:
+            self._check_all_see([file.name for file in candidates])
+        if not candidates:
+            if resume:
+                self.logger.warning("No checkpoint to resume from in %s", self.save_dir)
+            return self.load(path, checkpointables=[])
+        faults = []
+        for file in candidates:
+            fault, rest = "", {}
+            try:
+                rest = self.load(str(file))
+            except (DamagedFileError, OSError) as error:
+                fault = str(error)
+            if fault := next(filter(None, comm.all_gather(fault)), ""):
+                faults.append(fault)
+                continue
+            if faults:
+                self.logger.warning("%s. Going on from the one before: %s", "; ".join(faults), file)
+            return rest
+        raise ValueError(
+            f"no checkpoint in {self.save_dir} can be resumed from: {'; '.join(faults)}. Copy one "
+            "there, or start anew without --resume"
+        )
+
+    def _check_all_see(self, names: list[str]) -> None:
+        for rank, others in enumerate(comm.all_gather(names)):
+            if others != names:
+                raise ValueError(
+                    f"--resume: in OUTPUT_DIR {self.save_dir} the process of rank "
+                    f"{comm.get_rank()} finds {names or 'no checkpoint'}, that of rank {rank} "
+                    f"{others or 'none'}: OUTPUT_DIR must be one folder that all machines share"
+                )
+
+
+class CompleteCheckpointer(SafeCheckpointer):
+    """For a model that is to infer: a tensor that the file does not fill is an error.
+
+    With Detectron2 it keeps its random numbers, and an AP of 0 is all that tells.
+    """
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        faults = list(self.other_shapes)
+        others = {key for key, *_ in incompatible.incorrect_shapes}
+        missing = [k for k in incompatible.missing_keys if _counts(k) and k not in others]
+        if missing:
+            faults.append(f"it has no {', '.join(missing[:3])} (of {len(missing)})")
+        if faults:
+            raise ValueError(
+                f"{self.file} does not fill the model, and random weights detect nothing: "
+                f"{'; '.join(faults)}. Evaluate with the config it was trained with (another class "
+                "count is MODEL.ROI_HEADS.NUM_CLASSES), or train with it as MODEL.WEIGHTS first"
+            )
+        return incompatible
+
+
+def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
+    """The checkpoints to resume from in a folder: the last one written, then those before it."""
+    numbers = {f: _number(f.name) for f in Path(folder).glob("*.pth")}
+    numbered = {file: number for file, number in numbers.items() if number is not None}
+    older = sorted(numbered, key=numbered.__getitem__, reverse=True)
+    last = _tagged(folder)
+    if last is None:
+        return older
+    limit = _number(last.name)
+    # A higher number is left from another run in the same folder.
+    return [last, *(f for f in older if limit is None or numbered[f] < limit)]
+
+
+def _tagged(folder: str | os.PathLike) -> Path | None:
+    """The checkpoint that the file ``last_checkpoint`` names; None if it names none."""
+    tag = Path(folder, "last_checkpoint")
+    name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
+    return Path(folder, name) if name else None
+
+
+def _number(name: str) -> float | None:
+    """The iteration in a checkpoint's name, infinite for the final one; None for any other."""
+    match = re.fullmatch(r"\w+_(\d{7}|final)\.pth", name)
+    return None if not match else float("inf") if match[1] == "final" else int(match[1])
+
+
+def _counts(name: str) -> bool:
+    """Whether a model is wrong without this tensor; BatchNorm's counter of steps is unused."""
+    return not name.endswith("num_batches_tracked")
+
+
+def matched_share(needed: list[str], missing: set[str]) -> str:
+    """How many of a model's tensors a checkpoint gave, by part of the model.
+
+    >>> names = ["backbone.bottom_up.stem.weight", "backbone.fpn_output2.bias", "roi_heads.w"]
+    >>> matched_share(names, {"roi_heads.w"})
+    'backbone 1 of 1, pyramid 1 of 1, heads 0 of 1 tensors matched; the rest keeps its first values'
+    """
+    total = Counter(map(_part, needed))
+    lost = Counter(map(_part, missing))
+    parts = [
+        f"{part} {total[part] - lost[part]} of {total[part]}" for part in _PARTS if total[part]
+    ]
+    rest = "; the rest keeps its first values" if missing else ""
+    return f"{', '.join(parts)} tensors matched{rest}"
+
+
+_PARTS = ("backbone", "pyramid", "heads")
+
+
+def _part(name: str) -> str:
+    if not name.startswith("backbone."):
+        return "heads"
+    return "pyramid" if name.startswith(("backbone.fpn_", "backbone.top_block.")) else "backbone"

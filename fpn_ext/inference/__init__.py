@@ -1,0 +1,3 @@
+"""A trained model on images, videos and datasets."""
+
+from .. import components as components

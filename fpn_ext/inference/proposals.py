@@ -1,0 +1,42 @@
+"""Proposals of a trained RPN for whole datasets, as files that Fast R-CNN reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.modeling import build_model
+
+from ..config.level_table import level_table_in_errors
+from ..config.prepare import prepare
+from ..data.datasets import check_registered
+from ..files.checkpoint import CompleteCheckpointer
+from ..proposals.sources import check_top_k, generate_proposals, write_for_each
+from ..speed.optimize import model_for_inference
+
+
+def generate(
+    config_file: str, opts: Sequence[str], datasets: Sequence[str], folder: Path, top_k: int
+) -> None:
+    """Write ``folder/NAME.safetensors`` for each dataset, with the RPN of a config.
+
+    Args:
+        config_file: of a ProposalNetwork, or a detector with an RPN inside.
+        opts: ``KEY VALUE ...`` on top of it; ``MODEL.WEIGHTS`` must be there or in the file.
+        datasets: names of registered datasets.
+        top_k: max proposals of an image.
+
+    Raises:
+        FileNotFoundError, ValueError: what :func:`fpn_ext.prepare` finds wrong, a dataset that is
+            not registered, ``top_k`` out of range, a model without an RPN.
+    """
+    check_top_k(top_k)
+    cfg, notes = prepare(config_file, opts, weights="required")
+    check_registered(datasets)
+    print("\n".join(notes))
+    cfg.freeze()
+    with level_table_in_errors(cfg):
+        model = build_model(cfg)
+    CompleteCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = model_for_inference(cfg, model)
+    write_for_each(
+        datasets, folder, lambda name, file: generate_proposals(cfg, model, name, file, top_k)
+    )

@@ -1,0 +1,260 @@
+"""How well the anchors of a config fit the boxes it is trained on, and which would fit better.
+
+    fpn-ext anchors --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
+    fpn-ext anchors --config-file ... --dataset bccd_trainval \\
+        --json anchors.json --output out MODEL.ANCHOR_GENERATOR.OFFSET 0.5
+
+For every ground-truth box, resized as in training, the best of all anchors on the grids of the
+padded image: the share of boxes where it reaches an IoU of 0.3, 0.5 and 0.7, by size (COCO's small,
+medium and large, of the box in the original image), by class, and by the level of that anchor. The
+boxes that no anchor matches, with their images: those with an IoU below the lower one of
+MODEL.RPN.IOU_THRESHOLDS; an RPN learns such a box from its best anchor alone. Sizes and aspect
+ratios that fit better, with the same shares. MODEL.RPN.BOUNDARY_THRESH of 0 or more leaves out
+anchors that reach farther beyond the image. With several sides in INPUT.MIN_SIZE_TRAIN every box
+counts at each, as often as training draws it. Flips and crops are not followed.
+
+Exit code: 0 when the report is made, 2 if the call, the config or the data are wrong.
+"""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from detectron2.config import CfgNode
+from matplotlib.figure import Figure
+
+from ..data.training_boxes import AREAS, ResizedBoxes, TrainingBoxes, resize, training_sides
+from ..names import aligned
+from . import reports
+from .anchor_fit import Fit, fit_anchors
+from .best_anchors import AnchorGrid, Best
+
+THRESHOLDS = (0.3, 0.5, 0.7)
+IMAGES_NAMED = 5  # of those with unmatched boxes, in the printed report
+
+
+@dataclass(frozen=True)
+class AnchorReport:
+    """What :func:`report_anchors` found; ``suggested`` is None if nothing better was found."""
+
+    found: TrainingBoxes
+    resized: ResizedBoxes
+    sides: dict[int, float]
+    grid: AnchorGrid
+    best: Best
+    lower: float
+    fit: Fit | None
+    suggested: Best | None
+    by_name: bool
+
+    def shares(self, best: Best, rows: np.ndarray) -> dict[str, float]:
+        """Of some of the rows: ``{"boxes", "0.3", "0.5", "0.7", "mean"}``.
+
+        ``boxes`` is a number of boxes, each counting as often as its side is drawn, the thresholds
+        are shares from 0 to 1 (NaN if there is no box), ``mean`` is the mean best IoU.
+        """
+        weights, overlaps = self.resized.weights[rows], best.iou[rows]
+        total = weights.sum()
+        if not total:
+            return {"boxes": 0.0, **dict.fromkeys([*map(str, THRESHOLDS), "mean"], float("nan"))}
+        reached = {str(t): float(weights[overlaps >= t].sum() / total) for t in THRESHOLDS}
+        return {"boxes": float(total), **reached, "mean": float(weights @ overlaps / total)}
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """Masks of the rows: all, by size, by class."""
+        masks = self.found.groups()
+        return {name: mask[self.resized.index] for name, mask in masks.items()}
+
+    def by_level(self, best: Best) -> dict[str, np.ndarray]:
+        """Masks of the rows by the level of the best anchor; none has those without overlap."""
+        return {
+            level.name: (best.level == number) & (best.iou > 0)
+            for number, level in enumerate(self.grid.levels)
+        }
+
+    def unmatched(self, best: Best) -> list[dict[str, Any]]:
+        """Images with boxes that no anchor matches, at whatever side: the most such boxes first."""
+        matched = np.zeros(len(self.found.corners), dtype=bool)
+        matched[self.resized.index[best.iou >= self.lower]] = True
+        there = np.zeros_like(matched)
+        there[self.resized.index] = True
+        images, counts = np.unique(self.found.images[there & ~matched], return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return [
+            {"image_id": self.found.image_ids[images[i]], "boxes": int(counts[i])} for i in order
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain values for :func:`fpn_ext.json_files.write_json`; NaN is None."""
+        return {
+            "images": len(self.found.image_ids),
+            "boxes": len(np.unique(self.resized.index)),
+            "left_out": {"crowd": self.found.crowds, "without_area": self.resized.without_area},
+            "sides": [{"side": side, "share": share} for side, share in self.sides.items()],
+            "boundary_thresh": self.grid.boundary_thresh,
+            "iou_threshold_unmatched": self.lower,
+            "configured": self._side_as_json(self.grid, self.best),
+            "suggested": (
+                self._side_as_json(self.grid.with_levels(self._fitted()), self.suggested)
+                if self.suggested
+                else None
+            ),
+        }
+
+    def _fitted(self) -> list:
+        assert self.fit is not None
+        return self.fit.levels(self.grid.levels)
+
+    def _side_as_json(self, grid: AnchorGrid, best: Best) -> dict[str, Any]:
+        def shares(groups: dict[str, np.ndarray]) -> dict[str, Any]:
+            return {
+                name: {k: None if v != v else round(v, 6) for k, v in self.shares(best, m).items()}
+                for name, m in groups.items()
+            }
+
+        return {
+            "levels": [
+                {
+                    "name": level.name,
+                    "stride": level.stride,
+                    "sizes": level.sizes,
+                    "aspect_ratios": level.aspect_ratios,
+                }
+                for level in grid.levels
+            ],
+            "boxes": shares(self.groups()),
+            "by_level": shares(self.by_level(best)),
+            "unmatched": self.unmatched(best),
+        }
+
+    def __str__(self) -> str:
+        boxes = len(np.unique(self.resized.index))
+        sides = ", ".join(f"{side or 'as it is'}" for side in self.sides)
+        first = f"{len(self.found.image_ids)} images, {boxes} boxes; shorter side {sides} px"
+        if self.found.crowds:
+            first += f"; left out: {self.found.crowds} crowd regions"
+        if self.resized.without_area:
+            first += f"; {self.resized.without_area} boxes have no area"
+        lines = [
+            first,
+            "",
+            "Share of the boxes whose best anchor reaches an IoU of:",
+            self._table(self.groups(), *([self.suggested] if self.suggested else [])),
+            "",
+            "By the level of the best anchor, as configured:",
+            self._table(self.by_level(self.best)),
+            "",
+            self._unmatched_text("anchors as configured", self.best),
+        ]
+        if self.fit is None:
+            return "\n".join([*lines, "", "No sizes and aspect ratios that fit better were found."])
+        assert self.suggested is not None
+        return "\n".join(
+            [
+                *lines,
+                self._unmatched_text("suggested anchors", self.suggested),
+                "",
+                "Suggested, in pixels of the network input:",
+                self.yaml(),
+            ]
+        )
+
+    def _table(self, groups: dict[str, np.ndarray], *compared: Best) -> str:
+        """A line for each group, with the shares now and of what is compared."""
+        marks = ["", *(" suggested" for _ in compared)]
+        header = ["", "boxes", *(f"{t:g}{mark}" for mark in marks for t in THRESHOLDS)]
+        rows = [header]
+        for name, mask in groups.items():
+            shares = [self.shares(best, mask) for best in (self.best, *compared)]
+            cells = [cell for its_shares in shares for cell in _percent(its_shares)]
+            rows.append([name, f"{shares[0]['boxes']:.0f}", *cells])
+        return aligned(rows)
+
+    def _unmatched_text(self, what: str, best: Best) -> str:
+        images = self.unmatched(best)
+        count = sum(image["boxes"] for image in images)
+        text = f"With the {what}, {count} boxes have no anchor of IoU {self.lower:g}"
+        if not images:
+            return text + "."
+        named = ", ".join(f"{i['image_id']} ({i['boxes']})" for i in images[:IMAGES_NAMED])
+        more = f" and {len(images) - IMAGES_NAMED} more images (--json lists all)"
+        return f"{text}: {named}{more if len(images) > IMAGES_NAMED else ''}"
+
+    def yaml(self) -> str:
+        """The suggested keys, to be put into a config."""
+        assert self.fit is not None
+        numbers = [[f"{size:g}" for size in sizes] for sizes in self.fit.sizes]
+        ratios = ", ".join(f"{ratio:g}" for ratio in self.fit.aspect_ratios)
+        lists = [f"[{', '.join(sizes)}]" for sizes in numbers]
+        names = [level.name for level in self.grid.levels]
+        by_name = ", ".join(f"{n}: {sizes}" for n, sizes in zip(names, lists, strict=True))
+        return "\n".join(
+            [
+                "MODEL:",
+                "  ANCHOR_GENERATOR:",
+                *([] if self.by_name else [f"    SIZES: [{', '.join(lists)}]"]),
+                f"    ASPECT_RATIOS: [[{ratios}]]",
+                *(["  FPN_EXT:", f"    ANCHOR_SIZES: {{{by_name}}}"] if self.by_name else []),
+            ]
+        )
+
+
+def _percent(shares: dict[str, float]) -> list[str]:
+    values = [shares[str(t)] for t in THRESHOLDS]
+    return ["-" if value != value else f"{100 * value:.1f}" for value in values]
+
+
+def report_anchors(cfg: CfgNode, found: TrainingBoxes) -> AnchorReport:
+    """Compare the anchors of a config with boxes, and look for better ones.
+
+    Raises:
+        ValueError: the config has no RPN, or no box has an area.
+    """
+    grid = AnchorGrid.from_config(cfg)
+    resized = resize(found, cfg)
+    if not len(resized.boxes):
+        raise ValueError(f"none of the {len(found.corners)} boxes has an area")
+    lower, upper = cfg.MODEL.RPN.IOU_THRESHOLDS
+    groups = [mask[resized.index] for name, mask in found.groups().items() if name != "all"]
+    fit = fit_anchors(grid, resized, groups, upper)
+    return AnchorReport(
+        found=found,
+        resized=resized,
+        sides=training_sides(cfg),
+        grid=grid,
+        best=grid.best(resized),
+        lower=lower,
+        fit=fit,
+        suggested=grid.with_levels(fit.levels(grid.levels)).best(resized) if fit else None,
+        by_name=bool(cfg.MODEL.FPN_EXT.ANCHOR_SIZES),
+    )
+
+
+def draw_report(report: AnchorReport) -> Figure:
+    """The share of boxes over the IoU that their best anchor reaches, by size."""
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    thresholds = np.linspace(0, 1, 101)
+    groups = report.groups()
+    for name, color in zip(
+        ("all", *AREAS), ("black", "#d55e00", "#009e73", "#0072b2"), strict=True
+    ):
+        weights = report.resized.weights[groups[name]]
+        if not len(weights):
+            continue
+        for best, style in ((report.best, "-"), (report.suggested, "--")):
+            if best is not None:
+                overlaps = best.iou[groups[name]]
+                shares = [100 * weights[overlaps >= t].sum() / weights.sum() for t in thresholds]
+                label = name if style == "-" else f"{name}, suggested"
+                axes.plot(thresholds, shares, style, color=color, label=label)
+    axes.set(xlabel="IoU of the best anchor", ylabel="boxes, percent", xlim=(0, 1), ylim=(0, 102))
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def run(args: argparse.Namespace) -> None:
+    """What ``fpn-ext anchors`` does."""
+    reports.run(args, report_anchors, draw_report, "anchors.png")

@@ -1,0 +1,269 @@
+"""The best anchor of a box, found without looking at all of them.
+
+The overlap of a box with an anchor of a given shape is the product of an overlap along x, which
+depends on the anchor's column alone, and one along y. Each is largest where the anchor's centre is
+nearest to the box's, and falls, or stays, with the distance on either side; and with the overlap
+rises the IoU. So of the anchors of one shape on one level none beats the one in the nearest column
+and row that there is, whatever the sizes. ``tests/test_best_anchors.py`` compares with all anchors.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_anchor_generator, build_backbone
+
+from ..data.training_boxes import ResizedBoxes
+
+# (height, width) of an image -> (rows, columns) of each level's map.
+MapSizes = Callable[[int, int], list[tuple[int, int]]]
+
+ROWS_AT_ONCE = 200_000  # boxes; with 15 anchors each, a few hundred MB
+
+
+@dataclass(frozen=True)
+class AnchorLevel:
+    """The anchors of one level.
+
+    Attributes:
+        name: of its map, as in ``MODEL.RPN.IN_FEATURES``.
+        stride: in pixels of the network input.
+        offset: of the first centre, as a share of the stride.
+        shapes: (A, 4) float64, the anchors of one location, XYXY around its centre.
+    """
+
+    name: str
+    stride: float
+    offset: float
+    shapes: np.ndarray
+
+    @property
+    def sizes(self) -> list[float]:
+        """Square roots of the areas that there are, ascending."""
+        return sorted(set(np.sqrt(np.prod(self._sides(), axis=1)).round(3).tolist()))
+
+    @property
+    def aspect_ratios(self) -> list[float]:
+        """Heights over widths that there are, ascending."""
+        sides = self._sides()
+        return sorted(set((sides[:, 1] / sides[:, 0]).round(3).tolist()))
+
+    def _sides(self) -> np.ndarray:
+        return self.shapes[:, 2:] - self.shapes[:, :2]
+
+    def nearest(
+        self,
+        boxes: np.ndarray,
+        map_sizes: np.ndarray,
+        image_sizes: np.ndarray,
+        boundary_thresh: float = -1,
+    ) -> np.ndarray:
+        """The anchor of each shape that overlaps each box most.
+
+        Args:
+            boxes: (M, 4) XYXY in pixels of the network input.
+            map_sizes: (M, 2) rows and columns of this level's map of each box's image.
+            image_sizes: (M, 2) height and width of the image before padding.
+            boundary_thresh: ``MODEL.RPN.BOUNDARY_THRESH``: if it is 0 or more, anchors that reach
+                as far or farther beyond the image are none.
+
+        Returns:
+            (M, A, 4) XYXY; NaN where no anchor of the shape lies within the boundary.
+        """
+        columns, rows = (
+            self._nearest_along(
+                boxes[:, axis, None],
+                boxes[:, axis + 2, None],
+                map_sizes[:, 1 - axis, None],
+                image_sizes[:, 1 - axis, None],
+                self.shapes[None, :, [axis, axis + 2]],
+                boundary_thresh,
+            )
+            for axis in (0, 1)
+        )
+        return np.stack([columns, rows, columns, rows], axis=2) + self.shapes
+
+    def _nearest_along(
+        self,
+        low: np.ndarray,
+        high: np.ndarray,
+        count: np.ndarray,
+        length: np.ndarray,
+        shape: np.ndarray,
+        boundary_thresh: float,
+    ) -> np.ndarray:
+        """(M, A) centres along one axis."""
+        middle = (low + high - shape.sum(axis=2)) / 2
+        first: np.ndarray = np.zeros_like(middle)
+        last = first + count - 1
+        if boundary_thresh >= 0:  # as Boxes.inside_box has it: >= below, < above
+            least = (-boundary_thresh - shape[..., 0]) / self.stride - self.offset
+            most = (length + boundary_thresh - shape[..., 1]) / self.stride - self.offset
+            first, last = np.maximum(first, np.ceil(least)), np.minimum(last, np.ceil(most) - 1)
+        step = np.clip(np.rint(middle / self.stride - self.offset), first, last)
+        return np.where(first <= last, (step + self.offset) * self.stride, np.nan)
+
+
+def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of (..., 4) XYXY boxes, one with one; 0 with what is NaN.
+
+    >>> float(iou(np.array([0, 0, 2, 2]), np.array([1, 0, 3, 2])))  # 2 of 6 pixels
+    0.3333333333333333
+    """
+    low = np.maximum(boxes[..., :2], others[..., :2])
+    high = np.minimum(boxes[..., 2:], others[..., 2:])
+    overlap = np.prod((high - low).clip(min=0), axis=-1)
+    areas = [np.prod(b[..., 2:] - b[..., :2], axis=-1) for b in (boxes, others)]
+    return np.nan_to_num(overlap / (areas[0] + areas[1] - overlap))
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best anchor of each of M boxes.
+
+    Attributes:
+        iou: (M,) float64; 0 if no anchor overlaps.
+        level: (M,) int64, the number of its level; of equally good ones the finest.
+        anchor: (M, 4) XYXY in pixels of the network input; NaN if there is none.
+    """
+
+    iou: np.ndarray
+    level: np.ndarray
+    anchor: np.ndarray
+
+
+class AnchorGrid:
+    """All anchors of a model, at any size of image.
+
+    Args:
+        levels: fine to coarse.
+        map_sizes: (height, width) of an image -> (rows, columns) of each level's map.
+        boundary_thresh: ``MODEL.RPN.BOUNDARY_THRESH``.
+    """
+
+    def __init__(
+        self, levels: Sequence[AnchorLevel], map_sizes: MapSizes, boundary_thresh: float = -1
+    ):
+        self.levels = list(levels)
+        self.boundary_thresh = boundary_thresh
+        self._map_sizes = map_sizes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "AnchorGrid":
+        """Of the model that a config describes; no weights are read.
+
+        Raises:
+            ValueError: it has no RPN of its own, or another kind of anchors.
+        """
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""
+        if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "ProposalNetwork"):
+            raise ValueError(
+                "anchors are those of an RPN (MODEL.META_ARCHITECTURE GeneralizedRCNN or "
+                f"ProposalNetwork), got {cfg.MODEL.META_ARCHITECTURE}"
+            )
+        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+            raise ValueError(
+                "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals has no anchors; ask for the "
+                "config of the RPN that made the proposals"
+            )
+        backbone = build_backbone(cfg).eval().to("meta")  # no numbers, shapes alone
+        shapes = backbone.output_shape()
+        names = cfg.MODEL.RPN.IN_FEATURES
+        generator = build_anchor_generator(cfg, [shapes[name] for name in names])
+        return cls(
+            levels_of(generator, names),
+            _MapSizes(backbone, names, len(cfg.MODEL.PIXEL_MEAN)),
+            cfg.MODEL.RPN.BOUNDARY_THRESH,
+        )
+
+    def with_levels(self, levels: Sequence[AnchorLevel]) -> "AnchorGrid":
+        """The same grids with other anchors."""
+        return AnchorGrid(levels, self._map_sizes, self.boundary_thresh)
+
+    def map_sizes(self, image_sizes: np.ndarray) -> list[np.ndarray]:
+        """(M, 2) heights and widths of images -> (M, 2) rows and columns for each level."""
+        unique, inverse = np.unique(image_sizes, axis=0, return_inverse=True)
+        found = [self._map_sizes(height, width) for height, width in unique.tolist()]
+        table = np.array(found, dtype=np.int64).reshape(len(unique), len(self.levels), 2)
+        return list(table[inverse.reshape(-1)].transpose(1, 0, 2))
+
+    def best(self, resized: ResizedBoxes) -> Best:
+        """The best anchor of each box."""
+        parts = [self._best(rows) for rows in _portions(resized)]
+        columns = zip(*((part.iou, part.level, part.anchor) for part in parts), strict=True)
+        return Best(*(np.concatenate(column) for column in columns))
+
+    def _best(self, rows: ResizedBoxes) -> Best:
+        per_level = []
+        for level, sizes in zip(self.levels, self.map_sizes(rows.image_sizes), strict=True):
+            anchors = level.nearest(rows.boxes, sizes, rows.image_sizes, self.boundary_thresh)
+            overlaps = iou(rows.boxes[:, None], anchors)
+            which = overlaps.argmax(axis=1)
+            every = np.arange(len(which))
+            per_level.append((overlaps[every, which], anchors[every, which]))
+        overlap = np.stack([o for o, _ in per_level], axis=1)
+        level_number = overlap.argmax(axis=1)
+        anchors = np.stack([a for _, a in per_level], axis=1)
+        every = np.arange(len(level_number))
+        best = np.where(overlap.max(axis=1)[:, None] > 0, anchors[every, level_number], np.nan)
+        return Best(overlap.max(axis=1), level_number, best)
+
+
+def levels_of(generator: Any, names: Sequence[str]) -> list[AnchorLevel]:
+    """The levels of PyramidAnchorGenerator, Detectron2's DefaultAnchorGenerator, or one like them.
+
+    Raises:
+        ValueError: another kind of generator.
+    """
+    needed = ("cell_anchors", "strides", "offset")
+    if not all(hasattr(generator, name) for name in needed) or generator.box_dim != 4:
+        raise ValueError(
+            f"MODEL.ANCHOR_GENERATOR.NAME {type(generator).__name__}: only anchors that are the "
+            "same at every location and not rotated can be looked at (PyramidAnchorGenerator, "
+            "DefaultAnchorGenerator)"
+        )
+    cells = [torch.as_tensor(cell).double().cpu().numpy() for cell in generator.cell_anchors]
+    return [
+        AnchorLevel(name, float(stride), float(generator.offset), cell)
+        for name, stride, cell in zip(names, generator.strides, cells, strict=True)
+    ]
+
+
+class _MapSizes:
+    """Sizes of a backbone's maps, found by running it on tensors that hold no numbers.
+
+    An image is padded as if it were alone in its batch. Larger neighbours add anchors, all of them
+    beyond its border.
+    """
+
+    def __init__(self, backbone: Any, names: Sequence[str], channels: int):
+        self.backbone = backbone
+        self.channels = channels
+        self.names = list(names)
+        self.known: dict[tuple[int, int], list[tuple[int, int]]] = {}
+
+    def __call__(self, height: int, width: int) -> list[tuple[int, int]]:
+        padded = self.padded(height, width)
+        if padded not in self.known:
+            with torch.no_grad():
+                maps = self.backbone(torch.zeros(1, self.channels, *padded, device="meta"))
+            self.known[padded] = [tuple(maps[name].shape[-2:]) for name in self.names]
+        return self.known[padded]
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        square = getattr(self.backbone, "padding_constraints", {}).get("square_size", 0)
+        if square:  # Detectron2's main branch only
+            height = width = square
+        divisor = max(self.backbone.size_divisibility, 1)
+        return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
+
+
+def _portions(resized: ResizedBoxes) -> Iterator[ResizedBoxes]:
+    for start in range(0, max(len(resized.boxes), 1), ROWS_AT_ONCE):
+        yield resized.rows(slice(start, start + ROWS_AT_ONCE))

@@ -1,0 +1,122 @@
+"""The two configs of a comparison: loading them, and in what they differ."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+)
+
+from ..config.defaults import flat, get_cfg
+from ..config.prepare import prepare
+from ..keys import declared_keys
+from ..registries.lookup import inherits
+
+COMPONENTS = (
+    "MODEL.BACKBONE.NAME",
+    "MODEL.ANCHOR_GENERATOR.NAME",
+    "MODEL.PROPOSAL_GENERATOR.NAME",
+    "MODEL.ROI_HEADS.NAME",
+)
+# The key that names a config's component, by the registry of its kind.
+REGISTRIES: dict[str, Any] = {
+    "BACKBONE": BACKBONE_REGISTRY,
+    "ANCHOR_GENERATOR": ANCHOR_GENERATOR_REGISTRY,
+    "PROPOSAL_GENERATOR": PROPOSAL_GENERATOR_REGISTRY,
+    "ROI_HEADS": ROI_HEADS_REGISTRY,
+}
+
+
+def load_sides(
+    config_file: str, control: str, opts: Sequence[str], training: bool
+) -> dict[str, CfgNode]:
+    """The configs ``ours`` and ``control``, checked, with the same overrides, unfrozen.
+
+    Args:
+        config_file: a YAML file.
+        control: another one.
+        opts: ``KEY VALUE ...`` for both.
+        training: also require what only training needs.
+
+    Raises:
+        FileNotFoundError, ValueError: what :func:`fpn_ext.prepare` finds wrong; or the two have no,
+        or not the same, data sets to be compared on.
+    """
+    sides = {}
+    for side, file in (("ours", config_file), ("control", control)):
+        sides[side], notes = prepare(file, opts, training=training)
+        for note in notes:
+            print(f"{side}: {note}", file=sys.stderr)
+    ours, theirs = (tuple(cfg.DATASETS.TEST) for cfg in sides.values())
+    if ours != theirs or not ours:
+        raise ValueError(
+            "DATASETS.TEST names what the two are compared on and must be the same in both, got "
+            f"{ours} and, in the control, {theirs}"
+        )
+    return sides
+
+
+def unread_keys(cfg: CfgNode) -> set[str]:
+    """The keys of components that the config has no component to read.
+
+    >>> sorted(unread_keys(get_cfg()))[2:4]  # of Detectron2's components
+    ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOTTOM_UP_NORM']
+    """
+    return {
+        key.name
+        for key in declared_keys()
+        if all(map(_is_component, key.readers)) and not any(_has(cfg, name) for name in key.readers)
+    }
+
+
+def _is_component(name: str) -> bool:
+    return any(name in registry for registry in REGISTRIES.values())
+
+
+def _has(cfg: CfgNode, component: str) -> bool:
+    """Whether a config has this component, or a subclass of it."""
+    return any(
+        component in registry and inherits(registry, cfg.MODEL[node].NAME, component)
+        for node, registry in REGISTRIES.items()
+    )
+
+
+def differences(sides: dict[str, CfgNode], set_here: Sequence[str]) -> list[dict[str, Any]]:
+    """The keys in which two configs differ beyond the components, with both values.
+
+    Args:
+        sides: the configs ``ours`` and ``control``.
+        set_here: keys that are going to be the same whatever the configs hold.
+
+    Returns:
+        ``{"key", "ours", "control"}`` of each. What one of the two has no component to read is not
+        among them, see :func:`warnings`.
+    """
+    ours, control = flat(sides["ours"]), flat(sides["control"])
+    expected = {*COMPONENTS, *set_here}
+    expected |= unread_keys(sides["ours"]) | unread_keys(sides["control"])
+    return [
+        {"key": key, "ours": ours.get(key), "control": control.get(key)}
+        for key in sorted({**ours, **control})
+        if key not in expected and ours.get(key) != control.get(key)
+    ]
+
+
+def warnings(sides: dict[str, CfgNode]) -> list[str]:
+    """Of keys that are not at their default, and that one side reads and the other does not."""
+    defaults = flat(get_cfg())
+    found = []
+    for side, other in (("ours", "control"), ("control", "ours")):
+        values = flat(sides[side])
+        for key in sorted(unread_keys(sides[other]) - unread_keys(sides[side])):
+            if values[key] != defaults[key]:
+                found.append(
+                    f"{key} is {values[key]!r} ({side}, default {defaults[key]!r}); {other} has no "
+                    "component that reads it"
+                )
+    return found

@@ -1,0 +1,114 @@
+"""Pictures of a trained model: ground truth beside detections, and the curves of its training.
+
+    fpn-ext contact-sheet --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
+        --output output/demo MODEL.WEIGHTS output/demo/model_final.pth
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from PIL import Image, ImageDraw
+
+from ..inference.pictures import build_predictor, class_names, detections_of
+from ..levels import name_of
+from ..reporting.drawing import coloring_field, draw_boxes, draw_detections, draw_legend
+
+
+def contact_sheet(
+    cfg: CfgNode, num_images: int = 12, min_score: float = 0.5, label_levels: bool = False
+) -> Image.Image:
+    """Images of ``DATASETS.TEST[0]`` in pairs: ground truth left, the model's detections right.
+
+    The images are spread evenly over the data set. Below stands which colour is which level. With
+    ``label_levels``, ``p3>p4`` stands on each box: proposed by P3, pooled from P4.
+    """
+    dataset = cfg.DATASETS.TEST[0]
+    records = DatasetCatalog.get(dataset)
+    names = MetadataCatalog.get(dataset).thing_classes
+    drawn_names = list(class_names(cfg).values())
+    predictor = build_predictor(cfg)
+    pairs = []
+    levels: set[int] = set()
+    field = None
+    for i in np.linspace(0, len(records) - 1, min(num_images, len(records))).astype(int):
+        record = records[i]
+        image = read_image(record["file_name"], "RGB")
+        truth = [a for a in record["annotations"] if not a.get("iscrowd")]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
+        scale = 320 / max(image.shape[:2])
+        left = draw_boxes(
+            image,
+            np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            [names[a["category_id"]] for a in truth],
+            [None] * len(truth),
+            scale,
+        )
+        detections = detections_of(predictor(image[:, :, ::-1]))  # it takes BGR
+        found = detections[detections.scores >= min_score]
+        field = coloring_field(found)
+        if field:
+            levels |= set(found.get(field).tolist())
+        pairs.append((left, draw_detections(image, found, drawn_names, scale, label_levels)))
+    title = f"ground truth | detections with score >= {min_score:g}, {dataset}"
+    which = "that proposed them" if field == "proposal_level" else "they were pooled from"
+    return _paste(pairs, title, f"detections are coloured by the level {which}:", sorted(levels))
+
+
+def _paste(
+    pairs: list[tuple[Image.Image, Image.Image]], title: str, legend: str, levels: Sequence[int]
+) -> Image.Image:
+    cell, gap, columns, band = 320, 6, 2, 28
+    rows = -(-len(pairs) // columns)
+    pair_width = 2 * cell + 3 * gap
+    sheet = Image.new("RGB", (columns * pair_width, 2 * band + rows * (cell + gap)), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((gap, 8), title, fill="black")
+    for i, pair in enumerate(pairs):
+        x = (i % columns) * pair_width + gap
+        y = band + (i // columns) * (cell + gap)
+        for j, picture in enumerate(pair):
+            sheet.paste(picture, (x + j * (cell + gap), y))
+    x, y = gap, sheet.height - band + 8
+    pen.text((x, y), legend, fill="black")
+    draw_legend(pen, x + 360, y, {level: name_of(level).upper() for level in levels})
+    return sheet
+
+
+def draw_curves(metrics_file: Path, file: Path) -> None:
+    """Losses and box AP over iterations, from Detectron2's ``metrics.json``: its last run's.
+
+    Raises:
+        FileNotFoundError: there is no such file; training writes it into OUTPUT_DIR.
+    """
+    if not metrics_file.is_file():
+        raise FileNotFoundError(f"no {metrics_file}: training writes it into its OUTPUT_DIR")
+    lines: list[dict[str, float]] = []
+    for line in metrics_file.read_text().splitlines():
+        entry = json.loads(line)
+        # Detectron2 appends. Where the iteration falls back, a new run begins, or one goes on from
+        # a checkpoint and does some iterations again.
+        if lines and entry["iteration"] < lines[-1]["iteration"]:
+            lines = [done for done in lines if done["iteration"] < entry["iteration"]]
+        lines.append(entry)
+    figure, (loss_axes, ap_axes) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for key in sorted({k for line in lines for k in line if "loss" in k}):
+        points = [(line["iteration"], line[key]) for line in lines if key in line]
+        loss_axes.plot(*zip(*points, strict=True), label=key)
+    for key in ("bbox/AP", "bbox/AP50"):
+        points = [(line["iteration"], line[key]) for line in lines if key in line]
+        if points:
+            ap_axes.plot(*zip(*points, strict=True), marker="o", label=key)
+    for axes, title in ((loss_axes, "training loss"), (ap_axes, "AP, percent")):
+        axes.set(title=title, xlabel="iteration", ylim=(0, None))
+        if axes.lines:
+            axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,71 @@
+"""What anchor_report and level_report have in common: arguments and files."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib.pyplot as plt
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.figure import Figure
+
+from ..config.load import load_config
+from ..data.datasets import register_datasets
+from ..data.training_boxes import TrainingBoxes, read_boxes
+from ..files.atomic import replacing
+from ..reporting.findings import Report
+from ..reporting.json_files import write_json
+
+R = TypeVar("R", bound=Report)
+
+
+def run(
+    args: argparse.Namespace,
+    make: Callable[[CfgNode, TrainingBoxes], R],
+    draw: Callable[[R], Figure],
+    picture: str,
+) -> None:
+    """Make a report of the datasets that the arguments name, and print it.
+
+    Args:
+        args: of ``fpn-ext anchors`` and ``fpn-ext levels``.
+        make: the report of the boxes.
+        draw: the picture of a report.
+        picture: the name of its file.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: what of the arguments is wrong.
+    """
+    report = make(*config_and_boxes(args))
+    print(report)
+    if args.json:
+        write_json(args.json, report.as_json())
+    if args.output:
+        figure = draw(report)
+        with replacing(args.output / picture) as stream:
+            figure.savefig(stream, dpi=120, format="png")
+        plt.close(figure)
+        print(f"\nwrote {args.output / picture}")
+
+
+def config_and_boxes(args: argparse.Namespace) -> tuple[CfgNode, TrainingBoxes]:
+    """What the arguments of :func:`run` name.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: what of it is wrong.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    register_datasets()
+    if args.dataset:
+        cfg.DATASETS.TRAIN = (args.dataset,)
+    for name in cfg.DATASETS.TRAIN:
+        annotations = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None
+        if args.json and annotations and _same(args.json, annotations):
+            raise ValueError(f"--json {args.json} would overwrite the annotations of {name}")
+    return cfg, read_boxes(cfg.DATASETS.TRAIN)
+
+
+def _same(file: Path, other: str | os.PathLike) -> bool:
+    return file.resolve() == Path(other).resolve()

@@ -1,0 +1,1 @@
+"""Arithmetic that makes pyramid and pooling fast: RoIAlign, Winograd's convolution, threads."""

@@ -1,0 +1,396 @@
+"""RoIAlign of all boxes on all levels as weighted sums of rows: fast on CPU, in both directions.
+
+RoIAlign is linear in the features and separable. A bin averages samples; a bilinear sample is a
+weighted sum of four cells; so a bin is a weighted sum of the cells of a small rectangle, and the
+weight of a cell is a weight of its row times a weight of its column. With the channels of a cell
+side by side in memory (channels_last), that is torch's ``embedding_bag``: cells are the rows of a
+table, a bin is a bag. The gradient is the same with the roles swapped: for each cell, the weighted
+sum of the bins that used it.
+
+torchvision's operator on CPU does the same sums channel by channel, on one thread, and adds
+gradients cell by cell. Here both directions are vectorised and threaded, and the backward pass is
+deterministic: no two threads add into one cell. What the sums need is computed again for the
+backward pass, not kept.
+
+A box's bins are rectangles of cells. Written one after the other, those of a hundred boxes on a map
+are one call of ``embedding_bag``, however large each is.
+
+The code runs on any device. On CUDA only the backward pass is used, where a deterministic one is
+asked for (fpn_ext/kernels/roi_align_cuda.py): sizes of intermediate results depend on the boxes,
+for which the CPU has to wait.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+# Levels as the pooler has them: (N, C, H, W) maps, fine to coarse.
+Maps = list[torch.Tensor]
+
+# Boxes worked on at once: what their sums need beside maps and result is some 6 MB then. Fewer,
+# where they take more samples or cells than MOST_AT_ONCE.
+BOXES_AT_ONCE = 96
+MOST_AT_ONCE = 1 << 20
+# Numbers of NCHW maps, and of their gradients, that are turned at once: they stay in the cache.
+TURNED_AT_ONCE = 1 << 20
+GRADIENT_AT_ONCE = 1 << 17
+
+
+def roi_align(
+    maps: Maps,
+    rois: torch.Tensor,
+    map_index: torch.Tensor,
+    scales: list[float],
+    output_size: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> torch.Tensor:
+    """RoIAlign every box from its own map.
+
+    Args:
+        maps: (N, C, H_i, W_i), on CPU; channels_last ones are read where they are, others are
+            copied. Half precision is summed in float32, and rounded once; without gradients to
+            come, the maps are read as they are, and weights are rounded to their dtype, too.
+        rois: (R, 5), float32 or float64: image number and XYXY in pixels of the network input.
+        map_index: (R,) int64: which of the maps a box is pooled from.
+        scales: 1 / stride of each map.
+        output_size: bins along y and along x.
+        sampling_ratio: samples per bin and side, 0 for adaptive.
+        aligned: torchvision's flag: half-pixel-correct coordinates.
+
+    Returns:
+        (R, C, *output_size) in the maps' dtype, in channels_last memory, equal to torchvision's to
+        rounding.
+    """
+    settings = Settings(tuple(scales), output_size, sampling_ratio, aligned)
+    return _WeightedRows.apply(settings, rois, map_index, *maps)
+
+
+class Settings(NamedTuple):
+    scales: tuple[float, ...]
+    output_size: tuple[int, int]
+    sampling_ratio: int
+    aligned: bool
+
+
+class _WeightedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, settings: Settings, rois: Any, map_index: Any, *maps: Any) -> Any:
+        ctx.settings = settings
+        ctx.save_for_backward(rois, map_index)
+        ctx.shapes = [m.shape for m in maps]
+        ctx.channels_last = [not m.is_contiguous() for m in maps]
+        channels, dtype = maps[0].shape[1], maps[0].dtype
+        if any(ctx.needs_input_grad):
+            dtype = torch.promote_types(dtype, torch.float32)
+        pooled = maps[0].new_empty((len(rois), *settings.output_size, channels))
+        for i, features in enumerate(maps):
+            rows = torch.nonzero(map_index == i).squeeze(1)
+            if len(rows) == 0:
+                continue
+            table = _table_of_cells(features.to(dtype))
+            for bags in _bags(rois, rows, features.shape, settings.scales[i], settings):
+                # No name for the sums: they would live on beside the next ones.
+                pooled.index_copy_(0, bags.boxes, _sums_of_bins(table, bags, pooled))
+        return pooled.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (gradient,) = grad_outputs
+        rois, map_index = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        # Laid out as the maps are, for whoever adds to them.
+        sums = map_gradients(
+            *(gradient.to(dtype), rois, map_index, ctx.shapes, needed, ctx.settings),
+            ctx.channels_last,
+        )
+        return None, None, None, *(None if s is None else s.to(gradient.dtype) for s in sums)
+
+
+def map_gradients(
+    gradient: torch.Tensor,
+    rois: torch.Tensor,
+    map_index: torch.Tensor,
+    shapes: list[torch.Size],
+    needed: Sequence[bool],
+    settings: Settings,
+    channels_last: Sequence[bool] | None = None,
+) -> list[torch.Tensor | None]:
+    """The gradients of the maps from that of the pooled boxes; the same on every run.
+
+    On CUDA, the same on every run under ``torch.use_deterministic_algorithms(True)``; the CPU waits
+    for the GPU several times per map.
+
+    Args:
+        gradient: (R, C, *output_size), float32 or float64.
+        rois: as for :func:`roi_align`.
+        map_index: as for :func:`roi_align`.
+        shapes: those of the maps.
+        needed: whether to compute the gradient of a map.
+        settings: of the pooling.
+        channels_last: whether to make it in channels_last memory or, slower, in NCHW. None: all
+            in channels_last.
+
+    Returns:
+        For each map (N, C, H_i, W_i) in the gradient's dtype, or None where not needed.
+    """
+    gradients: list[torch.Tensor | None] = []
+    for i, shape in enumerate(shapes):
+        if not needed[i]:
+            gradients.append(None)
+            continue
+        n, channels, height, width = shape
+        by_cell = channels_last is None or channels_last[i]
+        rows = torch.nonzero(map_index == i).squeeze(1)
+        if len(rows) == 0:
+            zeros = gradient.new_zeros(shape)
+            if by_cell:
+                zeros = zeros.contiguous(memory_format=torch.channels_last)
+            gradients.append(zeros)
+            continue
+        # From "the cells of each bin" to "the bins of each cell": sort by cell.
+        cells, bins, weights, first_bin = [], [], [], 0
+        for bags in _bags(rois, rows, shape, settings.scales[i], settings):
+            cells.append(bags.cells)
+            bins.append(bags.bag_of_cell() + first_bin)
+            weights.append(bags.weights)
+            first_bin += len(bags.offsets)
+        used = torch.cat(cells)
+        order = torch.argsort(used, stable=True)
+        uses = torch.bincount(used, minlength=n * height * width)
+        offsets = (torch.cumsum(uses, 0) - uses).to(used.dtype)
+        sorted_bins = torch.cat(bins).index_select(0, order)
+        sorted_weights = torch.cat(weights).index_select(0, order)
+        table = _table_of_bins(gradient, rows)
+        if by_cell:
+            sums = _weighted_sums(table, sorted_bins, sorted_weights, offsets)
+            gradients.append(sums.view(n, height, width, channels).permute(0, 3, 1, 2))
+        else:
+            nchw = gradient.new_empty(shape)
+            _sums_into_nchw(nchw, table, sorted_bins, sorted_weights, offsets)
+            gradients.append(nchw)
+    return gradients
+
+
+def _sums_into_nchw(
+    result: torch.Tensor,
+    table: torch.Tensor,
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    offsets: torch.Tensor,
+) -> None:
+    """As :func:`_weighted_sums`, a bag for each cell of the (N, C, H, W) result."""
+    n, channels, height, width = result.shape
+    by_image = result.view(n, channels, height * width)
+    block = max(GRADIENT_AT_ONCE // channels, 1)
+    first_cells = [(i, cell) for i in range(n) for cell in range(0, height * width, block)]
+    begins = [i * height * width + cell for i, cell in first_cells]
+    ends = [*begins[1:], len(offsets)]
+    entries = [*offsets[begins].tolist(), len(rows)]
+    for (i, cell), begin, end, (first, last) in zip(
+        first_cells, begins, ends, itertools.pairwise(entries), strict=True
+    ):
+        sums = _weighted_sums(
+            table, rows[first:last], weights[first:last], offsets[begin:end] - first
+        )
+        by_image[i, :, cell : cell + end - begin] = sums.t()
+
+
+def _table_of_bins(pooled: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """(R, C, bins_y, bins_x) -> (bins of these boxes, C): a row for each bin."""
+    channels, bins = pooled.shape[1], pooled.shape[2:].numel()
+    table = pooled.new_empty((len(boxes), bins, channels))
+    for part, into in zip(boxes.split(BOXES_AT_ONCE), table.split(BOXES_AT_ONCE), strict=True):
+        into.copy_(pooled[part].flatten(2).transpose(1, 2))
+    return table.flatten(0, 1)
+
+
+def _sums_of_bins(table: torch.Tensor, bags: "_Bags", like: torch.Tensor) -> torch.Tensor:
+    """(boxes, bins_y, bins_x, C), in the dtype and shape of ``like``."""
+    sums = _weighted_sums(table, bags.cells, bags.weights, bags.offsets)
+    return sums.view(-1, *like.shape[1:]).to(like.dtype)
+
+
+def _table_of_cells(maps: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N H W, C): a row for each cell; channels_last maps are not copied.
+
+    torch copies NCHW maps pixel by pixel, several times slower where the size of a channel is near
+    a multiple of a kilobyte: channels then compete for the same lines of the cache.
+    """
+    n, channels, height, width = maps.shape
+    if not maps.is_contiguous():
+        return maps.permute(0, 2, 3, 1).reshape(-1, channels)
+    table = maps.new_empty((n, height * width, channels))
+    pixels = max(TURNED_AT_ONCE // channels, 1)
+    for image, by_cell in zip(maps.flatten(2), table, strict=True):
+        for part, cells in zip(image.split(pixels, dim=1), by_cell.split(pixels), strict=True):
+            cells.copy_(part.t())
+    return table.flatten(0, 1)
+
+
+def _weighted_sums(
+    table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """(bags, C): sums of ``weights`` times ``rows`` of the table; a bag begins at its offset."""
+    return torch.nn.functional.embedding_bag(
+        rows, table, offsets, mode="sum", per_sample_weights=weights.to(table.dtype)
+    )
+
+
+class _Bags(NamedTuple):
+    """The bins of some boxes (boxes, then y, then x), each a sum of cells, one after the other."""
+
+    boxes: torch.Tensor  # int64, which boxes these are
+    cells: torch.Tensor  # (cells of all bins,) int32
+    weights: torch.Tensor  # (cells of all bins,) float32 or float64
+    offsets: torch.Tensor  # (bins,) int32, where a bin's cells begin
+    line: torch.Tensor  # (cells of all bins,) int32: a bin has a line of cells for each of its rows
+    bag_of_line: torch.Tensor  # (lines,) int32
+
+    def bag_of_cell(self) -> torch.Tensor:
+        """(cells of all bins,) int32: the bin, counted over these boxes."""
+        return self.bag_of_line.index_select(0, self.line)
+
+
+def _bags(
+    rois: torch.Tensor, rows: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
+) -> Iterator[_Bags]:
+    """The boxes in ``rows`` of all ``rois``, all on one map; some at a time."""
+    left = list(rows.split(BOXES_AT_ONCE))[::-1]
+    while left:
+        boxes = left.pop()
+        bags = _bags_of_few(rois, boxes, shape, scale, settings)
+        if bags is None:
+            left += boxes.chunk(2)[::-1]
+        else:
+            yield bags
+
+
+def _bags_of_few(
+    rois: torch.Tensor, boxes: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
+) -> _Bags | None:
+    """None if the boxes are too large to be worked on together."""
+    _, _, map_height, map_width = shape
+    bins_y, bins_x = settings.output_size
+    most = MOST_AT_ONCE if len(boxes) > 1 else math.inf
+    image, x1, y1, x2, y2 = rois[boxes].unbind(1)
+    y_samples = _samples(y1, y2, bins_y, scale, settings)
+    x_samples = _samples(x1, x2, bins_x, scale, settings)
+    if len(boxes) * max(bins_y * y_samples.most, bins_x * x_samples.most) > most:
+        return None
+    y, x = _taps(y_samples, bins_y, map_height), _taps(x_samples, bins_x, map_width)
+    if int((y.taps * x.taps).sum()) * bins_y * bins_x > most:
+        return None
+
+    def of_bins(values: torch.Tensor) -> torch.Tensor:
+        return values.expand(-1, bins_y, bins_x).flatten()
+
+    # A bin has a line of cells for each of its rows: first all lines, then all cells of all lines.
+    row_taps, column_taps = y.taps[:, None, None], x.taps[:, None, None]
+    bag_of_line, row = _ranges(of_bins(y.place()[:, :, None]), of_bins(row_taps))
+    first_column = of_bins(x.place()[:, None, :]).index_select(0, bag_of_line)
+    line, column = _ranges(first_column, of_bins(column_taps).index_select(0, bag_of_line))
+    rows = (image.to(torch.int32)[:, None, None] * map_height + y.cell) * map_width
+    begin = rows.flatten().index_select(0, row)
+    cells = begin.index_select(0, line) + x.cell.flatten().index_select(0, column)
+    row_weight = y.weight.flatten().index_select(0, row)
+    weights = row_weight.index_select(0, line) * x.weight.flatten().index_select(0, column)
+    offsets = _begins(of_bins(row_taps * column_taps))
+    return _Bags(boxes, cells, weights, offsets, line, bag_of_line)
+
+
+def _ranges(first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers first[i], first[i] + 1, ..., ``lengths[i]`` of them, after those of i - 1.
+
+    Returns:
+        The i of each number, and the numbers; int32, as ``first`` and ``lengths``.
+    """
+    i = torch.repeat_interleave(lengths)
+    shift = (first - _begins(lengths)).index_select(0, i)
+    return i, shift.add_(torch.arange(len(i), dtype=torch.int32, device=i.device))
+
+
+def _begins(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.cumsum(lengths, 0, dtype=torch.int32) - lengths
+
+
+class _Samples(NamedTuple):
+    """Along one axis, in cells of the map: bin b of box r has samples at start[r] + b * bin[r] +
+    (s + 1/2) * bin[r] / samples[r], for s < samples[r]."""
+
+    start: torch.Tensor  # (R,) float32 or float64
+    bin: torch.Tensor  # (R,) the same
+    samples: torch.Tensor  # (R,) int64, of a bin
+    most: int  # of those, or 1
+
+
+def _samples(
+    low: torch.Tensor, high: torch.Tensor, bins: int, scale: float, settings: Settings
+) -> _Samples:
+    start = low * scale - (0.5 if settings.aligned else 0.0)
+    size = (high * scale - (0.5 if settings.aligned else 0.0)) - start
+    if not settings.aligned:
+        size = torch.clamp(size, min=1.0)
+    # By a tensor: CUDA divides by a number as it multiplies by the inverse, and 49 / 7 rounded up
+    # would make eight samples of seven.
+    bin_size = size / torch.full_like(size, bins)
+    if settings.sampling_ratio > 0:
+        count = torch.full_like(low, settings.sampling_ratio, dtype=torch.int64)
+    else:
+        count = torch.ceil(bin_size).to(torch.int64)
+    return _Samples(start, bin_size, count, max(int(count.max()), 1))
+
+
+class _Taps(NamedTuple):
+    """Along one axis: bin b of box r is the sum over t < taps[r] of weight[r, b, t] * cell[...]"""
+
+    cell: torch.Tensor  # (R, bins, more than most taps) int32, within the map
+    weight: torch.Tensor  # the same, float32 or float64
+    taps: torch.Tensor  # (R,) int32, at least 1: no bag is empty
+
+    def place(self) -> torch.Tensor:
+        """(R, bins) int32: where a bin begins in ``cell`` and ``weight``, flattened."""
+        boxes, bins, width = self.cell.shape
+        every = torch.arange(boxes * bins, dtype=torch.int32, device=self.cell.device)
+        return (every * width).view(boxes, bins)
+
+
+def _taps(samples: _Samples, bins: int, length: int) -> _Taps:
+    """The cells that the samples of each bin touch along an axis of ``length`` cells."""
+    start, bin_size, count = (t[:, None, None] for t in samples[:3])
+    sample = torch.arange(samples.most, device=start.device)
+    bin_number = torch.arange(bins, device=start.device)[:, None]
+    divisor = count.clamp(min=1)  # a box without size has no sample and no weight
+    position = start + bin_number * bin_size + (sample + 0.5) * bin_size / divisor
+    inside = (position >= -1.0) & (position <= length) & (sample < count)
+    share = torch.where(inside, 1.0 / divisor.to(position.dtype), 0.0)
+    position = position.clamp(min=0.0, max=length - 1)  # (R, bins, most)
+    lower = position.to(torch.int64)
+    upper_weight = (position - lower) * share
+
+    # Neighbouring samples share cells. Samples at most one cell apart touch a run of at most
+    # samples + 1 cells; those further apart are kept as they are, two cells each.
+    first = lower[:, :, :1]
+    last = lower.gather(2, (divisor - 1).expand_as(first))
+    run = (torch.clamp(last + 1, max=length - 1) - first + 1).amax(dim=(1, 2), keepdim=True)
+    merged = run <= 2 * divisor
+    taps = torch.where(merged, run, 2 * divisor)
+    # One more than the most: the upper neighbour of the last cell of all, without weight.
+    width = int(taps.max()) + 1
+    slots = torch.arange(width, device=start.device)
+    slot = torch.where(merged, lower - first, 2 * sample)
+    slot = torch.clamp(slot, max=width - 2)  # of samples that do not count
+    weight = share.new_zeros((*first.shape[:2], width))
+    weight.scatter_add_(2, slot, share - upper_weight)
+    weight.scatter_add_(2, slot + 1, upper_weight)
+    cell = first + slots
+    if not merged.all():
+        apart = ~merged.flatten()
+        cell[apart] = cell[apart].scatter(2, slot[apart], lower[apart])
+        cell[apart] = cell[apart].scatter(2, slot[apart] + 1, lower[apart] + 1)
+    cell = torch.clamp(cell, max=length - 1).to(torch.int32)
+    return _Taps(cell, weight, taps.flatten().to(torch.int32))

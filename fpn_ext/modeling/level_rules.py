@@ -1,0 +1,202 @@
+"""Which level a box is pooled from: Eq. 1 of the paper, and other rules by name.
+
+``MODEL.FPN_EXT.LEVEL_RULE`` names the rule of PyramidROIHeads. Pooling from all levels at once is
+no rule but RoI heads of their own (:mod:`fpn_ext.variants.all_levels`).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.utils.registry import Registry
+from torch import nn
+
+from ..levels import check_fine_to_coarse, level_of, nearest_level
+
+LEVEL_RULE_REGISTRY = Registry("LEVEL_RULE")
+LEVEL_RULE_REGISTRY.__doc__ = """
+Rules from boxes to maps: nn.Modules, called with (R, 4) boxes, XYXY in pixels of the network
+input, that return (R,) int64, the number of the map from fine to coarse, 0 for the finest.
+
+Built with ``(strides, canonical_box_size, canonical_level)``. ``bounds`` and ``measure`` say for
+:func:`fpn_ext.config.level_table` from which size on a box goes to each map but the finest, and
+what of a box is measured.
+"""
+
+
+def assign_levels(
+    boxes: torch.Tensor,
+    min_level: int,
+    max_level: int,
+    canonical_box_size: float = 224,
+    canonical_level: int = 4,
+) -> torch.Tensor:
+    """The pyramid level k each box is pooled from: Eq. 1 of the paper, clamped.
+
+    k = floor(k0 + log2(sqrt(w h) / 224)), k0 = 4: a 224x224 box, the size of ImageNet's crops,
+    goes to the level that a ResNet's C4 has; half that size goes one level finer. The paper does
+    not say what happens beyond the levels there are; as everywhere, the nearest one is taken.
+
+    Args:
+        boxes: (R, 4) XYXY in pixels of the network input.
+        min_level: finest level there is.
+        max_level: coarsest level there is.
+        canonical_box_size: the 224 of Eq. 1, in pixels.
+        canonical_level: k0.
+
+    Returns:
+        (R,) int64 levels in [min_level, max_level]. A box without a size (zero, negative or NaN
+        area) gets ``min_level``.
+
+    >>> sides = torch.tensor([0.0, 112.0, 223.99, 224.0, 448.0, 1e6])
+    >>> assign_levels(torch.stack([0 * sides, 0 * sides, sides, sides], dim=1), 2, 5).tolist()
+    [2, 3, 3, 4, 5, 5]
+    """
+    # log2(0) is -inf and clamps to min_level; what is NaN by now has no size.
+    level = torch.floor(_exact_level(boxes, canonical_box_size, canonical_level))
+    level = torch.clamp(level, min=min_level, max=max_level)
+    return torch.nan_to_num(level, nan=float(min_level)).to(torch.int64)
+
+
+def _exact_level(boxes: torch.Tensor, box_size: float, level: int) -> torch.Tensor:
+    """k0 + log2(sqrt(w h) / 224), which Eq. 1 rounds down."""
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    width = boxes[:, 2] - boxes[:, 0]
+    height = boxes[:, 3] - boxes[:, 1]
+    size = torch.sqrt(width * height)
+    return level + torch.log2(size / box_size)
+
+
+@LEVEL_RULE_REGISTRY.register()
+class PaperRule(nn.Module):
+    """Eq. 1 (:func:`assign_levels`). A level that is missing between two has its nearest take over,
+    the finer of two equally near.
+
+    Args:
+        strides: of the maps, fine to coarse, powers of two.
+        canonical_box_size: the 224 of Eq. 1, in pixels.
+        canonical_level: k0.
+
+    Raises:
+        ValueError: strides not from fine to coarse, or of several one that is no power of two:
+            Eq. 1 names no level then.
+
+    >>> sides = torch.tensor([50.0, 120.0, 230.0, 450.0])
+    >>> boxes = torch.stack([0 * sides, 0 * sides, sides, sides], dim=1)
+    >>> PaperRule([4, 16, 32], 224, 4)(boxes).tolist()  # P3 is missing: P2 takes over
+    [0, 0, 1, 2]
+    """
+
+    measure = "side"
+    taken_over: list[int]  # TorchScript cannot tell from an empty list
+
+    def __init__(self, strides: Sequence[float], canonical_box_size: float, canonical_level: int):
+        super().__init__()
+        check_fine_to_coarse(strides)
+        try:
+            levels = [level_of(stride) for stride in strides]
+        except ValueError as error:
+            if len(strides) > 1:
+                raise ValueError(
+                    f"{error}; {type(self).__name__} names levels by it. Choose "
+                    "MODEL.FPN_EXT.LEVEL_RULE StrideRule, for any strides"
+                ) from None
+            levels = [nearest_level(strides[0])]
+        self.canonical_box_size = float(canonical_box_size)
+        self.canonical_level = canonical_level
+        self.min_level = levels[0]
+        self.max_level = levels[-1]
+        # The first level of each map. A level that is none of these is the last map's, too.
+        self.firsts = [(a + b) // 2 + 1 for a, b in itertools.pairwise(levels)]
+        self.taken_over = [
+            k for k in range(self.min_level + 1, self.max_level + 1) if k not in self.firsts
+        ]
+
+    def bounds(self) -> list[float]:
+        """The size in pixels from which on a box goes to each map but the finest."""
+        return [self.canonical_box_size * 2.0 ** (k - self.canonical_level) for k in self.firsts]
+
+    def forward(self, boxes: torch.Tensor) -> torch.Tensor:
+        """(R, 4) XYXY boxes -> (R,) int64 numbers of maps."""
+        return self._map_of(boxes)
+
+    def _map_of(self, boxes: torch.Tensor) -> torch.Tensor:
+        level = assign_levels(
+            boxes, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
+        index = level - self.min_level
+        for k in self.taken_over:
+            index = index - (level >= k).to(torch.int64)
+        return index
+
+
+@LEVEL_RULE_REGISTRY.register()
+class RoundedRule(PaperRule):
+    """Eq. 1 rounded to the nearest level instead of down, as in jwyang's fpn.pytorch: a box of 159
+    to 316 px goes to P4, instead of one of 224 to 448 px.
+    """
+
+    def __init__(self, strides: Sequence[float], canonical_box_size: float, canonical_level: int):
+        # round(x) is floor(x + 1/2), and half a level is a factor of sqrt(2).
+        super().__init__(strides, canonical_box_size / math.sqrt(2), canonical_level)
+
+
+@LEVEL_RULE_REGISTRY.register()
+class LongerSideRule(PaperRule):
+    """Eq. 1 with the longer side of the box in the place of sqrt(w h), as FCOS (Tian et al. 2019,
+    Sec. 3.2) assigns objects by their longest distance: long, thin boxes go to coarser levels.
+    """
+
+    measure = "longer side"
+
+    def forward(self, boxes: torch.Tensor) -> torch.Tensor:
+        """(R, 4) XYXY boxes -> (R,) int64 numbers of maps."""
+        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+        side = torch.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]).clamp(min=0)
+        return self._map_of(torch.stack((0 * side, 0 * side, side, side), dim=1))
+
+
+@LEVEL_RULE_REGISTRY.register()
+class StrideRule(nn.Module):
+    """The coarsest map on which a box still has as many cells as Eq. 1 gives it: for any strides.
+
+    A box of 224 px is 14 cells of P4 wide (k0 = 4), and Eq. 1 takes the coarsest level that leaves
+    it at least as many. Where strides are powers of two with none missing, this is Eq. 1; below the
+    finest map, that one is taken.
+
+    Args:
+        strides: of the maps in pixels, fine to coarse.
+        canonical_box_size: the 224 of Eq. 1, in pixels.
+        canonical_level: k0.
+
+    >>> sides = torch.tensor([80.0, 168.0, 335.0, 336.0])
+    >>> boxes = torch.stack([0 * sides, 0 * sides, sides, sides], dim=1)
+    >>> StrideRule([6, 12, 24], 224, 4)(boxes).tolist()  # 14 cells: of 6, 12 or 24 px
+    [0, 1, 1, 2]
+    """
+
+    measure = "side"
+    ratios: list[float]  # TorchScript cannot tell from empty lists
+    firsts: list[float]
+
+    def __init__(self, strides: Sequence[float], canonical_box_size: float, canonical_level: int):
+        super().__init__()
+        check_fine_to_coarse(strides)
+        self.canonical_box_size = float(canonical_box_size)
+        self.canonical_level = canonical_level
+        self.ratios = [stride / 2.0**canonical_level for stride in strides[1:]]
+        # In the arithmetic of forward, so that a box just as large as a bound is beyond it.
+        self.firsts = (canonical_level + torch.log2(torch.tensor(self.ratios))).tolist()
+
+    def bounds(self) -> list[float]:
+        """The size in pixels from which on a box goes to each map but the finest."""
+        return [self.canonical_box_size * ratio for ratio in self.ratios]
+
+    def forward(self, boxes: torch.Tensor) -> torch.Tensor:
+        """(R, 4) XYXY boxes -> (R,) int64 numbers of maps."""
+        level = _exact_level(boxes, self.canonical_box_size, self.canonical_level)
+        index = torch.zeros_like(level, dtype=torch.int64)
+        for first in self.firsts:
+            index = index + (level >= first).to(torch.int64)  # False for NaN
+        return index

@@ -1,0 +1,236 @@
+"""RoI heads that pool box, mask and keypoint features by the paper's level rule."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import (
+    ROI_HEADS_REGISTRY,
+    StandardROIHeads,
+    build_box_head,
+    build_keypoint_head,
+    build_mask_head,
+)
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import Boxes, Instances
+
+from ..keys import declare, own_keys
+from ..levels import LevelError
+from .pooler import LevelMappedROIPooler
+
+declare(
+    "MODEL.FPN_EXT.BOXES_PER_CHUNK",
+    256,
+    "Boxes pooled at once, per image, in inference: bounds the memory.",
+    "ChunkedROIHeads",
+)
+
+
+@ROI_HEADS_REGISTRY.register()
+class PyramidROIHeads(StandardROIHeads):
+    """Detectron2's StandardROIHeads with :class:`LevelMappedROIPooler` in all its branches.
+
+    Constructor, sampling, losses and inference are Detectron2's. Parameters keep their names
+    (``box_head.*``, ``box_predictor.*``, ``mask_head.*``, ``keypoint_head.*``).
+    """
+
+    # Lets TorchScript drop the branches that are off, as Detectron2's export does for the parent.
+    mask_on: torch.jit.Final[bool]  # type: ignore[misc]
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[misc]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        _check_in_features(cfg.MODEL.ROI_HEADS.IN_FEATURES, input_shape)
+        return super().from_config(cfg, input_shape)
+
+    # The three hooks of StandardROIHeads.from_config, one per branch.
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        pooler = cls._pooler(cfg, input_shape, "ROI_BOX_HEAD")
+        box_head = build_box_head(cfg, _pooled_shape(cfg, input_shape, "ROI_BOX_HEAD"))
+        return {
+            "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
+            "box_pooler": pooler,
+            "box_head": box_head,
+            "box_predictor": cls._box_predictor(cfg, box_head.output_shape, pooler),
+        }
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        if not cfg.MODEL.MASK_ON:
+            return {}
+        return cls._init_branch(cfg, input_shape, "mask", build_mask_head)
+
+    @classmethod
+    def _init_keypoint_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        if not cfg.MODEL.KEYPOINT_ON:
+            return {}
+        return cls._init_branch(cfg, input_shape, "keypoint", build_keypoint_head)
+
+    @classmethod
+    def _init_branch(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], name: str, build_head: Any
+    ) -> dict:
+        branch = f"ROI_{name.upper()}_HEAD"
+        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        # Detectron2's convention: an empty POOLER_TYPE hands the head whole maps, unpooled.
+        if cfg.MODEL[branch].POOLER_TYPE:
+            pooler = cls._pooler(cfg, input_shape, branch)
+            head = build_head(cfg, _pooled_shape(cfg, input_shape, branch))
+        else:
+            pooler = None
+            head = build_head(cfg, {f: input_shape[f] for f in in_features})
+        return {
+            f"{name}_in_features": in_features,
+            f"{name}_pooler": pooler,
+            f"{name}_head": head,
+        }
+
+    # What a variant may have of its own.
+
+    @classmethod
+    def _pooler(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], branch: str) -> Any:
+        try:
+            return LevelMappedROIPooler(cfg, input_shape, branch=branch)
+        except ValueError as error:
+            raise type(error)(f"MODEL.{branch}: {error}") from None
+
+    @classmethod
+    def _box_predictor(cls, cfg: CfgNode, input_shape: ShapeSpec, pooler: Any) -> Any:
+        if own_keys(cfg).KEEP_LEVELS:
+            return LevelKeepingOutputLayers(cfg, input_shape, pooler=pooler)
+        return FastRCNNOutputLayers(cfg, input_shape)
+
+
+@ROI_HEADS_REGISTRY.register()
+class ChunkedROIHeads(PyramidROIHeads):
+    """:class:`PyramidROIHeads` that, in inference, pool and run the box head chunk by chunk.
+
+    Features of 1000 boxes of 256 x 7 x 7 are 50 MB an image; those of a chunk stay in the cache.
+    Results are the same to rounding: a matrix product of other height sums in another order.
+
+    Args:
+        boxes_per_chunk: boxes pooled at once, per image.
+        **kwargs: of PyramidROIHeads.
+
+    Raises:
+        ValueError: ``boxes_per_chunk`` under 1.
+    """
+
+    @configurable
+    def __init__(self, *, boxes_per_chunk: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.boxes_per_chunk = _checked_chunk(boxes_per_chunk)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        return {
+            **super().from_config(cfg, input_shape),
+            "boxes_per_chunk": own_keys(cfg).BOXES_PER_CHUNK,
+        }
+
+    @classmethod
+    def from_heads(cls, heads: PyramidROIHeads, boxes_per_chunk: int) -> "ChunkedROIHeads":
+        """The same heads, sharing their modules, in chunks."""
+        chunked = cls.__new__(cls)
+        chunked.__dict__.update(heads.__dict__)
+        chunked.boxes_per_chunk = _checked_chunk(boxes_per_chunk)
+        return chunked
+
+    def _forward_box(self, features: dict[str, torch.Tensor], proposals: list[Instances]) -> Any:
+        if self.training:
+            return super()._forward_box(features, proposals)
+        maps = [features[f] for f in self.box_in_features]
+        predictions = []
+        for image, candidates in enumerate(proposals):
+            maps_of_image = [m[image : image + 1] for m in maps]
+            for boxes in candidates.proposal_boxes.tensor.split(self.boxes_per_chunk):
+                # No name for what is pooled: it would live on beside the next chunk's.
+                hidden = self.box_head(self.box_pooler(maps_of_image, [Boxes(boxes)]))
+                predictions.append(self.box_predictor(hidden))
+        together = tuple(torch.cat(parts) for parts in zip(*predictions, strict=True))
+        return self.box_predictor.inference(together, proposals)[0]
+
+
+def _checked_chunk(boxes_per_chunk: int) -> int:
+    if boxes_per_chunk < 1:
+        raise ValueError(
+            f"MODEL.FPN_EXT.BOXES_PER_CHUNK must be at least 1 box, got {boxes_per_chunk}"
+        )
+    return boxes_per_chunk
+
+
+class LevelKeepingOutputLayers(FastRCNNOutputLayers):
+    """Detectron2's box predictor that notes which levels each detection comes from.
+
+    In inference, every detection gets two fields, (R,) int64, of the proposal it came from:
+    ``pooled_level``, the level k it was pooled from, by the rule of ``pooler``; and
+    ``proposal_level``, the level k that proposed it, if the proposals have that field.
+
+    Args:
+        pooler: the pooler in front of the box head; None if it has no one level for a box, which
+            leaves ``pooled_level`` out.
+        **kwargs: of FastRCNNOutputLayers.
+    """
+
+    @configurable
+    def __init__(self, *, pooler: LevelMappedROIPooler | None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.pooler = pooler
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, input_shape: ShapeSpec, pooler: LevelMappedROIPooler | None
+    ) -> dict:
+        return {**super().from_config(cfg, input_shape), "pooler": pooler}
+
+    def inference(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """As the parent's: the detections, and the row of the proposal behind each of them."""
+        boxes = self.predict_boxes(predictions, proposals)
+        scores = self.predict_probs(predictions, proposals)
+        detections, rows_of_finite = fast_rcnn_inference(
+            boxes,
+            scores,
+            [candidates.image_size for candidates in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+        rows = []
+        for i, (found, candidates) in enumerate(zip(detections, proposals, strict=True)):
+            # Detectron2 drops what is not finite first, and numbers the rest.
+            finite = boxes[i].isfinite().all(dim=1) & scores[i].isfinite().all(dim=1)
+            proposal_rows = finite.nonzero().flatten()[rows_of_finite[i]]
+            rows.append(proposal_rows)
+            if self.pooler is not None:
+                pooled = candidates.proposal_boxes.tensor[proposal_rows]
+                found.pooled_level = self.pooler.assign(pooled)
+            if candidates.has("proposal_level"):
+                found.proposal_level = candidates.proposal_level[proposal_rows]
+        return detections, rows
+
+
+def _check_in_features(in_features: list[str], input_shape: dict[str, ShapeSpec]) -> None:
+    missing = [f for f in in_features if f not in input_shape]
+    if missing or not in_features:
+        raise LevelError(
+            f"MODEL.ROI_HEADS.IN_FEATURES asks for {missing or 'no map at all'}; the backbone "
+            f"gives {list(input_shape)}. Change MODEL.ROI_HEADS.IN_FEATURES."
+        )
+    channels = {f: input_shape[f].channels for f in in_features}
+    if len(set(channels.values())) > 1:
+        raise LevelError(
+            "one head serves all levels, so the maps of MODEL.ROI_HEADS.IN_FEATURES need the same "
+            f"number of channels, got {channels}"
+        )
+
+
+def _pooled_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec], branch: str) -> ShapeSpec:
+    side = cfg.MODEL[branch].POOLER_RESOLUTION
+    channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+    return ShapeSpec(channels=channels, height=side, width=side)

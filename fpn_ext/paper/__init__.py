@@ -1,0 +1,3 @@
+"""The paper's tables, its alternating training, and its published figures."""
+
+from .. import components as components

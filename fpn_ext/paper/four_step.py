@@ -1,0 +1,215 @@
+"""The 4-step training that lets RPN and detector share their features (paper, Sec. 5.2.3, Table 5).
+
+    fpn-ext four-step --rpn configs/paper/table5/rpn_R_50.yaml \\
+        --detector configs/paper/table5/fast_rcnn_R_50.yaml --output output/paper/table5/R_50
+
+1. An RPN, from its config's weights.
+2. A Fast R-CNN on the RPN's proposals, from its config's weights. Nothing is shared yet.
+3. An RPN on the detector's features: backbone of step 2, frozen; only the RPN's layers are trained.
+4. A Fast R-CNN on the proposals of step 3: backbone and box head of step 2, the backbone frozen;
+   only the box head is trained. Both now stand on the same backbone, and become one Faster R-CNN.
+
+The steps are Ren et al.'s (Faster R-CNN, 2015), which the paper refers to. It does not say what is
+shared: here it is the backbone with all of the pyramid, and steps 3 and 4 are as long as 1 and 2.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from ..config.check import check_config
+from ..config.load import load_config
+from ..config.prepare import prepare, resolve_device
+from ..engine import jobs
+from ..files.atomic import replacing
+from ..files.weight_files import read_weights
+
+SHARED = "backbone"
+DETECTOR = "roi_heads"
+RPN = "proposal_generator"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training of the four.
+
+    Args:
+        name: its folder under the output folder.
+        is_rpn: an RPN, whose proposals the next step trains on; else a detector.
+        weights_from: the step it starts from; "" for its config's weights.
+        shares: the backbone of that step is frozen.
+    """
+
+    name: str
+    is_rpn: bool
+    weights_from: str = ""
+    shares: bool = False
+
+
+STEPS = (
+    Step("step1_rpn", is_rpn=True),
+    Step("step2_detector", is_rpn=False),
+    Step("step3_rpn", is_rpn=True, weights_from="step2_detector", shares=True),
+    Step("step4_detector", is_rpn=False, weights_from="step2_detector", shares=True),
+)
+
+
+def step_config(step: Step, rpn: CfgNode, detector: CfgNode, output: Path) -> CfgNode:
+    """The config of one step: the RPN's or the detector's, with what follows from the step.
+
+    Args:
+        rpn: config of an RPN alone (ProposalNetwork).
+        detector: config of a Fast R-CNN on precomputed proposals, on the same backbone.
+        output: folder of all the steps.
+    """
+    cfg = (rpn if step.is_rpn else detector).clone()
+    cfg.OUTPUT_DIR = str(output / step.name)
+    if step.weights_from:
+        cfg.MODEL.WEIGHTS = str(output / step.weights_from / "model_final.pth")
+    if step.shares:
+        cfg.MODEL.FPN_EXT.FREEZE = [*cfg.MODEL.FPN_EXT.FREEZE, SHARED]
+    if not step.is_rpn:
+        source = STEPS[STEPS.index(step) - 1]
+        for split in ("TRAIN", "TEST"):
+            cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = tuple(
+                str(_proposals(output, source, name)) for name in cfg.DATASETS[split]
+            )
+    return cfg
+
+
+def unified_config(rpn: CfgNode, detector: CfgNode, output: Path) -> CfgNode:
+    """The config of the Faster R-CNN that steps 3 and 4 give together, for test."""
+    cfg = detector.clone()
+    cfg.MODEL.LOAD_PROPOSALS = False
+    cfg.MODEL.PROPOSAL_GENERATOR = rpn.MODEL.PROPOSAL_GENERATOR
+    cfg.MODEL.RPN = rpn.MODEL.RPN.clone()
+    cfg.MODEL.ANCHOR_GENERATOR = rpn.MODEL.ANCHOR_GENERATOR
+    # As many as the detector takes from a file.
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = detector.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
+    cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
+    cfg.OUTPUT_DIR = str(output)
+    return cfg
+
+
+def unify(rpn_file: Path, detector_file: Path, output: Path) -> None:
+    """Write one checkpoint of the RPN of one and the backbone and box head of the other.
+
+    Raises:
+        ValueError: their backbones differ, so that neither part would work on the other's.
+    """
+    rpn, detector = (read_weights(str(file))["model"] for file in (rpn_file, detector_file))
+    shared = [name for name in detector if name.startswith(f"{SHARED}.")]
+    different = [n for n in shared if n not in rpn or not torch.equal(rpn[n], detector[n])]
+    if different or not shared:
+        raise ValueError(
+            f"{rpn_file} and {detector_file} do not share their backbone: "
+            f"{different[:3] or 'no tensor'} of {len(shared)} differ"
+        )
+    own = {name: tensor for name, tensor in rpn.items() if name.startswith(f"{RPN}.")}
+    with replacing(output) as stream:
+        torch.save({"model": {**detector, **own}}, stream)
+
+
+def check_pair(rpn: CfgNode, detector: CfgNode) -> None:
+    """Raise ValueError unless the two configs are an RPN and a Fast R-CNN on one backbone."""
+    problems = []
+    if rpn.MODEL.META_ARCHITECTURE != "ProposalNetwork":
+        problems.append(
+            "--rpn needs MODEL.META_ARCHITECTURE ProposalNetwork, "
+            f"got {rpn.MODEL.META_ARCHITECTURE}"
+        )
+    if detector.MODEL.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+        problems.append(
+            "--detector needs MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals, "
+            f"got {detector.MODEL.PROPOSAL_GENERATOR.NAME}"
+        )
+    for key in ("BACKBONE", "RESNETS", "FPN", "PIXEL_MEAN", "PIXEL_STD"):
+        if rpn.MODEL[key] != detector.MODEL[key]:
+            problems.append(f"MODEL.{key} must be the same in both, to be shared")
+    for key in ("BOTTOM_UP", "BOTTOM_UP_NORM", "IN_FEATURES", "TOP_BLOCK"):
+        if rpn.MODEL.FPN_EXT[key] != detector.MODEL.FPN_EXT[key]:
+            problems.append(f"MODEL.FPN_EXT.{key} must be the same in both, to be shared")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def train(step: Step, rpn: CfgNode, detector: CfgNode, output: Path, num_gpus: int) -> None:
+    """Do one step, unless its checkpoint is there; go on with it if it was interrupted.
+
+    Raises:
+        RuntimeError: the training, or making the proposals, failed; names its log.
+    """
+    cfg = step_config(step, rpn, detector, output)
+    folder = output / step.name
+    folder.mkdir(parents=True, exist_ok=True)
+    config_file = folder / "four_step.yaml"
+    config_file.write_text(cfg.dump())
+    start = f"starts from {cfg.MODEL.WEIGHTS or 'random weights'}"
+    trained = RPN if step.is_rpn else DETECTOR
+    frozen = f"{SHARED} frozen, trains {trained}" if step.shares else f"trains {SHARED}, {trained}"
+    print(f"{step.name}: {start}; {frozen}", flush=True)
+    if not (folder / "model_final.pth").exists():
+        arguments = ["train", "--config-file", str(config_file)]
+        arguments += ["--num-gpus", str(num_gpus)] if num_gpus else []
+        arguments += ["--resume"] if (folder / "last_checkpoint").exists() else []
+        jobs.run(arguments, folder / "train.log")
+    if step.is_rpn:
+        datasets = [*detector.DATASETS.TRAIN, *detector.DATASETS.TEST]
+        if not all(_proposals(output, step, name).exists() for name in datasets):
+            arguments = ["-m", "fpn_ext.proposals", "generate", "--config-file", str(config_file)]
+            arguments += ["--datasets", *datasets, "--output", str(folder / "proposals")]
+            arguments += ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+            jobs.run(arguments, folder / "proposals.log")
+    for name in cfg.DATASETS.TEST:
+        print(f"{step.name}: {_scores(folder, name)} on {name}", flush=True)
+
+
+def _proposals(output: Path, step: Step, dataset: str) -> Path:
+    return output / step.name / "proposals" / f"{dataset}.safetensors"
+
+
+def _scores(folder: Path, dataset: str) -> str:
+    file = folder / "inference" / dataset / "results.json"
+    scores: dict[str, dict[str, Any]] = json.loads(file.read_text())
+    shown = ("AR@100", "AR@1000", "AP", "AP50")
+    return ", ".join(
+        f"{metric} {of_task[metric]:.1f}"
+        for of_task in scores.values()
+        for metric in shown
+        if of_task.get(metric) is not None
+    )
+
+
+def four_step(args: argparse.Namespace) -> None:
+    """What ``fpn-ext four-step`` does.
+
+    Raises:
+        FileNotFoundError, ValueError: what of the configs is wrong.
+        RuntimeError: a step failed; names its log.
+    """
+    rpn, notes = prepare(args.rpn, args.opts, training=True, weights="start")
+    detector = load_config(args.detector, args.opts)  # its proposals are yet to be made
+    resolve_device(detector)
+    print("\n".join(notes))
+    output = Path(args.output).absolute()
+    check_pair(rpn, detector)
+    check_config(unified_config(rpn, detector, output), training=True)
+    for step in STEPS[: args.steps]:
+        train(step, rpn, detector, output, args.num_gpus)
+    if args.steps < len(STEPS):
+        return
+    third, fourth = (output / step.name / "model_final.pth" for step in STEPS[2:])
+    unify(third, fourth, output / "model_final.pth")
+    config_file = output / "config.yaml"
+    config_file.write_text(unified_config(rpn, detector, output).dump())
+    evaluate = ["eval", "--config-file", str(config_file)]
+    jobs.run(evaluate, output / "evaluate.log")
+    for name in detector.DATASETS.TEST:
+        print(f"one Faster R-CNN, shared backbone: {_scores(output, name)} on {name}")
+    print(f"{output / 'model_final.pth'}: to use with --config-file {config_file}")

@@ -1,0 +1,354 @@
+"""Reproduce the paper's tables: train every row, score it, set the figures beside the paper's.
+
+    fpn-ext reproduce --table 1 2 3 --scale small --seeds 1 2 3
+
+A run is one row trained with one seed, by ``train_net.py`` on the row's YAML with the scale's YAML
+on top. What is done is not done again: stop at any time and give the same command to go on. Every
+run leaves ``runs/<run>.json`` in the results folder, and the tables are made from these alone.
+"""
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from ..config.defaults import flat, get_cfg
+from ..config.load import load_config
+from ..data.datasets import register_datasets
+from ..engine import jobs
+from ..files.shipped import configs
+from ..reporting import provenance
+from ..reporting.json_files import write_json
+from . import published
+from .tables import BASELINE, write_tables
+
+CONFIGS = configs() / "paper"
+TASKS = {1: "box_proposals", 2: "bbox", 3: "bbox"}  # in results.json
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How big a reproduction is.
+
+    Args:
+        overlay: YAML file in ``configs/paper/scale/`` that is put on top of every row's; such a
+            scale starts from the weights of :mod:`fpn_ext.paper.pretrain`. "" for the paper's
+            recipe.
+        anchor_factor: anchor sides are the row's times this, as the images are that much smaller.
+    """
+
+    overlay: str = ""
+    anchor_factor: float = 1.0
+
+
+SCALES = {
+    "coco": Scale(),
+    "small": Scale("small.yaml", anchor_factor=0.5),
+    "small-gpu": Scale("small_gpu.yaml"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a row of a table with a seed."""
+
+    table: int
+    row: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"table{self.table}_{self.row}_seed{self.seed}"
+
+    @property
+    def proposals_from(self) -> "Run | None":
+        """The run whose RPN proposes for this one: all of Table 2 shares row 1 (c)'s proposals."""
+        return Run(1, BASELINE, self.seed) if self.table == 2 else None
+
+
+@dataclass
+class Reproduction:
+    """Where the runs of one scale are, and what it takes to do one.
+
+    Args:
+        scale: a name among :data:`SCALES`.
+        work: folder for checkpoints, logs and proposals.
+        results: folder for what is kept: runs/*.json and the tables.
+        num_gpus: GPUs for each training; 0 for the CPU.
+        threads: of each training on the CPU.
+        opts: ``KEY VALUE ...`` on top of everything, for trials.
+    """
+
+    scale: str
+    work: Path
+    results: Path
+    num_gpus: int = 0
+    threads: int = 1
+    opts: Sequence[str] = ()
+
+    @property
+    def weights(self) -> Path:
+        """What all runs start from, where that is not a model of the zoo."""
+        return self.work / "pretrained.pth"
+
+    def folder(self, run: Run) -> Path:
+        return self.work / run.name
+
+    def proposals(self, run: Run, dataset: str) -> Path:
+        return self.folder(run) / "proposals" / f"{dataset}.safetensors"
+
+    def result_file(self, run: Run) -> Path:
+        return self.results / "runs" / f"{run.name}.json"
+
+    def config(self, run: Run) -> CfgNode:
+        """The run's config: the row's YAML, the scale's, and what follows from the run."""
+        scale = SCALES[self.scale]
+        cfg = load_config(str(CONFIGS / f"table{run.table}" / f"{run.row}.yaml"))
+        if scale.overlay:
+            cfg.merge_from_file(str(CONFIGS / "scale" / scale.overlay))
+            cfg.MODEL.WEIGHTS = str(self.weights)
+        else:
+            # With fewer than 8 GPUs Detectron2 scales batch, learning rate and schedule together.
+            cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [
+            [side * scale.anchor_factor for side in of_map]
+            for of_map in cfg.MODEL.ANCHOR_GENERATOR.SIZES
+        ]
+        cfg.MODEL.DEVICE = "cuda" if self.num_gpus else "cpu"
+        cfg.SEED = run.seed
+        cfg.merge_from_list(list(self.opts))
+        cfg.OUTPUT_DIR = str(self.folder(run))
+        if run.proposals_from:
+            for split in ("TRAIN", "TEST"):
+                cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = tuple(
+                    str(self.proposals(run.proposals_from, name)) for name in cfg.DATASETS[split]
+                )
+        return cfg
+
+    def digest(self, run: Run) -> str:
+        """Tells configs apart, wherever their files are."""
+        cfg = self.config(run)
+        cfg.OUTPUT_DIR = ""
+        if SCALES[self.scale].overlay:
+            cfg.MODEL.WEIGHTS = ""
+        cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
+        # What differs from the defaults: a key that is added later changes no earlier config.
+        default = flat(get_cfg())
+        values = sorted((k, str(v)) for k, v in flat(cfg).items() if str(v) != str(default.get(k)))
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """What an earlier run left; None if there is nothing.
+
+        Raises:
+            ValueError: it was made with another config.
+        """
+        file = self.result_file(run)
+        if not file.exists():
+            return None
+        result: dict[str, Any] = json.loads(file.read_text())
+        if result["config_sha256"] != self.digest(run):
+            raise ValueError(
+                f"{file} was made with another config; move it away to train this row again, or "
+                "choose other folders with --work and --results"
+            )
+        return result
+
+    def plan(self, wanted: Iterable[Run]) -> list[Run]:
+        """The runs still to be done, each after the one that proposes for it."""
+        todo: list[Run] = []
+        for run in wanted:
+            if run in todo or self.result(run):
+                continue
+            source = run.proposals_from
+            if source and source not in todo and not self._has_proposals(source):
+                todo.append(source)
+            todo.append(run)
+        return todo
+
+    def _has_proposals(self, run: Run) -> bool:
+        datasets = self._datasets(run)
+        return all(self.proposals(run, name).exists() for name in datasets)
+
+    def _datasets(self, run: Run) -> list[str]:
+        cfg = self.config(run)
+        return [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+
+    def prepare(self, run: Run) -> None:
+        """What all runs need, before two of them make it at once: data and pretrained weights.
+
+        Raises:
+            RuntimeError: the pretraining failed; names its log.
+        """
+        for name in self._datasets(run):
+            DatasetCatalog.get(name)
+        overlay = SCALES[self.scale].overlay
+        if overlay and not self.weights.exists():
+            print(f"pretraining {self.weights}", flush=True)
+            self.work.mkdir(parents=True, exist_ok=True)
+            pretrain = ["pretrain", "--output", str(self.weights)]
+            pretrain += ["--config-file", str(CONFIGS / "scale" / overlay)]
+            pretrain += ["MODEL.DEVICE", self.config(run).MODEL.DEVICE, *self.opts]
+            self._run(pretrain, self.work / "pretrain.log")
+
+    def do(self, run: Run, propose: bool) -> dict[str, Any]:
+        """Train and evaluate, propose if another run needs it; returns what is kept of the run.
+
+        Raises:
+            RuntimeError: a command failed; names its log.
+        """
+        cfg, folder = self.config(run), self.folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        config_file = folder / "reproduce.yaml"
+        config_file.write_text(cfg.dump())
+        result = self.result(run)
+        if result is None or not (folder / "model_final.pth").exists():
+            train = ["train", "--config-file", str(config_file)]
+            train += ["--num-gpus", str(self.num_gpus)] if self.num_gpus else []
+            train += ["--resume"] if (folder / "last_checkpoint").exists() else []
+            # Before the training: by its end the checkout may have become another.
+            origin = {
+                "continued": "--resume" in train,
+                "commit": provenance.commit(),
+                "hardware": provenance.hardware(cfg.MODEL.DEVICE),
+                "weights": self._weights_digest(),
+                "versions": provenance.versions(),
+                "config_sha256": self.digest(run),
+            }
+            begin = time.time()
+            cpu_seconds = self._run(train, folder / "train.log")
+            scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
+            result = {
+                "table": run.table,
+                "row": run.row,
+                "seed": run.seed,
+                "scores": json.loads(scores_file.read_text())[TASKS[run.table]],
+                "iterations": cfg.SOLVER.MAX_ITER,
+                "seconds": round(time.time() - begin),
+                "cpu_seconds": round(cpu_seconds),
+                **origin,
+            }
+            write_json(self.result_file(run), result)  # with it the run is done
+        if propose and not self._has_proposals(run):
+            generate = ["proposals", "generate", "--config-file", str(config_file)]
+            generate += ["--datasets", *self._datasets(run), "--output", str(folder / "proposals")]
+            generate += ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+            self._run(generate, folder / "proposals.log")
+        return result
+
+    def _weights_digest(self) -> str:
+        """Of the pretrained weights; "" for a model of the zoo, whose address tells it."""
+        if not self.weights.exists():
+            return ""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
+
+    def _run(self, arguments: list[str], log: Path) -> float:
+        return jobs.run(arguments, log, threads=None if self.num_gpus else self.threads)
+
+
+def train_all(reproduction: Reproduction, wanted: Sequence[Run], at_once: int) -> list[str]:
+    """Do the runs that are not done, ``at_once`` at a time; returns what failed."""
+    todo = reproduction.plan(wanted)
+    proposers = {run.proposals_from for run in todo}
+    print(f"{len(set(wanted)) - len(set(todo) & set(wanted))} of {len(set(wanted))} runs are done")
+    waiting, failed = list(todo), []
+    running: dict[Future[dict[str, Any]], tuple[Run, float]] = {}
+    seconds: list[float] = []
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        while waiting or running:
+            busy = {run for run, _ in running.values()}
+            for run in list(waiting):
+                if len(running) == at_once or run.proposals_from in {*waiting, *busy}:
+                    continue
+                waiting.remove(run)
+                busy.add(run)
+                future = pool.submit(reproduction.do, run, run in proposers)
+                running[future] = (run, time.time())
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run, begin = running.pop(future)
+                try:
+                    scores = future.result()["scores"]
+                except RuntimeError as error:
+                    failed.append(f"{run.name}: {error}")
+                    lost = [r for r in waiting if r.proposals_from == run]
+                    failed += [f"{r.name}: needs the proposals of {run.name}" for r in lost]
+                    waiting = [r for r in waiting if r not in lost]
+                    print(failed[-1 - len(lost)], flush=True)
+                    continue
+                seconds.append(time.time() - begin)
+                left = statistics.mean(seconds) * (len(waiting) + len(running)) / at_once
+                number = len(todo) - len(waiting) - len(running)
+                print(
+                    f"[{number}/{len(todo)}] {run.name}: {_figures(run.table, scores)} "
+                    f"({seconds[-1] / 60:.1f} min; about {left / 60:.0f} min left)",
+                    flush=True,
+                )
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def _figures(table: int, scores: Mapping[str, float | None]) -> str:
+    found = {metric: scores.get(metric) for metric in published.METRICS[table]}
+    return ", ".join(f"{m} {value:.1f}" for m, value in found.items() if value is not None)
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """What ``fpn-ext reproduce`` does.
+
+    Returns:
+        The exit status: 1 if a run failed.
+
+    Raises:
+        ValueError: what of the arguments is wrong.
+    """
+    num_gpus = args.num_gpus
+    if num_gpus is None:
+        num_gpus = 0 if args.scale == "small" else 1
+    if num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--scale {args.scale} on {num_gpus} GPU(s) asked for, and {torch.cuda.device_count()} "
+            "found: --num-gpus 0 trains on the CPU"
+        )
+    known = {row for table in args.table for row in published.TABLES[table]}
+    if unknown := sorted(set(args.rows or ()) - known):
+        raise ValueError(f"--rows {' '.join(unknown)}: the tables have {' '.join(sorted(known))}")
+    reproduction = Reproduction(
+        scale=args.scale,
+        work=Path(args.work or f"output/reproduce/{args.scale}").absolute(),
+        results=Path(args.results or f"results/paper-{args.scale}").absolute(),
+        num_gpus=num_gpus,
+        threads=args.threads,
+        opts=args.opts,
+    )
+    wanted = [
+        Run(table, row, seed)
+        for seed in args.seeds
+        for table in args.table
+        for row in published.TABLES[table]
+        if args.rows is None or row in args.rows
+    ]
+    failed: list[str] = []
+    if not args.report_only:
+        register_datasets()
+        reproduction.prepare(wanted[0])
+        failed = train_all(reproduction, wanted, args.jobs or (1 if num_gpus else 2))
+    command = f"fpn-ext reproduce --table {' '.join(map(str, args.table))}"
+    command += f" --scale {args.scale} --seeds {' '.join(map(str, args.seeds))}"
+    write_tables(reproduction.results, args.table, args.scale, command)
+    if failed:
+        print(f"\n{len(failed)} run(s) failed:\n" + "\n".join(failed), file=sys.stderr)
+    return 1 if failed else 0

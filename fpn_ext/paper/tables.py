@@ -1,0 +1,152 @@
+"""The scores of many runs as the paper's tables: means, spreads and verdicts beside the paper's."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files.atomic import replacing
+from ..reporting.json_files import write_json
+from . import published
+
+BASELINE = "c"  # the row the others are set against: the FPN
+
+
+def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread of every row, and of its difference from the baseline, beside the paper's.
+
+    Differences are taken seed by seed. The verdict on a row and a metric says whether the sign of
+    the paper's difference is found: ``holds`` or ``reversed`` where ours is more than two standard
+    errors from 0, else ``open``.
+    """
+    scores: dict[str, dict[int, Mapping[str, float | None]]] = {}
+    for result in results:
+        if result["table"] == table:
+            scores.setdefault(result["row"], {})[result["seed"]] = result["scores"]
+    rows: dict[str, Any] = {}
+    for row, (what, _) in published.TABLES[table].items():
+        if row not in scores:
+            continue
+        # A run's own baseline; the ablations (c), (d) are those of their unshared versions.
+        base = row.partition("_")[0] if "_" in row else BASELINE
+        published, of_base = published.published(table, row), published.published(table, base)
+        metrics: dict[str, Any] = {}
+        for metric in published.METRICS[table]:
+            values = _values(scores[row], metric)
+            entry: dict[str, Any] = {"ours": _statistics(list(values.values()))}
+            if metric in published:
+                entry["paper"] = published[metric]
+            if row != base:
+                of_ours = _values(scores.get(base, {}), metric)
+                shared = sorted(values.keys() & of_ours.keys())
+                difference = _statistics([values[seed] - of_ours[seed] for seed in shared])
+                entry["difference"] = difference
+                if metric in published:
+                    entry["paper_difference"] = round(published[metric] - of_base[metric], 1)
+                    entry["verdict"] = _verdict(difference, entry["paper_difference"])
+            metrics[metric] = entry
+        rows[row] = {
+            "what": what,
+            "against": base if row != base else None,
+            "seeds": sorted(scores[row]),
+            "metrics": metrics,
+        }
+    return {"table": table, "rows": rows}
+
+
+def _values(by_seed: Mapping[int, Mapping[str, float | None]], metric: str) -> dict[int, float]:
+    found = {seed: scores.get(metric) for seed, scores in by_seed.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _statistics(values: list[float]) -> dict[str, Any]:
+    if not values:
+        return {"n": 0, "mean": None, "sd": None}
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"n": len(values), "mean": statistics.mean(values), "sd": sd}
+
+
+def _verdict(difference: Mapping[str, Any], published: float) -> str:
+    if difference["n"] < 2:
+        return "open"
+    error = difference["sd"] / difference["n"] ** 0.5
+    if abs(difference["mean"]) <= 2 * error:
+        return "open"
+    return "holds" if difference["mean"] * published > 0 else "reversed"
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """A table's summary as two Markdown tables: figures, and differences with their verdicts."""
+    metrics = published.METRICS[summary["table"]]
+    head = f"| row | | {' | '.join(metrics)} |\n|{' --- |' * (len(metrics) + 2)}\n"
+    figures, differences = head, head
+    for row, entry in summary["rows"].items():
+        cells = [
+            _cell(entry["metrics"][m]["ours"], entry["metrics"][m].get("paper")) for m in metrics
+        ]
+        figures += f"| {_label(row)} | {entry['what']} | {' | '.join(cells)} |\n"
+        if entry["against"] is None:
+            continue
+        cells = [
+            _cell(of["difference"], of.get("paper_difference"), signed=True)
+            + (f" {of['verdict']}" if of["difference"]["n"] and "verdict" in of else "")
+            for of in (entry["metrics"][m] for m in metrics)
+        ]
+        differences += (
+            f"| {_label(row)} - {_label(entry['against'])} | {entry['what']} | "
+            f"{' | '.join(cells)} |\n"
+        )
+    return f"{figures}\nDifferences, seed by seed:\n\n{differences}"
+
+
+def _label(row: str) -> str:
+    return f"({row})" if "_" not in row else f"({row.replace('_', ', ')})"
+
+
+def _cell(ours: Mapping[str, Any], published: float | None, signed: bool = False) -> str:
+    if ours["mean"] is None:
+        return "-"
+    sign = "+" if signed else ""
+    text = f"{ours['mean']:{sign}.1f}"
+    if ours["sd"] is not None:
+        text += f" ± {ours['sd']:.1f}"
+    return text if published is None else f"{text} ({published:{sign}.1f})"
+
+
+def write_tables(folder: Path, tables: Iterable[int], scale: str, command: str) -> None:
+    """Write ``table{n}.md`` and ``table{n}.json`` of all runs in a results folder, and print them.
+
+    Args:
+        folder: with ``runs/*.json``, what :class:`fpn_ext.paper.reproduce.Reproduction` keeps of
+        each. tables: numbers of the paper's tables; one without runs is left out. scale: name of
+        the scale, for the heading. command: that made the runs, for the heading.
+    """
+    results = [json.loads(file.read_text()) for file in sorted(folder.glob("runs/*.json"))]
+    for table in tables:
+        of_table = [result for result in results if result["table"] == table]
+        if not of_table:
+            continue
+        summary = summarize(table, of_table)
+        origin = {
+            key: sorted({str(result[key]) for result in of_table})
+            for key in ("commit", "hardware", "versions", "iterations", "weights")
+        }
+        minutes = sum(result["cpu_seconds"] for result in of_table) / 60
+        summary["origin"] = {**origin, "command": command, "cpu_minutes": round(minutes)}
+        write_json(folder / f"table{table}.json", summary)
+        text = (
+            f"# Table {table}, scale {scale}\n\n"
+            f"    {command}\n\n"
+            f"{len(of_table)} trainings of {', '.join(origin['iterations'])} iterations, "
+            f"{minutes:.0f} minutes of CPU time, on {'; '.join(origin['hardware'])}; commit "
+            f"{', '.join(origin['commit'])}; {'; '.join(origin['versions'])}.\n\n"
+            "Mean ± standard deviation over the seeds; in brackets the paper's, on COCO.\n\n"
+            f"{markdown(summary)}\n"
+            "holds, reversed: our difference is more than two standard errors from 0, with the "
+            "sign of the paper's or the other one; open: it is not.\n"
+        )
+        file = folder / f"table{table}.md"
+        with replacing(file) as stream:
+            stream.write(text.encode())
+        print(f"\n{text}\n(written to {file})")

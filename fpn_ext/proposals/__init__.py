@@ -1,0 +1,3 @@
+"""Files of proposals for Fast R-CNN: where they come from, their format, their checks."""
+
+from .. import components as components

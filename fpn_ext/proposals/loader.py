@@ -1,0 +1,195 @@
+"""Detectron2's data loaders, with precomputed proposals looked up image by image.
+
+Detectron2 puts the proposals of all images into the list of images, which it copies into every
+process that loads data. Here only a mapped file is shared (:mod:`fpn_ext.proposals.file`).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.detection_utils import check_metadata_consistency
+from detectron2.structures import BoxMode
+
+from ..data.datasets import check_classes, keep_trainable
+from .detectron2_pickle import open_proposals
+from .file import ImageId, ProposalFile, Proposals, first_ids
+
+logger = logging.getLogger(__name__)
+
+
+def training_data(cfg: CfgNode) -> dict[str, Any]:
+    """``records``, those to train on, and with ``MODEL.LOAD_PROPOSALS`` the ``mapper`` for them.
+
+    Raises:
+        FileNotFoundError, ValueError: a file of ``DATASETS.PROPOSAL_FILES_TRAIN`` cannot be read,
+            or lacks images of its data set; no image is left to train on.
+    """
+    names = cfg.DATASETS.TRAIN
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        records = get_detection_dataset_dicts(names, filter_empty=False)
+        check_classes(cfg, names, records)
+        return {"records": keep_trainable(cfg, records)}
+    proposals = _open_all(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, "TRAIN")
+    records = _records(names, proposals)
+    # What get_detection_dataset_dicts does for several data sets together.
+    if "annotations" in records[0] and all(
+        MetadataCatalog.get(name).get("thing_classes") for name in names
+    ):
+        check_metadata_consistency("thing_classes", names)
+    check_classes(cfg, names, records)
+    mapper = ProposalMapper(cfg, True, proposals)
+    return {"records": keep_trainable(cfg, records), "mapper": mapper}
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
+    """Detectron2's test loader; with ``MODEL.LOAD_PROPOSALS``, images carry proposals.
+
+    Raises:
+        FileNotFoundError, ValueError: the file of ``DATASETS.PROPOSAL_FILES_TEST`` cannot be read,
+            or lacks images of the data set.
+    """
+    return _one_by_one(cfg, *_test_data(cfg, dataset_name, is_train=False))
+
+
+def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
+    """The images of :func:`build_test_loader`, in the same size, with ground truth.
+
+    Raises:
+        ValueError: the data set has none; or what :func:`build_test_loader` raises.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.CROP.ENABLED = False
+    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
+    records, mapper = _test_data(cfg, dataset_name, is_train=True)
+    if not any(record.get("annotations") for record in records):
+        raise ValueError(
+            f"TEST.FPN_EXT.VALIDATION_LOSS needs ground truth: no image of data set "
+            f"{dataset_name!r} (DATASETS.TEST) has annotations"
+        )
+    return _one_by_one(cfg, records, mapper)
+
+
+def _test_data(
+    cfg: CfgNode, dataset_name: str, is_train: bool
+) -> tuple[list[dict[str, Any]], DatasetMapper]:
+    if cfg.MODEL.LOAD_PROPOSALS:
+        file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(dataset_name)]
+        proposals = _open_all([dataset_name], [file], "TEST")
+        records = _records([dataset_name], proposals)
+        mapper: DatasetMapper = ProposalMapper(cfg, is_train, proposals)
+    else:
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        mapper = DatasetMapper(cfg, is_train)
+    check_classes(cfg, [dataset_name], records)
+    return records, mapper
+
+
+def _one_by_one(cfg: CfgNode, records: list[dict[str, Any]], mapper: DatasetMapper) -> Any:
+    return build_detection_test_loader(
+        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
+class ProposalMapper(DatasetMapper):
+    """Detectron2's mapper, which first looks up an image's proposals.
+
+    Args:
+        cfg, is_train: as for Detectron2's; ``DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN`` or
+            ``_TEST`` bounds the proposals of an image.
+        proposals: those of each data set; a record's ``proposal_file`` is a number in this list.
+    """
+
+    def __init__(self, cfg: CfgNode, is_train: bool, proposals: Sequence[Proposals]):
+        super().__init__(cfg, is_train)
+        self.proposals = proposals
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """As Detectron2's.
+
+        Raises:
+            ValueError: proposals that are NaN, infinite or not in the order of their scores.
+        """
+        record = dict(record)
+        source = self.proposals[record.pop("proposal_file")]
+        boxes, scores = source[record["image_id"]]
+        if not (np.isfinite(boxes).all() and (scores[:-1] >= scores[1:]).all()):
+            raise ValueError(
+                f"{source.file}, image id {record['image_id']!r}: boxes that are not finite, or "
+                "not in the order of their scores; see fpn-ext proposals validate"
+            )
+        record["proposal_boxes"] = boxes
+        record["proposal_objectness_logits"] = scores
+        record["proposal_bbox_mode"] = BoxMode.XYXY_ABS
+        return super().__call__(record)
+
+
+def _open_all(names: Sequence[str], files: Sequence[str], split: str) -> list[Proposals]:
+    if len(names) != len(files):
+        raise ValueError(
+            f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files for the {len(names)} data "
+            f"sets of DATASETS.{split}; it needs one for each, in their order"
+        )
+    opened = []
+    for name, file in zip(names, files, strict=True):
+        proposals = open_proposals(file)
+        logger.info("%r: proposals of %s, made by: %s", name, file, proposals.source)
+        if not isinstance(proposals, ProposalFile):
+            logger.info(
+                "%s is held in memory (%d boxes); fpn-ext proposals convert makes a file "
+                "that need not be",
+                file,
+                proposals.num_boxes,
+            )
+        opened.append(proposals)
+    return opened
+
+
+def _records(names: Sequence[str], proposals: Sequence[Proposals]) -> list[dict[str, Any]]:
+    """The images of all data sets, each with the number of its file of proposals."""
+    records = []
+    for number, (name, own) in enumerate(zip(names, proposals, strict=True)):
+        of_one = get_detection_dataset_dicts(name, filter_empty=False)
+        _check_match(name, [record["image_id"] for record in of_one], own)
+        records += [{**record, "proposal_file": number} for record in of_one]
+    return records
+
+
+def _check_match(name: str, image_ids: Sequence[ImageId], proposals: Proposals) -> None:
+    missing = [image_id for image_id in image_ids if image_id not in proposals]
+    if missing:
+        raise ValueError(
+            f"{proposals.file} has no entry for {len(missing)} of the {len(image_ids)} images of "
+            f"data set {name!r}: {first_ids(missing)}"
+            + (f". It was made for {proposals.dataset!r}" if proposals.dataset else "")
+        )
+    if len(proposals) > len(image_ids):
+        known = set(map(str, image_ids))
+        others = [image_id for image_id in proposals if str(image_id) not in known]
+        logger.warning(
+            "%s has entries for %d images that data set %r has not: %s",
+            proposals.file,
+            len(others),
+            name,
+            first_ids(others),
+        )
+    if proposals.dataset not in ("", name):
+        logger.warning(
+            "%s was made for data set %r and is used for %r",
+            proposals.file,
+            proposals.dataset,
+            name,
+        )

@@ -1,0 +1,3 @@
+"""What the names in a config stand for."""
+
+from .. import components as components

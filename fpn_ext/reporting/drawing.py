@@ -1,0 +1,120 @@
+"""Boxes on pictures, coloured by pyramid level.
+
+Drawn with Pillow: Detectron2's own Visualizer needs OpenCV.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from detectron2.structures import Instances
+from PIL import Image, ImageDraw, ImageFont
+
+from ..levels import LEVEL_FIELDS, name_of
+
+Color = tuple[int, int, int]
+
+# Okabe and Ito's colours, distinct for colour-blind readers too.
+LEVEL_COLORS: dict[int, Color] = {
+    1: (90, 90, 90),
+    2: (213, 94, 0),
+    3: (0, 158, 115),
+    4: (0, 114, 178),
+    5: (204, 121, 167),
+    6: (230, 159, 0),
+    7: (86, 180, 233),
+}
+NO_LEVEL_COLOR: Color = (200, 30, 30)  # ground truth, or a model that does not keep the level
+
+
+def draw_detections(
+    image: np.ndarray,
+    detections: Instances,
+    class_names: Sequence[str],
+    scale: float = 1.0,
+    label_levels: bool = False,
+) -> Image.Image:
+    """Boxes with class and score, coloured by the levels of :func:`coloring_field`.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        detections: on CPU, with ``pred_boxes`` in pixels of ``image``, ``pred_classes``, ``scores``
+            and, if the model keeps them, ``proposal_level`` and ``pooled_level``.
+        class_names: name of each class number.
+        scale: size of the picture relative to ``image``.
+        label_levels: put both levels on every box (:func:`level_labels`).
+    """
+    labels = [
+        f"{class_names[c]} {score:.2f}"
+        for c, score in zip(detections.pred_classes.tolist(), detections.scores, strict=True)
+    ]
+    if label_levels:
+        own = level_labels(detections)
+        labels = [f"{label} {levels}".rstrip() for label, levels in zip(labels, own, strict=True)]
+    field = coloring_field(detections)
+    levels = detections.get(field).tolist() if field else [None] * len(detections)
+    return draw_boxes(image, detections.pred_boxes.tensor.numpy(), labels, levels, scale)
+
+
+def coloring_field(detections: Instances) -> str | None:
+    """The field that colours boxes: ``pooled_level``, else ``proposal_level``, else None.
+
+    Proposals are pooled from nowhere yet, and AllLevelsROIHeads pool from everywhere.
+    """
+    return next((field for field in reversed(LEVEL_FIELDS) if detections.has(field)), None)
+
+
+def level_labels(detections: Instances) -> list[str]:
+    """``"p3>p4"`` for each box: proposed by P3, pooled from P4; what is not known is left out.
+
+    >>> import torch
+    >>> found = Instances((60, 80), proposal_level=torch.tensor([3, -1]))
+    >>> level_labels(found)
+    ['p3', '']
+    >>> found.pooled_level = torch.tensor([4, 2])
+    >>> level_labels(found)
+    ['p3>p4', '>p2']
+    """
+    labels = [""] * len(detections)
+    for field, mark in zip(LEVEL_FIELDS, ("", ">"), strict=True):
+        if detections.has(field):
+            for i, level in enumerate(detections.get(field).tolist()):
+                if level >= 0:  # -1 stands for none
+                    labels[i] += mark + name_of(level)
+    return labels
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    levels: Sequence[int | None],
+    scale: float = 1.0,
+) -> Image.Image:
+    """(R, 4) XYXY boxes in pixels of an (H, W, 3) uint8 RGB image, each in its level's colour.
+
+    A label ``""`` is none.
+    """
+    picture = Image.fromarray(image)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(10, picture.height // 40))
+    line_width = max(1, picture.height // 160)
+    for box, label, level in zip(boxes * scale, labels, levels, strict=True):
+        color = NO_LEVEL_COLOR if level is None else LEVEL_COLORS.get(level, NO_LEVEL_COLOR)
+        x0, y0, x1, y1 = (float(v) for v in box)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line_width)
+        if not label:
+            continue
+        _, _, text_width, text_height = pen.textbbox((0, 0), label, font=font)
+        text_y = max(0.0, y0 - text_height - 2)
+        pen.rectangle((x0, text_y, x0 + text_width + 3, text_y + text_height + 2), fill=color)
+        pen.text((x0 + 2, text_y), label, fill="white", font=font)
+    return picture
+
+
+def draw_legend(pen: ImageDraw.ImageDraw, x: int, y: int, names: Mapping[int, str]) -> None:
+    """From (x, y) to the right: the colour of each level, and the name of its map."""
+    for level, name in names.items():
+        pen.rectangle((x, y, x + 12, y + 12), fill=LEVEL_COLORS.get(level, NO_LEVEL_COLOR))
+        pen.text((x + 18, y), name, fill="black")
+        x += max(56, 30 + round(pen.textlength(name)))

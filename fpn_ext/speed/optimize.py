@@ -1,0 +1,385 @@
+"""A trained model made quicker for inference, with the same results: ``optimize_for_inference``.
+
+What is always safe is always on (in-place top-down pathway, PyramidRPN, cached anchors, the fast
+pooler). What changes the module tree is here, and makes a model that can only infer.
+"""
+
+import collections
+import copy
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..kernels import winograd
+from ..keys import declare
+from ..modeling.roi_heads import ChunkedROIHeads, PyramidROIHeads
+from ..unwrap import unwrapped
+
+declare(
+    "MODEL.FPN_EXT.INFERENCE_DTYPE",
+    "",
+    'How evaluations and predictions infer: "" for the model as trained, or the dtype '
+    "given to optimize_for_inference: float32, bfloat16, or float16 (GPU only). NUMERICS "
+    "fast sets float32 where it is quicker.",
+    "inference",
+)
+
+logger = logging.getLogger(__name__)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_GRAPHS = 8
+
+
+def optimize_for_inference(
+    model: Any,
+    dtype: torch.dtype = torch.float32,
+    boxes_per_chunk: int = 256,
+    cuda_graphs: bool = False,
+) -> nn.Module:
+    """A copy of a Detectron2 model that infers faster, on the device the model is on.
+
+    - Frozen and batch norms are folded into the convolutions before them.
+    - Everything runs in channels_last memory; residual sums go into the shortcut's memory.
+    - On CPU in float32, 3x3 convolutions of many channels become Winograd's
+      (:mod:`fpn_ext.kernels.winograd`), and the first fc layer reads pooled features where they
+      lie.
+    - :class:`PyramidROIHeads` pool and run the box head image by image, ``boxes_per_chunk`` boxes
+      at once, which bounds the memory of a batch.
+
+    Detections agree with the model's to rounding: what a stage makes of the same input differs by
+    less than 1e-3 px and 1e-5 in score (tests/test_optimize.py). With ``dtype`` of half precision
+    they agree as far as such arithmetic does; decoding, suppression, scores and the mask and
+    keypoint heads stay in float32. On a CPU without bfloat16 convolutions
+    (:func:`has_bfloat16_convolutions`) a bfloat16 model is right, slower than float32, and a
+    warning says so.
+
+    Args:
+        model: a GeneralizedRCNN or ProposalNetwork of this project's or of Detectron2's components,
+            on its device, in any mode. It is not changed.
+        dtype: of backbone, RPN head and box head: float32, bfloat16, or float16 (GPU only).
+        boxes_per_chunk: boxes pooled at once, per image.
+        cuda_graphs: on a GPU, record what backbone and RPN head launch for an input size, and
+            replay it: hundreds of launches less per image. Each of the last ``MOST_GRAPHS`` sizes
+            keeps its memory; the maps of one image are overwritten by the next of that size.
+
+    Returns:
+        The copy, in eval mode, called like the model. In training mode it raises RuntimeError.
+
+    Raises:
+        TypeError: another kind of model.
+        ValueError: another dtype; float16 or ``cuda_graphs`` on CPU; half precision with ROI heads
+            that have no ``box_head``.
+    """
+    if not isinstance(model, GeneralizedRCNN | ProposalNetwork):
+        raise TypeError(
+            "optimize_for_inference takes a GeneralizedRCNN or ProposalNetwork "
+            f"(MODEL.META_ARCHITECTURE), got {type(model).__name__}"
+        )
+    device = next(model.parameters()).device
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
+    if dtype == torch.float16 and device.type == "cpu":
+        raise ValueError("float16 needs a GPU; on CPU use torch.bfloat16 or torch.float32")
+    if dtype == torch.bfloat16 and device.type == "cpu" and not has_bfloat16_convolutions():
+        _warn_of_slow_bfloat16()
+    if cuda_graphs and device.type != "cuda":
+        raise ValueError(f"cuda_graphs needs a model on a GPU, this one is on {device}")
+
+    with torch.no_grad():
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        _fold_norms(model)
+        _sum_residuals_in_place(model)
+        if device.type == "cpu":
+            if dtype == torch.float32:
+                _use_winograd(model)
+            _read_pooled_features_where_they_lie(model)
+        roi_heads = getattr(model, "roi_heads", None)
+        if type(roi_heads) is PyramidROIHeads:
+            model.roi_heads = ChunkedROIHeads.from_heads(roi_heads, boxes_per_chunk)
+        if dtype != torch.float32:
+            _convert(model, dtype)
+        # A convolution whose weight is channels_last makes channels_last maps of any input.
+        model.to(memory_format=torch.channels_last)
+    model.register_forward_pre_hook(_refuse_training)
+    if cuda_graphs:
+        model.backbone.forward = _Recorded(model.backbone.forward)
+        if model.proposal_generator is not None:
+            head = model.proposal_generator.rpn_head
+            head.forward = _Recorded(head.forward)
+    return model
+
+
+def model_for_inference(cfg: CfgNode, model: Any) -> nn.Module:
+    """The model as ``MODEL.FPN_EXT.INFERENCE_DTYPE`` asks for it: itself, or optimised.
+
+    Args:
+        cfg: the config the model was built from.
+        model: a Detectron2 model, or one wrapped in DistributedDataParallel.
+    """
+    dtype = cfg.MODEL.FPN_EXT.INFERENCE_DTYPE
+    if not dtype:
+        return model
+    logger.info("inferring with the optimised model (MODEL.FPN_EXT.INFERENCE_DTYPE %s)", dtype)
+    return optimize_for_inference(unwrapped(model), getattr(torch, dtype))
+
+
+def _refuse_training(model: nn.Module, inputs: Any) -> None:
+    if model.training:
+        raise RuntimeError(
+            "this model came from optimize_for_inference and cannot be trained: its norms are "
+            "folded away. Train the model it was made from, or call .eval()."
+        )
+
+
+# Each of these changes the copy in place.
+
+
+def _fold_norms(model: nn.Module) -> None:
+    module: Any
+    for module in model.modules():
+        norm: Any = module.norm if isinstance(module, Conv2d) else None
+        if isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) and norm.running_mean is not None:
+            module.weight, module.bias = fuse_conv_bn_weights(
+                module.weight,
+                module.bias,
+                norm.running_mean,
+                norm.running_var,  # type: ignore[arg-type]  # as good as running_mean
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            module.norm = None
+
+
+def _sum_residuals_in_place(model: nn.Module) -> None:
+    for module in model.modules():
+        if not isinstance(module, ResNet):
+            continue
+        for stage in module.stages:
+            for i, block in enumerate(stage):
+                if type(block) in (BasicBlock, BottleneckBlock):
+                    # What a stage is given may also be an output of the network; what its first
+                    # block makes of it, only its second block reads.
+                    stage[i] = _ResidualBlock(block, owns_input=i > 0)
+
+
+class _ResidualBlock(nn.Module):
+    """Detectron2's residual block, summing into the memory of the shortcut where it may."""
+
+    def __init__(self, block: Any, owns_input: bool):
+        super().__init__()
+        convolutions = [block.conv1, block.conv2]
+        if isinstance(block, BottleneckBlock):
+            convolutions.append(block.conv3)
+        self.convolutions = nn.ModuleList(convolutions[:-1])
+        self.last: Any = convolutions[-1]
+        self.shortcut: Any = block.shortcut
+        self.owns_input = owns_input
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C', H', W'); may write into ``x``."""
+        out = x
+        for convolution in self.convolutions:
+            out = F.relu_(convolution(out))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        if (self.owns_input or self.shortcut is not None) and _can_add_in_place(
+            self.last, out, shortcut
+        ):
+            return _convolve_add_relu_(self.last, out, shortcut)
+        return F.relu_(self.last(out).add_(shortcut))
+
+
+@functools.cache
+def has_bfloat16_convolutions() -> bool:
+    """Whether oneDNN computes bfloat16 convolutions on this CPU (AVX-512 or AVX-NE-CONVERT).
+
+    Elsewhere PyTorch computes them without oneDNN, correctly and several times slower than
+    float32, and oneDNN's fused operators refuse them. ``ONEDNN_MAX_CPU_ISA`` counts.
+    """
+    available = torch.backends.mkldnn.is_available()
+    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@functools.cache
+def _warn_of_slow_bfloat16() -> None:
+    logger.warning(
+        "this CPU has no bfloat16 convolutions (AVX-512 or AVX-NE-CONVERT): the model is right, "
+        "and several times slower than in float32; MODEL.FPN_EXT.INFERENCE_DTYPE float32 is fast"
+    )
+
+
+def _can_add_in_place(last: nn.Module, x: torch.Tensor, into: torch.Tensor) -> bool:
+    return (
+        isinstance(last, nn.Conv2d)
+        and last.norm is None
+        and last.activation is None
+        and x.device.type == "cpu"
+        and (x.dtype != torch.bfloat16 or has_bfloat16_convolutions())
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and into.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _convolve_add_relu_(last: nn.Conv2d, x: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+    # oneDNN's fused operator, the one torch.compile uses. It saves a map's worth of fresh memory,
+    # which is dearer on CPU than the 1x1 convolution.
+    return torch.ops.mkldnn._convolution_pointwise_.binary(
+        into,
+        x,
+        last.weight,
+        last.bias,
+        last.padding,
+        last.stride,
+        last.dilation,
+        last.groups,
+        "add",
+        1.0,
+        "relu",
+        [],
+        "",
+    )
+
+
+def _use_winograd(model: nn.Module) -> None:
+    quick: dict[nn.Module, nn.Module] = {}
+    child: Any
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in quick or _winograd_serves(child):
+                relu = getattr(child, "activation", None) is not None
+                quick.setdefault(child, winograd.WinogradConv2d(child.weight, child.bias, relu))
+                parent.add_module(name, quick[child])
+    # FeaturePyramid walks plain lists beside the modules it registered.
+    for parent in model.modules():
+        for value in vars(parent).values():
+            if isinstance(value, list) and any(isinstance(item, nn.Module) for item in value):
+                value[:] = [quick.get(item, item) for item in value]
+
+
+def _winograd_serves(module: nn.Module) -> bool:
+    if not isinstance(module, Conv2d) or module.norm is not None:
+        return False
+    activation = module.activation
+    known = activation is None or isinstance(activation, nn.ReLU) or activation in (F.relu, F.relu_)
+    return known and winograd.serves(module)
+
+
+def _read_pooled_features_where_they_lie(model: Any) -> None:
+    """The first fc of the box head becomes a convolution as large as its input.
+
+    Pooled features are channels_last; flattening them for the fc would copy them all.
+    """
+    roi_heads: Any = getattr(model, "roi_heads", None)
+    head: Any = getattr(roi_heads, "box_head", None)
+    if type(head) is not FastRCNNConvFCHead or head.conv_norm_relus or not head.fcs:
+        return
+    layers = dict(head.named_children())
+    fc = layers.pop("fc1")
+    size = roi_heads.box_pooler.output_size
+    convolution = nn.Conv2d(fc.in_features // (size[0] * size[1]), fc.out_features, size)
+    convolution.weight = nn.Parameter(fc.weight.view(convolution.weight.shape), False)
+    convolution.bias = fc.bias
+    head._modules.clear()
+    for name, layer in {"fc1": convolution, **layers}.items():
+        head.add_module(name, nn.ReLU(inplace=True) if isinstance(layer, nn.ReLU) else layer)
+
+
+def _convert(model: Any, dtype: torch.dtype) -> None:
+    """Backbone and heads in half precision; what goes in and comes out is converted."""
+    backbone = model.backbone.to(dtype)
+    first = getattr(backbone, "bottom_up", backbone)  # where the image goes in
+    first.register_forward_pre_hook(_InputTo(dtype))
+    if model.proposal_generator is not None:  # None with precomputed proposals
+        model.proposal_generator.rpn_head.to(dtype).register_forward_hook(_outputs_to_float)
+    roi_heads = getattr(model, "roi_heads", None)
+    if roi_heads is None:
+        return
+    box_head = getattr(roi_heads, "box_head", None)
+    if box_head is None:
+        raise ValueError(
+            f"{dtype} serves ROI heads with a box_head (MODEL.ROI_HEADS.NAME PyramidROIHeads, "
+            f"StandardROIHeads, CascadeROIHeads), got {type(roi_heads).__name__}; use torch.float32"
+        )
+    for head in box_head if isinstance(box_head, nn.ModuleList) else [box_head]:  # a cascade's
+        head.to(dtype).register_forward_pre_hook(_InputTo(dtype))
+        head.register_forward_hook(_outputs_to_float)
+    for branch in ("box", "mask", "keypoint"):
+        pooler = getattr(roi_heads, f"{branch}_pooler", None)
+        if isinstance(pooler, ROIPooler):  # Detectron2's has no half precision on CPU
+            pooler.register_forward_pre_hook(_InputTo(torch.float32))
+        elif pooler is not None and branch != "box":
+            pooler.register_forward_hook(_outputs_to_float)
+
+
+class _InputTo:
+    """Forward pre-hook: the first argument, a tensor or a list of them, in another dtype."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        first, *others = inputs
+        if isinstance(first, torch.Tensor):
+            return (first.to(self.dtype), *others)
+        return ([x.to(self.dtype) for x in first], *others)
+
+
+def _outputs_to_float(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    if isinstance(outputs, torch.Tensor):
+        return outputs.float()
+    return type(outputs)(_outputs_to_float(module, inputs, output) for output in outputs)
+
+
+class _Recorded:
+    """A function of tensors, recorded as a CUDA graph for each set of input sizes.
+
+    One argument: a tensor or a list of tensors. What it returns is written over by the next call
+    with the same sizes.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function = function
+        self.graphs: collections.OrderedDict[tuple, tuple] = collections.OrderedDict()
+
+    def __call__(self, argument: Any) -> Any:
+        tensors = [argument] if isinstance(argument, torch.Tensor) else list(argument)
+        key = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+        if key not in self.graphs:
+            self.graphs[key] = self._record(argument, tensors)
+            if len(self.graphs) > MOST_GRAPHS:
+                self.graphs.popitem(last=False)
+        self.graphs.move_to_end(key)
+        graph, inputs, outputs = self.graphs[key]
+        for own, given in zip(inputs, tensors, strict=True):
+            own.copy_(given)
+        graph.replay()
+        return outputs
+
+    def _record(self, argument: Any, tensors: list[torch.Tensor]) -> tuple:
+        inputs = [torch.empty_like(t).copy_(t) for t in tensors]
+        own = inputs[0] if isinstance(argument, torch.Tensor) else inputs
+        # Once outside of the recording: libraries set themselves up and choose their algorithms.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.function(own)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self.function(own)
+        return graph, inputs, outputs

@@ -1,0 +1,94 @@
+"""Training on CPU with Winograd's convolution, forwards and for the gradient of the maps.
+
+The gradient of a convolution's input is a convolution, of the output's gradient with the filters
+turned round: as many multiplications, and as many saved. The gradient of the filters is torch's.
+"""
+
+from typing import Any
+
+import torch
+from detectron2.layers import Conv2d
+from torch import nn
+
+from ..kernels import winograd
+from ..keys import declare
+
+declare(
+    "MODEL.FPN_EXT.WINOGRAD",
+    False,
+    "Training on CPU computes 3x3 convolutions of 256 channels and more by Winograd's "
+    "algorithm, equal within rounding error. Detectron2's networks, pyramid and RPN only. "
+    "NUMERICS fast sets it where it is quicker.",
+    "training",
+)
+
+
+class TrainableWinogradConv2d(Conv2d):
+    """Detectron2's Conv2d, 3x3 with stride 1 and padding 1: same parameters, norm and activation.
+
+    On a GPU, in half precision, on small maps, and where a graph is captured, it computes as its
+    parent does.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, I, H, W) -> (N, O, H, W), in channels_last memory where Winograd's serves."""
+        if not _serves(x, self.weight):
+            return super().forward(x)
+        x = _Convolution.apply(x, self.weight, self.bias)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def train_with_winograd(model: nn.Module) -> int:
+    """Have the model's 3x3 convolutions of many channels computed by Winograd's algorithm.
+
+    In place; names of parameters stay, and checkpoints go both ways. Results are equal to rounding,
+    as with the direct sums. Other modules stay as they are: those of a library's network, and those
+    that :func:`fpn_ext.speed.folded_norms.fold_frozen_norms` served.
+
+    Returns:
+        How many convolutions it serves.
+    """
+    count = 0
+    for module in model.modules():
+        if type(module) is Conv2d and winograd.serves(module):
+            module.__class__ = TrainableWinogradConv2d  # a copy would have other parameters
+            count += 1
+    return count
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return winograd.convolve(x, winograd.transform_weight(weight), bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if of_x:
+            turned_round = weight.flip(2, 3).transpose(0, 1)
+            grad_x = winograd.convolve(grad, winograd.transform_weight(turned_round))
+        if of_weight or of_bias:
+            _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+                *(grad, x, weight, [weight.shape[0]] if of_bias else None),
+                *([1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+                [False, of_weight, of_bias],
+            )
+        return grad_x, grad_weight, grad_bias
+
+
+def _serves(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+        and winograd.large_enough(x)
+    )

@@ -1,0 +1,25 @@
+"""Measure how well a config's anchors fit the boxes of a dataset, and suggest better sizes.
+
+examples:
+  fpn-ext anchors --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
+  fpn-ext anchors --config-file ... --dataset bccd_trainval --json report.json --output out
+"""
+
+import argparse
+
+from .options import add_config, add_json, add_output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="a registered dataset, instead of DATASETS.TRAIN"
+    )
+    add_json(parser)
+    add_output(parser, "a picture (PNG)", required=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..inspection.anchor_report import run as report
+
+    report(args)

@@ -1,0 +1,34 @@
+"""Draw ground truth beside detections for several test images, and the curves of a training.
+
+example:
+  fpn-ext contact-sheet --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --output out \\
+      MODEL.WEIGHTS output/demo/model_final.pth
+"""
+
+import argparse
+
+from .options import add_config, add_detections, add_output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    add_output(parser, "the pictures")
+    parser.add_argument("--num-images", type=int, default=12, help="(default: %(default)s)")
+    add_detections(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from ..inference.pictures import load_inference_config
+    from ..inspection.contact_sheet import contact_sheet, draw_curves
+
+    cfg = load_inference_config(args.config_file, args.opts)
+    args.output.mkdir(parents=True, exist_ok=True)
+    sheet = args.output / "contact_sheet.png"
+    contact_sheet(cfg, args.num_images, args.min_score, args.label_levels).save(sheet)
+    print(f"wrote {sheet}")
+    metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
+    if metrics.is_file():
+        draw_curves(metrics, args.output / "curves.png")
+        print(f"wrote {args.output / 'curves.png'}")

@@ -1,0 +1,28 @@
+"""What is installed here, what is wrong with it, and the command that mends it.
+
+Works where nothing else does: it needs Python's standard library only, and asks everything that
+may fail (PyTorch, Detectron2, this package) in processes of their own. Exit status: 0 without
+errors (there may be warnings), 1 with errors.
+
+examples:
+  fpn-ext doctor
+  fpn-ext doctor --output /where/runs/go --json report.json
+"""
+
+import argparse
+
+from .options import add_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", default="output", metavar="FOLDER", help="where runs write (%(default)s)"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..doctor.examine import examine
+    from ..reporting.findings import conclude
+
+    return conclude(examine(args.output), args.json)

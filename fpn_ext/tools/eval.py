@@ -1,0 +1,29 @@
+"""Evaluate a checkpoint on DATASETS.TEST; scores go to OUTPUT_DIR/inference/DATASET/results.json.
+
+examples:
+  fpn-ext eval --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
+      MODEL.WEIGHTS output/demo/model_final.pth
+  fpn-ext eval --config-file ... --resume            # OUTPUT_DIR's last checkpoint
+"""
+
+import argparse
+
+from .options import add_config, add_json, add_processes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="evaluate OUTPUT_DIR's last checkpoint"
+    )
+    add_json(parser)
+    add_processes(parser)
+    parser.set_defaults(eval_only=True, extend=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..config.prepare import device_of
+    from ..engine.distributed import launch
+    from ..engine.train import main
+
+    launch(main, args, device_of(args.config_file, args.opts))

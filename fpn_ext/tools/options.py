@@ -1,0 +1,98 @@
+"""The options that several verbs have, with the same words in each."""
+
+import argparse
+from pathlib import Path
+
+
+def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """``--config-file FILE`` and trailing ``KEY VALUE`` overrides."""
+    parser.add_argument("--config-file", required=required, metavar="FILE", help="a YAML config")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+
+
+def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
+    """``--output FOLDER``."""
+    parser.add_argument(
+        "--output", required=required, type=Path, metavar="FOLDER", help=f"folder for {what}"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json FILE``."""
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write what is reported to this file, as JSON"
+    )
+
+
+def add_detections(parser: argparse.ArgumentParser) -> None:
+    """``--min-score`` and ``--label-levels``."""
+    parser.add_argument(
+        "--min-score", type=float, default=0.5, help="of a detection to show (%(default)s)"
+    )
+    parser.add_argument(
+        "--label-levels",
+        action="store_true",
+        help="label each box with its levels: p3>p4, proposed by P3, pooled from P4",
+    )
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Detectron2's options for several processes, and ``--num-processes``."""
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="per machine")
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on the CPU, per machine (with MODEL.DEVICE cpu)",
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="of this machine")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        metavar="URL",
+        help="where several machines meet, tcp://HOST:PORT; auto: a free port of this one",
+    )
+
+
+def add_datasets(parser: argparse.ArgumentParser) -> None:
+    """``--datasets NAME ...`` and ``--output FOLDER`` for a file of proposals of each."""
+    parser.add_argument(
+        "--datasets",
+        required=True,
+        nargs="+",
+        metavar="NAME",
+        help="registered datasets, for training and test alike",
+    )
+    add_output(parser, "the files, NAME.safetensors; existing ones are replaced")
+
+
+def add_top_k(parser: argparse.ArgumentParser) -> None:
+    """``--top-k N``."""
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="max proposals of an image (default: %(default)s)",
+    )
+
+
+def add_proposal_file(parser: argparse.ArgumentParser) -> None:
+    """A file of proposals, and ``--dataset NAME``."""
+    parser.add_argument("file", metavar="FILE", help="a .safetensors, or Detectron2's .pkl")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="the dataset it is for")
+
+
+def add_sides(parser: argparse.ArgumentParser) -> None:
+    """``--config-file``, ``--control`` and ``--allow-different`` of a comparison."""
+    add_config(parser)
+    parser.add_argument(
+        "--control", required=True, metavar="FILE", help="the config it is compared with"
+    )
+    parser.add_argument(
+        "--allow-different",
+        action="store_true",
+        help="compare configs that differ in more than the components",
+    )

@@ -1,0 +1,36 @@
+"""Train a config: from MODEL.WEIGHTS, from the last checkpoint, or from a checkpoint's optimizer.
+
+examples:
+  fpn-ext train --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
+  fpn-ext train --config-file ... --num-gpus 8       # several processes: docs/guides/distributed.md
+  fpn-ext train --config-file ... --resume           # go on with an interrupted training
+  fpn-ext train --config-file ... --extend MODEL.WEIGHTS output/demo/model_final.pth
+"""
+
+import argparse
+
+from .options import add_config, add_processes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with everything of OUTPUT_DIR's last checkpoint",
+    )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="begin a new schedule with the weights and the optimizer's state of MODEL.WEIGHTS",
+    )
+    add_processes(parser)
+    parser.set_defaults(eval_only=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..config.prepare import device_of
+    from ..engine.distributed import launch
+    from ..engine.train import main
+
+    launch(main, args, device_of(args.config_file, args.opts))

@@ -1,0 +1,111 @@
+"""The pyramids of the paper's ablations: rows (d), (e) and (f) of Tables 1 and 2 (Sec. 5.1, 5.2).
+
+Each takes one thing away from :class:`FeaturePyramid` and owns no convolution it does not use.
+Constructor arguments, names of parameters and maps, and the YAML keys are FeaturePyramid's. (Rows
+(a) and (b) have no pyramid: there the heads read a ResNet's ``res4`` or ``res5``.)
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from torch import nn
+
+from ..modeling.fpn import FeaturePyramid
+
+
+@BACKBONE_REGISTRY.register()
+class BottomUpPyramid(FeaturePyramid):
+    """Row (d): lateral connections without the top-down pathway, P_k = 3x3(1x1(C_k)).
+
+    "The 1x1 lateral connections followed by 3x3 convolutions are attached to the bottom-up
+    pyramid": high resolution, but nothing tells the fine levels what the coarse ones have seen.
+    """
+
+    @configurable
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        del self.top_down
+
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.levels_on_maps`, each level by itself."""
+        levels: list[torch.Tensor] = []
+        for lateral, output in zip(self.laterals, self.outputs):  # noqa: B905 (TorchScript)
+            levels.insert(0, output(lateral(maps.pop())))
+        return levels
+
+
+@BACKBONE_REGISTRY.register()
+class TopDownPyramid(FeaturePyramid):
+    """Row (e): the top-down pathway without the lateral connections.
+
+    A 1x1 convolution on C5, upsampled by 2 again and again; a 3x3 convolution on each of these
+    maps gives P_k. Strong semantics everywhere, but where things are was lost on the way down.
+    The paper leaves open whether the 3x3 convolutions stay: they do here.
+    """
+
+    @configurable
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        _remove(self, self.laterals[1:])
+        self.laterals = self.laterals[:1]
+        del self.top_down
+
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.levels_on_maps`; of C2..C4 it takes the size alone."""
+        sizes = [c_k.shape[-2:] for c_k in maps]
+        coarser = maps.pop()
+        maps.clear()
+        for lateral in self.laterals:  # that of the coarsest C_k
+            coarser = lateral(coarser)
+        levels: list[torch.Tensor] = []
+        for output in self.outputs:
+            coarser = F.interpolate(coarser, size=sizes.pop(), mode="nearest")
+            levels.insert(0, output(coarser))
+        return levels
+
+
+@BACKBONE_REGISTRY.register()
+class FinestLevelPyramid(FeaturePyramid):
+    """Row (f): the whole pyramid is built, and its finest map alone is given to the heads.
+
+    Anchors of all scales belong on that one map, and every box is pooled from it.
+
+    Raises:
+        ValueError: a ``top_block`` is given; its levels would not be among the maps.
+    """
+
+    @configurable
+    def __init__(self, **kwargs: Any):
+        if kwargs.get("top_block") is not None:
+            raise ValueError(
+                "FinestLevelPyramid gives its finest map alone: top_block must be None"
+            )
+        super().__init__(**kwargs)
+        _remove(self, self.outputs[:-1])
+        self.outputs = self.outputs[-1:]
+        self._out_features = self._out_features[:1]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        return {**super().from_config(cfg, input_shape), "top_block": None}
+
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.levels_on_maps`, with the finest level alone: [P2]."""
+        merged: torch.Tensor | None = None
+        for lateral in self.laterals:
+            finer = lateral(maps.pop())
+            merged = finer if merged is None else self.top_down(finer, merged)
+        assert merged is not None
+        levels: list[torch.Tensor] = []
+        for output in self.outputs:  # that of the finest level
+            levels.append(output(merged))
+        return levels
+
+
+def _remove(module: nn.Module, unused: list[nn.Module]) -> None:
+    for name in [name for name, child in module.named_children() if child in unused]:
+        delattr(module, name)

@@ -1,0 +1,94 @@
+"""RoI heads that pool every box from all levels, instead of from one."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.structures import Boxes
+from torch import nn
+
+from ..keys import declare, own_keys
+from ..modeling.pooler import LevelMappedROIPooler
+from ..modeling.roi_heads import PyramidROIHeads
+
+declare(
+    "MODEL.FPN_EXT.LEVEL_FUSION",
+    "max",
+    'How a box\'s features of all levels are merged: "max" or "sum".',
+    "AllLevelsROIHeads",
+)
+
+FUSIONS = ("max", "sum")
+
+
+class AllLevelsROIPooler(nn.Module):
+    """Pools every box from every level, and takes the maximum or the sum of what it gets.
+
+    Path Aggregation Network's adaptive feature pooling (Liu et al. 2018, Sec. 3.2), fused right
+    after pooling; there, the box head's first layer runs on each level before. The sum is that of
+    GRoIE's baseline (Rossi et al. 2020).
+
+    Args:
+        poolers: one for each level, fine to coarse, each for that level alone.
+        fusion: ``"max"`` or ``"sum"``.
+
+    Raises:
+        ValueError: no pooler, or another ``fusion``.
+    """
+
+    def __init__(self, poolers: list[LevelMappedROIPooler], fusion: str = "max"):
+        super().__init__()
+        if not poolers:
+            raise ValueError("MODEL.ROI_HEADS.IN_FEATURES names no map to pool from")
+        if fusion not in FUSIONS:
+            raise ValueError(f"MODEL.FPN_EXT.LEVEL_FUSION must be one of {FUSIONS}, got {fusion!r}")
+        self.poolers = nn.ModuleList(poolers)
+        self.takes_maximum = fusion == "max"
+        self.output_size = poolers[0].output_size
+
+    @property
+    @torch.jit.unused
+    def num_degenerate(self) -> torch.Tensor:
+        """Boxes that were no boxes, as LevelMappedROIPooler counts them."""
+        first: Any = self.poolers[0]
+        return first.num_degenerate
+
+    def forward(self, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
+        """As LevelMappedROIPooler's: maps and boxes -> (R, C, output height, output width)."""
+        if len(x) != len(self.poolers):
+            raise ValueError(
+                f"the pooler is configured for {len(self.poolers)} levels, got {len(x)} maps"
+            )
+        fused = x[0]
+        for i, pooler in enumerate(self.poolers):
+            pooled = pooler([x[i]], box_lists)
+            if i == 0:
+                fused = pooled
+            elif self.takes_maximum:
+                fused = torch.maximum(fused, pooled)
+            else:
+                fused = fused + pooled
+        return fused
+
+
+@ROI_HEADS_REGISTRY.register()
+class AllLevelsROIHeads(PyramidROIHeads):
+    """:class:`PyramidROIHeads` with :class:`AllLevelsROIPooler` in all their branches.
+
+    Detections have no field ``pooled_level``: they are pooled from all of them.
+    """
+
+    @classmethod
+    def _pooler(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], branch: str
+    ) -> AllLevelsROIPooler:
+        of_all = LevelMappedROIPooler.from_config(cfg, input_shape, branch)
+        scales = of_all.pop("scales")
+        poolers = [LevelMappedROIPooler(scales=[scale], **of_all) for scale in scales]
+        return AllLevelsROIPooler(poolers, own_keys(cfg).LEVEL_FUSION)
+
+    @classmethod
+    def _box_predictor(cls, cfg: CfgNode, input_shape: ShapeSpec, pooler: nn.Module) -> Any:
+        return super()._box_predictor(cfg, input_shape, None)
