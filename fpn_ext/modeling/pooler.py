@@ -263,7 +263,7 @@ class LevelMappedROIPooler(nn.Module):
     def _pool_all_levels(
         self, implementation: str, x: list[torch.Tensor], rois: torch.Tensor
     ) -> torch.Tensor:
-        module = fused_roi_align if implementation == "fused" else weighted_rows
+        module = roi_align_cuda if implementation == "fused" else roi_align_cpu
         return module.roi_align(
             x,
             rois.to(torch.promote_types(x[0].dtype, torch.float32)),
