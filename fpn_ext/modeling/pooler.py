@@ -17,7 +17,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import roi_align, roi_pool
 
-from ..kernels import roi_align_cuda
+from ..kernels import roi_align_cpu, roi_align_cuda
 from ..keys import declare, own_keys
 from ..levels import LevelError, nearest_level
 from ..names import did_you_mean
