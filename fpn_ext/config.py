@@ -42,6 +42,7 @@ from .names import (
     check_norm,
     did_you_mean,
     has_pyramid_heads,
+    inherits,
     is_pyramid,
     look_up,
 )
@@ -719,7 +720,7 @@ def _level_problems(cfg: CfgNode) -> Iterable[str]:
                 yield f"{key} must go from fine to coarse, got {maps}"
     yield from _rule_problems(cfg)
     anchors = model.ANCHOR_GENERATOR
-    if model.PROPOSAL_GENERATOR.NAME not in ("RPN", "PyramidRPN"):
+    if not inherits(PROPOSAL_GENERATOR_REGISTRY, model.PROPOSAL_GENERATOR.NAME, "RPN"):
         return
     per_map = []
     for key in ("SIZES", "ASPECT_RATIOS"):

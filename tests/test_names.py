@@ -5,7 +5,13 @@ import contextlib
 import fpn_ext
 import pytest
 import torch
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, build_backbone, build_model
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    build_backbone,
+    build_model,
+)
 from fpn_ext.level_report import report_levels
 from fpn_ext.names import (
     has_pyramid_heads,
@@ -42,6 +48,10 @@ class UsersFinestLevel(fpn_ext.FinestLevelPyramid):
 
 
 class UsersHeads(fpn_ext.PyramidROIHeads):
+    pass
+
+
+class UsersRPN(fpn_ext.PyramidRPN):
     pass
 
 
@@ -109,6 +119,18 @@ def test_a_users_finest_level_alone():
         assert is_finest_level_alone(cfg)
         assert list(cfg.MODEL.FPN.IN_FEATURES) == ["res3", "res4", "res5"]
         assert list(build_backbone(cfg).output_shape()) == ["p3"]
+
+
+def test_a_users_rpn_is_checked_as_an_rpn():
+    with in_registry(PROPOSAL_GENERATOR_REGISTRY, UsersRPN) as name:
+        opts = [
+            "MODEL.PROPOSAL_GENERATOR.NAME",
+            name,
+            "MODEL.ANCHOR_GENERATOR.SIZES",
+            "[[8], [16]]",
+        ]
+        with pytest.raises(ValueError, match=r"SIZES has 2 lists .* for the 5 maps"):
+            fpn_ext.check_config(fpn_ext.load_config(DEMO, opts))
 
 
 def test_a_function_that_builds_and_a_name_of_nobody_are_no_subclass():
