@@ -1,5 +1,6 @@
 # make demo    set up, train the demo detector (minutes on a CPU), evaluate it, draw its detections
 # make test    set up, run the tests
+# make docs    set up, build the site into site/
 # make setup   set up only: make setup PYTHON=python3.12 VENV=.venv
 VENV ?= .venv
 PYTHON ?=
@@ -9,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_R_18_FPN.yaml
 
 
-.PHONY: demo test test-lowest fuzz gpu setup lint format lock
+.PHONY: demo test test-lowest fuzz gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -28,7 +29,7 @@ setup: $(READY)
 test-lowest:
 	LOWEST=1 $(MAKE) test VENV=.venv-lowest
 
-# Thousands of inputs nobody foresaw for each reader of files; docs/reliability.md has the counts.
+# Thousands of inputs nobody foresaw for each reader of files; docs/evidence/reliability.md has the counts.
 fuzz: setup
 	FUZZ_EXAMPLES=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests -k fuzz -n auto \
 	    --maxprocesses 4
@@ -49,6 +50,11 @@ format: setup
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+# Strict: a dead link or anchor, or a page that the navigation lacks, fails. Nothing is downloaded.
+docs: setup
+	$(RUN) docs/generate.py
+	$(RUN) -m sphinx -q -W --keep-going -d $(OUTPUT)/doctrees -c docs . site
+
 # Pins again, from requirements/tested.in, for Python 3.10 to 3.12.
 lock: setup
 	$(VENV)/.uv/bin/uv pip compile -q --universal --upgrade --python-version 3.10 --no-header \
@@ -60,8 +66,8 @@ $(READY): pyproject.toml $(wildcard requirements/*)
 
 # Not `: setup`, which is always out of date: a second `make demo` has nothing left to do.
 $(OUTPUT)/demo/model_final.pth: $(DEMO) configs/Base-FPN.yaml | $(READY)
-	$(RUN) train_net.py --config-file $(DEMO) OUTPUT_DIR $(OUTPUT)/demo
+	$(RUN) -m fpn_ext train --config-file $(DEMO) OUTPUT_DIR $(OUTPUT)/demo
 
 $(OUTPUT)/demo/contact_sheet.png: $(OUTPUT)/demo/model_final.pth
-	$(RUN) -m fpn_ext.inspection.contact_sheet --config-file $(DEMO) --output $(OUTPUT)/demo \
+	$(RUN) -m fpn_ext contact-sheet --config-file $(DEMO) --output $(OUTPUT)/demo \
 	    MODEL.WEIGHTS $(OUTPUT)/demo/model_final.pth OUTPUT_DIR $(OUTPUT)/demo

@@ -5,9 +5,9 @@
 
 Each is put under the demo's Faster R-CNN by its name alone (MODEL.FPN_EXT.BOTTOM_UP), with random
 weights, on a few generated images. What was found is kept in one JSON file per network, so that the
-script goes on where it stopped; docs/backbones.md is written from all of them.
+script goes on where it stopped; docs/evidence/backbones.md is written from all of them.
 
-- parameters: of the bottom-up alone, after what the pyramid does not need was left out
+- parameters: of the bottom-up alone, without the parts that the pyramid does not need
 - multiply-adds: fvcore's count for bottom-up and pyramid on one image of 480 x 640
 - seconds per image: the whole detector on one image of 480 x 640, float32, after one that warms up;
   the median of --rounds (0: no timing)
@@ -181,7 +181,7 @@ def seconds_per_image(name: str, rounds: int, folder: Path) -> float:
 
 
 def document(rows: Sequence[dict[str, Any]], command: str) -> str:
-    """docs/backbones.md."""
+    """docs/evidence/backbones.md."""
     passed = [row for row in rows if row["outcome"] == "pass"]
     others = [row for row in rows if row["outcome"] != "pass"]
     commits = ", ".join(sorted({row["commit"] for row in rows}))
@@ -211,16 +211,16 @@ Written by `{command}`, commit {commits}.
 
 Each of these was put under the demo's Faster R-CNN by its name in `MODEL.FPN_EXT.BOTTOM_UP`,
 built with random weights, trained for two steps and evaluated on images of the demo: {len(passed)}
-passed, {len(others)} did not. The keys that go with it: [configs/README.md](../configs/README.md).
+passed, {len(others)} did not. The keys that go with it: [config keys](../reference/keys.md).
 
-- parameters: of the bottom-up alone, after what the pyramid does not need was left out
+- parameters: of the bottom-up alone, without the parts that the pyramid does not need
 - multiply-adds: fvcore's count for bottom-up and pyramid (64 channels) on one image of 480 x 640
 - s per image: the whole detector on one image of 480 x 640, float32: {where}
-- maps: what the dry run found, by stride
+- maps: as measured by the dry run, by stride
 
 {markdown_table(header, table)}
 
-## What cannot serve, and what is said
+## What is not supported, and the error
 
 {markdown_table(["network", "family", "error"], why)}
 """
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=4, help="of the demo, for each split")
     parser.add_argument("--rounds", type=int, default=0, help="timed images; 0: no timing")
     parser.add_argument("--results", type=Path, default=PROJECT / "results/backbones")
-    parser.add_argument("--document", type=Path, default=PROJECT / "docs/backbones.md")
+    parser.add_argument("--document", type=Path, default=PROJECT / "docs/evidence/backbones.md")
     args = parser.parse_args(argv)
     args.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="backbones_") as temporary:

@@ -144,7 +144,7 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
 
 Row (c) of Table 3 at the small scale (`fpn_ext.paper.reproduce`), {kinds["iterations"]} iterations,
 trained with each of them; on {kinds["hardware"]}; commit {kinds["commit"]}.
-What they are: [docs/levels.md](../../docs/levels.md). On these levels StrideRule is PaperRule.
+What they are: [levels](../../docs/guides/levels.md). On these levels StrideRule is PaperRule.
 
 Box AP in percent, mean ± standard deviation over the seeds:
 

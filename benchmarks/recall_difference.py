@@ -4,7 +4,7 @@
         MODEL.META_ARCHITECTURE ProposalNetwork MODEL.WEIGHTS output/rpn/model_final.pth
 
 Both score the same proposals on the first data set of ``DATASETS.TEST``. Nothing is trained. What
-docs/average_recall.md shows is in results/average_recall/recall_difference.json.
+docs/evidence/average_recall.md shows is in results/average_recall/recall_difference.json.
 """
 
 import argparse

@@ -19,7 +19,7 @@ PAIRS = [
     (fpn_ext.PyramidROIHeads, StandardROIHeads),
 ]
 
-# Each is in docs/differences.md, with its reason.
+# Each is in docs/paper/differences.md, with its reason.
 ONLY_OURS_HAS_A_DEFAULT = {("FPN", "out_channels")}
 ONLY_THEIRS = {("FPN", "square_pad")}
 

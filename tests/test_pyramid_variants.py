@@ -458,7 +458,7 @@ def test_what_they_cost_is_what_the_document_says():
     spec.loader.exec_module(variants)
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
-        for text in (variants.table(), Path("docs/variants.md").read_text())
+        for text in (variants.table(), Path("docs/guides/variants.md").read_text())
         for line in text.splitlines()
         if re.match(r"\| `\w+`", line)
     ]
@@ -467,7 +467,8 @@ def test_what_they_cost_is_what_the_document_says():
 
 
 def test_the_example_of_a_pyramid_of_ones_own(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", Path("docs/variants.md").read_text(), flags=re.S)
+    document = Path("docs/guides/variants.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", document, flags=re.S)
     (tmp_path / "own_pyramid.py").write_text(code)  # TorchScript reads the file
     spec = importlib.util.spec_from_file_location("own_pyramid", tmp_path / "own_pyramid.py")
     try:

@@ -165,7 +165,7 @@ def test_a_proposal_takes_its_best_object_whatever_comes_after():
     boxes, scores = in_order({1: [(0, 0, 10, 12), (0, 0, 10, 13)]})
     # Both up to 0.75, one each at 0.80, 0.85 (the first takes the second object) and 0.90.
     assert recall.average_recall(truth, boxes, scores)["AR@10"] == pytest.approx(100 * 15 / 20)
-    # Detectron2's routine: both up to 0.80, one at 0.85 and 0.90 (docs/average_recall.md).
+    # Detectron2's routine: both up to 0.80, one at 0.85 and 0.90 (docs/evidence/average_recall.md).
     proposals = Instances((20, 20))
     proposals.proposal_boxes = Boxes(torch.from_numpy(boxes[1]))
     proposals.objectness_logits = torch.from_numpy(scores[1])

@@ -328,5 +328,6 @@ def test_detectron2s_routine_is_compared_on_the_same_proposals(cfg, demo, tmp_pa
 
 def test_the_document_shows_what_was_measured():
     figures = json.loads(Path("results/average_recall/recall_difference.json").read_text())
-    assert recall_difference.table(figures["rows"]) in Path("docs/average_recall.md").read_text()
+    document = Path("docs/evidence/average_recall.md").read_text()
+    assert recall_difference.table(figures["rows"]) in document
     assert "dirty" not in figures["commit"]

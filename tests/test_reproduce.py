@@ -377,12 +377,12 @@ def test_a_scale_for_gpus_needs_one(capsys):
     assert "--num-gpus 0 trains on the CPU" in capsys.readouterr().err
 
 
-def test_the_figures_of_the_readme_are_those_of_the_results():
-    readme, verdicts, minutes = Path("README.md").read_text(), Counter(), 0
+def test_the_figures_of_the_document_are_those_of_the_results():
+    page, verdicts, minutes = Path("docs/paper/reproducing.md").read_text(), Counter(), 0
     for table in (1, 2, 3):
         summary = json.loads(Path(f"results/paper-small/table{table}.json").read_text())
         figures, _, _ = tables.markdown(summary).partition("\nDifferences")
-        assert figures in readme
+        assert figures in page
         assert all(entry["seeds"] == [1, 2, 3] for entry in summary["rows"].values())
         verdicts += Counter(
             metric["verdict"]
@@ -391,7 +391,7 @@ def test_the_figures_of_the_readme_are_those_of_the_results():
             if "verdict" in metric
         )
         minutes += summary["origin"]["cpu_minutes"]
-    text = " ".join(readme.split())
+    text = " ".join(page.split())
     assert (
         f"Of the {verdicts.total()} differences from row (c) that the paper has too, "
         f"{verdicts['holds']} have its sign by more than two standard errors, "

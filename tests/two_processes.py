@@ -36,7 +36,7 @@ from voc import write_voc
 
 VOC = "two_processes_voc"
 
-# Each choice takes something away that makes N processes differ from one: docs/distributed.md.
+# Each choice takes away what makes N processes differ from one: docs/guides/distributed.md.
 SAME_LOSSES = [
     *("MODEL.FPN_EXT.BOTTOM_UP_NORM", "FrozenBN"),
     *("MODEL.FPN.NORM", ""),

@@ -1,7 +1,7 @@
 """The processes of a training: started by Detectron2's launcher, by torchrun or by SLURM's srun.
 
-On GPUs they speak through NCCL, on the CPU through gloo. docs/distributed.md has the commands, and
-what is the same in one process and in several.
+On GPUs they speak through NCCL, on the CPU through gloo. docs/guides/distributed.md has the
+commands, and what is the same in one process and in several.
 """
 
 import argparse

@@ -4,7 +4,7 @@ It offers what Detectron2's DefaultTrainer offers. One iteration is :mod:`fpn_ex
 order of images and all random numbers are :mod:`fpn_ext.engine.repeatable`; what a checkpoint gives
 back is
 :mod:`fpn_ext.engine.resuming`, how it is written :mod:`fpn_ext.files.checkpoint`. By keys of
-``MODEL.FPN_EXT`` (docs/training.md) come :mod:`fpn_ext.engine.best`, :mod:`fpn_ext.engine.ema` and
+``MODEL.FPN_EXT`` (docs/guides/training.md) come :mod:`fpn_ext.engine.best`, :mod:`fpn_ext.engine.ema` and
 :mod:`fpn_ext.engine.validation_loss`.
 """
 

@@ -2,7 +2,7 @@
 
 At each IoU threshold 0.50, 0.55, ..., 0.95: the share of the objects, of whatever class, that the
 ``limit`` best boxes of their image find. AR@limit is the mean over the thresholds. The matching is
-pycocotools'; how Detectron2's own routine differs is in docs/average_recall.md.
+pycocotools'; how Detectron2's own routine differs is in docs/evidence/average_recall.md.
 """
 
 import contextlib

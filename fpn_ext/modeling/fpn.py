@@ -1,7 +1,7 @@
 """The Feature Pyramid Network of Lin et al., CVPR 2017 (arXiv 1612.03144), Sec. 3 and Fig. 3.
 
 Where the paper is silent, and where this differs from Detectron2's FPN:
-see docs/differences.md.
+see docs/paper/differences.md.
 """
 
 import copy

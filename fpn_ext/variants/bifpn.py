@@ -1,6 +1,6 @@
 """BiFPN: Tan, Pang and Le, "EfficientDet: Scalable and Efficient Object Detection".
 
-CVPR 2020 (arXiv 1911.09070), Sec. 3 and Fig. 2(d). Where it is silent: docs/differences.md.
+CVPR 2020 (arXiv 1911.09070), Sec. 3 and Fig. 2(d). Where it is silent: docs/paper/differences.md.
 """
 
 import itertools

@@ -4,7 +4,7 @@
 output, as Wu & He do with group norm ("Group Normalization", ECCV 2018, arXiv 1803.08494, Sec.
 4.2). Liu et al. ("ParseNet", 2015, arXiv 1506.04579, Sec. 3.3) give a reason for the first alone:
 maps of different layers differ in scale, and of two that are merged the larger one drowns the
-other. Where they are silent: docs/differences.md.
+other. Where they are silent: docs/paper/differences.md.
 """
 
 from typing import Any

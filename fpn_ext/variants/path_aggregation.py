@@ -2,7 +2,7 @@
 
 CVPR 2018 (PANet, arXiv 1803.01534), Sec. 3.1 and Fig. 2. Its other parts are no part of a pyramid
 (adaptive feature pooling: :mod:`fpn_ext.variants.all_levels`). Where it is silent:
-docs/differences.md.
+docs/paper/differences.md.
 """
 
 import itertools

@@ -3,7 +3,7 @@
 Lin et al. 2017 upsample by nearest neighbour "for simplicity" (Sec. 3). Both alternatives are those
 of Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015 (arXiv
 1411.4038), Sec. 3.3; DSSD (Fu et al. 2017, arXiv 1701.06659), a top-down detector, prefers the
-learned one. Where they are silent: docs/differences.md.
+learned one. Where they are silent: docs/paper/differences.md.
 """
 
 import itertools

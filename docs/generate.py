@@ -1,0 +1,105 @@
+"""Write the generated parts of the reference: config keys, and the commands' --help.
+
+    python docs/generate.py          # rewrite them; `make docs` does
+    python docs/generate.py --check  # exit status 1 if one of them is out of date
+
+A page is written by a person except between its markers `<!-- generated: NAME -->` and
+`<!-- end -->`. The text there is committed, for readers on the forge; tests/test_docs.py checks
+that it is current. The Python API is not written here: Sphinx reads the docstrings as it builds.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+REFERENCE = PROJECT / "docs/reference"
+HELP_WIDTH = "100"
+
+sys.path.insert(0, str(PROJECT))  # the package beside this file, whichever is installed
+
+
+def declared() -> list[Any]:
+    import fpn_ext.components  # noqa: F401  (declares the keys)
+    from fpn_ext.keys import declared_keys
+
+    return list(declared_keys())
+
+
+def cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def key_tables(keys: Iterable[Any]) -> str:
+    """A table for each node of the config, keys in the order of their declaration."""
+    nodes: dict[str, list[Any]] = {}
+    for key in keys:
+        nodes.setdefault(key.name.rpartition(".")[0], []).append(key)
+    parts = []
+    for node, members in nodes.items():
+        rows = [
+            f"## {node}",
+            "",
+            "| key | type | default | meaning | read by |",
+            "| --- " * 5 + "|",
+        ]
+        for key in members:
+            columns = [
+                f"`{key.name.rpartition('.')[2]}`",
+                key.kind,
+                f"`{cell(repr(key.default))}`",
+                cell(key.comment),
+                ", ".join(key.readers),
+            ]
+            rows.append(f"| {' | '.join(columns)} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def command_help() -> str:
+    """Each verb's --help."""
+    from fpn_ext.__main__ import VERBS
+
+    os.environ["COLUMNS"] = HELP_WIDTH
+    parts = []
+    for name, verb in VERBS.items():
+        text = "\n".join(line.rstrip() for line in verb.parser().format_help().strip().splitlines())
+        parts.append(f"## fpn-ext {name}\n\n{cell(verb.summary)}\n\n```text\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+def generated() -> dict[Path, str]:
+    """Every page with a generated part, as it should be."""
+    texts = {"keys": key_tables(declared()), "commands": command_help()}
+    pages = {}
+    for name, text in texts.items():
+        page = REFERENCE / f"{name}.md"
+        begin, end = f"<!-- generated: {name} -->", "<!-- end -->"
+        before, _, rest = page.read_text().partition(begin)
+        if end not in rest:
+            raise ValueError(f"{page} has no {begin} with an {end} after it")
+        body = f"\n\n{text}\n\n" if text else "\n"
+        pages[page] = before + begin + body + end + rest.partition(end)[2]
+    return pages
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; say what is stale")
+    check = parser.parse_args().check
+    stale = [page for page, text in generated().items() if page.read_text() != text]
+    for page in stale:
+        if check:
+            print(f"{page} is out of date: python docs/generate.py", file=sys.stderr)
+        else:
+            page.write_text(generated()[page])
+            print(f"wrote {page}")
+    return bool(stale) and check
+
+
+if __name__ == "__main__":
+    sys.exit(main())
