@@ -66,8 +66,8 @@ $(READY): pyproject.toml $(wildcard requirements/*)
 
 # Not `: setup`, which is always out of date: a second `make demo` has nothing left to do.
 $(OUTPUT)/demo/model_final.pth: $(DEMO) configs/Base-FPN.yaml | $(READY)
-	$(RUN) train_net.py --config-file $(DEMO) OUTPUT_DIR $(OUTPUT)/demo
+	$(RUN) -m fpn_ext train --config-file $(DEMO) OUTPUT_DIR $(OUTPUT)/demo
 
 $(OUTPUT)/demo/contact_sheet.png: $(OUTPUT)/demo/model_final.pth
-	$(RUN) -m fpn_ext.inspection.contact_sheet --config-file $(DEMO) --output $(OUTPUT)/demo \
+	$(RUN) -m fpn_ext contact-sheet --config-file $(DEMO) --output $(OUTPUT)/demo \
 	    MODEL.WEIGHTS $(OUTPUT)/demo/model_final.pth OUTPUT_DIR $(OUTPUT)/demo

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 
 from ..bottom_up.configured_levels import in_features_key
 from ..levels import stride_named
-from ..registries.lookup import has_pyramid_heads, is_pyramid
+from ..registries.lookup import has_pyramid_heads, inherits, is_pyramid
 from ..variants.all_levels import FUSIONS
 from .level_keys import level_problems, levels_given
 from .level_table import level_rule
@@ -29,7 +30,7 @@ def configured_level_problems(cfg: CfgNode) -> Iterable[str]:
                 yield f"{key} must go from fine to coarse, got {maps}"
     yield from _rule_problems(cfg)
     anchors = model.ANCHOR_GENERATOR
-    if model.PROPOSAL_GENERATOR.NAME not in ("RPN", "PyramidRPN"):
+    if not inherits(PROPOSAL_GENERATOR_REGISTRY, model.PROPOSAL_GENERATOR.NAME, "RPN"):
         return
     per_map = []
     for key in ("SIZES", "ASPECT_RATIOS"):

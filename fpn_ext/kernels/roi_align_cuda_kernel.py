@@ -1,7 +1,7 @@
 """The Triton kernel behind fpn_ext/kernels/roi_align_cuda.py, and its launch.
 
 RoIAlign is separable: a bin is a weighted sum of the cells of a small rectangle, and the weight of
-a cell is a share of its row times a share of its column (fpn_ext/kernels/roi_align_cpu.py says why). One
+a cell is a share of its row times a share of its column (:mod:`.roi_align_cpu` says why). One
 program of the kernel takes one bin and a block of channels and goes over the rectangle, four
 columns at a time; with channels_last maps the channels of a cell lie side by side, so every access
 is a run of memory. Forward, the cells are read and added up; backward, the bin's gradient times the

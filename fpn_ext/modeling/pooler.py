@@ -17,7 +17,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import roi_align, roi_pool
 
-from ..kernels import roi_align_cuda
+from ..kernels import roi_align_cpu, roi_align_cuda
 from ..keys import declare, own_keys
 from ..levels import LevelError, nearest_level
 from ..names import did_you_mean
@@ -263,7 +263,7 @@ class LevelMappedROIPooler(nn.Module):
     def _pool_all_levels(
         self, implementation: str, x: list[torch.Tensor], rois: torch.Tensor
     ) -> torch.Tensor:
-        module = fused_roi_align if implementation == "fused" else weighted_rows
+        module = roi_align_cuda if implementation == "fused" else roi_align_cpu
         return module.roi_align(
             x,
             rois.to(torch.promote_types(x[0].dtype, torch.float32)),

@@ -30,20 +30,20 @@ def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any
             continue
         # A run's own baseline; the ablations (c), (d) are those of their unshared versions.
         base = row.partition("_")[0] if "_" in row else BASELINE
-        published, of_base = published.published(table, row), published.published(table, base)
+        of_row, of_base = published.published(table, row), published.published(table, base)
         metrics: dict[str, Any] = {}
         for metric in published.METRICS[table]:
             values = _values(scores[row], metric)
             entry: dict[str, Any] = {"ours": _statistics(list(values.values()))}
-            if metric in published:
-                entry["paper"] = published[metric]
+            if metric in of_row:
+                entry["paper"] = of_row[metric]
             if row != base:
                 of_ours = _values(scores.get(base, {}), metric)
                 shared = sorted(values.keys() & of_ours.keys())
                 difference = _statistics([values[seed] - of_ours[seed] for seed in shared])
                 entry["difference"] = difference
-                if metric in published:
-                    entry["paper_difference"] = round(published[metric] - of_base[metric], 1)
+                if metric in of_row:
+                    entry["paper_difference"] = round(of_row[metric] - of_base[metric], 1)
                     entry["verdict"] = _verdict(difference, entry["paper_difference"])
             metrics[metric] = entry
         rows[row] = {
