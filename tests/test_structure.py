@@ -2,193 +2,136 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import fpn_ext
 import pytest
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.utils.registry import Registry
+from fpn_ext.__main__ import VERBS
 
 PACKAGE = Path("fpn_ext")
-MODULES = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__"}
+FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Each module and the modules of this package it may import. The three components never import one
-# another: that is what makes them swappable one by one.
-ALLOWED = {
-    "_d2_compat": set(),
-    "levels": set(),
-    "atomic": set(),
-    "unwrap": set(),
-    "json_files": {"atomic"},
-    "findings": {"json_files"},
-    "coco_json": {"levels"},
-    "names": set(),
-    "safe_pickle": set(),
-    "demo_shapes": set(),
-    "demo_backgrounds": {"demo_shapes"},
-    "demo_scenes": {"demo_backgrounds", "demo_shapes"},
-    "demo_annotations": {"demo_scenes"},
-    "demo_data": {"demo_annotations", "demo_scenes", "demo_shapes", "json_files"},
-    "ablations": {"fpn"},
-    "between_levels": {"levels"},
-    "path_aggregation": {"between_levels", "fpn"},
-    "bifpn": {"between_levels", "fpn", "names"},
-    "upsampling": {"between_levels", "fpn"},
-    "lateral_norms": {"fpn"},
-    "level_rules": {"levels"},
-    "level_keys": {"level_rules", "levels", "names"},
-    "top_blocks": set(),
-    "fpn": {"bottom_ups", "level_keys", "levels", "names", "top_blocks"},
-    "anchors": {"levels", "names"},
-    "weighted_rows": set(),
-    "fused_roi_align_kernel": {"weighted_rows"},
-    "fused_roi_align": {"fused_roi_align_kernel", "weighted_rows"},
-    "pooler": {"level_rules", "levels", "names", "weighted_rows", "fused_roi_align"},
-    "roi_heads": {"pooler", "names"},
-    "unshared": {"roi_heads"},
-    "all_levels": {"names", "pooler", "roi_heads"},
-    "varied_anchors": set(),
-    "norms": set(),
-    "freezing": {"names", "norms"},
-    "dry_run": {"levels", "names"},
-    "networks": {"dry_run", "names"},
-    "pretrained": {"weight_files"},
-    "bottom_ups": {
-        *("dry_run", "level_keys", "levels", "names", "networks", "norms", "pretrained"),
-    },
-    "threads": set(),
-    "folded_norms": set(),
-    "winograd": {"threads"},
-    "winograd_training": {"winograd"},
-    "optimize": {"roi_heads", "unwrap", "winograd"},
-    "rpn": {"levels", "names"},
-    "config": {
-        *("_d2_compat", "all_levels", "bottom_ups", "level_keys", "levels", "names", "norms"),
-        *("top_blocks", "weight_files"),
-    },
-    "weight_files": {"safe_pickle"},
-    "checkpoint": {"atomic", "unwrap", "weight_files"},
-    "schedule": {"config"},
-    "resuming": {"config"},
-    "testing": {"distributed", "json_files", "optimize", "recall"},
-    "check": {
-        "bottom_ups",
-        "checkpoint",
-        "config",
-        "data",
-        "findings",
-        "proposal_loader",
-        "schedule",
-    },
-    "repeatable": set(),
-    "steps": {"names", "nonfinite"},
-    "ema": {"checkpoint", "unwrap"},
-    "best": {"names"},
-    "validation_loss": {"unwrap"},
-    "trainer": {
-        *("best", "checkpoint", "ema", "evaluation", "folded_norms", "freezing", "names"),
-        *("nonfinite", "proposal_loader", "repeatable", "resuming", "schedule", "steps"),
-        *("testing", "validation_loss", "winograd_training"),
-    },
-    "distributed": {"_d2_compat"},
-    "data": {"demo_data"},
-    "proposal_file": {"atomic"},
-    "proposal_pickle": {"atomic", "proposal_file", "safe_pickle"},
-    "proposal_sources": {"proposal_file", "unwrap"},
-    "proposal_loader": {"data", "proposal_file", "proposal_pickle"},
-    "proposal_validation": {"findings", "proposal_file", "proposal_pickle"},
-    "proposal_stats": {"proposal_pickle", "recall"},
-    "proposals": {
-        *("bottom_ups", "checkpoint", "config", "data", "json_files", "names", "optimize"),
-        *("proposal_pickle", "proposal_sources", "proposal_stats", "proposal_validation"),
-        "recall",
-    },
-    "recall": {"names", "proposal_file", "unwrap"},
-    "evaluation": {"coco_json", "data", "names", "recall"},
-    "dataset_contents": set(),
-    "annotation_files": {"data", "dataset_contents", "names"},
-    "picture_files": {"dataset_contents"},
-    "box_formats": {"dataset_contents"},
-    "dataset_report": {"dataset_contents", "findings"},
-    "data_check": {
-        *("annotation_files", "box_formats", "config", "data", "dataset_contents"),
-        *("dataset_report", "json_files", "levels", "names", "picture_files"),
-    },
-    "doctor": {"findings", "installation", "machine"},
-    "installation": {"_d2_compat", "findings"},
-    "machine": {"findings"},
-    "saved_batches": {"json_files"},
-    "nonfinite_inputs": {"saved_batches"},
-    "first_nonfinite": {"nonfinite_inputs", "saved_batches"},
-    "nonfinite_causes": {"first_nonfinite", "names"},
-    "nonfinite": {
-        *("first_nonfinite", "names", "nonfinite_causes", "nonfinite_inputs", "saved_batches"),
-        "unwrap",
-    },
-    "drawing": {"levels"},
-    "paper": set(),
-    "provenance": {"_d2_compat"},
-    "pretrain": {"atomic", "config", "demo_scenes", "demo_shapes"},
-    "commands": set(),
-    "paper_tables": {"atomic", "json_files", "paper"},
-    "reproduce": {
-        *("commands", "config", "data", "json_files", "paper", "paper_tables", "provenance"),
-    },
-    "four_step": {"atomic", "commands", "config", "data", "weight_files"},
-    "predict": {
-        *("bottom_ups", "checkpoint", "coco_json", "config", "data", "drawing", "json_files"),
-        *("level_keys", "optimize"),
-    },
-    "predict_video": {"atomic", "coco_json", "drawing", "optimize", "predict"},
-    "measuring": set(),
-    "agreement": set(),
-    "compare_configs": {
-        *("all_levels", "anchors", "bifpn", "bottom_ups", "config", "data", "fpn", "roi_heads"),
-        "rpn",
-    },
-    "compare_weights": {
-        *("agreement", "checkpoint", "compare_configs", "evaluation", "measuring", "optimize"),
-        *("predict", "weight_files"),
-    },
-    "compare_training": {
-        *("commands", "config", "json_files", "measuring", "provenance", "weight_files"),
-    },
-    "compare": {
-        *("compare_configs", "compare_training", "compare_weights", "json_files", "provenance"),
-    },
-    "training_boxes": {"names"},
-    "reports": {"atomic", "config", "data", "findings", "json_files", "training_boxes"},
-    "best_anchors": {"training_boxes"},
-    "anchor_fit": {"anchors", "best_anchors", "training_boxes"},
-    "anchor_report": {"anchor_fit", "best_anchors", "names", "reports", "training_boxes"},
-    "level_report": {"level_keys", "names", "reports", "training_boxes"},
-    "look": {
-        *("atomic", "best_anchors", "drawing", "levels", "names", "predict", "training_boxes"),
-    },
-    "visualize": {"predict", "drawing", "levels"},
-}
+# From the ground up: a room imports only from rooms before it. "" is the ground, fpn_ext/*.py.
+ROOMS = (
+    *("", "kernels", "files", "reporting", "doctor", "registries", "bottom_up", "data"),
+    *("modeling", "proposals", "variants", "speed", "evaluation", "config", "engine"),
+    *("inference", "inspection", "paper", "tools"),
+)
+# The roof: what imports all rooms to register their components. Rooms hand the import on.
+ROOF = ("__init__.py", "__main__.py", "components.py", "registration.py")
+MOST_LINES = 400
+
+
+def room_of(parts):
+    """The room of a module's path in the package, ``("modeling", "fpn")`` or ``("levels",)``."""
+    return parts[0] if (PACKAGE / parts[0]).is_dir() else ""
 
 
 def imports_of(file):
-    """Modules of this package that a file of it imports, wherever in the file."""
-    found = set()
+    """Paths in the package of the modules that a file imports, wherever in the file."""
+    package = file.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fpn_ext"):
-            found.add(node.module.partition(".")[2])
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = [*package[: len(package) - node.level + 1]]
+            elif (node.module or "").partition(".")[0] == "fpn_ext":
+                base = []
+            else:
+                continue
+            base += (node.module or "").removeprefix("fpn_ext").strip(".").split(".")
+            base = [name for name in base if name]
+            for alias in node.names:
+                path = PACKAGE.joinpath(*base, alias.name)
+                is_module = path.is_dir() or path.with_suffix(".py").exists()
+                if base or is_module:
+                    yield (*base, alias.name) if is_module else tuple(base)
         elif isinstance(node, ast.Import):
-            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("fpn_ext")}
-    return found & MODULES
+            for alias in node.names:
+                if alias.name.startswith("fpn_ext."):
+                    yield tuple(alias.name.split(".")[1:])
 
 
-def test_every_module_has_its_place():
-    assert set(ALLOWED) == MODULES
+def test_every_file_is_in_a_room():
+    assert {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()} == {*ROOMS} - {""}
 
 
-@pytest.mark.parametrize("module", sorted(ALLOWED))
-def test_imports_go_one_way(module):
-    assert imports_of(PACKAGE / f"{module}.py") <= ALLOWED[module]
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_imports_go_down(file):
+    parts = file.relative_to(PACKAGE).parts
+    if len(parts) == 1 and parts[0] in ROOF:
+        return
+    here = room_of((*parts[:-1], parts[-1].removesuffix(".py")))
+    for imported in imports_of(file):
+        if imported == ("components",):
+            assert parts[-1] == "__init__.py", f"{file}: rooms alone hand {imported} on"
+            continue
+        assert ROOMS.index(room_of(imported)) <= ROOMS.index(here), f"{file} imports {imported}"
+
+
+def test_an_upward_import_is_seen(tmp_path, monkeypatch):
+    for text in ("from ..config.check import x", "from fpn_ext.config import check"):
+        file = PACKAGE / "modeling" / "fpn.py"
+        monkeypatch.setattr(Path, "read_text", lambda self, text=text: text)
+        (imported,) = imports_of(file)
+        assert imported == ("config", "check")
+        assert ROOMS.index(room_of(imported)) > ROOMS.index("modeling")
+
+
+def test_the_three_components_do_not_import_one_another():
+    """What makes them swappable one by one."""
+    components = {("modeling", name) for name in ("fpn", "anchors", "pooler")}
+    for _, name in components:
+        assert not components & set(imports_of(PACKAGE / "modeling" / f"{name}.py"))
+
+
+def test_rooms_that_need_detectron2s_models_register_ours_first():
+    """Otherwise a module of theirs that is imported first would be imported again half-way."""
+    for room in ROOMS[1:]:
+        needs = any(
+            re.search(r"^(from|import) detectron2\.(modeling|engine)", file.read_text(), re.M)
+            for file in (PACKAGE / room).glob("*.py")
+        )
+        text = (PACKAGE / room / "__init__.py").read_text()
+        if room == "doctor":  # asks in processes of their own
+            continue
+        assert not needs or "import components" in text, room
+
+
+def test_importing_the_package_and_a_verbs_help_import_nothing_heavy():
+    code = (
+        "import sys, fpn_ext; from fpn_ext.__main__ import VERBS\n"
+        "for verb in VERBS.values(): verb.parser().format_help()\n"
+        "assert not {'torch', 'detectron2', 'numpy', 'matplotlib', 'yaml'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_files_are_short():
+    lengths = {str(file): len(file.read_text().splitlines()) for file in FILES}
+    assert {f: n for f, n in lengths.items() if n > MOST_LINES} == {}
+
+
+CHANGED_WHERE = re.findall(
+    r"^\| ([^|]+) \| `(fpn_ext/[\w/]+\.py)` \| ([^|]+) \|$",
+    Path("docs/contributing.md").read_text(),
+    flags=re.M,
+)
+
+
+@pytest.mark.parametrize(("what", "file", "symbols"), CHANGED_WHERE)
+def test_what_is_changed_where_is_there(what, file, symbols):
+    text = Path(file).read_text()
+    for symbol in re.findall(r"`([^`]+)`", symbols):
+        defined = rf"^\s*(def|class) {symbol}\b|^{symbol}\b.*=|\"{symbol}|f\"{symbol}"
+        assert re.search(defined, text, flags=re.M), f"{what}: no {symbol} in {file}"
+
+
+def test_the_table_of_what_is_changed_where_is_read():
+    assert len(CHANGED_WHERE) >= 35
 
 
 def test_files_are_read_by_the_modules_that_guard_it():
@@ -200,7 +143,7 @@ def test_files_are_read_by_the_modules_that_guard_it():
         r"\btorch\.load\((?!.*weights_only=True)": set(),
         r"allow_pickle=True|yaml\.(unsafe_load|load)\(|(?<![.\w])(eval|exec)\(": set(),
     }
-    for file in (*PACKAGE.glob("*.py"), Path("train_net.py"), *Path("benchmarks").glob("*.py")):
+    for file in (*FILES, Path("train_net.py"), *Path("benchmarks").glob("*.py")):
         text = file.read_text()
         for pattern, allowed in guarded.items():
             assert not re.search(pattern, text) or str(file) in allowed, f"{file}: {pattern}"
@@ -208,10 +151,10 @@ def test_files_are_read_by_the_modules_that_guard_it():
 
 def test_the_components_are_written_from_scratch():
     """No subclass of, and no call into, Detectron2's FPN, anchor generator or ROIPooler."""
-    for file in ("fpn.py", "anchors.py", "pooler.py", "roi_heads.py", "all_levels.py"):
+    for file in (*(PACKAGE / "modeling").glob("*.py"), PACKAGE / "variants" / "all_levels.py"):
         imported = {
             alias.name
-            for node in ast.walk(ast.parse((PACKAGE / file).read_text()))
+            for node in ast.walk(ast.parse(file.read_text()))
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
         }
@@ -256,8 +199,32 @@ def test_the_commands_of_the_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", Path("Makefile").read_text(), flags=re.M))
     commands = set(re.findall(r"(?:^    |`)make ([a-z]+)", readme, flags=re.M))
     assert {"demo", "test"} <= commands <= targets
-    for module in re.findall(r"python -m fpn_ext\.(\w+)", readme):
-        assert module in MODULES
+
+
+COMMANDS = [
+    (document, command)
+    for document in DOCUMENTS
+    for command in re.findall(
+        r"^(?:    |\$ )?fpn-ext ((?:.*\\\n)*.*)$|`fpn-ext ([^`]+)`",
+        document.read_text(),
+        flags=re.M,
+    )
+]
+
+
+@pytest.mark.parametrize(("document", "command"), COMMANDS, ids=str)
+def test_a_command_of_a_document_exists(document, command):
+    """Its verb and every option are there."""
+    words = "".join(command).replace("\\\n", " ").partition(" #")[0].split()
+    if words[0] == "VERB":
+        return
+    name = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
+    assert name in VERBS or any(verb.startswith(f"{name} ") for verb in VERBS)
+    if name in VERBS:
+        known = {
+            option for action in VERBS[name].parser()._actions for option in action.option_strings
+        }
+        assert {word for word in words if word.startswith("--")} <= known
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -281,7 +248,7 @@ def test_the_errors_the_documents_quote_are_real():
         exec("from detectron2 import _NoSuchModule")
     raised.append("ImportError: " + str(error.value).replace("_NoSuchModule", "_C"))
 
-    source = "".join(file.read_text() for file in PACKAGE.glob("*.py"))
+    source = "".join(file.read_text() for file in FILES)
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # join adjacent string literals
     source = re.sub(r"\{[^{}]*\}", "<>", source)  # what an f-string fills in
     source += Path("requirements/install.sh").read_text()

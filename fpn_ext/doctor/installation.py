@@ -55,8 +55,9 @@ import fpn_ext, os
 {TORCH_FACTS}
 import detectron2.engine, detectron2.evaluation
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from fpn_ext import data, fused_roi_align
-data.register_datasets()
+from fpn_ext.data import datasets
+from fpn_ext.kernels import roi_align_cuda
+datasets.register_datasets()
 def there(name):
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file"):
@@ -64,7 +65,7 @@ def there(name):
     lists = os.path.join(metadata.get("dirname", ""), "ImageSets", "Main")
     return os.path.isfile(os.path.join(lists, metadata.get("split", "") + ".txt"))
 facts["there"] = sorted(filter(there, DatasetCatalog.keys()))
-facts["fused"] = fused_roi_align.missing()
+facts["fused"] = roi_align_cuda.missing()
 print(json.dumps(facts))
 """
 
