@@ -205,7 +205,7 @@ def _inference_problems(cfg: CfgNode) -> Iterable[str]:
 
 def _evaluation_problems(cfg: CfgNode) -> Iterable[str]:
     model = cfg.MODEL
-    if model.FPN_EXT.EVALUATE_PROPOSALS:
+    if cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS:
         key = "TEST.FPN_EXT.EVALUATE_PROPOSALS"
         if _has_precomputed_proposals(cfg):
             yield f"{key} scores a model's own RPN; with precomputed proposals leave it False"
