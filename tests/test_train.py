@@ -132,7 +132,10 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["train", "MODEL.BACKBONE.NAME", "Pyramid"], "nearest valid: 'TopDownPyramid', 'FeaturePyramid'"),
+        (
+            ["train", "MODEL.BACKBONE.NAME", "Pyramid"],
+            "nearest valid: 'TopDownPyramid', 'FeaturePyramid'",
+        ),
         (["train", "MODEL.WEIGHTS", "none.pth"], r"MODEL\.WEIGHTS: no file none\.pth"),
         (["train", "DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN names no data set"),
         (["train", "--extend"], r"MODEL\.WEIGHTS is empty"),
