@@ -4,8 +4,8 @@
 installation, must not import PyTorch for it. So ``import fpn_ext`` puts a finder in front of
 Python's: before ``detectron2`` is executed it applies what an old one needs
 (:mod:`fpn_ext._d2_compat`), and after ``detectron2.modeling`` it imports
-:mod:`fpn_ext.components`; after ``detectron2.engine`` where it is that which imports the models, for
-the components need it whole. Where these are imported already, both happen at once.
+:mod:`fpn_ext.components`; after ``detectron2.engine`` where that imports the models, for the
+components need it whole. Where these are imported already, both happen at once.
 """
 
 import importlib
@@ -16,7 +16,6 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, ClassVar
-
 
 _executing: list[str] = []  # modules with something to do after them, outermost first
 

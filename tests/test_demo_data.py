@@ -429,8 +429,8 @@ def test_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    arguments = ["demo-data", "--seed", "2", "--num-train", "2", "--num-val", "1", "--image-size", "130"]
-    assert main(arguments) == 0
+    arguments = ["--seed", "2", "--num-train", "2", "--num-val", "1", "--image-size", "130"]
+    assert main(["demo-data", *arguments]) == 0
     info = json.loads((tmp_path / "demo_multiscale" / "info.json").read_text())
     options = {"seed": 2, "num_train": 2, "num_val": 1, "image_size": 130, "distractors": 0}
     assert info["options"] == options

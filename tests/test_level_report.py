@@ -3,7 +3,6 @@
 import json
 
 import fpn_ext
-import pytest
 from fpn_ext.__main__ import main
 from fpn_ext.data.training_boxes import read_boxes
 from fpn_ext.inspection.level_report import report_levels

@@ -197,7 +197,10 @@ def test_the_limit_counts_the_best_boxes(tmp_path):
 
 
 def test_ground_truth_is_found_whole(tmp_path, capsys):
-    assert main(["proposals", "ground-truth", "--datasets", NAME, "--output", str(tmp_path / "gt")]) == 0
+    assert (
+        main(["proposals", "ground-truth", "--datasets", NAME, "--output", str(tmp_path / "gt")])
+        == 0
+    )
     assert proposal_stats(tmp_path / "gt" / f"{NAME}.safetensors", NAME)["AR@10"] == 100
     assert "1 boxes on 3 images" in capsys.readouterr().out
 
@@ -242,7 +245,13 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
 
 def test_generate_needs_a_model(tmp_path, capsys):
     rest = ["--datasets", NAME, "--output", str(tmp_path / "out")]
-    rpn = ["proposals", "generate", "--config-file", "configs/demo/faster_rcnn_R_18_FPN.yaml", *rest]
+    rpn = [
+        "proposals",
+        "generate",
+        "--config-file",
+        "configs/demo/faster_rcnn_R_18_FPN.yaml",
+        *rest,
+    ]
     assert main(rpn) == 2
     assert "MODEL.WEIGHTS is empty" in capsys.readouterr().err
     assert main([*rpn, "--top-k", "0", "MODEL.WEIGHTS", "x.pth"]) == 2
