@@ -59,7 +59,7 @@ def checkpoint(tmp_path_factory):
 
 
 def weights(checkpoint, *arguments, opts=EXACT, ours=OURS, control=CONTROL):
-    """The exit code of the command; two images of each data set, nothing timed."""
+    """The exit code of the command; two images of each dataset, nothing timed."""
     return main([
         "weights", "--config-file", str(ours), "--control", str(control),
         "--weights", str(checkpoint), "--images", "2", "--rounds", "0", *arguments, *opts,

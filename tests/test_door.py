@@ -207,7 +207,7 @@ def test_a_dataset_that_is_not_registered(verb, arguments, tmp_path, capsys):
     if verb != "compare weights":
         opts += ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
     said = mistake(verb, ["--config-file", DEMO, *words, *opts], capsys)
-    assert re.search(r"'bccd_tran' is not a registered data ?set; nearest valid: 'bccd_tra", said)
+    assert re.search(r"'bccd_tran' is not a registered dataset; nearest valid: 'bccd_tra", said)
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
 
 

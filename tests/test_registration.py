@@ -1,4 +1,4 @@
-"""`import fpn_ext` registers everything, whichever part of Detectron2 is imported first after it."""
+"""`import fpn_ext` registers everything, whichever module of Detectron2 is imported next."""
 
 import subprocess
 import sys

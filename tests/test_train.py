@@ -137,7 +137,7 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
             "nearest valid: 'TopDownPyramid', 'FeaturePyramid'",
         ),
         (["train", "MODEL.WEIGHTS", "none.pth"], r"MODEL\.WEIGHTS: no file none\.pth"),
-        (["train", "DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN names no data set"),
+        (["train", "DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN names no dataset"),
         (["train", "--extend"], r"MODEL\.WEIGHTS is empty"),
         (["eval", "--resume"], r"MODEL\.WEIGHTS is empty"),  # nor is there a checkpoint
         (["train", "--extend", "--resume"], "leave --resume and --eval-only out"),

@@ -26,7 +26,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Images of ``DATASETS.TEST[0]`` in pairs: ground truth left, the model's detections right.
 
-    The images are spread evenly over the data set. Below stands which colour is which level. With
+    The images are spread evenly over the dataset. Below stands which colour is which level. With
     ``label_levels``, ``p3>p4`` stands on each box: proposed by P3, pooled from P4.
 
     Raises:
