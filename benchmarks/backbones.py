@@ -119,11 +119,8 @@ def config_of(name: str, folder: Path) -> Any:
         "OUTPUT_DIR": str(folder),
         **OPTIONS.get(name, {}),
     }
-    cfg = fpn_ext.load_config(str(DEMO), [str(word) for pair in opts.items() for word in pair])
-    fpn_ext.resolve_device(cfg)
-    fpn_ext.check_config(cfg, training=True)
-    fpn_ext.resolve_bottom_up(cfg)
-    return cfg
+    words = [str(word) for pair in opts.items() for word in pair]
+    return fpn_ext.prepare(str(DEMO), words, training=True).cfg
 
 
 def tried(name: str, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@
     python benchmarks/level_rules.py SOLVER.MAX_ITER 900 --only PaperRule LongerSideRule --seeds 4
 
 It is row (c) of Table 3 at the small scale of fpn_ext.paper.reproduce, with its pretrained weights.
-Every rule and seed is a training of its own, in a process of train_net.py. Its scores are kept in
+Every rule and seed is a training of its own, in a process of fpn-ext train. Its scores are kept in
 one JSON file, so that the script goes on where it stopped; level_rules.md and level_rules.json are
 written from all that were run with the same overrides. Rules are compared seed by seed: the seed
 fixes the first weights and the order of the images.
@@ -28,7 +28,7 @@ from fpn_ext.reporting.json_files import write_json
 from fpn_ext.reporting.measuring import markdown_table
 from fpn_ext.reporting.provenance import commit, hardware, versions
 
-PROJECT = jobs.PROJECT
+PROJECT = Path(__file__).parents[1]
 SCALE, ROW = "small", (3, "c")
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
 ALL = ["MODEL.ROI_HEADS.NAME", "AllLevelsROIHeads", "MODEL.FPN_EXT.LEVEL_FUSION"]
@@ -52,14 +52,14 @@ def name_of(rule: str, seed: int) -> str:
 
 def trained(rule: str, seed: int, opts: Sequence[str], work: Path) -> dict[str, Any]:
     """The scores of one training, in percent, and what they came from."""
-    cfg = reproduction(rule, opts, work).config(Run(*ROW, seed))
+    of_rule, run = reproduction(rule, opts, work), Run(*ROW, seed)
+    cfg = of_rule.config(run)
     folder = work / "level_rules" / name_of(rule, seed)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    cfg.OUTPUT_DIR = str(folder)
     config_file = folder / "begin.yaml"
-    config_file.write_text(cfg.dump())
-    arguments = ["train_net.py", "--config-file", str(config_file)]
+    config_file.write_text(of_rule.config_text(run, folder))
+    arguments = ["train", "--config-file", str(config_file)]
     seconds = jobs.run(arguments, folder / "console.log", threads=1)
     scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
     scores = json.loads(scores_file.read_text())

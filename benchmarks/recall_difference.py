@@ -11,12 +11,11 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from fpn_ext import check_config, check_weights, load_config, resolve_device  # before detectron2
+from fpn_ext import prepare  # before detectron2
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from fpn_ext.data.datasets import register_datasets
 from fpn_ext.evaluation.recall import ProposalRecallEvaluator
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.reporting.json_files import write_json
@@ -69,11 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="file to write the figures to")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     options = parser.parse_args(argv)
-    cfg = load_config(options.config_file, options.opts)
-    resolve_device(cfg)
-    register_datasets()
-    check_config(cfg)
-    check_weights(cfg, required=True)
+    cfg, notes = prepare(options.config_file, options.opts, weights="required")
+    print("\n".join(notes))
     if cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork":
         parser.error("the model must be an RPN alone: MODEL.META_ARCHITECTURE ProposalNetwork")
     rows = compare(cfg)

@@ -4,8 +4,7 @@
 installation, must not import PyTorch for it. So ``import fpn_ext`` puts a finder in front of
 Python's: before ``detectron2`` is executed it applies what an old one needs
 (:mod:`fpn_ext._d2_compat`), and after ``detectron2.modeling`` it imports
-:mod:`fpn_ext.components`; after ``detectron2.engine`` where that imports the models, for the
-components need it whole. Where these are imported already, both happen at once.
+:mod:`fpn_ext.components`. Where these are imported already, both happen at once.
 """
 
 import importlib
@@ -16,8 +15,6 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, ClassVar
-
-_executing: list[str] = []  # modules with something to do after them, outermost first
 
 
 def install() -> None:
@@ -35,18 +32,14 @@ def _make_importable() -> None:
 
 
 def _register() -> None:
-    if "detectron2.engine" not in _executing:
-        importlib.import_module("fpn_ext.components")
+    importlib.import_module("fpn_ext.components")
 
 
 class _Finder(MetaPathFinder):
     """Finds what Python finds, with something to do before or after it is executed."""
 
     BEFORE: ClassVar[dict[str, Callable[[], None]]] = {"detectron2": _make_importable}
-    AFTER: ClassVar[dict[str, Callable[[], None]]] = {
-        "detectron2.modeling": _register,
-        "detectron2.engine": _register,
-    }
+    AFTER: ClassVar[dict[str, Callable[[], None]]] = {"detectron2.modeling": _register}
 
     def __init__(self) -> None:
         self.looking = False
@@ -90,11 +83,7 @@ class _Loader(Loader):
         module.__loader__ = self.loader
         if self.before is not None:
             self.before()
-        _executing.append(module.__name__)
-        try:
-            self.loader.exec_module(module)
-        finally:
-            _executing.pop()
+        self.loader.exec_module(module)
         if self.after is not None:
             self.after()
 

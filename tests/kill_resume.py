@@ -27,12 +27,12 @@ import tiny  # noqa: E402
 import torch  # noqa: E402
 import torch.utils.tensorboard  # noqa: E402  # seconds, once here instead of in every process
 from detectron2.engine import defaults  # noqa: E402
-
-import train_net  # noqa: E402
+from fpn_ext.__main__ import main as fpn_ext_main  # noqa: E402
+from fpn_ext.engine import train  # noqa: E402, F401  # before the processes are forked
 
 
 def start(folder, options, resume):
-    """train_net.py in a process of its own, without importing everything again."""
+    """``fpn-ext train`` in a process of its own, without importing everything again."""
     process = os.fork()
     if process:
         return process
@@ -42,11 +42,12 @@ def start(folder, options, resume):
     try:
         modes = ["--resume"] if resume else []
         words = ["--config-file", tiny.FILE, *modes, *tiny.options(folder, *options)]
-        train_net.main(train_net.argument_parser().parse_args(words))
+        status = fpn_ext_main(["train", *words])
+        sys.stderr.flush()
+        os._exit(status)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-    os._exit(0)
 
 
 def wait(process, until=lambda: False):

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 import torch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
+from fpn_ext.__main__ import main
+from fpn_ext.config import numerics
 from fpn_ext.data import demo_data
 from fpn_ext.engine import jobs
 from fpn_ext.inspection import compare_training, compare_weights
-from fpn_ext.inspection.compare import main
 from fpn_ext.inspection.compare_configs import differences, load_sides, unread_keys
 from fpn_ext.inspection.compare_training import spread_rows
 
@@ -37,7 +39,13 @@ SMALL = [
 ]
 # What Detectron2's components have no key for, as they do it.
 SAME = [*SMALL, "MODEL.FPN_EXT.CANONICAL_BOX_SIZE", "224"]
-EXACT = [*SAME, "MODEL.FPN_EXT.POOLER_IMPLEMENTATION", "per_level"]
+EXACT = [*SAME, "MODEL.FPN_EXT.NUMERICS", "exact"]
+# What NUMERICS exact sets, key by key, so that one can be set otherwise.
+PLAIN = [
+    *SAME,
+    *("MODEL.FPN_EXT.POOLER_IMPLEMENTATION", "per_level", "MODEL.FPN_EXT.CHANNELS_LAST", "False"),
+    *("MODEL.FPN_EXT.INFERENCE_DTYPE", ""),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,12 +66,27 @@ def checkpoint(tmp_path_factory):
     return file
 
 
+def command(*words):
+    """The exit status of ``fpn-ext compare`` with these words."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fpn-ext", "compare", *words])
+        return main()
+
+
 def weights(checkpoint, *arguments, opts=EXACT, ours=OURS, control=CONTROL):
-    """The exit code of the command; two images of each dataset, nothing timed."""
-    return main([
+    """The exit status of the command; two images of each dataset, nothing timed."""
+    return command(
         "weights", "--config-file", str(ours), "--control", str(control),
-        "--weights", str(checkpoint), "--images", "2", "--rounds", "0", *arguments, *opts,
-    ])  # fmt: skip
+        "--weights", str(checkpoint), "--num-images", "2", "--rounds", "0", *arguments, *opts,
+    )  # fmt: skip
+
+
+def said(capsys, status, expected=2):
+    """The message of a command that ended with this exit status."""
+    assert status == expected
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message.strip()
 
 
 def report(folder, mode="weights"):
@@ -98,16 +121,15 @@ def test_the_same_weights_are_equal_to_the_bit_with_per_level_pooling(checkpoint
     assert {row["metric"] for row in found["scores"]} >= {"AP", "AP50", "APs"}
     assert all(row["difference"] in (0, None) for row in found["scores"])
     about = found["about"]
-    assert about["command"].startswith(
-        "python -m fpn_ext.inspection.compare weights --config-file configs/"
-    )
+    assert about["command"].startswith("fpn-ext compare weights --config-file configs/")
     assert about["torch"] == torch.__version__ and about["hardware"] and about["seconds"] > 0
     out = capsys.readouterr().out
     assert out.strip() == (tmp_path / "weights.md").read_text().strip(), "nothing but the report"
 
 
 def test_the_faster_pooling_is_equal_to_rounding(checkpoint, tmp_path):
-    assert weights(checkpoint, "--output", str(tmp_path), opts=SAME) == 0
+    opts = [*PLAIN, "MODEL.FPN_EXT.POOLER_IMPLEMENTATION", "auto"]
+    assert weights(checkpoint, "--output", str(tmp_path), opts=opts) == 0
     found = report(tmp_path)
     pooled = next(row for row in found["stages"] if row["what"] == "pooled box features")
     assert 0 < pooled["difference"] <= pooled["tolerance"]
@@ -198,13 +220,13 @@ def test_all_images_are_scored_where_no_number_is_given(checkpoint, tmp_path, mo
         return evaluate(self, *arguments)
 
     monkeypatch.setattr(COCOEvaluator, "evaluate", spy)
-    weights(checkpoint, "--images", "3", "--output", str(tmp_path))
+    weights(checkpoint, "--num-images", "3", "--output", str(tmp_path))
     assert asked == [[1, 2, 3], [1, 2, 3]], "the others count neither as found nor as missed"
     asked.clear()
-    main([
+    command(
         "weights", "--config-file", OURS, "--control", CONTROL, "--weights", str(checkpoint),
         "--rounds", "0", "--output", str(tmp_path), *EXACT,
-    ])  # fmt: skip
+    )  # fmt: skip
     assert asked == [None, None] and report(tmp_path)["images"] == {"demo_multiscale_val": 4}
 
 
@@ -226,7 +248,7 @@ def test_half_precision_is_stated_and_not_judged(checkpoint, tmp_path):
     ],
 )
 def test_what_is_equal_to_rounding_only(key, value):
-    opts = [*EXACT, f"MODEL.FPN_EXT.{key}", value]
+    opts = [*PLAIN, f"MODEL.FPN_EXT.{key}", value]
     tolerance, words = compare_weights.tolerance_of(load_sides(OURS, CONTROL, opts, False))
     assert tolerance.values > 0 and f"because of MODEL.FPN_EXT.{key} {value}:" in words
 
@@ -239,25 +261,23 @@ def test_keys_that_nobody_reads_loosen_nothing():
 # The checkpoint
 
 
-def test_keys_that_do_not_match_are_named_for_each_model(checkpoint, tmp_path):
+def test_keys_that_do_not_match_are_named_for_each_model(checkpoint, tmp_path, capsys):
     state = torch.load(checkpoint, weights_only=True)["model"]
     state["backbone.fpn_lateral9.weight"] = state.pop("backbone.fpn_lateral2.weight")
     state["roi_heads.box_head.fc1.bias"] = torch.zeros(5)
     torch.save({"model": state}, tmp_path / "other.pth")
-    with pytest.raises(ValueError) as error:
-        weights(tmp_path / "other.pth")
+    message = said(capsys, weights(tmp_path / "other.pth"))
     for side in ("ours", "control"):
         assert re.search(
             rf"- {side}: not in the checkpoint: backbone\.fpn_lateral2\.weight; not in the model: "
             r"backbone\.fpn_lateral9\.weight; roi_heads\.box_head\.fc1\.bias is \(5,\) in the "
             r"checkpoint, \(32,\) in the model",
-            str(error.value),
+            message,
         )
 
 
-def test_a_file_that_is_not_there():
-    with pytest.raises(FileNotFoundError, match=r"no file of weights none\.pth"):
-        weights("none.pth")
+def test_a_file_that_is_not_there(capsys):
+    assert "error: no file of weights none.pth" in said(capsys, weights("none.pth"))
 
 
 # The two configs
@@ -271,10 +291,10 @@ def another(tmp_path):
     return file
 
 
-def test_configs_that_differ_in_more_than_the_components(checkpoint, another, tmp_path):
+def test_configs_that_differ_in_more_than_the_components(checkpoint, another, tmp_path, capsys):
     message = r"MODEL\.RPN\.NMS_THRESH is 0\.7 in ours, 0\.6 in the control$"
-    with pytest.raises(ValueError, match=r"\(--allow-different .*" + "\n  - " + message):
-        weights(checkpoint, control=another)
+    refused = said(capsys, weights(checkpoint, control=another))
+    assert re.search(r"\(--allow-different .*" + "\n  - " + message, refused)
     output = ("--output", str(tmp_path))
     assert weights(checkpoint, "--allow-different", *output, control=another) == 1
     assert re.search(message, report(tmp_path)["remarks"][0])
@@ -299,27 +319,37 @@ def test_a_bottom_up_by_name_brings_its_pixels_as_in_train_net():
     assert found == ["INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"]
 
 
+def test_what_numerics_choose_for_each_is_no_difference(another, monkeypatch):
+    """The control's components have nothing to choose among; a key that is written counts."""
+    monkeypatch.setattr(numerics, "has_bfloat16_convolutions", lambda: True)
+    sides = load_sides(OURS, CONTROL, SMALL, False)
+    chosen = [cfg.MODEL.FPN_EXT.INFERENCE_DTYPE for cfg in sides.values()]
+    assert chosen == ["float32", ""] and differences(sides, ["OUTPUT_DIR"]) == []
+    base = f'_BASE_: "{Path(CONTROL).absolute()}"\n'
+    another.write_text(base + "MODEL: {FPN_EXT: {INFERENCE_DTYPE: bfloat16}}\n")
+    (found,) = differences(load_sides(OURS, str(another), SMALL, False), ["OUTPUT_DIR"])
+    assert found == {
+        "key": "MODEL.FPN_EXT.INFERENCE_DTYPE", "ours": "float32", "control": "bfloat16",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("test_sets", ["()", "('demo_multiscale_train',)"])
-def test_there_must_be_something_to_be_compared_on(checkpoint, another, test_sets):
+def test_there_must_be_something_to_be_compared_on(checkpoint, another, test_sets, capsys):
     another.write_text(f'_BASE_: "{Path(CONTROL).absolute()}"\nDATASETS: {{TEST: "{test_sets}"}}\n')
-    with pytest.raises(ValueError, match=r"DATASETS\.TEST names what the two are compared on"):
-        weights(checkpoint, "--allow-different", control=another)
+    message = said(capsys, weights(checkpoint, "--allow-different", control=another))
+    assert "DATASETS.TEST names what the two are compared on" in message
 
 
-@pytest.mark.parametrize(("option", "value"), [("--images", "0"), ("--rounds", "-1")])
-def test_numbers_too_small(checkpoint, option, value):
-    with pytest.raises(ValueError, match=f"{option} must be at least"):
-        weights(checkpoint, option, value)
+@pytest.mark.parametrize(("option", "value"), [("--num-images", "0"), ("--rounds", "-1")])
+def test_numbers_too_small(checkpoint, option, value, capsys):
+    assert f"{option} must be at least" in said(capsys, weights(checkpoint, option, value))
 
 
 def test_every_key_of_ours_that_a_component_reads_is_known():
-    """A new key of MODEL.FPN_EXT belongs into compare_configs.READERS, or is read by all."""
+    """A new key of MODEL.FPN_EXT names the components that read it, or is read by all."""
     keys = {f"MODEL.FPN_EXT.{key}" for key in fpn_ext.get_cfg().MODEL.FPN_EXT}
     by_all = {
-        *("INFERENCE_DTYPE", "DETERMINISTIC", "EVALUATE_PROPOSALS", "FREEZE"),
-        *("AMP_DTYPE", "ACCUMULATE", "EMA_DECAY", "VALIDATION_LOSS", "WINOGRAD"),
-        "FOLD_NORMS",
-        *("BEST_METRIC", "BEST_MODE", "EARLY_STOP_PATIENCE"),
+        *("INFERENCE_DTYPE", "FREEZE", "WINOGRAD", "FOLD_NORMS", "NUMERICS"),
     }
     expected = keys - {f"MODEL.FPN_EXT.{key}" for key in by_all}
     assert unread_keys(fpn_ext.load_config(CONTROL)) == expected
@@ -336,10 +366,10 @@ ALL_RUNS = [("ours", "seed_1"), ("control", "seed_1"), ("ours", "seed_2"), ("con
 
 
 def train(folder, seeds=("1", "2"), opts=TRAINED):
-    return main([
+    return command(
         "train", "--config-file", OURS, "--control", CONTROL, "--seeds", *seeds,
         "--output", str(folder), *opts,
-    ])  # fmt: skip
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -348,26 +378,25 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
     run, begun, begun_again = jobs.run, [], []
 
-    def interrupted(arguments, log, folder):
+    def interrupted(arguments, log):
         begun.append(log.parent.parts[-2:])
         if len(begun) < 3:
-            return run(arguments, log, folder=folder)
+            return run(arguments, log)
         # After one iteration of two.
-        run([*arguments, "SOLVER.MAX_ITER", "1"], log, folder=folder)
+        run([*arguments, "SOLVER.MAX_ITER", "1"], log)
         config = log.parent / "config.yaml"
         config.write_text(config.read_text().replace("MAX_ITER: 1\n", "MAX_ITER: 2\n"))
         (log.parent / "model_final.pth").unlink()
         (log.parent / "last_checkpoint").write_text("model_0000000.pth")
         raise KeyboardInterrupt
 
-    def goes_on(arguments, log, folder):
+    def goes_on(arguments, log):
         begun_again.append(log.parent.parts[-2:])
-        run(arguments, log, folder=folder)
+        run(arguments, log)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "run", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(folder)
+        assert train(folder) == 130, "as a command ends on SIGINT"
         assert not (folder / "train.json").exists()
         patch.setattr(jobs, "run", goes_on)
         assert train(folder) == 0
@@ -427,40 +456,47 @@ def test_markdown_and_json_of_trainings_agree(trained):
         assert cell[4:] == [run["commit"], run["hardware"]]
 
 
-def test_runs_of_another_config_are_not_taken_for_these(trained):
+def test_runs_of_another_config_are_not_taken_for_these(trained, capsys):
     folder, *_ = trained
-    with pytest.raises(
-        ValueError, match=r"another --output.*\n.*SOLVER\.MAX_ITER is 2 there, 3 now"
-    ):
-        train(folder, opts=[*TRAINED, "SOLVER.MAX_ITER", "3"])
+    message = said(capsys, train(folder, opts=[*TRAINED, "SOLVER.MAX_ITER", "3"]))
+    assert re.search(r"another --output.*\n.*SOLVER\.MAX_ITER is 2 there, 3 now", message)
 
 
-def test_a_training_that_fails(tmp_path, monkeypatch):
-    script = tmp_path / "train_net.py"
-    script.write_text("import sys\nprint('iteration 3')\nsys.exit('loss is NaN')\n")
-    monkeypatch.setattr(compare_training, "TRAIN_NET", script)
-    message = r"train_net\.py .* exit status 1; see .*console\.log: iteration 3 \| loss is NaN$"
-    with pytest.raises(RuntimeError, match=message):
-        train(tmp_path)
+@pytest.fixture
+def fails(tmp_path, monkeypatch):
+    """A Python that says what it was to run, and fails."""
+    script = tmp_path / "python"
+    script.write_text('#!/bin/sh\necho "$PWD: $*"\necho iteration 3\necho loss is NaN\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(script))
+
+
+def test_a_training_that_fails(tmp_path, fails, capsys):
+    message = said(capsys, train(tmp_path), expected=1)
+    pattern = r"fpn-ext train ended with exit status 1; see .*console\.log: .*"
+    assert re.search(pattern + r" \| iteration 3 \| loss is NaN$", message)
     assert not list(tmp_path.rglob("results.json"))
 
 
 @pytest.mark.parametrize("seeds", [["-1"], ["1", "1"]])
-def test_seeds_are_different_numbers(tmp_path, seeds):
-    with pytest.raises(ValueError, match="--seeds must be different numbers from 0 up"):
-        train(tmp_path, seeds)
+def test_seeds_are_different_numbers(tmp_path, seeds, capsys):
+    message = said(capsys, train(tmp_path, seeds))
+    assert "--seeds must be different numbers from 0 up" in message
 
 
-def test_weights_to_start_from_are_looked_for_before_the_first_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no catalog://none in Detectron2's catalogue"):
-        train(tmp_path / "runs", opts=[*TRAINED, "MODEL.WEIGHTS", "catalog://none"])
+def test_weights_to_start_from_are_looked_for_before_the_first_run(tmp_path, capsys):
+    opts = [*TRAINED, "MODEL.WEIGHTS", "catalog://none"]
+    message = said(capsys, train(tmp_path / "runs", opts=opts))
+    assert "no catalog://none in Detectron2's catalogue" in message
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_installed_package_alone_cannot_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_training, "TRAIN_NET", tmp_path / "train_net.py")
-    with pytest.raises(FileNotFoundError, match="trainings need the project's folder"):
-        train(tmp_path)
+def test_trainings_need_the_package_alone(tmp_path, monkeypatch, fails, capsys):
+    """Not the project's folder: they run where the command does."""
+    monkeypatch.chdir(tmp_path)
+    said(capsys, train(tmp_path / "runs"), expected=1)
+    log = (tmp_path / "runs" / "ours" / "seed_1" / "console.log").read_text()
+    assert log.startswith(f"{tmp_path}: -m fpn_ext train --config-file {OURS} --resume")
 
 
 def runs(side, *values, metric="AP"):

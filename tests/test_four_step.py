@@ -6,16 +6,16 @@ import pytest
 import torch
 from fpn_ext import load_config
 from detectron2.modeling import build_model
+from fpn_ext.__main__ import main
+from fpn_ext.config.load import written_keys
+from fpn_ext.config.numerics import EXPERT_KEYS
 from fpn_ext.data.datasets import register_datasets
 from fpn_ext.files.checkpoint import SafeCheckpointer
-from fpn_ext.inference import proposals
 from fpn_ext.paper import four_step
 from fpn_ext.paper.four_step import STEPS
 from fpn_ext.paper.reproduce import CONFIGS
 from fpn_ext.proposals.file import ProposalFile
 from fpn_ext.proposals.sources import generate_proposals
-
-import train_net
 
 TINY = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0"),
@@ -33,12 +33,13 @@ DETECTOR = str(CONFIGS / "table5" / "fast_rcnn_R_50.yaml")
 
 
 def run_here(arguments, log):
-    """As commands.run, in this process: sparing it the imports."""
-    if arguments[0] == "train_net.py":
-        train_net.main(train_net.argument_parser().parse_args(arguments[1:]))
-    else:
-        assert arguments[:2] == ["-m", "fpn_ext.inference.proposals"]
-        proposals.main(arguments[2:])
+    """As jobs.run, in this process: sparing it the imports."""
+    assert main(arguments) == 0
+
+
+def four(*arguments):
+    """The exit status of the command."""
+    return main(["four-step", "--rpn", RPN, "--detector", DETECTOR, *map(str, arguments), *TINY])
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def output(tmp_path_factory, demo_images):
     register_datasets()
     output = tmp_path_factory.mktemp("four_step")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(four_step.commands, "run", run_here)
-        four_step.main(["--rpn", RPN, "--detector", DETECTOR, "--output", str(output), *TINY])
+        monkeypatch.setattr(four_step.jobs, "run", run_here)
+        assert four("--output", output) == 0
     return output
 
 
@@ -97,9 +98,9 @@ def test_the_one_model_proposes_what_the_detector_was_trained_on(output, tmp_pat
 def test_it_says_what_each_step_does(output, capsys, monkeypatch):
     """Run again: everything is done, and said."""
     run = []
-    monkeypatch.setattr(four_step.commands, "run", lambda arguments, log: run.append(arguments))
-    four_step.main(["--rpn", RPN, "--detector", DETECTOR, "--output", str(output), *TINY])
-    assert [arguments[1] for arguments in run] == ["--eval-only"]
+    monkeypatch.setattr(four_step.jobs, "run", lambda arguments, log: run.append(arguments))
+    assert four("--output", output) == 0
+    assert [arguments[0] for arguments in run] == ["eval"]
     printed = capsys.readouterr().out
     assert "step1_rpn: starts from random weights; trains backbone, proposal_generator" in printed
     step2 = output / "step2_detector" / "model_final.pth"
@@ -111,7 +112,7 @@ def test_it_says_what_each_step_does(output, capsys, monkeypatch):
 def test_an_interrupted_step_goes_on(output, monkeypatch):
     step = output / "step4_detector"
     final, run = step / "model_final.pth", []
-    monkeypatch.setattr(four_step.commands, "run", lambda arguments, log: run.append(arguments))
+    monkeypatch.setattr(four_step.jobs, "run", lambda arguments, log: run.append(arguments))
     final.rename(step / "aside")
     try:
         four_step.train(STEPS[3], load_config(RPN, TINY), load_config(DETECTOR, TINY), output, 0)
@@ -137,9 +138,50 @@ def test_two_steps_share_nothing(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(four_step, "train", lambda step, *_: done.append(step.name))
     monkeypatch.setattr(four_step, "unify", lambda *_: pytest.fail("nothing to unify"))
-    arguments = ["--rpn", RPN, "--detector", DETECTOR, "--output", str(tmp_path), "--steps", "2"]
-    four_step.main([*arguments, *TINY])
+    assert four("--output", tmp_path, "--steps", "2") == 0
     assert done == ["step1_rpn", "step2_detector"]
+
+
+def test_what_is_wrong_with_the_detector_is_said_before_the_first_step(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(four_step, "train", lambda *_: pytest.fail("nothing may begin"))
+    base = f'_BASE_: "{Path(DETECTOR).absolute()}"\n'
+    for text, message in (
+        ("MODEL: {ROI_BOX_HEAD: {NAME: NoHead}}\n", "MODEL.ROI_BOX_HEAD.NAME: 'NoHead'"),
+        (
+            "MODEL: {FPN_EXT: {BOTTOM_UP_WEIGHTS: none.pth}}\n",
+            "BOTTOM_UP_WEIGHTS: no file none.pth",
+        ),
+    ):
+        (tmp_path / "detector.yaml").write_text(base + text)
+        arguments = ["--rpn", RPN, "--detector", str(tmp_path / "detector.yaml")]
+        assert main(["four-step", *arguments, "--output", str(tmp_path), *TINY]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_bottom_up_by_name_brings_the_same_pixels_to_both(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(four_step, "train", lambda step, *_: steps.append(step.name))
+    by_name = ["MODEL.FPN_EXT.BOTTOM_UP", "torchvision/resnet18"]
+    # Detectron2's default: these follow the network.
+    by_name += ["MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"]
+    arguments = ["--rpn", RPN, "--detector", DETECTOR, "--output", str(tmp_path), "--steps", "2"]
+    assert main(["four-step", *arguments, *TINY, *by_name]) == 0
+    assert steps == ["step1_rpn", "step2_detector"]
+
+
+def test_numerics_choose_for_every_step(output, monkeypatch):
+    """As they would for a training of its config alone: a step's file sets none of its keys."""
+    for step in STEPS:
+        written = written_keys(str(output / step.name / "four_step.yaml"))
+        assert "MODEL.FPN_EXT.NUMERICS" in written
+        assert not {f"MODEL.FPN_EXT.{key}" for key in EXPERT_KEYS} & written
+    monkeypatch.setattr(four_step.jobs, "run", lambda arguments, log: None)
+    rpn, detector = load_config(RPN, TINY), load_config(DETECTOR, TINY)
+    key = "MODEL.FPN_EXT.WINOGRAD"
+    four_step.train(STEPS[0], rpn, detector, output, 0, explicitly_set=[key])
+    assert key in written_keys(str(output / STEPS[0].name / "four_step.yaml"))
 
 
 def test_different_backbones_do_not_become_one_model(output, tmp_path):

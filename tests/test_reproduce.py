@@ -13,14 +13,14 @@ import pytest
 import torch
 from fpn_ext import load_config
 from detectron2.modeling import build_model
+from fpn_ext.__main__ import main
+from fpn_ext.config.load import written_keys
 from fpn_ext.engine import jobs
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.paper import pretrain, published, reproduce, tables
 from fpn_ext.paper.reproduce import Reproduction, Run
 from fpn_ext.proposals.sources import ground_truth_proposals
 from fpn_ext.reporting import provenance
-
-import train_net
 
 # Two steps on two images: what runs, not how well.
 TINY = [
@@ -88,8 +88,7 @@ def test_every_row_trains_and_is_scored(row, tmp_path, demo_images):
             cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = (str(file),)
     config_file = tmp_path / "row.yaml"
     config_file.write_text(cfg.dump())
-    arguments = ["--config-file", str(config_file)]
-    train_net.main(train_net.argument_parser().parse_args(arguments))
+    assert main(["train", "--config-file", str(config_file)]) == 0
     (scores,) = json.loads(
         (tmp_path / "inference/demo_multiscale_val/results.json").read_text()
     ).values()
@@ -123,6 +122,17 @@ def test_what_is_done_is_not_done_again(reproduction):
     file.write_text(json.dumps(kept))
     with pytest.raises(ValueError, match="was made with another config; move it away"):
         reproduction.plan(runs)
+
+
+def test_numerics_choose_in_each_command_what_nobody_has_written(tmp_path):
+    """A dump of the config would write every key, and fast would choose nothing."""
+    keys = ("MODEL.FPN_EXT.CHANNELS_LAST", "MODEL.FPN_EXT.WINOGRAD")
+    opts = [*TINY, keys[0], "False"]
+    text = Reproduction("small", tmp_path, tmp_path, opts=opts).config_text(Run(3, "c", 1))
+    (tmp_path / "run.yaml").write_text(text)
+    assert {key for key in keys if key in written_keys(str(tmp_path / "run.yaml"))} == {keys[0]}
+    loaded = load_config(str(tmp_path / "run.yaml"))
+    assert loaded == Reproduction("small", tmp_path, tmp_path, opts=opts).config(Run(3, "c", 1))
 
 
 def test_the_digest_is_of_the_experiment_not_of_the_place(reproduction, tmp_path):
@@ -212,16 +222,17 @@ def test_one_row_end_to_end_and_again(reproduction, demo_images, capsys, monkeyp
     """Trained, proposed, trained on these; the second time there is nothing to do."""
     monkeypatch.setattr(pretrain, "PICTURES", 20)
     monkeypatch.setattr(pretrain, "BATCH", 4)
-    weights = ["--output", str(reproduction.weights), "--iterations", "2"]
-    pretrain.main([*weights, "--config-file", str(reproduce.CONFIGS / "scale/small.yaml"), *TINY])
+    weights = ["pretrain", "--output", str(reproduction.weights), "--iterations", "2"]
+    small = str(reproduce.CONFIGS / "scale/small.yaml")
+    assert main([*weights, "--config-file", small, *TINY]) == 0
     model = build_model(reproduction.config(Run(1, "c", 5)))
     checkpointer = SafeCheckpointer(model)
     checkpointer.load(str(reproduction.weights))
     filled = len(model.backbone.bottom_up.state_dict())
     assert f"backbone {filled} of {filled}" in checkpointer.matched
-    arguments = ["--table", "2", "--rows", "c", "--seeds", "5", "--work", str(reproduction.work)]
-    arguments += ["--results", str(reproduction.results), "--opts", *TINY]
-    assert reproduce.main(arguments) == 0
+    arguments = ["reproduce", "--table", "2", "--rows", "c", "--seeds", "5"]
+    arguments += ["--work", str(reproduction.work), "--results", str(reproduction.results), *TINY]
+    assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "[2/2] table2_c_seed5: AP50" in printed and "min left" in printed
     kept = json.loads((reproduction.results / "runs/table2_c_seed5.json").read_text())
@@ -234,7 +245,7 @@ def test_one_row_end_to_end_and_again(reproduction, demo_images, capsys, monkeyp
     assert mean == statistics.mean([kept["scores"]["AP"]])
 
     monkeypatch.setattr(Reproduction, "do", lambda *_: pytest.fail("it was done"))
-    assert reproduce.main(arguments) == 0
+    assert main(arguments) == 0
     assert "1 of 1 runs are done" in capsys.readouterr().out
 
 
@@ -251,7 +262,7 @@ def test_an_interrupted_run_goes_on(reproduction, monkeypatch):
     monkeypatch.setattr(jobs, "run", command)
     with pytest.raises(RuntimeError, match="stopped"):
         reproduction.do(run, propose=False)
-    assert asked[0][0] == "train_net.py" and "--resume" in asked[0]
+    assert asked[0][0] == "train" and "--resume" in asked[0]
     assert reproduction.result(run) is None
 
 
@@ -345,14 +356,24 @@ def test_a_failure_is_reported_and_the_rest_goes_on(reproduction, monkeypatch, c
 
 def test_a_command_that_fails_says_why(tmp_path):
     log = tmp_path / "x.log"
-    with pytest.raises(RuntimeError, match=r"-c .* exit status 7; see .*x.log: last words"):
-        jobs.run(["-c", "print('last words'); raise SystemExit(7)"], log)
+    in_place_of_ours(tmp_path, "print('last words'); raise SystemExit(7)")
+    message = r"^fpn-ext train ended with exit status 7; see .*x.log: last words$"
+    with pytest.raises(RuntimeError, match=message):
+        jobs.run(["train", "--config-file", "x.yaml"], log, folder=tmp_path)
 
 
-def test_a_command_runs_in_the_project_with_its_threads(tmp_path):
-    code = "import os; print(os.getcwd(), os.environ['OMP_NUM_THREADS'])"
-    assert jobs.run(["-c", code], tmp_path / "x.log", threads=3) > 0
-    assert (tmp_path / "x.log").read_text() == f"{jobs.PROJECT} 3\n"
+def in_place_of_ours(folder, code):
+    """A package that a process started in a folder takes for this one."""
+    (folder / "fpn_ext").mkdir()
+    (folder / "fpn_ext" / "__main__.py").write_text(code)
+
+
+def test_a_command_runs_in_its_folder_with_its_threads(tmp_path):
+    code = "import os, sys; print(os.getcwd(), os.environ['OMP_NUM_THREADS'], sys.argv[1:])"
+    in_place_of_ours(tmp_path, code)
+    log = tmp_path / "x.log"
+    assert jobs.run(["eval", "--resume"], log, threads=3, folder=tmp_path) > 0
+    assert log.read_text() == f"{tmp_path} 3 ['eval', '--resume']\n"
 
 
 @pytest.mark.parametrize(
@@ -365,15 +386,13 @@ def test_a_command_runs_in_the_project_with_its_threads(tmp_path):
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        reproduce.main(arguments)
+    assert main(["reproduce", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_a_scale_for_gpus_needs_one(capsys):
-    with pytest.raises(SystemExit):
-        reproduce.main(["--table", "1", "--scale", "small-gpu"])
+    assert main(["reproduce", "--table", "1", "--scale", "small-gpu"]) == 2
     assert "--num-gpus 0 trains on the CPU" in capsys.readouterr().err
 
 

@@ -22,6 +22,7 @@ from detectron2.modeling import (
 from .._d2_compat import has_compiled_operators
 from ..bottom_up.build import check_bottom_up_name, is_from_library
 from ..bottom_up.norms import KINDS
+from ..keys import own_keys
 from ..modeling.top_blocks import TOP_BLOCK_REGISTRY
 from ..names import did_you_mean
 from ..registries.lookup import check_norm, has_pyramid_heads, is_pyramid, look_up
@@ -205,7 +206,7 @@ def _inference_problems(cfg: CfgNode) -> Iterable[str]:
 
 def _evaluation_problems(cfg: CfgNode) -> Iterable[str]:
     model = cfg.MODEL
-    if cfg.TEST.FPN_EXT.EVALUATE_PROPOSALS:
+    if own_keys(cfg, "TEST").EVALUATE_PROPOSALS:
         key = "TEST.FPN_EXT.EVALUATE_PROPOSALS"
         if _has_precomputed_proposals(cfg):
             yield f"{key} scores a model's own RPN; with precomputed proposals leave it False"

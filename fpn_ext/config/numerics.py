@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from ..keys import declare
+from ..keys import declare, defaults
 from ..registries.lookup import is_pyramid
 from ..speed.optimize import has_bfloat16_convolutions
 
@@ -87,6 +87,38 @@ def resolve_numerics(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
     values = ", ".join(f"{key} {own[key] or repr(own[key])}" for key in EXPERT_KEYS)
     as_written = f"; as written: {', '.join(kept)}" if kept else ""
     return f"MODEL.FPN_EXT.NUMERICS {own.NUMERICS} ({why}): {values}{as_written}"
+
+
+def as_chosen(cfg: CfgNode) -> dict[str, Any]:
+    """The expert keys by their full names, as NUMERICS sets those that are not explicitly set.
+
+    Args:
+        cfg: a checked config, its device resolved.
+    """
+    fresh = cfg.clone()
+    fresh.defrost()
+    for key, value in defaults("MODEL.FPN_EXT").items():
+        if key in EXPERT_KEYS:
+            fresh.MODEL.FPN_EXT[key] = value
+    resolve_numerics(fresh)
+    return {f"MODEL.FPN_EXT.{key}": fresh.MODEL.FPN_EXT[key] for key in EXPERT_KEYS}
+
+
+def unresolved_yaml(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
+    """A config as the YAML of a command that prepares it, and has NUMERICS choose there.
+
+    A dump writes every key, and one that is written is explicitly set.
+
+    Args:
+        cfg: a config as it was loaded.
+        explicitly_set: full names of the keys that somebody has written.
+    """
+    cfg = cfg.clone()
+    for key in EXPERT_KEYS:
+        if f"MODEL.FPN_EXT.{key}" not in explicitly_set:
+            del cfg.MODEL.FPN_EXT[key]
+    text: str = cfg.dump()
+    return text
 
 
 def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:

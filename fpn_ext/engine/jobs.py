@@ -1,5 +1,6 @@
 """Running this project's own commands in processes of their own, with their output in a file."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -40,8 +41,9 @@ def run(
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-3:]
+        verb = " ".join(itertools.takewhile(lambda word: word[:1] != "-", arguments))
         raise RuntimeError(
-            f"{' '.join(arguments[:2])} ended with exit status {process.returncode}; see {log}: "
+            f"fpn-ext {verb} ended with exit status {process.returncode}; see {log}: "
             f"{' | '.join(last)}"
         )
     return usage.ru_utime + usage.ru_stime

@@ -2,9 +2,9 @@
 
 It offers what Detectron2's DefaultTrainer offers. One iteration is :mod:`fpn_ext.engine.steps`; the
 order of images and all random numbers are :mod:`fpn_ext.engine.repeatable`; what a checkpoint gives
-back is :mod:`fpn_ext.engine.resuming`, how it is written :mod:`fpn_ext.files.checkpoint`. Keys
-(docs/guides/training.md) add :mod:`fpn_ext.engine.best`, :mod:`fpn_ext.engine.ema` and
-:mod:`fpn_ext.engine.validation_loss`.
+back is :mod:`fpn_ext.engine.resuming`, how it is written :mod:`fpn_ext.files.checkpoint`. By keys
+of ``SOLVER.FPN_EXT`` and ``TEST.FPN_EXT`` (docs/guides/training.md) come
+:mod:`fpn_ext.engine.best`, :mod:`fpn_ext.engine.ema` and :mod:`fpn_ext.engine.validation_loss`.
 """
 
 import logging

@@ -13,6 +13,7 @@ from detectron2.modeling import (
 )
 
 from ..config.defaults import flat, get_cfg
+from ..config.numerics import as_chosen
 from ..config.prepare import prepare
 from ..keys import declared_keys
 from ..registries.lookup import inherits
@@ -95,16 +96,23 @@ def differences(sides: dict[str, CfgNode], set_here: Sequence[str]) -> list[dict
 
     Returns:
         ``{"key", "ours", "control"}`` of each. What one of the two has no component to read is not
-        among them, see :func:`warnings`.
+        among them, see :func:`warnings`; nor is what NUMERICS has chosen for each of them.
     """
     ours, control = flat(sides["ours"]), flat(sides["control"])
     expected = {*COMPONENTS, *set_here}
     expected |= unread_keys(sides["ours"]) | unread_keys(sides["control"])
+    expected |= _chosen(sides["ours"]) & _chosen(sides["control"])
     return [
         {"key": key, "ours": ours.get(key), "control": control.get(key)}
         for key in sorted({**ours, **control})
         if key not in expected and ours.get(key) != control.get(key)
     ]
+
+
+def _chosen(cfg: CfgNode) -> set[str]:
+    """The keys that have the values that NUMERICS chooses for a config."""
+    values = flat(cfg)
+    return {key for key, value in as_chosen(cfg).items() if values[key] == value}
 
 
 def warnings(sides: dict[str, CfgNode]) -> list[str]:
@@ -114,7 +122,7 @@ def warnings(sides: dict[str, CfgNode]) -> list[str]:
     for side, other in (("ours", "control"), ("control", "ours")):
         values = flat(sides[side])
         for key in sorted(unread_keys(sides[other]) - unread_keys(sides[side])):
-            if values[key] != defaults[key]:
+            if values[key] != defaults[key] and key not in _chosen(sides[side]):
                 found.append(
                     f"{key} is {values[key]!r} ({side}, default {defaults[key]!r}); {other} has no "
                     "component that reads it"

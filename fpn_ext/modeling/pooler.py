@@ -164,6 +164,9 @@ class LevelMappedROIPooler(nn.Module):
     ) -> dict:
         """``branch`` names the node with the POOLER_* keys, e.g. ``"ROI_MASK_HEAD"``."""
         node, own = cfg.MODEL[branch], own_keys(cfg)
+        implementation = own.POOLER_IMPLEMENTATION
+        if own.NUMERICS == "exact" and implementation == "auto":
+            implementation = "per_level"
         return {
             "output_size": node.POOLER_RESOLUTION,
             "scales": [1.0 / input_shape[name].stride for name in cfg.MODEL.ROI_HEADS.IN_FEATURES],
@@ -171,7 +174,7 @@ class LevelMappedROIPooler(nn.Module):
             "pooler_type": node.POOLER_TYPE,
             "canonical_box_size": own.CANONICAL_BOX_SIZE,
             "canonical_level": own.CANONICAL_LEVEL,
-            "implementation": own.POOLER_IMPLEMENTATION,
+            "implementation": implementation,
             "level_rule": own.LEVEL_RULE,
         }
 

@@ -15,6 +15,7 @@ shared: here it is the backbone with all of the pyramid, and steps 3 and 4 are a
 
 import argparse
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from ..config.check import check_config
-from ..config.load import load_config
-from ..config.prepare import prepare, resolve_device
+from ..config.load import load_config, written_keys
+from ..config.numerics import unresolved_yaml
+from ..config.prepare import prepare, prepare_loaded
 from ..engine import jobs
 from ..files.atomic import replacing
 from ..files.weight_files import read_weights
@@ -139,8 +140,21 @@ def check_pair(rpn: CfgNode, detector: CfgNode) -> None:
         raise ValueError("\n".join(problems))
 
 
-def train(step: Step, rpn: CfgNode, detector: CfgNode, output: Path, num_gpus: int) -> None:
+def train(
+    step: Step,
+    rpn: CfgNode,
+    detector: CfgNode,
+    output: Path,
+    num_gpus: int,
+    explicitly_set: Collection[str] = (),
+) -> None:
     """Do one step, unless its checkpoint is there; go on with it if it was interrupted.
+
+    Args:
+        rpn, detector, output: as in :func:`step_config`, the configs as they were loaded: each
+            command prepares its own.
+        num_gpus: of a training; 0 for as many as ``fpn-ext train`` chooses.
+        explicitly_set: the keys that somebody has written in the step's config.
 
     Raises:
         RuntimeError: the training, or making the proposals, failed; names its log.
@@ -149,7 +163,7 @@ def train(step: Step, rpn: CfgNode, detector: CfgNode, output: Path, num_gpus: i
     folder = output / step.name
     folder.mkdir(parents=True, exist_ok=True)
     config_file = folder / "four_step.yaml"
-    config_file.write_text(cfg.dump())
+    config_file.write_text(unresolved_yaml(cfg, explicitly_set))
     start = f"starts from {cfg.MODEL.WEIGHTS or 'random weights'}"
     trained = RPN if step.is_rpn else DETECTOR
     frozen = f"{SHARED} frozen, trains {trained}" if step.shares else f"trains {SHARED}, {trained}"
@@ -162,7 +176,7 @@ def train(step: Step, rpn: CfgNode, detector: CfgNode, output: Path, num_gpus: i
     if step.is_rpn:
         datasets = [*detector.DATASETS.TRAIN, *detector.DATASETS.TEST]
         if not all(_proposals(output, step, name).exists() for name in datasets):
-            arguments = ["-m", "fpn_ext.proposals", "generate", "--config-file", str(config_file)]
+            arguments = ["proposals", "generate", "--config-file", str(config_file)]
             arguments += ["--datasets", *datasets, "--output", str(folder / "proposals")]
             arguments += ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
             jobs.run(arguments, folder / "proposals.log")
@@ -193,21 +207,29 @@ def four_step(args: argparse.Namespace) -> None:
         FileNotFoundError, ValueError: what of the configs is wrong.
         RuntimeError: a step failed; names its log.
     """
-    rpn, notes = prepare(args.rpn, args.opts, training=True, weights="start")
-    detector = load_config(args.detector, args.opts)  # its proposals are yet to be made
-    resolve_device(detector)
-    print("\n".join(notes))
-    output = Path(args.output).absolute()
+    rpn, detector = (load_config(file, args.opts) for file in (args.rpn, args.detector))
     check_pair(rpn, detector)
-    check_config(unified_config(rpn, detector, output), training=True)
+    output = Path(args.output).absolute()
+    print("\n".join(prepare(args.rpn, args.opts, training=True, weights="start").notes))
+    # The detector's files of proposals are yet to be made: it is checked with the RPN in it.
+    unified = unified_config(rpn, detector, output)
+    unified.MODEL.WEIGHTS = detector.MODEL.WEIGHTS
+    written = {
+        is_rpn: written_keys(file, args.opts)
+        for is_rpn, file in ((True, args.rpn), (False, args.detector))
+    }
+    for stage in prepare_loaded(unified, True, "start", written[False]):
+        if stage.error:
+            raise stage.error
     for step in STEPS[: args.steps]:
-        train(step, rpn, detector, output, args.num_gpus)
+        train(step, rpn, detector, output, args.num_gpus, written[step.is_rpn])
     if args.steps < len(STEPS):
         return
     third, fourth = (output / step.name / "model_final.pth" for step in STEPS[2:])
     unify(third, fourth, output / "model_final.pth")
     config_file = output / "config.yaml"
-    config_file.write_text(unified_config(rpn, detector, output).dump())
+    unified = unified_config(rpn, detector, output)
+    config_file.write_text(unresolved_yaml(unified, written[False]))
     evaluate = ["eval", "--config-file", str(config_file)]
     jobs.run(evaluate, output / "evaluate.log")
     for name in detector.DATASETS.TEST:

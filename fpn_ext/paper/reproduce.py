@@ -2,7 +2,7 @@
 
     fpn-ext reproduce --table 1 2 3 --scale small --seeds 1 2 3
 
-A run is one row trained with one seed, by ``train_net.py`` on the row's YAML with the scale's YAML
+A run is one row trained with one seed, by ``fpn-ext train`` on the row's YAML with the scale's YAML
 on top. What is done is not done again: stop at any time and give the same command to go on. Every
 run leaves ``runs/<run>.json`` in the results folder, and the tables are made from these alone.
 """
@@ -24,7 +24,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from ..config.defaults import flat, get_cfg
-from ..config.load import load_config
+from ..config.load import load_config, written_keys
+from ..config.numerics import unresolved_yaml
 from ..data.datasets import register_datasets
 from ..engine import jobs
 from ..files.shipped import configs
@@ -136,6 +137,20 @@ class Reproduction:
                 )
         return cfg
 
+    def config_text(self, run: Run, folder: Path | None = None) -> str:
+        """The run's config as the YAML that its commands prepare, each for itself.
+
+        Args:
+            folder: in place of the run's own.
+        """
+        cfg = self.config(run)
+        cfg.OUTPUT_DIR = str(folder or cfg.OUTPUT_DIR)
+        files = [CONFIGS / f"table{run.table}" / f"{run.row}.yaml"]
+        if overlay := SCALES[self.scale].overlay:
+            files.append(CONFIGS / "scale" / overlay)
+        written = set(self.opts[::2]).union(*(written_keys(str(file)) for file in files))
+        return unresolved_yaml(cfg, written)
+
     def digest(self, run: Run) -> str:
         """Tells configs apart, wherever their files are."""
         cfg = self.config(run)
@@ -211,7 +226,7 @@ class Reproduction:
         cfg, folder = self.config(run), self.folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         config_file = folder / "reproduce.yaml"
-        config_file.write_text(cfg.dump())
+        config_file.write_text(self.config_text(run))
         result = self.result(run)
         if result is None or not (folder / "model_final.pth").exists():
             train = ["train", "--config-file", str(config_file)]
