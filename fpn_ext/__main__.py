@@ -138,13 +138,17 @@ def _listing(verbs: dict[str, Verb]) -> str:
 
 
 def _no_such_verb(words: Sequence[str]) -> int:
+    """Say what there is instead; the exit status."""
     under = {name: verb for name, verb in VERBS.items() if name.startswith(f"{words[0]} ")}
-    if under:
-        print(f"usage: fpn-ext {words[0]} VERB [options]\n\nverbs:\n{_listing(under)}")
-        return 0 if words[1:2] in (["-h"], ["--help"]) else 2
-    near = get_close_matches(words[0], VERBS, n=3)
+    if under and (len(words) == 1 or words[1].startswith("-")):
+        asked = words[1:2] in (["-h"], ["--help"])
+        usage = f"usage: fpn-ext {words[0]} VERB [options]\n\nverbs:\n{_listing(under)}"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    name = " ".join(words[:2]) if under else words[0]
+    near = get_close_matches(name, under or VERBS, n=3)
     hint = f"; nearest: {', '.join(near)}" if near else ""
-    print(f"fpn-ext: no verb {words[0]!r}{hint}. `fpn-ext` lists them", file=sys.stderr)
+    print(f"fpn-ext: no verb {name!r}{hint}. `fpn-ext` lists them", file=sys.stderr)
     return 2
 
 

@@ -1,4 +1,4 @@
-"""Registered data sets of noise, for tests."""
+"""Registered datasets of noise, for tests."""
 
 import contextlib
 

@@ -158,7 +158,7 @@ def test_the_command_writes_what_it_says(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--dataset", "nowhere"], "'nowhere' is not a registered data set"),
+        (["--dataset", "nowhere"], "'nowhere' is not a registered dataset"),
         (["MODEL.RPN.IN_FEATURE", "['p2']"], "no config key 'MODEL.RPN.IN_FEATURE'"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], "MODEL.META_ARCHITECTURE"),
     ],

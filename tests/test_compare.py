@@ -74,10 +74,10 @@ def command(*words):
 
 
 def weights(checkpoint, *arguments, opts=EXACT, ours=OURS, control=CONTROL):
-    """The exit status of the command; two images of each data set, nothing timed."""
+    """The exit status of the command; two images of each dataset, nothing timed."""
     return command(
         "weights", "--config-file", str(ours), "--control", str(control),
-        "--weights", str(checkpoint), "--images", "2", "--rounds", "0", *arguments, *opts,
+        "--weights", str(checkpoint), "--num-images", "2", "--rounds", "0", *arguments, *opts,
     )  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_all_images_are_scored_where_no_number_is_given(checkpoint, tmp_path, mo
         return evaluate(self, *arguments)
 
     monkeypatch.setattr(COCOEvaluator, "evaluate", spy)
-    weights(checkpoint, "--images", "3", "--output", str(tmp_path))
+    weights(checkpoint, "--num-images", "3", "--output", str(tmp_path))
     assert asked == [[1, 2, 3], [1, 2, 3]], "the others count neither as found nor as missed"
     asked.clear()
     command(
@@ -340,7 +340,7 @@ def test_there_must_be_something_to_be_compared_on(checkpoint, another, test_set
     assert "DATASETS.TEST names what the two are compared on" in message
 
 
-@pytest.mark.parametrize(("option", "value"), [("--images", "0"), ("--rounds", "-1")])
+@pytest.mark.parametrize(("option", "value"), [("--num-images", "0"), ("--rounds", "-1")])
 def test_numbers_too_small(checkpoint, option, value, capsys):
     assert f"{option} must be at least" in said(capsys, weights(checkpoint, option, value))
 

@@ -275,7 +275,7 @@ FAST = "configs/detectron2/fast_rcnn_R_50_FPN_1x.yaml"
     [
         (["MODEL.LOAD_PROPOSALS", "False"], r"Precomputed\w+ needs MODEL\.LOAD_PROPOSALS True"),
         (["MODEL.PROPOSAL_GENERATOR.NAME", "RPN"], r"LOAD_PROPOSALS True needs .*, got RPN, which"),
-        (["DATASETS.PROPOSAL_FILES_TEST", "()"], r"FILES_TEST has 0 files for the 1 data sets"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "()"], r"FILES_TEST has 0 files for the 1 datasets"),
         (["DATASETS.PROPOSAL_FILES_TRAIN", "('a.pkl', 'b.pkl')"],
          r"(?s)FILES_TRAIN has 2 files .*FILES_TRAIN: no file a\.pkl.*FILES_TRAIN: no file b\.pkl"),
         (["DATASETS.PROPOSAL_FILES_TEST", "('none.safetensors',)"],
@@ -293,10 +293,10 @@ def test_files_of_the_training_matter_to_the_training_alone():
     fpn_ext.check_config(cfg)
 
 
-def test_training_needs_a_data_set():
+def test_training_needs_a_dataset():
     cfg = fpn_ext.load_config(DEMO, ["DATASETS.TRAIN", "()"])
     fpn_ext.check_config(cfg)
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN names no data set"):
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN names no dataset"):
         fpn_ext.check_config(cfg, training=True)
 
 

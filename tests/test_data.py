@@ -43,7 +43,7 @@ def test_a_box_without_area_is_left_out_and_named(tmp_path, caplog):
     assert "object 2 (dog) has no height" in height
 
 
-def test_a_missing_data_set_says_where_it_is_looked_for(tmp_path, monkeypatch):
+def test_a_missing_dataset_says_where_it_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"DETECTRON2_DATASETS \(.*datasets/README\.md"):
         load_voc_layout(tmp_path / "BCCD", "train", CLASSES)
@@ -76,7 +76,7 @@ def test_a_broken_file_is_named(tmp_path):
 
 
 def test_registering_reads_nothing_and_can_be_repeated():
-    """The tests' own folder of data sets is empty, or holds what test_train has generated."""
+    """The tests' own folder of datasets is empty, or holds what test_train has generated."""
     register_datasets()  # conftest.py has done it already
     for name in ("demo_multiscale_train", "demo_multiscale_val", "bccd_trainval", "bccd_test"):
         assert name in DatasetCatalog
@@ -104,7 +104,7 @@ def test_the_year_chooses_the_ap():
         register_voc_layout("test_data_year", "x", "train", CLASSES, year=2010)
 
 
-def test_a_registered_voc_layout_is_an_ordinary_data_set(tmp_path):
+def test_a_registered_voc_layout_is_an_ordinary_dataset(tmp_path):
     write_voc(tmp_path, {"a": [("dog", 1, 1, 5, 5)]})
     register_voc_layout("test_data_voc", tmp_path, "train", CLASSES, year=2007)
     register_voc_layout("test_data_voc", tmp_path / "elsewhere", "train", CLASSES)  # ignored

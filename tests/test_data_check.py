@@ -1,4 +1,4 @@
-"""Every kind of fault in a data set is found and named; nothing in a file ends in a traceback."""
+"""Every kind of fault in a dataset is found and named; nothing in a file ends in a traceback."""
 
 import io
 import json
@@ -473,7 +473,7 @@ def test_a_list_that_names_an_image_twice(tmp_path):
     assert found(voc_report(tmp_path)) == [("duplicate-image-id", "a", None)]
 
 
-# Registered data sets, and configs.
+# Registered datasets, and configs.
 
 
 def test_a_registered_coco_set_is_read_from_its_files(tmp_path):

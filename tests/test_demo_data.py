@@ -1,4 +1,4 @@
-"""The synthetic data set: what it promises about its content, and how it is created."""
+"""The synthetic dataset: what it promises about its content, and how it is created."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_distractors_are_drawn_and_not_annotated(tmp_path: Path) -> None:
     assert len(content["annotations"]) == annotated
 
 
-def test_a_data_set_from_before_there_were_distractors_has_none(tmp_path: Path) -> None:
+def test_a_dataset_from_before_there_were_distractors_has_none(tmp_path: Path) -> None:
     demo_data.generate(tmp_path / "data", num_train=1, num_val=1)
     file = tmp_path / "data" / "info.json"
     info = json.loads(file.read_text())
@@ -362,7 +362,7 @@ def test_ensure_refuses_another_generator_version(
 
 def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="no data set of this kind"):
+    with pytest.raises(ValueError, match="no dataset of this kind"):
         demo_data.ensure(tmp_path, **FEW)
     with pytest.raises(FileExistsError, match="not empty"):
         demo_data.generate(tmp_path, **FEW)
@@ -429,18 +429,8 @@ def test_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    arguments = [
-        "demo-data",
-        "--seed",
-        "2",
-        "--num-train",
-        "2",
-        "--num-val",
-        "1",
-        "--image-size",
-        "130",
-    ]
-    assert main(arguments) == 0
+    arguments = ["--seed", "2", "--num-train", "2", "--num-val", "1", "--image-size", "130"]
+    assert main(["demo-data", *arguments]) == 0
     info = json.loads((tmp_path / "demo_multiscale" / "info.json").read_text())
     options = {"seed": 2, "num_train": 2, "num_val": 1, "image_size": 130, "distractors": 0}
     assert info["options"] == options

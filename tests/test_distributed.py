@@ -305,7 +305,7 @@ def test_processes_know_their_places(found):
     assert "2 processes, started by srun (" in found["trainings"][1]["processes"]
 
 
-def test_one_process_makes_a_data_set(found):
+def test_one_process_makes_a_dataset(found):
     ranks = found["failures"]
     assert [of["records"] for of in ranks] == [2, 2]
     assert sum(len(of["made"]) for of in ranks) == 1

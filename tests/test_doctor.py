@@ -325,7 +325,7 @@ def test_a_containers_quota(monkeypatch, text, cores):
     assert machine.usable_cores() == cores
 
 
-def test_data_sets(monkeypatch, tmp_path):
+def test_datasets(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     finding = only(machine.datasets({"there": ["bccd_test"]}))
     assert finding.status == "ok" and "bccd_test" in finding.text

@@ -166,7 +166,7 @@ def test_pictures_of_the_users_own(options, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--dataset", "tiny_trian"], "'tiny_trian' is not a registered data set"),
+        (["--dataset", "tiny_trian"], "'tiny_trian' is not a registered dataset"),
         (["--image-id", "7000"], "--image-id: tiny_train has no image '7000'"),
         (["--input", "nowhere.jpg"], "--input nowhere.jpg: no such file or folder"),
         (["--proposals", "0"], "must be at least 1"),

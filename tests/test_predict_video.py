@@ -123,7 +123,8 @@ def lines_of(file):
 def test_from_the_command_line(cv2, video, weights, tmp_path, capsys):
     output, lines = tmp_path / "out" / "drawn.mp4", tmp_path / "lines" / "found.jsonl"
     assert main([
-        "video", "--config-file", DEMO, "--input", str(video), "--output", str(output), "--json", str(lines),
+        "video", "--config-file", DEMO, "--input", str(video),
+        "--output", str(output), "--json", str(lines),
         "--min-score", "0.0", "--label-levels", *SMALL, *weights,
     ]) == 0  # fmt: skip
     found = lines_of(lines)

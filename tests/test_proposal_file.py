@@ -64,7 +64,7 @@ def test_it_is_an_ordinary_safetensors_file(file):
     assert tensors["scores"].tobytes() == b"".join(s.tobytes() for _, s in written.values())
 
 
-def test_a_data_set_without_a_single_box(file):
+def test_a_dataset_without_a_single_box(file):
     write_random(file, {1: 0, 2: 0})
     assert ProposalFile(file)[2][0].shape == (0, 4)
     write_random(file, {})

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 FIRST, SECOND = "test_loader_first", "test_loader_second"
 OBJECT = [box(10, 10, 50, 50)]
-# Ids are those of the other data set, too, as in any two COCO files numbered from 1.
+# Ids are those of the other dataset, too, as in any two COCO files numbered from 1.
 IMAGES = {
     FIRST: {1: ((80, 60), OBJECT), 2: ((80, 60), []), 3: ((60, 80), OBJECT)},
     SECOND: {1: ((80, 60), OBJECT), 2: ((80, 60), OBJECT)},
@@ -44,7 +44,7 @@ def datasets(tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """A file of proposals for each data set; inside of 60 x 60, so inside of every image."""
+    """A file of proposals for each dataset; inside of 60 x 60, so inside of every image."""
     for seed, (name, counts) in enumerate(COUNTS.items()):
         made = random_proposals(counts.values(), seed=seed)
         write_proposals(tmp_path / f"{name}.safetensors", counts, made, dataset=name, source="")
@@ -105,7 +105,7 @@ def test_a_test_loader_gives_what_detectron2s_gives(cfg, tmp_path, name):
 
 @pytest.mark.parametrize("filter_empty", [True, False])
 def test_a_training_loader_gives_what_detectron2s_gives(cfg, tmp_path, filter_empty):
-    """Boxes flipped and resized as the image; ids that two data sets share; empty images."""
+    """Boxes flipped and resized as the image; ids that two datasets share; empty images."""
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filter_empty
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     cfg.INPUT.MIN_SIZE_TRAIN = (50, 70)
@@ -168,7 +168,7 @@ def test_images_without_an_entry(cfg, tmp_path):
         with pytest.raises(ValueError) as error:
             build()
         assert error.match(
-            r"x\.safetensors has no entry for 2 of the 3 images of data set 'test_loader_first': "
+            r"x\.safetensors has no entry for 2 of the 3 images of dataset 'test_loader_first': "
             r"image ids 1, 2\. It was made for 'another'"
         )
 
@@ -180,10 +180,10 @@ def test_entries_for_other_images_are_said(cfg, tmp_path, caplog):
         build_test_loader(cfg, FIRST)
     texts = [record.getMessage() for record in caplog.records]
     assert (
-        "entries for 2 images that data set 'test_loader_first' has not: image ids 8, 9"
+        "entries for 2 images that dataset 'test_loader_first' has not: image ids 8, 9"
         in (texts[0])
     )
-    assert "was made for data set 'another' and is used for 'test_loader_first'" in texts[1]
+    assert "was made for dataset 'another' and is used for 'test_loader_first'" in texts[1]
 
 
 def test_a_matching_file_is_no_reason_to_warn(cfg, caplog):
@@ -193,9 +193,9 @@ def test_a_matching_file_is_no_reason_to_warn(cfg, caplog):
     assert not caplog.records
 
 
-def test_a_file_for_each_data_set(cfg):
+def test_a_file_for_each_dataset(cfg):
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TRAIN[:1]
-    with pytest.raises(ValueError, match=r"PROPOSAL_FILES_TRAIN has 1 files for the 2 data sets"):
+    with pytest.raises(ValueError, match=r"PROPOSAL_FILES_TRAIN has 1 files for the 2 datasets"):
         build_train_loader(cfg)
 
 

@@ -196,10 +196,10 @@ def test_the_score_of_ground_truth_is_detectron2s():
     ("record", "message"),
     [
         ({}, "'test_unlabelled' has no annotations"),
-        ({"annotations": []}, "image id 1: the data set does not tell its width and height"),
+        ({"annotations": []}, "image id 1: the dataset does not tell its width and height"),
     ],
 )
-def test_a_data_set_that_tells_too_little(file, record, message):
+def test_a_dataset_that_tells_too_little(file, record, message):
     record = {"image_id": 1, "file_name": "x.png", **record}
     DatasetCatalog.register("test_unlabelled", lambda: [record])
     try:

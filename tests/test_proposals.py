@@ -110,7 +110,7 @@ def test_what_may_be_meant_is_a_note(tmp_path, capsys):
     assert "note: 2 images have an entry without boxes: image ids 2, 3" in out
 
 
-def test_coverage_counts_the_images_of_the_data_set(tmp_path):
+def test_coverage_counts_the_images_of_the_dataset(tmp_path):
     write_random(tmp_path / "x.safetensors", {1: 4, 2: 0, 9: 3})
     assert inspect_proposals(tmp_path / "x.safetensors", NAME).coverage == pytest.approx(1 / 3)
 

@@ -311,7 +311,7 @@ def test_other_mistakes():
         recall.average_recall(truth, *HAND_PROPOSALS)
 
 
-# The ground truth of a data set
+# The ground truth of a dataset
 
 
 def test_ground_truth_of_a_voc_layout(tmp_path, request):

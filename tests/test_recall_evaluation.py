@@ -30,7 +30,7 @@ KEYS = ["AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The name of a generated data set of four images in COCO format."""
+    """The name of a generated dataset of four images in COCO format."""
     name, root = "test_recall_demo", tmp_path_factory.mktemp("data") / "demo"
     demo_data.generate(root, num_train=1, num_val=4)
     json_file = root / "annotations" / "instances_val.json"
@@ -42,7 +42,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture
 def voc(tmp_path):
-    """The name of a data set of three images in Pascal VOC's layout."""
+    """The name of a dataset of three images in Pascal VOC's layout."""
     write_voc(
         tmp_path / "voc",
         {"a": [("cat", 1, 1, 40, 40)], "b": [("dog", 11, 11, 30, 50)], "c": []},
@@ -144,7 +144,7 @@ def test_the_proposals_are_written(voc, tmp_path):
         assert np.array_equal(scores, expected.objectness_logits[order])
 
 
-def test_a_data_set_without_annotations_has_no_scores(tmp_path, request):
+def test_a_dataset_without_annotations_has_no_scores(tmp_path, request):
     file = tmp_path / "image_info.json"
     file.write_text(json.dumps({"images": [{"id": 1, "height": 60, "width": 80}]}))
     MetadataCatalog.get(request.node.name).json_file = str(file)

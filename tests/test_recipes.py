@@ -475,7 +475,7 @@ def test_an_exported_file_is_begun_with(straight, tmp_path, log):
         (["BEST_METRIC", "validation_loss/loss_cls"], "is a loss: set BEST_MODE min"),
         (["BEST_METRIC", "bbox/AP"], "BEST_METRIC needs evaluations during training: set TEST"),
         (["VALIDATION_LOSS", True], "VALIDATION_LOSS needs evaluations during training: set TEST"),
-        (["VALIDATION_LOSS", True], "VALIDATION_LOSS needs a data set in DATASETS.TEST, which is"),
+        (["VALIDATION_LOSS", True], "VALIDATION_LOSS needs a dataset in DATASETS.TEST, which is"),
     ],
 )
 def test_keys_that_do_not_fit(tmp_path, opts, message):

@@ -137,7 +137,7 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
             "nearest valid: 'TopDownPyramid', 'FeaturePyramid'",
         ),
         (["train", "MODEL.WEIGHTS", "none.pth"], r"MODEL\.WEIGHTS: no file none\.pth"),
-        (["train", "DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN names no data set"),
+        (["train", "DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN names no dataset"),
         (["train", "--extend"], r"MODEL\.WEIGHTS is empty"),
         (["eval", "--resume"], r"MODEL\.WEIGHTS is empty"),  # nor is there a checkpoint
         (["train", "--extend", "--resume"], "leave --resume and --eval-only out"),
@@ -181,7 +181,8 @@ def test_an_rpn_alone_predicts_its_proposals(trained, tmp_path):
     output, _ = trained
     picture = min((DATASET / "val").iterdir())
     assert main([
-        "predict", "--config-file", DEMO, "--input", str(picture), "--output", str(tmp_path),
+        "predict", "--config-file", DEMO,
+        "--input", str(picture), "--output", str(tmp_path),
         "--min-score", "0.0", *SMALL, "MODEL.META_ARCHITECTURE", "ProposalNetwork",
         "MODEL.WEIGHTS", str(output / "model_final.pth"),
     ]) == 0  # fmt: skip
@@ -204,7 +205,8 @@ def test_prediction_on_files_and_folders(trained, tmp_path, capsys):
     images = DATASET / "val"
     one = sorted(images.iterdir())[0]
     assert main([
-        "predict", "--config-file", DEMO, "--input", str(one), str(images), "--output", str(tmp_path / "out"),
+        "predict", "--config-file", DEMO,
+        "--input", str(one), str(images), "--output", str(tmp_path / "out"),
         "--min-score", "0.0", "--label-levels",
         *SMALL, "MODEL.WEIGHTS", str(output / "model_final.pth"),
     ]) == 0  # fmt: skip
@@ -236,7 +238,8 @@ def test_prediction_in_bfloat16(trained, tmp_path, caplog):
     output, _ = trained
     caplog.set_level("INFO", logger="fpn_ext")
     assert main([
-        "predict", "--config-file", DEMO, "--input", str(DATASET / "val"), "--output", str(tmp_path),
+        "predict", "--config-file", DEMO,
+        "--input", str(DATASET / "val"), "--output", str(tmp_path),
         "--min-score", "0.0", *SMALL, "MODEL.WEIGHTS", str(output / "model_final.pth"),
         "MODEL.FPN_EXT.INFERENCE_DTYPE", "bfloat16",
     ]) == 0  # fmt: skip

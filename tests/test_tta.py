@@ -27,7 +27,7 @@ BUILTIN = {
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The names of two generated data sets, of one and of two images in COCO format."""
+    """The names of two generated datasets, of one and of two images in COCO format."""
     root = tmp_path_factory.mktemp("data") / "demo"
     demo_data.generate(root, num_train=1, num_val=2)
     names = [f"test_tta_{split}" for split in ("train", "val")]

@@ -1,4 +1,4 @@
-"""A data set in Pascal VOC's layout, written for a test."""
+"""A dataset in Pascal VOC's layout, written for a test."""
 
 from PIL import Image
 

@@ -265,7 +265,7 @@ def _bottom_up_problems(cfg: CfgNode) -> Iterable[str]:
 
 def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     if training and not cfg.DATASETS.TRAIN:
-        yield "DATASETS.TRAIN names no data set to train on"
+        yield "DATASETS.TRAIN names no dataset to train on"
     has_classes = (
         cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and cfg.MODEL.ROI_HEADS.NAME != ""
     )
@@ -273,11 +273,11 @@ def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
                 yield (
-                    f"DATASETS.{key}: {name!r} is not a registered data set; "
+                    f"DATASETS.{key}: {name!r} is not a registered dataset; "
                     + did_you_mean(name, DatasetCatalog.keys())
                 )
                 continue
-            # Data sets in COCO format may know their classes only once they are read.
+            # Datasets in COCO format may know their classes only once they are read.
             classes = MetadataCatalog.get(name).get("thing_classes")
             if has_classes and classes and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
                 yield (
@@ -287,7 +287,7 @@ def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
 
 
 def _proposal_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
-    """Proposals made beforehand: the keys that go together, and a file for each data set."""
+    """Proposals made beforehand: the keys that go together, and a file for each dataset."""
     name, load = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.LOAD_PROPOSALS
     if name == "PrecomputedProposals" and not load:
         yield "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals needs MODEL.LOAD_PROPOSALS True"
@@ -302,8 +302,8 @@ def _proposal_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
         names, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
         if len(names) != len(files):
             yield (
-                f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files for the {len(names)} data "
-                f"sets of DATASETS.{split}; MODEL.LOAD_PROPOSALS needs one for each, in their order"
+                f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files for the {len(names)} "
+                f"datasets of DATASETS.{split}; MODEL.LOAD_PROPOSALS needs one for each, in order"
             )
         for file in files:
             if "://" not in file and not os.path.isfile(file):

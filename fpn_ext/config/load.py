@@ -43,6 +43,10 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         _check_no_none(cfg)
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{config_file}, or a file that its _BASE_ names, is not text in UTF-8: {error}"
+        ) from error
     except OSError as error:
         raise FileNotFoundError(
             f"{config_file}: _BASE_ names a file that cannot be read: {error.filename} "

@@ -229,7 +229,7 @@ def _mask_extent(
 
 
 def read_voc(root: str | os.PathLike, split: str, classes: Sequence[str] | None = None) -> Contents:
-    """The contents of one split of a data set in Pascal VOC's layout.
+    """The contents of one split of a dataset in Pascal VOC's layout.
 
     Args:
         classes: the class names there may be; None for those that the files use.

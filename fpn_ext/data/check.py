@@ -1,4 +1,4 @@
-"""Check a data set before training on it: every problem at once, in minutes instead of days.
+"""Check a dataset before training on it: every problem at once, in minutes instead of days.
 
     fpn-ext data --dataset bccd_trainval --config-file CONFIG
     fpn-ext data --coco annotations.json --images folder/ --json report.json
@@ -25,7 +25,7 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes of more than
 
 
 def read_registered(name: str) -> Contents:
-    """The contents of a data set registered in Detectron2's ``DatasetCatalog``.
+    """The contents of a dataset registered in Detectron2's ``DatasetCatalog``.
 
     Of COCO-format and Pascal VOC sets the files themselves are read; of others, the records that
     the registered function gives.
@@ -36,7 +36,7 @@ def read_registered(name: str) -> Contents:
     """
     if name not in DatasetCatalog:
         known = did_you_mean(name, DatasetCatalog.keys())
-        raise ValueError(f"--dataset: {name!r} is not a registered data set; {known}")
+        raise ValueError(f"--dataset: {name!r} is not a registered dataset; {known}")
     metadata = MetadataCatalog.get(name)
     evaluator_type = metadata.get("evaluator_type")
     if evaluator_type == "coco" and metadata.get("json_file"):

@@ -130,7 +130,7 @@ class Picture:
 
 @dataclass
 class Contents:
-    """What could be read of a data set."""
+    """What could be read of a dataset."""
 
     source: str
     classes: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""The data sets that the configs here name, registered by an explicit call.
+"""The datasets that the configs here name, registered by an explicit call.
 
-Nothing is read at registration; the files are read when a data set is used, from the folder that
+Nothing is read at registration; the files are read when a dataset is used, from the folder that
 ``DETECTRON2_DATASETS`` (default ``datasets``) named at registration. Trees: datasets/README.md.
 """
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 BCCD_CLASSES = ("RBC", "WBC", "Platelets")
 
 
-# Data sets that fpn_ext.data.demo_data makes on first use, and the options it makes them with.
+# Datasets that fpn_ext.data.demo_data makes on first use, and the options it makes them with.
 GENERATED: dict[str, dict[str, int]] = {
     "demo_multiscale": {},
     # For fpn_ext.paper.reproduce: shapes that are no objects, so that finding one takes knowing it.
@@ -39,12 +39,12 @@ GENERATED: dict[str, dict[str, int]] = {
 
 
 def datasets_root() -> Path:
-    """Where data sets are looked for: ``$DETECTRON2_DATASETS``, else ``datasets``."""
+    """Where datasets are looked for: ``$DETECTRON2_DATASETS``, else ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def register_datasets() -> None:
-    """Register the generated data sets and ``bccd_{train,val,trainval,test}``.
+    """Register the generated datasets and ``bccd_{train,val,trainval,test}``.
 
     Generated: each ``NAME_{train,val}`` of :data:`GENERATED`. Calling it again changes nothing.
     COCO and Pascal VOC are registered by Detectron2 itself.
@@ -60,7 +60,7 @@ def register_datasets() -> None:
 def register_voc_layout(
     name: str, root: str | os.PathLike, split: str, classes: Sequence[str], year: int = 2012
 ) -> None:
-    """Register a data set in Pascal VOC's layout under a name for ``DATASETS.TRAIN`` and ``TEST``.
+    """Register a dataset in Pascal VOC's layout under a name for ``DATASETS.TRAIN`` and ``TEST``.
 
     Args:
         name: registered once only; a second call with the same name is ignored.
@@ -90,7 +90,7 @@ def register_voc_layout(
 def load_voc_layout(
     root: str | os.PathLike, split: str, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Detectron2's records of one split of a data set in Pascal VOC's layout.
+    """Detectron2's records of one split of a dataset in Pascal VOC's layout.
 
     Boxes are XYXY_ABS, 0-based: VOC's 1-based, inclusive corners (xmin, ymin, xmax, ymax) become
     (xmin - 1, ymin - 1, xmax, ymax). A box without width or height is left out, and said.
@@ -141,18 +141,18 @@ def load_voc_layout(
 
 
 def check_classes(cfg: CfgNode, names: Sequence[str], records: Any) -> None:
-    """Check the classes of data sets that have been read against ``MODEL.ROI_HEADS.NUM_CLASSES``.
+    """Check the classes of datasets that have been read against ``MODEL.ROI_HEADS.NUM_CLASSES``.
 
     On a GPU, a class beyond them is a device-side assert without a name.
 
     Raises:
-        ValueError: an annotation of another class, or data sets with more or fewer classes.
+        ValueError: an annotation of another class, or datasets with more or fewer classes.
     """
     model = cfg.MODEL
     if model.META_ARCHITECTURE != "GeneralizedRCNN" or not model.ROI_HEADS.NAME:
         return
     if not isinstance(records, list):
-        return  # a torch data set, which would have to be loaded
+        return  # a torch dataset, which would have to be loaded
     limit = model.ROI_HEADS.NUM_CLASSES
     classes = MetadataCatalog.get(names[0]).get("thing_classes") or []
     found = {a["category_id"] for r in records for a in r.get("annotations", ())}
@@ -173,13 +173,13 @@ def keep_trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str
     Boxes are counted as Detectron2 does: crowd regions (``iscrowd``) are none.
 
     Args:
-        records: of all data sets of ``DATASETS.TRAIN``, unfiltered.
+        records: of all datasets of ``DATASETS.TRAIN``, unfiltered.
 
     Raises:
         ValueError: no image is left.
     """
     if not isinstance(records, list) or not records or "annotations" not in records[0]:
-        return records  # a torch data set, or one without annotations: nothing is dropped of it
+        return records  # a torch dataset, or one without annotations: nothing is dropped of it
     total = len(records)
     with_boxes = sum(any(not a.get("iscrowd", 0) for a in r["annotations"]) for r in records)
     drop = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -251,7 +251,7 @@ def voc_image_ids(root: Path, split: str) -> list[str]:
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
         raise FileNotFoundError(
-            f"no list of images {file}. Data sets are looked for under $DETECTRON2_DATASETS "
+            f"no list of images {file}. Datasets are looked for under $DETECTRON2_DATASETS "
             f"({datasets_root()}); datasets/README.md shows the folders and where to get them."
         )
     try:
@@ -294,7 +294,7 @@ def register_generated(name: str, root: Path, split: str, options: dict[str, int
         if not json_file.is_file():  # one made with other options is used as it is
             with file_lock(str(root)):  # of several processes one makes it, and the others wait
                 if not json_file.is_file():
-                    logger.info("Generating the data set in %s", root)
+                    logger.info("Generating the dataset in %s", root)
                     demo_data.ensure(root, **options)
         return load_coco_json(str(json_file), str(images), name)
 

@@ -1,4 +1,4 @@
-"""A small synthetic detection data set in COCO format, with objects of every COCO size.
+"""A small synthetic detection dataset in COCO format, with objects of every COCO size.
 
 Five shapes (disc, square, triangle, star, ring) in random colours lie on cluttered backgrounds.
 Colour, texture and size are drawn without regard to the class, so that only the shape tells the
@@ -103,7 +103,7 @@ def _write_split(root: Path, split: str, options: dict[str, int]) -> dict[str, A
 
 
 def _check_options(**options: Any) -> dict[str, int]:
-    """The options as a dict; ValueError for a value that no data set can be made with."""
+    """The options as a dict; ValueError for a value that no dataset can be made with."""
     least = {
         "seed": 0,
         "num_train": 1,
@@ -119,7 +119,7 @@ def _check_options(**options: Any) -> dict[str, int]:
 
 
 def _load_existing(root: Path, options: dict[str, int]) -> dict[str, Any] | None:
-    """The summary of the data set in ``root``; None if there is nothing.
+    """The summary of the dataset in ``root``; None if there is nothing.
 
     Raises ValueError if ``root`` holds something else than what ``options`` ask for.
     """
@@ -133,7 +133,7 @@ def _load_existing(root: Path, options: dict[str, int]) -> dict[str, Any] | None
         found = {"generator_version": version, "distractors": 0, **info["options"]}
         summary: dict[str, Any] = info["summary"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{root} exists but holds no data set of this kind; {advice}") from error
+        raise ValueError(f"{root} exists but holds no dataset of this kind; {advice}") from error
     wanted = {"generator_version": GENERATOR_VERSION, **options}
     differences = [
         f"{name} is {found.get(name)!r}, needed {value!r}"
@@ -141,12 +141,12 @@ def _load_existing(root: Path, options: dict[str, int]) -> dict[str, Any] | None
         if found.get(name) != value
     ]
     if differences:
-        raise ValueError(f"{root} holds another data set ({'; '.join(differences)}); {advice}")
+        raise ValueError(f"{root} holds another dataset ({'; '.join(differences)}); {advice}")
     return summary
 
 
 def _create(target: Path, options: dict[str, int]) -> dict[str, Any]:
-    """Make a data set beside ``target`` and move it there once complete; returns its summary."""
+    """Make a dataset beside ``target`` and move it there once complete; returns its summary."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         staged = Path(temporary) / "data"  # a folder with the usual permissions, unlike its parent
@@ -174,7 +174,7 @@ def generate(
     image_size: int = 224,
     distractors: int = 0,
 ) -> dict[str, Any]:
-    """Make the data set in ``root``, which must not exist or be empty.
+    """Make the dataset in ``root``, which must not exist or be empty.
 
     Args:
         root: folder to create.  It appears only when complete.
@@ -211,7 +211,7 @@ def ensure(
     image_size: int = 224,
     distractors: int = 0,
 ) -> dict[str, Any]:
-    """Like ``generate``, but reuse a data set that was made in ``root`` with the same options.
+    """Like ``generate``, but reuse a dataset that was made in ``root`` with the same options.
 
     Raises ValueError if ``root`` holds anything else; nothing is ever overwritten.
     """
@@ -228,7 +228,7 @@ def ensure(
 
 
 def default_root() -> str:
-    """``demo_multiscale`` in the folder where Detectron2 looks for data sets."""
+    """``demo_multiscale`` in the folder where Detectron2 looks for datasets."""
     return os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "demo_multiscale")
 
 

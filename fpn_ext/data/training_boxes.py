@@ -1,4 +1,4 @@
-"""The ground-truth boxes of data sets in the pixels that the network is trained on.
+"""The ground-truth boxes of datasets in the pixels that the network is trained on.
 
 As Detectron2's DatasetMapper makes them: ResizeShortestEdge by ``INPUT.MIN_SIZE_TRAIN`` and
 ``MAX_SIZE_TRAIN``, boxes clipped to the image, crowd regions and boxes without area left out. Flips
@@ -32,7 +32,7 @@ class TrainingBoxes:
         corners: (N, 4) float64, XYXY.
         classes: (N,) int64, numbers in ``class_names``.
         images: (N,) int64, the number of each box's image in ``image_ids``.
-        image_ids: of all images, as in the data sets' records.
+        image_ids: of all images, as in the datasets' records.
         image_sizes: (I, 2) int64, height and width.
         class_names: of all classes.
         crowds: how many crowd regions there are; they are not among the boxes.
@@ -87,28 +87,28 @@ class ResizedBoxes:
 
 
 def read_boxes(names: Sequence[str]) -> TrainingBoxes:
-    """The boxes of registered data sets, all together.
+    """The boxes of registered datasets, all together.
 
     Raises:
-        ValueError: no or an unknown name; data sets of different classes; a record without height
+        ValueError: no or an unknown name; datasets of different classes; a record without height
             and width; a box that is not finite; no box at all.
         FileNotFoundError: the annotations are not there.
     """
     if not names:
-        raise ValueError("DATASETS.TRAIN names no data set; name one there or with --dataset")
+        raise ValueError("DATASETS.TRAIN names no dataset; name one there or with --dataset")
     for name in names:
         if name not in DatasetCatalog:
             known = did_you_mean(name, DatasetCatalog.keys())
-            raise ValueError(f"{name!r} is not a registered data set; {known}")
+            raise ValueError(f"{name!r} is not a registered dataset; {known}")
     records = [record for name in names for record in DatasetCatalog.get(name)]
     classes = {name: list(MetadataCatalog.get(name).get("thing_classes", ())) for name in names}
     if any(own != classes[names[0]] for own in classes.values()):
-        raise ValueError(f"the data sets {list(names)} have different classes: {classes}")
+        raise ValueError(f"the datasets {list(names)} have different classes: {classes}")
     unsized = [r.get("image_id") for r in records if not (r.get("height") and r.get("width"))]
     if unsized:
         raise ValueError(
             f"{len(unsized)} images have no height and width in the records of {list(names)} "
-            f"(image_id {unsized[0]!r}, ...): Detectron2's format of data sets has both"
+            f"(image_id {unsized[0]!r}, ...): Detectron2's format of datasets has both"
         )
     annotations = [
         (number, annotation)

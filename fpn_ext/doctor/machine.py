@@ -51,12 +51,12 @@ def datasets(package: dict[str, Any]) -> Iterable[Finding]:
     if source == "DETECTRON2_DATASETS" and not root.is_dir():
         yield Finding(
             "warning",
-            "data sets",
+            "datasets",
             f"{root} ({source}) is no folder",
             f"mkdir -p {root}, or export DETECTRON2_DATASETS=/where/they/are (datasets/README.md)",
         )
     else:
-        yield Finding("ok", "data sets", value)
+        yield Finding("ok", "datasets", value)
 
 
 def output_folder(output: Path) -> Iterable[Finding]:

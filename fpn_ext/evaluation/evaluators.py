@@ -1,4 +1,4 @@
-"""Which of Detectron2's evaluators scores a data set, and what of its results is kept."""
+"""Which of Detectron2's evaluators scores a dataset, and what of its results is kept."""
 
 import math
 import os
@@ -28,9 +28,9 @@ from .recall import ProposalRecallEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    """What scores a model on a data set.
+    """What scores a model on a dataset.
 
-    Detections are scored as the data set's metadata asks for (``evaluator_type``), proposals by
+    Detections are scored as the dataset's metadata asks for (``evaluator_type``), proposals by
     their average recall: those of an RPN alone (ProposalNetwork), and with
     ``TEST.FPN_EXT.EVALUATE_PROPOSALS`` those inside a two-stage model, beside its detections.
 
@@ -41,7 +41,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     if evaluator_type not in ("coco", "pascal_voc"):
         # Not NotImplementedError: DefaultTrainer.test would catch that and skip the evaluation.
         raise ValueError(
-            f"data set {dataset_name!r} asks for evaluator_type {evaluator_type!r}; this project "
+            f"dataset {dataset_name!r} asks for evaluator_type {evaluator_type!r}; this project "
             "evaluates 'coco' and 'pascal_voc' (set it in MetadataCatalog, or change DATASETS.TEST)"
         )
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
@@ -96,7 +96,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         A class without ground truth counts as NaN and is left out of the means.
 
         Args:
-            img_ids: the images to be scored, as COCOEvaluator's; None for all of the data set.
+            img_ids: the images to be scored, as COCOEvaluator's; None for all of the dataset.
         """
         gathered = comm.gather(self._predictions, dst=0)
         if not comm.is_main_process():

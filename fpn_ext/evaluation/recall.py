@@ -50,20 +50,20 @@ AREA_SUFFIXES = ("", "s", "m", "l")  # of pycocotools' ranges: all, small, mediu
 
 
 def ground_truth_of(dataset_name: str) -> COCO:
-    """The objects of a registered data set, as pycocotools holds them.
+    """The objects of a registered dataset, as pycocotools holds them.
 
-    Read from the metadata's ``json_file`` where there is one, else made from the data set's records
+    Read from the metadata's ``json_file`` where there is one, else made from the dataset's records
     by Detectron2's own conversion: ``iscrowd`` is kept, and an object's area is that of its mask,
     or of its box where it has none.
 
     Raises:
-        ValueError: no such data set.
+        ValueError: no such dataset.
         FileNotFoundError: its files are not there.
     """
     json_file = MetadataCatalog.get(dataset_name).get("json_file")
     if not json_file and dataset_name not in DatasetCatalog:
         raise ValueError(
-            f"{dataset_name!r} is not a registered data set; "
+            f"{dataset_name!r} is not a registered dataset; "
             + did_you_mean(dataset_name, DatasetCatalog.keys())
         )
     if not json_file:
@@ -133,13 +133,13 @@ def average_recall_by_class(
 
 
 class ProposalRecallEvaluator(DatasetEvaluator):
-    """AR of the proposals in a model's outputs, over a data set and all processes.
+    """AR of the proposals in a model's outputs, over a dataset and all processes.
 
     It scores what an RPN alone (ProposalNetwork) returns, and what
     :func:`model_with_proposals` adds to the outputs of a two-stage model.
 
     Args:
-        dataset_name: a registered data set.
+        dataset_name: a registered dataset.
         output_dir: folder for ``box_proposals.safetensors``, a file of proposals
             (:mod:`fpn_ext.proposals.file`); None to write no file.
     """
@@ -173,7 +173,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     def evaluate(self) -> OrderedDict | None:
         """``{"box_proposals": {"AR@10", ..., "ARl@1000", "AR@1000-<class>", ...}}`` in percent.
 
-        None in all processes but the main one; empty for a data set without annotations.
+        None in all processes but the main one; empty for a dataset without annotations.
         """
         comm.synchronize()
         gathered = comm.gather((self._boxes, self._scores), dst=0)

@@ -37,7 +37,7 @@ def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
     """
     cfg, notes = prepare(config_file, opts, weights="required")
     if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty; its first data set names the classes")
+        raise ValueError("DATASETS.TEST is empty; its first dataset names the classes")
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
             "MODEL.LOAD_PROPOSALS: this model needs proposals made beforehand for every picture; "

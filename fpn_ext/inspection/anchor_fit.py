@@ -1,4 +1,4 @@
-"""Anchor sizes and aspect ratios that fit the boxes of a data set.
+"""Anchor sizes and aspect ratios that fit the boxes of a dataset.
 
 What counts for an RPN is whether a box has an anchor that is positive by its overlap, that is, one
 of an IoU of at least the upper one of ``MODEL.RPN.IOU_THRESHOLDS`` (0.7); beyond that nothing is

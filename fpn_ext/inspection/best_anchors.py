@@ -15,9 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_anchor_generator, build_backbone
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    build_anchor_generator,
+    build_backbone,
+)
 
 from ..data.training_boxes import ResizedBoxes
+from ..registries.lookup import look_up
 
 # (height, width) of an image -> (rows, columns) of each level's map.
 MapSizes = Callable[[int, int], list[tuple[int, int]]]
@@ -157,8 +163,13 @@ class AnchorGrid:
         """Of the model that a config describes; no weights are read.
 
         Raises:
-            ValueError: it has no RPN of its own, or another kind of anchors.
+            ValueError: it has no RPN of its own, or another kind of anchors; a name in it is not
+                registered, or a level not there.
         """
+        model = cfg.MODEL
+        look_up(BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
+        anchors = model.ANCHOR_GENERATOR.NAME
+        look_up(ANCHOR_GENERATOR_REGISTRY, anchors, "MODEL.ANCHOR_GENERATOR.NAME")
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""
@@ -175,6 +186,12 @@ class AnchorGrid:
         backbone = build_backbone(cfg).eval().to("meta")  # no numbers, shapes alone
         shapes = backbone.output_shape()
         names = cfg.MODEL.RPN.IN_FEATURES
+        missing = [name for name in names if name not in shapes]
+        if missing:
+            raise ValueError(
+                f"MODEL.RPN.IN_FEATURES {list(names)}: {cfg.MODEL.BACKBONE.NAME} gives "
+                f"{list(shapes)}, not {missing}"
+            )
         generator = build_anchor_generator(cfg, [shapes[name] for name in names])
         return cls(
             levels_of(generator, names),

@@ -78,13 +78,16 @@ def _remarks(sides: dict[str, Any], training: bool, allow_different: bool) -> li
 
 
 def _weights(sides: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    for option, value, least in (("--images", args.images, 1), ("--rounds", args.rounds, 0)):
+    for option, value, least in (
+        ("--num-images", args.num_images, 1),
+        ("--rounds", args.rounds, 0),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{option} must be at least {least}, got {value}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.output or Path(temporary)
         return compare_weights.compare_weights(
-            sides, args.weights, args.images, args.rounds, folder
+            sides, args.weights, args.num_images, args.rounds, folder
         )
 
 

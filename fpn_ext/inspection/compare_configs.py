@@ -46,7 +46,7 @@ def load_sides(
 
     Raises:
         FileNotFoundError, ValueError: what :func:`fpn_ext.prepare` finds wrong; or the two have no,
-        or not the same, data sets to be compared on.
+        or not the same, datasets to be compared on.
     """
     sides = {}
     for side, file in (("ours", config_file), ("control", control)):

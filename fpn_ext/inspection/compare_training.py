@@ -178,7 +178,7 @@ def markdown(results: dict[str, Any]) -> str:
         "## Scores\n\nMean ± standard deviation (lowest to highest); the difference of the means ± "
         "its standard error.",
         markdown_table(
-            ["data set", "", "ours", "control", "difference"],
+            ["dataset", "", "ours", "control", "difference"],
             [
                 [
                     *(row["dataset"], f"{row['task']} {row['metric']}"),

@@ -39,7 +39,7 @@ def compare_weights(
     Args:
         sides: the configs ``ours`` and ``control``, with the same ``DATASETS.TEST``.
         weights: a file or an address, see :func:`fpn_ext.files.weight_files.local_file`.
-        images: how many of each data set, its first; None for all.
+        images: how many of each dataset, its first; None for all.
         rounds: of timing; with 0, neither time nor memory is measured.
         folder: for what the evaluators write.
 
@@ -352,7 +352,7 @@ def agreement_table(rows: list[dict[str, Any]]) -> str:
 
 
 def score_table(rows: list[dict[str, Any]]) -> str:
-    header = ["data set", "", "ours", "control", "difference"]
+    header = ["dataset", "", "ours", "control", "difference"]
     return markdown_table(
         header,
         [

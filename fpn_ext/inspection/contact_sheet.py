@@ -26,9 +26,14 @@ def contact_sheet(
 ) -> Image.Image:
     """Images of ``DATASETS.TEST[0]`` in pairs: ground truth left, the model's detections right.
 
-    The images are spread evenly over the data set. Below stands which colour is which level. With
+    The images are spread evenly over the dataset. Below stands which colour is which level. With
     ``label_levels``, ``p3>p4`` stands on each box: proposed by P3, pooled from P4.
+
+    Raises:
+        ValueError: ``num_images`` is less than 1.
     """
+    if num_images < 1:
+        raise ValueError(f"--num-images must be at least 1, got {num_images}")
     dataset = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)
     names = MetadataCatalog.get(dataset).thing_classes

@@ -1,4 +1,4 @@
-"""How many ground-truth boxes of a data set are pooled from each pyramid level, by size and class.
+"""How many ground-truth boxes of a dataset are pooled from each pyramid level, by size and class.
 
     fpn-ext levels --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
     fpn-ext levels --config-file ... --dataset bccd_trainval --json levels.json \\

@@ -267,10 +267,10 @@ def _with_legend(picture: Image.Image, title: str, legend: dict[int, str]) -> Im
 def pictures_of_dataset(
     name: str, count: int, ids: Sequence[str] = ()
 ) -> Iterable[tuple[Path, np.ndarray]]:
-    """Files of a registered data set, each with its (R, 4) boxes, XYXY in pixels of the file.
+    """Files of a registered dataset, each with its (R, 4) boxes, XYXY in pixels of the file.
 
     Args:
-        name: of the data set.
+        name: of the dataset.
         count: so many, spread evenly over it.
         ids: the image ids, instead of ``count`` ones.
 
@@ -279,7 +279,7 @@ def pictures_of_dataset(
     """
     if name not in DatasetCatalog:
         known = did_you_mean(name, DatasetCatalog.keys())
-        raise ValueError(f"--dataset: {name!r} is not a registered data set; {known}")
+        raise ValueError(f"--dataset: {name!r} is not a registered dataset; {known}")
     records = DatasetCatalog.get(name)
     if ids:
         by_id = {str(record["image_id"]): record for record in records}

@@ -97,7 +97,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dataset: str =
     """Detectron2's ``.pkl`` into a file of this project's, or back; the suffixes say which.
 
     Args:
-        dataset: name of the data set, to be written into this project's file, which a ``.pkl``
+        dataset: name of the dataset, to be written into this project's file, which a ``.pkl``
             does not know.
 
     Raises:

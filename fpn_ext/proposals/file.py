@@ -1,4 +1,4 @@
-"""The proposals of a data set in one file, read image by image.
+"""The proposals of a dataset in one file, read image by image.
 
 A safetensors file (no code can be in it) with three tensors and a header of text:
 
@@ -9,7 +9,7 @@ A safetensors file (no code can be in it) with three tensors and a header of tex
 ===========  ==============  ======================================================================
 
 ``format`` "fpn_ext.proposals", ``version`` "1", ``image_ids`` a JSON list of I integers or strings,
-``dataset`` the name of the data set, ``source`` what made the proposals, ``crc32`` a JSON object
+``dataset`` the name of the dataset, ``source`` what made the proposals, ``crc32`` a JSON object
 with the CRC-32 of each tensor's bytes.
 
 The file is mapped into memory, not read: all processes of a machine share the one copy that the
@@ -51,7 +51,7 @@ class Proposals(Mapping[ImageId, BoxesAndScores]):
         image_ids: one per image, all different.
         offsets: (I + 1,) int64; image i has the rows ``offsets[i]`` to ``offsets[i + 1]``.
         boxes, scores: all images' rows; anything that gives an array for a slice.
-        dataset: name of the data set they were made for; "" if unknown.
+        dataset: name of the dataset they were made for; "" if unknown.
         source: what made them.
     """
 
@@ -198,7 +198,7 @@ def write_proposals(
         image_ids: integers or strings, all different, also as text.
         proposals: boxes (R, 4), XYXY in pixels of the original image, and scores (R,), per image,
             in the order of ``image_ids``.
-        dataset: name of the data set; "" if unknown.
+        dataset: name of the dataset; "" if unknown.
         source: what made the proposals, in words.
 
     Raises:

@@ -31,7 +31,7 @@ def training_data(cfg: CfgNode) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError, ValueError: a file of ``DATASETS.PROPOSAL_FILES_TRAIN`` cannot be read,
-            or lacks images of its data set; no image is left to train on.
+            or lacks images of its dataset; no image is left to train on.
     """
     names = cfg.DATASETS.TRAIN
     if not cfg.MODEL.LOAD_PROPOSALS:
@@ -40,7 +40,7 @@ def training_data(cfg: CfgNode) -> dict[str, Any]:
         return {"records": keep_trainable(cfg, records)}
     proposals = _open_all(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, "TRAIN")
     records = _records(names, proposals)
-    # What get_detection_dataset_dicts does for several data sets together.
+    # What get_detection_dataset_dicts does for several datasets together.
     if "annotations" in records[0] and all(
         MetadataCatalog.get(name).get("thing_classes") for name in names
     ):
@@ -55,7 +55,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
 
     Raises:
         FileNotFoundError, ValueError: the file of ``DATASETS.PROPOSAL_FILES_TEST`` cannot be read,
-            or lacks images of the data set.
+            or lacks images of the dataset.
     """
     return _one_by_one(cfg, *_test_data(cfg, dataset_name, is_train=False))
 
@@ -64,7 +64,7 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
     """The images of :func:`build_test_loader`, in the same size, with ground truth.
 
     Raises:
-        ValueError: the data set has none; or what :func:`build_test_loader` raises.
+        ValueError: the dataset has none; or what :func:`build_test_loader` raises.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -77,7 +77,7 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
     records, mapper = _test_data(cfg, dataset_name, is_train=True)
     if not any(record.get("annotations") for record in records):
         raise ValueError(
-            f"TEST.FPN_EXT.VALIDATION_LOSS needs ground truth: no image of data set "
+            f"TEST.FPN_EXT.VALIDATION_LOSS needs ground truth: no image of dataset "
             f"{dataset_name!r} (DATASETS.TEST) has annotations"
         )
     return _one_by_one(cfg, records, mapper)
@@ -110,7 +110,7 @@ class ProposalMapper(DatasetMapper):
     Args:
         cfg, is_train: as for Detectron2's; ``DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN`` or
             ``_TEST`` bounds the proposals of an image.
-        proposals: those of each data set; a record's ``proposal_file`` is a number in this list.
+        proposals: those of each dataset; a record's ``proposal_file`` is a number in this list.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool, proposals: Sequence[Proposals]):
@@ -140,8 +140,8 @@ class ProposalMapper(DatasetMapper):
 def _open_all(names: Sequence[str], files: Sequence[str], split: str) -> list[Proposals]:
     if len(names) != len(files):
         raise ValueError(
-            f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files for the {len(names)} data "
-            f"sets of DATASETS.{split}; it needs one for each, in their order"
+            f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files for the {len(names)} datasets "
+            f"of DATASETS.{split}; it needs one for each, in their order"
         )
     opened = []
     for name, file in zip(names, files, strict=True):
@@ -159,7 +159,7 @@ def _open_all(names: Sequence[str], files: Sequence[str], split: str) -> list[Pr
 
 
 def _records(names: Sequence[str], proposals: Sequence[Proposals]) -> list[dict[str, Any]]:
-    """The images of all data sets, each with the number of its file of proposals."""
+    """The images of all datasets, each with the number of its file of proposals."""
     records = []
     for number, (name, own) in enumerate(zip(names, proposals, strict=True)):
         of_one = get_detection_dataset_dicts(name, filter_empty=False)
@@ -173,14 +173,14 @@ def _check_match(name: str, image_ids: Sequence[ImageId], proposals: Proposals) 
     if missing:
         raise ValueError(
             f"{proposals.file} has no entry for {len(missing)} of the {len(image_ids)} images of "
-            f"data set {name!r}: {first_ids(missing)}"
+            f"dataset {name!r}: {first_ids(missing)}"
             + (f". It was made for {proposals.dataset!r}" if proposals.dataset else "")
         )
     if len(proposals) > len(image_ids):
         known = set(map(str, image_ids))
         others = [image_id for image_id in proposals if str(image_id) not in known]
         logger.warning(
-            "%s has entries for %d images that data set %r has not: %s",
+            "%s has entries for %d images that dataset %r has not: %s",
             proposals.file,
             len(others),
             name,
@@ -188,7 +188,7 @@ def _check_match(name: str, image_ids: Sequence[ImageId], proposals: Proposals) 
         )
     if proposals.dataset not in ("", name):
         logger.warning(
-            "%s was made for data set %r and is used for %r",
+            "%s was made for dataset %r and is used for %r",
             proposals.file,
             proposals.dataset,
             name,

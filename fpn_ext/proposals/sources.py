@@ -1,6 +1,6 @@
 """Where proposals come from: an RPN, selective search, or the ground truth.
 
-Each function writes one file (:mod:`fpn_ext.proposals.file`) for one data set, with an entry for
+Each function writes one file (:mod:`fpn_ext.proposals.file`) for one dataset, with an entry for
 every image of it, those without annotations too.
 """
 
@@ -48,7 +48,7 @@ def generate_proposals(
         cfg: the config the model was built from; ``INPUT`` says how images are resized, and
             ``MODEL.WEIGHTS`` is noted in the file as where the model is from.
         model: one with an RPN, trained: a ProposalNetwork or a GeneralizedRCNN, in any mode.
-        dataset_name: a registered data set; it need not be one of ``cfg.DATASETS``.
+        dataset_name: a registered dataset; it need not be one of ``cfg.DATASETS``.
         file: where to, replaced if it exists.
         top_k: the most proposals of one image; ``MODEL.RPN.POST_NMS_TOPK_TEST`` bounds them too,
             which is said if it is lower.
@@ -90,11 +90,11 @@ def ground_truth_proposals(dataset_name: str, file: str | os.PathLike) -> None:
     the score that Detectron2 gives to ground truth among proposals, ``GROUND_TRUTH_SCORE``.
 
     Raises:
-        ValueError: the data set has no annotations, or an image no width and height.
+        ValueError: the dataset has no annotations, or an image no width and height.
     """
     records = _records(dataset_name)
     if not any("annotations" in record for record in records):
-        raise ValueError(f"data set {dataset_name!r} has no annotations")
+        raise ValueError(f"dataset {dataset_name!r} has no annotations")
     write_proposals(
         file,
         (record["image_id"] for record in records),
@@ -211,7 +211,7 @@ def _ground_truth(record: dict[str, Any]) -> BoxesAndScores:
     ).reshape(-1, 4)
     if "height" not in record or "width" not in record:
         raise ValueError(
-            f"image id {record['image_id']!r}: the data set does not tell its width and height"
+            f"image id {record['image_id']!r}: the dataset does not tell its width and height"
         )
     height, width = record["height"], record["width"]
     boxes = boxes.clip(0, np.array([width, height, width, height], dtype=np.float32))

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", required=True, help="a .pth or .pkl file, or detectron2://... (model zoo)"
     )
     parser.add_argument(
-        "--images", type=int, metavar="N", help="the first N of each dataset; default: all"
+        "--num-images", type=int, metavar="N", help="of each dataset, the first (default: all)"
     )
     parser.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="of timing, 0 for none (%(default)s)"

@@ -13,7 +13,7 @@ from .options import add_config, add_detections, add_output
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_output(parser, "the pictures")
-    parser.add_argument("--num-images", type=int, default=12, help="(default: %(default)s)")
+    parser.add_argument("--num-images", type=int, default=12, metavar="N", help="(%(default)s)")
     add_detections(parser)
 
 

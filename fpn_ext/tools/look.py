@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--dataset", metavar="NAME", help="instead of DATASETS.TEST's first")
     source.add_argument("--input", nargs="+", metavar="PATH", help="image files and folders")
-    parser.add_argument("--num-images", type=int, default=2, help="of the dataset (%(default)s)")
+    parser.add_argument(
+        "--num-images", type=int, default=2, metavar="N", help="of the dataset (%(default)s)"
+    )
     parser.add_argument("--image-id", nargs="+", default=(), help="these of the dataset")
     parser.add_argument("--proposals", type=int, default=50, help="max to draw (%(default)s)")
     parser.add_argument("--tensorboard", action="store_true", help="write event files as well")
