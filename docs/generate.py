@@ -10,7 +10,6 @@ that it is current. The Python API is not written here: Sphinx reads the docstri
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
