@@ -23,10 +23,13 @@ sys.path.insert(0, str(PROJECT))  # the package beside this file, whichever is i
 
 
 def declared() -> list[Any]:
-    import fpn_ext.components  # noqa: F401  (declares the keys)
+    """Every key: `fpn_ext.keys.Key`."""
+    import fpn_ext
+
+    fpn_ext.get_cfg()  # imports the components that declare them
     from fpn_ext.keys import declared_keys
 
-    return list(declared_keys())
+    return declared_keys()
 
 
 def cell(text: str) -> str:
@@ -34,7 +37,7 @@ def cell(text: str) -> str:
 
 
 def key_tables(keys: Iterable[Any]) -> str:
-    """A table for each node of the config, keys in the order of their declaration."""
+    """A table for each node of the config, keys in the order given."""
     nodes: dict[str, list[Any]] = {}
     for key in keys:
         nodes.setdefault(key.name.rpartition(".")[0], []).append(key)
@@ -52,7 +55,9 @@ def key_tables(keys: Iterable[Any]) -> str:
                 key.kind,
                 f"`{cell(repr(key.default))}`",
                 cell(key.comment),
-                ", ".join(key.readers),
+                ", ".join(
+                    f"`{reader}`" if reader[0].isupper() else reader for reader in key.readers
+                ),
             ]
             rows.append(f"| {' | '.join(columns)} |")
         parts.append("\n".join(rows))

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from . import registration
 
 if TYPE_CHECKING:
-    from .components import *  # noqa: F403
+    from .api import *  # noqa: F403
 
 __all__ = [
     "AllLevelsROIHeads",
@@ -73,9 +73,9 @@ registration.install()
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'fpn_ext' has no attribute {name!r}")
-    from . import components
+    from . import api
 
-    return getattr(components, name)
+    return getattr(api, name)
 
 
 def __dir__() -> list[str]:

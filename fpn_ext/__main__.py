@@ -69,6 +69,10 @@ VERBS = {
     )
 }
 
+# What this package raises for a user's mistake, and for a run that failed: one that diverged, say.
+MISTAKES = (ValueError, TypeError, OSError, ImportError)
+FAILURES = (RuntimeError, FloatingPointError)
+
 USAGE = """usage: fpn-ext VERB [options] [KEY VALUE ...]
 
 Feature Pyramid Networks for Detectron2. Every verb has --help with an example.
@@ -101,11 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else 2
     try:
         return verb.load().run(args) or 0
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (*MISTAKES, *FAILURES) as error:
         if not is_users(error):
             raise
         print(f"fpn-ext {name}: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RuntimeError) else 2
+        return 1 if isinstance(error, FAILURES) else 2
     except KeyboardInterrupt:
         return 130
 

@@ -83,4 +83,6 @@ def own_keys(cfg: CfgNode, parent: str = "MODEL") -> CfgNode:
     """
     if "FPN_EXT" in cfg[parent]:
         return cfg[parent].FPN_EXT
-    return CfgNode(defaults(f"{parent}.FPN_EXT"))
+    node = CfgNode(defaults(f"{parent}.FPN_EXT"))
+    node.freeze()
+    return node

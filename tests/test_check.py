@@ -9,6 +9,7 @@ import tiny
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from fpn_ext.__main__ import main
 from fpn_ext.data.datasets import check_classes
 from fpn_ext.engine import check_run
 from fpn_ext.engine.schedule import learning_rate_note, scale_schedule
@@ -30,10 +31,15 @@ def of_status(status, found):
 def test_a_config_in_order(tmp_path):
     found = findings(tmp_path)
     assert not of_status("error", found)
-    assert [f.subject for f in found if f.status == "ok"] == ["config", "model", "training data"]
+    assert [f.subject for f in found if f.status == "ok"] == [
+        "config",
+        "numerics",
+        "model",
+        "training data",
+    ]
     boxes = sum(len(r["annotations"]) for r in DatasetCatalog.get(tiny.DATASET))
     # 8 iterations of 2 images, 6 images.
-    assert found[2].text == f"{tiny.DATASET}: 6 images with {boxes} boxes; 2.7 epochs"
+    assert found[3].text == f"{tiny.DATASET}: 6 images with {boxes} boxes; 2.7 epochs"
     assert "SOLVER.BASE_LR 0.01 is 4 times the 0.0025 usual" in found[-1].text
     assert not (tmp_path / "log.txt").exists()  # nothing is written
 
@@ -117,10 +123,10 @@ def test_a_batch_that_does_not_divide(tmp_path):
 def test_the_command(tmp_path, capsys):
     level = logging.getLogger("fpn_ext").level
     file = tmp_path / "report.json"
-    words = ["--config-file", tiny.FILE, "--json", str(file), *tiny.options(tmp_path)]
-    assert check_run.main(words) == 0
+    words = ["check", "--config-file", tiny.FILE, "--json", str(file), *tiny.options(tmp_path)]
+    assert main(words) == 0
     assert "0 error(s)" in capsys.readouterr().out
     assert {f["status"] for f in json.loads(file.read_text())["findings"]} <= {"ok", "warning"}
-    assert check_run.main([*words, "MODEL.WEIGHTS", "none.pth"]) == 1
+    assert main([*words, "MODEL.WEIGHTS", "none.pth"]) == 1
     assert "no file none.pth" in capsys.readouterr().out
     assert logging.getLogger("fpn_ext").level == level

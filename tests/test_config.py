@@ -1,15 +1,12 @@
-import inspect
-import itertools
-import re
-
 import fpn_ext
 import pytest
 import torch
-from fpn_ext import config
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from fpn_ext.config.defaults import flat
+from fpn_ext.config.prepare import resolve_device
+from fpn_ext.keys import declare, declared_keys
 from fpn_ext.registries.lookup import look_up
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -17,7 +14,7 @@ DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
 
 def test_get_cfg_is_detectron2s_plus_our_node():
     ours, theirs = flat(fpn_ext.get_cfg()), flat(get_detectron2_cfg())
-    assert {k: v for k, v in ours.items() if not k.startswith("MODEL.FPN_EXT.")} == theirs
+    assert {k: v for k, v in ours.items() if ".FPN_EXT." not in k} == theirs
     assert len(ours) > len(theirs)
 
 
@@ -34,15 +31,40 @@ def test_adding_the_keys_twice_keeps_what_was_set():
     assert cfg.MODEL.FPN_EXT.CANONICAL_LEVEL == 3
 
 
-def test_every_key_has_a_comment_and_is_in_the_readme_of_configs():
-    lines = inspect.getsource(config.add_fpn_ext_config).splitlines()
-    keys = {}
-    for above, line in itertools.pairwise(lines):
-        found = re.match(r"\s*cfg\.MODEL\.FPN_EXT\.(\w+) = ", line)
-        if found:
-            keys[found.group(1)] = above.strip()
-    assert set(keys) == set(fpn_ext.get_cfg().MODEL.FPN_EXT)
-    assert all(above.startswith("#") for above in keys.values()), keys
+def test_every_key_is_declared_with_a_comment_and_a_reader():
+    declared = {key.name: key for key in declared_keys()}
+    ours = {name for name in flat(fpn_ext.get_cfg()) if ".FPN_EXT." in name}
+    assert ours == set(declared)
+    for key in declared.values():
+        assert key.comment.endswith((".", "...")) and key.readers, key
+        is_mapping = isinstance(key.default, dict)
+        assert key.kind == ("mapping" if is_mapping else type(key.default).__name__)
+
+
+def test_a_key_is_declared_once():
+    with pytest.raises(ValueError, match=r"MODEL\.FPN_EXT\.LEVELS is declared twice"):
+        declare("MODEL.FPN_EXT.LEVELS", ["p2"], "Something else.", "FeaturePyramid")
+    assert fpn_ext.get_cfg().MODEL.FPN_EXT.LEVELS == []
+
+
+def test_defaults_are_not_shared():
+    fpn_ext.get_cfg().MODEL.FPN_EXT.LEVELS.append("p2")
+    assert fpn_ext.get_cfg().MODEL.FPN_EXT.LEVELS == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("EMA_DECAY", "SOLVER.FPN_EXT.EMA_DECAY"), ("BEST_METRIC", "TEST.FPN_EXT.BEST_METRIC")],
+)
+def test_a_key_that_moved_says_where_to(old, new):
+    with pytest.raises(
+        ValueError, match=rf"no config key 'MODEL\.FPN_EXT\.{old}'; it is {new} now"
+    ):
+        fpn_ext.load_config(DEMO, [f"MODEL.FPN_EXT.{old}", "1"])
+    cfg = fpn_ext.get_cfg()
+    cfg.MODEL.FPN_EXT[old] = 1
+    with pytest.raises(ValueError, match=rf"it is {new} now"):
+        fpn_ext.check_config(cfg)
 
 
 def test_overrides():
@@ -179,7 +201,7 @@ def test_nor_can_the_file_it_is_based_on(tmp_path):
         ),
         (
             ["MODEL.FPN_EXT", "x"],
-            r"command line: MODEL\.FPN_EXT has keys of its own \(BOTTOM_UP, .*, got 'x'",
+            r"command line: MODEL\.FPN_EXT has keys of its own \(.*BOTTOM_UP, .*, got 'x'",
         ),
     ],
 )
@@ -257,7 +279,7 @@ FAST = "configs/detectron2/fast_rcnn_R_50_FPN_1x.yaml"
         (["DATASETS.PROPOSAL_FILES_TRAIN", "('a.pkl', 'b.pkl')"],
          r"(?s)FILES_TRAIN has 2 files .*FILES_TRAIN: no file a\.pkl.*FILES_TRAIN: no file b\.pkl"),
         (["DATASETS.PROPOSAL_FILES_TEST", "('none.safetensors',)"],
-         r"PROPOSAL_FILES_TEST: no file none\.safetensors; python -m fpn_ext\.proposals makes"),
+         r"PROPOSAL_FILES_TEST: no file none\.safetensors; fpn-ext proposals makes"),
         (["DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "0"], r"TOPK_TEST must be at least 1, got 0"),
     ],
 )  # fmt: skip
@@ -289,22 +311,22 @@ def test_check_config_lists_all_problems_at_once():
 
 def test_check_config_knows_what_needs_compiled_operators(monkeypatch):
     cfg = fpn_ext.load_config(DEMO, ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[0, 0, 0, 1]"])
-    monkeypatch.setattr(config, "has_compiled_operators", lambda: False)
+    monkeypatch.setattr("fpn_ext.config.check.has_compiled_operators", lambda: False)
     with pytest.raises(ValueError, match=r"DEFORM_ON_PER_STAGE.*build Detectron2 from source"):
         fpn_ext.check_config(cfg)
-    monkeypatch.setattr(config, "has_compiled_operators", lambda: True)
+    monkeypatch.setattr("fpn_ext.config.check.has_compiled_operators", lambda: True)
     fpn_ext.check_config(cfg)
 
 
 def test_the_device_falls_back_to_cpu_and_says_so(monkeypatch):
     cfg = fpn_ext.get_cfg()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "using 'cpu'" in fpn_ext.resolve_device(cfg)
+    assert "using 'cpu'" in resolve_device(cfg)
     assert cfg.MODEL.DEVICE == "cpu"
-    assert fpn_ext.resolve_device(cfg) is None
+    assert resolve_device(cfg) is None
     cfg.MODEL.DEVICE = "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert fpn_ext.resolve_device(cfg) is None
+    assert resolve_device(cfg) is None
     assert cfg.MODEL.DEVICE == "cuda"
 
 

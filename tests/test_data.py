@@ -87,11 +87,11 @@ def test_registering_reads_nothing_and_can_be_repeated():
 def test_the_demo_data_are_made_when_they_are_first_used(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c",
-         "from fpn_ext import data, demo_data\n"
+         "from fpn_ext.data import datasets, demo_data\n"
          "demo_data.generate.__kwdefaults__.update(num_train=3, num_val=2)\n"
          "demo_data.ensure.__kwdefaults__.update(num_train=3, num_val=2)\n"
          "from detectron2.data import DatasetCatalog\n"
-         "data.register_datasets()\n"
+         "datasets.register_datasets()\n"
          "print([len(DatasetCatalog.get(f'demo_multiscale_{s}')) for s in ('train', 'val')])"],
         capture_output=True, text=True, timeout=120,
         env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},

@@ -11,10 +11,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
+from fpn_ext.__main__ import main
 from fpn_ext.data import demo_data
 from fpn_ext.data.annotation_files import read_coco, read_records, read_voc
 from fpn_ext.data.box_formats import format_problems
-from fpn_ext.data.check import check, main, read_registered
+from fpn_ext.data.check import check, read_registered
 from fpn_ext.data.dataset_contents import KINDS, Box
 from fpn_ext.data.datasets import register_voc_layout
 from fpn_ext.proposals.loader import training_data
@@ -602,7 +603,7 @@ def test_nothing_but_the_report_is_written(tmp_path, capsys):
     write_coco(tmp_path / "data", data)
     before = state(tmp_path / "data")
     report_file = tmp_path / "out" / "report.json"
-    arguments = ["--coco", f"{tmp_path}/data/coco.json", "--images", f"{tmp_path}/data"]
+    arguments = ["data", "--coco", f"{tmp_path}/data/coco.json", "--images", f"{tmp_path}/data"]
     assert main([*arguments, "--json", str(report_file)]) == 1
     assert state(tmp_path / "data") == before
     printed = capsys.readouterr().out
@@ -624,13 +625,13 @@ def test_nothing_but_the_report_is_written(tmp_path, capsys):
 
 def test_warnings_do_not_fail_the_command(tmp_path, capsys):
     write_voc(tmp_path, {"a": [("cat", 0, 1, 9, 9)]})
-    assert main(["--voc", str(tmp_path), "--split", "train", "--classes", "cat"]) == 0
+    assert main(["data", "--voc", str(tmp_path), "--split", "train", "--classes", "cat"]) == 0
     assert "0 error(s), 1 warning(s)" in capsys.readouterr().out
 
 
 def test_only_a_few_of_many_problems_are_printed(tmp_path, capsys):
     write_voc(tmp_path, {"a": [("cat", 5, 5, 5, 9 + i) for i in range(9)]})
-    assert main(["--voc", str(tmp_path), "--split", "train"]) == 1
+    assert main(["data", "--voc", str(tmp_path), "--split", "train"]) == 1
     printed = capsys.readouterr().out
     assert "ERROR   empty-box: 9\n" in printed and "and 6 more (--json lists all)" in printed
     assert printed.count("a.jpg, annotation ") == 3
@@ -651,17 +652,14 @@ def test_only_a_few_of_many_problems_are_printed(tmp_path, capsys):
     ],
 )
 def test_wrong_calls(arguments, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(arguments)
-    assert error.value.code == 2
+    assert main(["data", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_the_report_does_not_overwrite_the_annotations(tmp_path, capsys):
     write_coco(tmp_path, coco())
     file = str(tmp_path / "coco.json")
-    with pytest.raises(SystemExit):
-        main(["--coco", file, "--images", str(tmp_path), "--json", file])
+    assert main(["data", "--coco", file, "--images", str(tmp_path), "--json", file]) == 2
     assert "would overwrite the annotations" in capsys.readouterr().err
     assert json.loads((tmp_path / "coco.json").read_text()) == coco()
 

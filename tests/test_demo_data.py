@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fpn_ext.__main__ import main
 from fpn_ext.data import demo_data
 from fpn_ext.data.demo_annotations import annotation_of, polygons, rle_counts
 from fpn_ext.data.demo_scenes import make_scene, picture
@@ -428,14 +429,23 @@ def test_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    arguments = ["--seed", "2", "--num-train", "2", "--num-val", "1", "--image-size", "130"]
-    demo_data.main(arguments)
+    arguments = [
+        "demo-data",
+        "--seed",
+        "2",
+        "--num-train",
+        "2",
+        "--num-val",
+        "1",
+        "--image-size",
+        "130",
+    ]
+    assert main(arguments) == 0
     info = json.loads((tmp_path / "demo_multiscale" / "info.json").read_text())
     options = {"seed": 2, "num_train": 2, "num_val": 1, "image_size": 130, "distractors": 0}
     assert info["options"] == options
     output = capsys.readouterr().out
     for word in ("train", "val", "crowd regions", *demo_data.CLASS_NAMES):
         assert word in output
-    with pytest.raises(SystemExit):
-        demo_data.main(["--seed", "3"])
+    assert main(["demo-data", "--seed", "3"]) == 2
     assert "seed is 2, needed 3" in capsys.readouterr().err

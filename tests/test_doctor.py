@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import types
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ TORCH["fault"] = ""
 
 def run(python, *arguments, path=()):
     done = subprocess.run(
-        [python, "-m", "fpn_ext.doctor.examine", *arguments],
+        [python, "-m", "fpn_ext", "doctor", *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -87,22 +88,38 @@ def test_only_the_doctor_goes_without_the_package(bare_python):
 
 
 def test_the_doctor_needs_the_standard_library_alone():
-    """What it, and all that it imports from this package, imports at module level."""
-    imported, todo = set(), ["doctor"]
-    seen = set()
+    """What the door, the verb's file and all that they import from this package import."""
+    todo, seen = ["fpn_ext.__main__", "fpn_ext.tools.doctor"], set()
     while todo:
         module = todo.pop()
         seen.add(module)
-        for node in ast.parse(Path(PROJECT, "fpn_ext", f"{module}.py").read_text()).body:
-            if isinstance(node, ast.ImportFrom) and node.level:
-                names = [node.module] if node.module else [alias.name for alias in node.names]
-                todo += set(names) - seen
-            elif isinstance(node, ast.ImportFrom):
-                imported.add(node.module.partition(".")[0])
-            elif isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-    assert {"doctor", "installation", "machine", "_d2_compat", "findings"} <= seen
-    assert imported <= {*sys.stdlib_module_names, "fpn_ext"}
+        todo += set(imports(module)) - seen
+    rooms = ("doctor.installation", "doctor.machine", "reporting.findings", "_d2_compat")
+    assert {f"fpn_ext.{module}" for module in rooms} <= seen
+    assert {name.partition(".")[0] for name in seen} <= {*sys.stdlib_module_names, "fpn_ext"}
+
+
+def imports(module):
+    """The modules that a module of this package imports, and its package.
+
+    At module level, and for a verb, whose file imports its room once it runs, in functions too.
+    """
+    if module.partition(".")[0] != "fpn_ext":
+        return
+    path = Path(PROJECT, *module.split("."))
+    package = module if path.is_dir() else module.rpartition(".")[0]
+    yield package
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree) if package == "fpn_ext.tools" else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            for alias in node.names:
+                inner = Path(PROJECT, *base.split("."), alias.name)
+                is_module = inner.is_dir() or inner.with_suffix(".py").is_file()
+                yield f"{base}.{alias.name}" if is_module else base
 
 
 def test_the_requirements_are_those_of_the_project():

@@ -415,7 +415,7 @@ def test_without_triton():
     code = """if True:
         import sys
         sys.modules["triton"] = None
-        from fpn_ext import fused_roi_align
+        from fpn_ext.kernels import roi_align_cuda
         print(roi_align_cuda.available(), roi_align_cuda.INTERPRETED, roi_align_cuda.missing())
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

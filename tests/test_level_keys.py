@@ -8,10 +8,11 @@ import torch
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from fpn_ext.__main__ import VERBS
 from fpn_ext.config.level_keys import resolve_levels
-from fpn_ext.config.level_table import level_table
-
-import train_net
+from fpn_ext.config.level_table import level_table, level_table_in_errors
+from fpn_ext.engine.train import setup
+from fpn_ext.levels import LevelError
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
 LEVELS = "MODEL.FPN_EXT.LEVELS"
@@ -169,7 +170,7 @@ def test_in_python_keys_are_named(small_cfg):
     with pytest.raises(ValueError, match=r"(?s)call fpn_ext\.resolve_levels.*level +made from"):
         fpn_ext.check_config(small_cfg)
     small_cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[9], [99], [999]]
-    resolve_levels(small_cfg, by_hand=["MODEL.ANCHOR_GENERATOR.SIZES"])
+    resolve_levels(small_cfg, explicitly_set=["MODEL.ANCHOR_GENERATOR.SIZES"])
     fpn_ext.check_config(small_cfg)
     assert keys(small_cfg)["sizes"] == [[9], [99], [999]]
     resolve_levels(small_cfg)
@@ -178,8 +179,9 @@ def test_in_python_keys_are_named(small_cfg):
 
 def test_a_pyramid_whose_levels_are_not_resolved_is_not_built(small_cfg):
     small_cfg.MODEL.FPN_EXT.LEVELS = ["p3", "p4", "p5"]
-    with pytest.raises(ValueError, match=r"(?s)LEVELS .* does not fit MODEL\.FPN\.IN_F.*made from"):
+    with pytest.raises(LevelError, match=r"LEVELS .* does not fit MODEL\.FPN\.IN_F") as error:
         build_backbone(small_cfg)
+    assert "made from" not in str(error.value), "a component says its own, and no more"
 
 
 @pytest.mark.parametrize(
@@ -270,8 +272,10 @@ def test_check_config_adds_the_table_to_what_does_not_fit():
 def test_a_map_that_the_network_does_not_give_shows_both_tables():
     cfg = load(["ps6", "ps12"], *BOTTOM_UP)
     fpn_ext.resolve_bottom_up(cfg)
-    with pytest.raises(ValueError, match=TABLE.format(r"asks for \['s6', 's12'\].*gives \['c1'")):
+    message = TABLE.format(r"asks for \['s6', 's12'\].*gives \['c1'")
+    with pytest.raises(LevelError, match=message) as error, level_table_in_errors(cfg):
         build_backbone(cfg)
+    assert str(error.value).count("level  made from  stride") == 1
 
 
 # Anchor sizes by level
@@ -372,8 +376,6 @@ def test_models_without_known_levels_have_no_table(small_cfg):
 
 
 def test_a_training_prints_it(demo_images, tmp_path, capsys):
-    args = train_net.argument_parser().parse_args(
-        ["--config-file", DEMO, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]
-    )
-    train_net.setup(args)
+    words = ["--config-file", DEMO, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]
+    setup(VERBS["train"].parser().parse_args(words))
     assert capsys.readouterr().out.count("level  made from  stride") == 1

@@ -6,6 +6,7 @@ import tiny
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from fpn_ext.__main__ import main
 from fpn_ext.inspection.best_anchors import AnchorLevel
 from fpn_ext.inspection.look import (
     Inside,
@@ -13,7 +14,6 @@ from fpn_ext.inspection.look import (
     draw_cell_anchors,
     draw_feature_maps,
     draw_proposals,
-    main,
     proposals_by_level,
 )
 from fpn_ext.reporting.drawing import LEVEL_COLORS
@@ -38,7 +38,7 @@ def options(tmp_path_factory):
 
 
 def look(options, *words):
-    return main([*options[:2], *map(str, words), *options[2:]])
+    return main(["look", *options[:2], *map(str, words), *options[2:]])
 
 
 @pytest.mark.parametrize("name", ["PyramidRPN", "RPN"])
@@ -173,8 +173,6 @@ def test_pictures_of_the_users_own(options, tmp_path):
     ],
 )
 def test_mistakes_end_in_a_message(options, tmp_path, capsys, words, said):
-    with pytest.raises(SystemExit) as ended:
-        look(options, *words, "--output", tmp_path)
-    assert ended.value.code == 2
+    assert look(options, *words, "--output", tmp_path) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

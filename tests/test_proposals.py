@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -12,10 +13,10 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
+from fpn_ext.__main__ import main
 from fpn_ext.data import demo_data
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.evaluation.proposal_stats import proposal_stats
-from fpn_ext.inference.proposals import main
 from fpn_ext.proposals.file import ProposalFile, write_proposals
 from fpn_ext.proposals.validate import inspect_proposals
 from pictures import box, registered
@@ -44,7 +45,7 @@ def file(tmp_path):
 
 
 def test_a_sound_file(file, capsys):
-    assert main(["validate", str(file), "--dataset", NAME]) == 0
+    assert main(["proposals", "validate", str(file), "--dataset", NAME]) == 0
     out = capsys.readouterr().out
     assert "3 images, 9 boxes; proposals for 100.0% of the images of 'test_proposals'" in out
     assert "no problems" in out
@@ -62,7 +63,7 @@ def test_every_problem_at_once(file, capsys):
     scores[6] = np.inf
     scores[7:9] = [-9, 9]
     rewrite(file, {"image_ids": "[1, 2, 9]"}, **tensors)
-    assert main(["validate", str(file), "--dataset", NAME]) == 1
+    assert main(["proposals", "validate", str(file), "--dataset", NAME]) == 1
     problems = [line.strip() for line in capsys.readouterr().out.splitlines() if "PROBLEM" in line]
     assert problems == [
         "PROBLEM: the bytes of 'boxes' are not those that were written (CRC-32)",
@@ -86,12 +87,14 @@ def test_every_problem_at_once(file, capsys):
     ]
 
 
-def test_the_machine_readable_form(file, capsys):
+def test_the_machine_readable_form(file, tmp_path, capsys):
     tensors = load_file(file)
     tensors["boxes"][0] = 0
     rewrite(file, **tensors)
-    assert main(["validate", str(file), "--dataset", NAME, "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
+    words = ["proposals", "validate", str(file), "--dataset", NAME]
+    assert main([*words, "--json", str(tmp_path / "new" / "report.json")]) == 1
+    assert "2 problem(s)" in capsys.readouterr().out
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
     assert report["valid"] is False
     assert (report["images"], report["boxes"], report["coverage"]) == (3, 9, 1.0)
     assert [p["subject"] for p in report["findings"]] == ["checksum", "no_area"]
@@ -100,7 +103,7 @@ def test_the_machine_readable_form(file, capsys):
 
 def test_what_may_be_meant_is_a_note(tmp_path, capsys):
     write_random(tmp_path / "x.safetensors", {1: 4, 2: 0, 3: 0}, dataset="another")
-    assert main(["validate", str(tmp_path / "x.safetensors"), "--dataset", NAME]) == 0
+    assert main(["proposals", "validate", str(tmp_path / "x.safetensors"), "--dataset", NAME]) == 0
     out = capsys.readouterr().out
     assert "proposals for 33.3% of the images" in out
     assert "note: it was made for dataset 'another'" in out
@@ -137,21 +140,22 @@ def test_a_file_that_cannot_be_read_is_one_problem(tmp_path, file, damage, capsy
     content = {"truncated": file.read_bytes()[:-1], "empty": b"", "pickle": b"cos\nsystem\n."}
     broken = tmp_path / ("x.pkl" if damage == "pickle" else "x.safetensors")
     broken.write_bytes(content[damage])
-    assert main(["validate", str(broken), "--dataset", NAME]) == 1
+    assert main(["proposals", "validate", str(broken), "--dataset", NAME]) == 1
     assert "1 problem(s)" in capsys.readouterr().out
     (problem,) = inspect_proposals(broken, NAME).problems
     assert str(broken) in problem.text
 
 
 def test_validate_takes_detectron2s_files(tmp_path, file, capsys):
-    main(["convert", str(file), str(tmp_path / "x.pkl")])
-    assert main(["validate", str(tmp_path / "x.pkl"), "--dataset", NAME]) == 0
+    assert main(["proposals", "convert", str(file), str(tmp_path / "x.pkl")]) == 0
+    assert main(["proposals", "validate", str(tmp_path / "x.pkl"), "--dataset", NAME]) == 0
     assert "9 boxes on 3 images" in capsys.readouterr().out
 
 
-def test_no_file_to_validate():
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
-        main(["validate", "none.safetensors", "--dataset", NAME])
+@pytest.mark.parametrize("verb", ["validate", "stats"])
+def test_no_file_to_look_at(verb, capsys):
+    assert main(["proposals", verb, "none.safetensors", "--dataset", NAME]) == 2
+    assert "none.safetensors" in capsys.readouterr().err
 
 
 # stats
@@ -170,14 +174,15 @@ def test_stats_by_hand(tmp_path, capsys):
     assert stats["AR@10"] == stats["AR@1000"] == stats["ARm@10"] == 100
     assert math.isnan(stats["ARs@100"]) and math.isnan(stats["ARl@100"])
     assert stats["boxes per image"] == 1
-    assert (stats["fewest boxes"], stats["most boxes"]) == (0, 2)
+    assert (stats["min boxes"], stats["max boxes"]) == (0, 2)
     assert stats["images with boxes"] == pytest.approx(200 / 3)
-    assert main(["stats", str(file), "--dataset", NAME]) == 0
+    assert main(["proposals", "stats", str(file), "--dataset", NAME]) == 0
     out = capsys.readouterr().out
     assert "   10   100.00      nan   100.00      nan" in out
     assert "1.0 boxes per image (0 to 2); 66.7% of the images have boxes" in out
-    assert main(["stats", str(file), "--dataset", NAME, "--json"]) == 0
-    plain = json.loads(capsys.readouterr().out)
+    report = tmp_path / "stats.json"
+    assert main(["proposals", "stats", str(file), "--dataset", NAME, "--json", str(report)]) == 0
+    plain = json.loads(report.read_text())
     assert plain["AR@100"] == 100 and plain["ARs@100"] is None
 
 
@@ -192,7 +197,10 @@ def test_the_limit_counts_the_best_boxes(tmp_path):
 
 
 def test_ground_truth_is_found_whole(tmp_path, capsys):
-    main(["ground-truth", "--datasets", NAME, "--output", str(tmp_path / "gt")])
+    assert (
+        main(["proposals", "ground-truth", "--datasets", NAME, "--output", str(tmp_path / "gt")])
+        == 0
+    )
     assert proposal_stats(tmp_path / "gt" / f"{NAME}.safetensors", NAME)["AR@10"] == 100
     assert "1 boxes on 3 images" in capsys.readouterr().out
 
@@ -200,12 +208,15 @@ def test_ground_truth_is_found_whole(tmp_path, capsys):
 # The command line
 
 
-def test_a_data_set_that_nobody_registered(file, tmp_path):
-    with pytest.raises(ValueError, match=r"'test_proposal' .*nearest valid: 'test_proposals'"):
-        main(["validate", str(file), "--dataset", "test_proposal"])
-    arguments = ["generate", "--config-file", "x", "--output", str(tmp_path)]
-    with pytest.raises(ValueError, match=r"'MODEL\.WEIGHTS' is not a reg.*come last, after anoth"):
-        main([*arguments, "--datasets", NAME, "MODEL.WEIGHTS", "x.pth"])
+def test_a_dataset_that_nobody_registered(file, tmp_path, capsys):
+    for verb in ("validate", "stats"):
+        assert main(["proposals", verb, str(file), "--dataset", "test_proposal"]) == 2
+        said = capsys.readouterr().err
+        assert re.search(r"'test_proposal' .*nearest valid: 'test_proposals'", said)
+    arguments = ["proposals", "generate", "--config-file", "x", "--output", str(tmp_path)]
+    assert main([*arguments, "--datasets", NAME, "MODEL.WEIGHTS", "x.pth"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"'MODEL\.WEIGHTS' is not a reg.*come last, after anoth", said)
 
 
 @pytest.mark.parametrize(
@@ -215,30 +226,36 @@ def test_a_data_set_that_nobody_registered(file, tmp_path):
     ids=str,
 )  # fmt: skip
 def test_help(command, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([*command, "--help"])
-    assert end.value.code == 0
+    assert main(["proposals", *command, "--help"]) == 0
     assert len(capsys.readouterr().out) > 300
 
 
 def test_the_exit_code_reaches_the_shell(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "fpn_ext.inference.proposals", "validate",
-         str(tmp_path / "x.safetensors"), "--dataset", "bccd_test", "--json"],
+        [sys.executable, "-W", "ignore", "-m", "fpn_ext", "proposals", "validate",
+         str(tmp_path / "x.safetensors"), "--dataset", "bccd_test",
+         "--json", str(tmp_path / "report.json")],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout)["findings"][0]["subject"] == "unreadable"
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["findings"][0]["subject"] == "unreadable"
 
 
-def test_generate_needs_a_model(tmp_path):
+def test_generate_needs_a_model(tmp_path, capsys):
     rest = ["--datasets", NAME, "--output", str(tmp_path / "out")]
-    rpn = ["generate", "--config-file", "configs/demo/faster_rcnn_R_18_FPN.yaml", *rest]
-    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty"):
-        main(rpn)
-    with pytest.raises(ValueError, match=r"--top-k\) must be at least 1, got 0"):
-        main([*rpn, "--top-k", "0", "MODEL.WEIGHTS", "x.pth"])
+    rpn = [
+        "proposals",
+        "generate",
+        "--config-file",
+        "configs/demo/faster_rcnn_R_18_FPN.yaml",
+        *rest,
+    ]
+    assert main(rpn) == 2
+    assert "MODEL.WEIGHTS is empty" in capsys.readouterr().err
+    assert main([*rpn, "--top-k", "0", "MODEL.WEIGHTS", "x.pth"]) == 2
+    assert "--top-k) must be at least 1, got 0" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -273,11 +290,11 @@ def test_a_network_of_a_library_sees_its_own_pixels(demo, tmp_path, capsys):
     cfg = fpn_ext.load_config("configs/demo/faster_rcnn_R_18_FPN.yaml", opts)
     fpn_ext.resolve_bottom_up(cfg)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "rpn.pth")
-    main([
-        "generate", "--config-file", "configs/demo/faster_rcnn_R_18_FPN.yaml",
+    assert main([
+        "proposals", "generate", "--config-file", "configs/demo/faster_rcnn_R_18_FPN.yaml",
         "--datasets", "test_end_val", "--top-k", "5", "--output", str(tmp_path), *opts,
         "MODEL.WEIGHTS", str(tmp_path / "rpn.pth"),
-    ])  # fmt: skip
+    ]) == 0  # fmt: skip
     assert len(ProposalFile(tmp_path / "test_end_val.safetensors")) == 4
     assert "MODEL.PIXEL_MEAN" in capsys.readouterr().out
 
@@ -287,16 +304,16 @@ def test_end_to_end(demo, tmp_path, capsys):
     rpn = fpn_ext.load_config(config, [*SMALL, "MODEL.META_ARCHITECTURE", "ProposalNetwork"])
     torch.save({"model": build_model(rpn).state_dict()}, tmp_path / "rpn.pth")
     splits = ("test_end_train", "test_end_val")
-    main([
-        "generate", "--config-file", config, "--datasets", *splits, "--top-k", "50",
+    assert main([
+        "proposals", "generate", "--config-file", config, "--datasets", *splits, "--top-k", "50",
         "--output", str(tmp_path), *SMALL, "MODEL.META_ARCHITECTURE", "ProposalNetwork",
         "MODEL.WEIGHTS", str(tmp_path / "rpn.pth"),
-    ])  # fmt: skip
+    ]) == 0  # fmt: skip
     files = [str(tmp_path / f"{split}.safetensors") for split in splits]
     for file, split, count in zip(files, splits, (6, 4), strict=True):
         assert len(ProposalFile(file)) == count
-        assert main(["validate", file, "--dataset", split]) == 0
-        assert main(["stats", file, "--dataset", split]) == 0
+        assert main(["proposals", "validate", file, "--dataset", split]) == 0
+        assert main(["proposals", "stats", file, "--dataset", split]) == 0
     assert "no problems" in capsys.readouterr().out
 
     cfg = fpn_ext.load_config(config, [

@@ -22,7 +22,7 @@ ROOMS = (
     *("inference", "inspection", "paper", "tools"),
 )
 # The roof: what imports all rooms to register their components. Rooms hand the import on.
-ROOF = ("__init__.py", "__main__.py", "components.py", "registration.py")
+ROOF = ("__init__.py", "__main__.py", "api.py", "components.py", "registration.py")
 MOST_LINES = 400
 
 
@@ -66,9 +66,10 @@ def test_imports_go_down(file):
         return
     here = room_of((*parts[:-1], parts[-1].removesuffix(".py")))
     for imported in imports_of(file):
-        if imported == ("components",):
-            assert parts[-1] == "__init__.py", f"{file}: rooms alone hand {imported} on"
+        if imported == ("components",) and parts[-1] == "__init__.py":
             continue
+        if imported == ("api",) and parts == ("config", "defaults.py"):
+            continue  # within a function: when it is called, all rooms are there
         assert ROOMS.index(room_of(imported)) <= ROOMS.index(here), f"{file} imports {imported}"
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import filter_empty_instances
+from fpn_ext.__main__ import main
 from fpn_ext.data.training_boxes import read_boxes, resize
 from fpn_ext.data.training_boxes import training_sides as sides_of
-from fpn_ext.inspection.reports import argument_parser, config_and_boxes
 from pictures import box, registered
 
 
@@ -93,10 +93,13 @@ def test_data_that_cannot_be_used_are_named(tmp_path):
             read_boxes(["unsized"])
 
 
-def test_a_report_never_overwrites_the_annotations(tmp_path):
+@pytest.mark.parametrize("verb", ["anchors", "levels"])
+def test_a_report_never_overwrites_the_annotations(tmp_path, capsys, verb):
     with registered("kept", tmp_path, {1: ((8, 8), [box(0, 0, 4, 4)])}):
-        MetadataCatalog.get("kept").json_file = str(tmp_path / "kept.json")
+        annotations = tmp_path / "kept.json"
+        annotations.write_text("{}")
+        MetadataCatalog.get("kept").json_file = str(annotations)
         words = ["--config-file", "configs/Base-FPN.yaml", "--dataset", "kept"]
-        args = argument_parser("x", "").parse_args([*words, "--json", str(tmp_path / "kept.json")])
-        with pytest.raises(ValueError, match="would overwrite the annotations of kept"):
-            config_and_boxes(args)
+        assert main([verb, *words, "--json", str(annotations)]) == 2
+    assert "would overwrite the annotations of kept" in capsys.readouterr().err
+    assert annotations.read_text() == "{}"

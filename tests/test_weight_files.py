@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.file_io import PathManager
+from fpn_ext.config.prepare import check_weights
 from fpn_ext.files.weight_files import DamagedFileError, local_file, read_weights
 from safetensors.torch import save_file
 from unsafe import touches
@@ -202,7 +203,7 @@ def test_an_unprotected_address_is_refused():
         cfg = fpn_ext.get_cfg()
         cfg.MODEL.WEIGHTS = address
         with pytest.raises(ValueError, match="use its https:// address"):
-            fpn_ext.check_weights(cfg, required=False)
+            check_weights(cfg, "optional")
 
 
 @pytest.fixture

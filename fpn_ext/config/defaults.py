@@ -31,6 +31,8 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     They are under ``MODEL.FPN_EXT``, ``SOLVER.FPN_EXT`` and ``TEST.FPN_EXT``. Those that the config
     already has keep their values.
     """
+    from .. import api  # noqa: F401  (declares the keys of the rooms above this one)
+
     for name in NODES:
         parent, _, own = name.rpartition(".")
         node = cfg[parent].setdefault(own, CfgNode())

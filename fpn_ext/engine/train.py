@@ -13,9 +13,12 @@ from detectron2.utils.logger import setup_logger
 from ..config.level_table import level_table, level_table_in_errors
 from ..config.prepare import Weights, prepare
 from ..files.checkpoint import CompleteCheckpointer, checkpoints_in
+from ..files.shipped import find_config
+from ..reporting.json_files import write_json
 from . import distributed
 from .repeatable import use_deterministic_algorithms
 from .schedule import learning_rate_note, scale_schedule
+from .testing import by_dataset
 from .trainer import Trainer
 
 
@@ -49,6 +52,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     if args.extend and (args.resume or args.eval_only):
         raise ValueError("--extend begins a training; leave --resume and --eval-only out")
+    args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
     cfg, notes = prepare(
         args.config_file,
         args.opts,
@@ -93,5 +97,7 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     )
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
+        if args.json:
+            write_json(args.json, by_dataset(cfg, results))
         verify_results(cfg, results)
     return results

@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 
 from ..config.level_table import level_table_in_errors
 from ..config.prepare import prepare
-from ..data.datasets import check_registered
+from ..data.datasets import check_registered, register_datasets
 from ..files.checkpoint import CompleteCheckpointer
 from ..proposals.sources import check_top_k, generate_proposals, write_for_each
 from ..speed.optimize import model_for_inference
@@ -29,8 +29,9 @@ def generate(
             not registered, ``top_k`` out of range, a model without an RPN.
     """
     check_top_k(top_k)
+    register_datasets()
+    check_registered(datasets)  # first: overrides after --datasets are names to it
     cfg, notes = prepare(config_file, opts, weights="required")
-    check_registered(datasets)
     print("\n".join(notes))
     cfg.freeze()
     with level_table_in_errors(cfg):

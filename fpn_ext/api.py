@@ -1,0 +1,20 @@
+"""What ``fpn_ext.__all__`` names, and every module that declares a config key."""
+
+# ruff: noqa: F401, F403
+
+from .bottom_up import freezing
+from .bottom_up.build import resolve_bottom_up
+from .components import *
+from .config.check import check_config
+from .config.defaults import add_fpn_ext_config, get_cfg
+from .config.level_keys import resolve_levels
+from .config.level_table import level_table
+from .config.load import load_config
+from .config.prepare import prepare
+from .engine import best, ema, repeatable, steps, validation_loss
+from .evaluation import recall
+from .modeling.level_rules import assign_levels
+from .modeling.pooler import LevelMappedROIPooler
+from .modeling.top_blocks import Subsample
+from .speed import folded_norms, winograd_training
+from .speed.optimize import optimize_for_inference
