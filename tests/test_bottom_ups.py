@@ -15,6 +15,7 @@ from detectron2.modeling import build_backbone, build_model
 from fpn_ext.bottom_up import libraries
 from fpn_ext.bottom_up.build import build_bottom_up
 from fpn_ext.bottom_up.freezing import freeze
+from fpn_ext.config.prepare import check_weights
 from fpn_ext.data import demo_data
 from torch import nn
 
@@ -457,7 +458,7 @@ def test_a_network_with_one_output(cfg):
     assert "asks for ['c2', 'c3', 'c5'], which timm/test_vit does not give" in message
     assert "It gives ['c4']:\n  name  output  at 96x160" in message
     assert "Change MODEL.FPN.IN_FEATURES or MODEL.FPN_EXT.LEVELS, or choose another" in message
-    assert "The levels as configured:\n  level  made from  stride" in message
+    assert "made from" not in message, "the table of levels is added where the config is at hand"
     single = build_backbone(resolved(cfg, "timm/test_vit", IN_FEATURES=["c4"]))
     assert list(single.output_shape()) == ["p4", "p5"], "one level can be had"
 
@@ -526,10 +527,10 @@ def test_what_is_checked_before_building():
 def test_random_weights_are_not_frozen(tmp_path, opts, message):
     cfg = fpn_ext.load_config(DEMO, opts)
     with pytest.raises(ValueError, match=message):
-        fpn_ext.check_weights(cfg, required=False, from_the_start=True)
-    fpn_ext.check_weights(cfg, required=False)  # evaluating, or going on with a training
+        check_weights(cfg, "start")
+    check_weights(cfg, "optional")  # evaluating, or going on with a training
     cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = str(tmp_path / "some.pth")
     with pytest.raises(FileNotFoundError, match=r"BOTTOM_UP_WEIGHTS: no file .*some\.pth"):
-        fpn_ext.check_weights(cfg, required=False, from_the_start=True)
+        check_weights(cfg, "start")
     Path(cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS).touch()
-    fpn_ext.check_weights(cfg, required=False, from_the_start=True)
+    check_weights(cfg, "start")

@@ -198,7 +198,7 @@ def test_bfloat16(cfg):
 BFLOAT16_ALONE = """
 import logging, sys, torch
 import fpn_ext
-from fpn_ext.optimize import has_bfloat16_convolutions
+from fpn_ext.speed.optimize import has_bfloat16_convolutions
 from detectron2.modeling import build_model
 records = []
 logger = logging.getLogger("fpn_ext.speed.optimize")

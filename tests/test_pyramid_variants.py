@@ -11,6 +11,7 @@ from fpn_ext import FeaturePyramid, optimize_for_inference
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from fpn_ext.config.defaults import flat
 from fpn_ext.inspection.compare_configs import unread_keys
 from fpn_ext.modeling.top_blocks import Subsample
 from fpn_ext.registries.lookup import pyramids
@@ -438,7 +439,6 @@ def test_optimised_for_inference(variant, dtype, small_cfg, monkeypatch):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_differs_in_what_it_is_about(name):
-    flat = fpn_ext.config.flat
     ours = flat(fpn_ext.load_config(f"configs/variants/{name}.yaml"))
     base = flat(fpn_ext.load_config("configs/detectron2/faster_rcnn_R_50_FPN_1x.yaml"))
     different = {key for key in ours if ours[key] != base[key]} - {"OUTPUT_DIR"}
