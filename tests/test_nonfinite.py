@@ -110,7 +110,7 @@ def test_a_box(cfg, box, fault):
     text, report, _ = failure(cfg, build_model(cfg), [[record("c.jpg")], batch])
     assert "in iteration 1: " in text
     assert "first: input[0][1]['instances'].gt_boxes of the model" in text
-    assert f"  - b.jpg: {fault}; run python -m fpn_ext.data.check" in text
+    assert f"  - b.jpg: {fault}; run fpn-ext data" in text
     assert report["images"] == ["b.jpg"]
 
 

@@ -21,8 +21,6 @@ from fpn_ext.proposals.loader import build_validation_loader
 from tiny import DATASET, config, leaves, register
 from torch import nn
 
-OWN = "MODEL.FPN_EXT."
-
 
 @pytest.fixture(scope="module", autouse=True)
 def images(tmp_path_factory):
@@ -465,21 +463,36 @@ def test_an_exported_file_is_begun_with(straight, tmp_path, log):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["AMP_DTYPE", "half"], r"AMP_DTYPE must be one of \('float16', 'bfloat16'\), got 'half'"),
-        (["ACCUMULATE", 0], "ACCUMULATE must be at least 1, got 0"),
-        (["BEST_MODE", "best"], "BEST_MODE must be one of"),
-        (["EARLY_STOP_PATIENCE", -1], "EARLY_STOP_PATIENCE must be 0"),
-        (["EARLY_STOP_PATIENCE", 2], "EARLY_STOP_PATIENCE needs the score to go by: set"),
-        (["EMA_DECAY", 1.0], "EMA_DECAY must be 0 .none. or more, under 1, got 1.0"),
-        (["BEST_METRIC", "validation_loss/loss_cls"], "needs VALIDATION_LOSS True"),
-        (["BEST_METRIC", "validation_loss/loss_cls"], "is a loss: set BEST_MODE min"),
-        (["BEST_METRIC", "bbox/AP"], "BEST_METRIC needs evaluations during training: set TEST"),
-        (["VALIDATION_LOSS", True], "VALIDATION_LOSS needs evaluations during training: set TEST"),
-        (["VALIDATION_LOSS", True], "VALIDATION_LOSS needs a data set in DATASETS.TEST, which is"),
+        (
+            ["SOLVER.FPN_EXT.AMP_DTYPE", "half"],
+            r"AMP_DTYPE must be one of \('float16', 'bfloat16'\), got 'half'",
+        ),
+        (["SOLVER.FPN_EXT.ACCUMULATE", 0], "ACCUMULATE must be at least 1, got 0"),
+        (["TEST.FPN_EXT.BEST_MODE", "best"], "BEST_MODE must be one of"),
+        (["TEST.FPN_EXT.EARLY_STOP_PATIENCE", -1], "EARLY_STOP_PATIENCE must be 0"),
+        (
+            ["TEST.FPN_EXT.EARLY_STOP_PATIENCE", 2],
+            "EARLY_STOP_PATIENCE needs the score to go by: set",
+        ),
+        (["SOLVER.FPN_EXT.EMA_DECAY", 1.0], "EMA_DECAY must be 0 .none. or more, under 1, got 1.0"),
+        (["TEST.FPN_EXT.BEST_METRIC", "validation_loss/loss_cls"], "needs VALIDATION_LOSS True"),
+        (["TEST.FPN_EXT.BEST_METRIC", "validation_loss/loss_cls"], "is a loss: set BEST_MODE min"),
+        (
+            ["TEST.FPN_EXT.BEST_METRIC", "bbox/AP"],
+            "BEST_METRIC needs evaluations during training: set TEST",
+        ),
+        (
+            ["TEST.FPN_EXT.VALIDATION_LOSS", True],
+            "VALIDATION_LOSS needs evaluations during training: set TEST",
+        ),
+        (
+            ["TEST.FPN_EXT.VALIDATION_LOSS", True],
+            "VALIDATION_LOSS needs a dataset in DATASETS.TEST, which is",
+        ),
     ],
 )
 def test_keys_that_do_not_fit(tmp_path, opts, message):
-    cfg = config(tmp_path, OWN + opts[0], opts[1])
+    cfg = config(tmp_path, *opts)
     with pytest.raises(ValueError, match=message):
         fpn_ext.check_config(cfg, training=True)
 

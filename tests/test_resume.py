@@ -174,8 +174,8 @@ def test_what_changed_in_the_config_is_said(straight, tmp_path, log):
     begin(config(tmp_path, "SOLVER.FPN_EXT.ACCUMULATE", 2, "SOLVER.MOMENTUM", 0.8), "resume")
     changed = [line for line in log().splitlines() if "it is now" in line]
     assert len(changed) == 2
-    assert "SOLVER.MOMENTUM was 0.9 in" in changed[1] and changed[1].endswith("it is now 0.8")
-    assert "SOLVER.FPN_EXT.ACCUMULATE was 1 in" in changed[0]
+    assert "SOLVER.MOMENTUM was 0.9 in" in changed[0] and changed[0].endswith("it is now 0.8")
+    assert "SOLVER.FPN_EXT.ACCUMULATE was 1 in" in changed[1]
 
 
 def test_a_finished_training_has_nothing_left(straight):

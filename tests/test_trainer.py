@@ -16,8 +16,7 @@ from fpn_ext.engine.trainer import Trainer
 from tiny import DATASET, config, register
 from torch import nn
 
-FPN_EXT = "MODEL.FPN_EXT."
-AMP = ("SOLVER.AMP.ENABLED", True, f"{FPN_EXT}AMP_DTYPE", "bfloat16")
+AMP = ("SOLVER.AMP.ENABLED", True, "SOLVER.FPN_EXT.AMP_DTYPE", "bfloat16")
 TESTED = ("DATASETS.TEST", f"('{DATASET}',)", "INPUT.MIN_SIZE_TEST", 64)
 
 
@@ -63,7 +62,7 @@ class Names(HookBase):
     [
         ((), SimpleTrainer),
         (AMP, MicroBatchTrainer),
-        ((f"{FPN_EXT}ACCUMULATE", 2), MicroBatchTrainer),
+        (("SOLVER.FPN_EXT.ACCUMULATE", 2), MicroBatchTrainer),
     ],
 )
 def test_the_step_is_built_once(tmp_path, monkeypatch, opts, kind):
@@ -84,7 +83,7 @@ def test_the_step_is_built_once(tmp_path, monkeypatch, opts, kind):
 
 @pytest.mark.parametrize("opts", [(), AMP])
 def test_all_parts_belong_together(tmp_path, opts):
-    trainer = Trainer(config(tmp_path, *opts, f"{FPN_EXT}EMA_DECAY", 0.5))
+    trainer = Trainer(config(tmp_path, *opts, "SOLVER.FPN_EXT.EMA_DECAY", 0.5))
     assert trainer.model is trainer.step.model is trainer.checkpointer.model
     assert trainer.optimizer is trainer.step.optimizer is trainer.scheduler.optimizer
     assert trainer.data_loader is trainer.step.data_loader
@@ -123,7 +122,7 @@ def test_the_parts_are_built_in_detectron2s_order(tmp_path):
     [
         ((), "Seeded Timer LR Checkpointer Eval Writer Guard"),
         (
-            (f"{FPN_EXT}EMA_DECAY", 0.5, f"{FPN_EXT}BEST_METRIC", "bbox/AP"),
+            ("SOLVER.FPN_EXT.EMA_DECAY", 0.5, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP"),
             "Seeded Timer LR Averaged Checkpointer Best Writer Guard",
         ),
     ],
@@ -138,7 +137,7 @@ def test_the_order_of_the_hooks(tmp_path, opts, expected):
 
 def test_what_a_checkpoint_holds(tmp_path):
     """These names are what older checkpoints are resumed by."""
-    opts = (*AMP, *TESTED, f"{FPN_EXT}EMA_DECAY", 0.5, f"{FPN_EXT}BEST_METRIC", "bbox/AP")
+    opts = (*AMP, *TESTED, "SOLVER.FPN_EXT.EMA_DECAY", 0.5, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP")
     trainer = Trainer(config(tmp_path, *opts, "TEST.EVAL_PERIOD", 8))
     trainer.checkpointer.save("model_0000001", iteration=1)
     saved = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
@@ -302,6 +301,6 @@ def test_stopping_is_no_error_and_errors_are():
 def test_a_step_of_the_config(tmp_path):
     model = nn.Linear(1, 1)
     parts = model, [], torch.optim.SGD(model.parameters(), lr=1.0)
-    step = build_step(config(tmp_path, *AMP, f"{FPN_EXT}ACCUMULATE", 3), *parts)
+    step = build_step(config(tmp_path, *AMP, "SOLVER.FPN_EXT.ACCUMULATE", 3), *parts)
     assert (step.batches, step.dtype) == (3, torch.bfloat16)
     assert type(build_step(config(tmp_path), *parts)) is SimpleTrainer

@@ -199,7 +199,7 @@ def keep_trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str
     if not records:
         raise ValueError(
             f"no image is left of the {total} of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: "
-            f"{with_boxes} have boxes. Check the annotations with python -m fpn_ext.data.check; "
+            f"{with_boxes} have boxes. Check the annotations with fpn-ext data; "
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without boxes"
         )
     return records
