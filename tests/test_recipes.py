@@ -459,8 +459,6 @@ def test_an_exported_file_is_begun_with(straight, tmp_path, log):
 
 # What check_config says.
 
-SOLVER, TEST = "SOLVER.FPN_EXT.", "TEST.FPN_EXT."
-
 
 @pytest.mark.parametrize(
     ("opts", "message"),
@@ -469,16 +467,16 @@ SOLVER, TEST = "SOLVER.FPN_EXT.", "TEST.FPN_EXT."
             ["SOLVER.FPN_EXT.AMP_DTYPE", "half"],
             r"AMP_DTYPE must be one of \('float16', 'bfloat16'\), got 'half'",
         ),
-        ([SOLVER + "ACCUMULATE", 0], "ACCUMULATE must be at least 1, got 0"),
-        ([TEST + "BEST_MODE", "best"], "BEST_MODE must be one of"),
-        ([TEST + "EARLY_STOP_PATIENCE", -1], "EARLY_STOP_PATIENCE must be 0"),
+        (["SOLVER.FPN_EXT.ACCUMULATE", 0], "ACCUMULATE must be at least 1, got 0"),
+        (["TEST.FPN_EXT.BEST_MODE", "best"], "BEST_MODE must be one of"),
+        (["TEST.FPN_EXT.EARLY_STOP_PATIENCE", -1], "EARLY_STOP_PATIENCE must be 0"),
         (
             ["TEST.FPN_EXT.EARLY_STOP_PATIENCE", 2],
             "EARLY_STOP_PATIENCE needs the score to go by: set",
         ),
-        ([SOLVER + "EMA_DECAY", 1.0], "EMA_DECAY must be 0 .none. or more, under 1, got 1.0"),
-        ([TEST + "BEST_METRIC", "validation_loss/loss_cls"], "needs VALIDATION_LOSS True"),
-        ([TEST + "BEST_METRIC", "validation_loss/loss_cls"], "is a loss: set BEST_MODE min"),
+        (["SOLVER.FPN_EXT.EMA_DECAY", 1.0], "EMA_DECAY must be 0 .none. or more, under 1, got 1.0"),
+        (["TEST.FPN_EXT.BEST_METRIC", "validation_loss/loss_cls"], "needs VALIDATION_LOSS True"),
+        (["TEST.FPN_EXT.BEST_METRIC", "validation_loss/loss_cls"], "is a loss: set BEST_MODE min"),
         (
             ["TEST.FPN_EXT.BEST_METRIC", "bbox/AP"],
             "BEST_METRIC needs evaluations during training: set TEST",

@@ -3,7 +3,7 @@
     fpn-ext check --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
     fpn-ext check --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
 
-All that is wrong is said at once, each with what would mend it. train_net.py makes the same checks,
+All that is wrong is said at once, each with what would mend it. fpn-ext train checks the same,
 each before the step that it protects. Exit code: 0 without errors (warnings may be there), 1 with
 errors. No image is opened: for these, fpn-ext data.
 """

@@ -114,7 +114,7 @@ class StrictCheckpointer(SafeCheckpointer):
 
 
 def build_models(sides: dict[str, CfgNode], file: str) -> dict[str, nn.Module]:
-    """The models of some configs, as train_net.py evaluates them, with weights from a local file.
+    """The models of some configs as ``fpn-ext eval`` has them, with weights from a local file.
 
     Raises:
         ValueError: names, for each model, all keys that do not match.
