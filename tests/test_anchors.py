@@ -103,7 +103,7 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last():
     for width in range(2, 2 * MAX_CACHED_GRIDS):
         generator([torch.zeros(1, 1, 1, width)])
         assert generator([torch.zeros(1, 1, 1, 1)])[0].tensor.data_ptr() == favourite
-    assert len(generator._cache.entries) == MAX_CACHED_GRIDS
+    assert len(generator.cache.entries) == MAX_CACHED_GRIDS
 
 
 def test_anchors_made_in_inference_mode_serve_training():

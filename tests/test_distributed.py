@@ -109,7 +109,7 @@ def launch_with(monkeypatch, options=(), environment=None, device="cpu", gpus=0)
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     started = []
-    monkeypatch.setattr(distributed, "_run", lambda place, *_: started.append((place, 1)))
+    monkeypatch.setattr(distributed, "run_at", lambda place, *_: started.append((place, 1)))
     monkeypatch.setattr(
         distributed, "detectron2_launch", lambda main, number, **_: started.append((None, number))
     )
@@ -173,7 +173,7 @@ def test_how_a_process_ended(monkeypatch):
 
         monkeypatch.setattr(distributed.multiprocessing, "spawn", spawn)
         with pytest.raises(RuntimeError) as caught:
-            distributed._launch(None, args, on_cpu=True)
+            distributed.start_processes(None, args, on_cpu=True)
         return str(caught.value)
 
     said = ends_with(ProcessRaisedException("\nValueError: 7 is no key\n", 1, 99))
@@ -193,7 +193,7 @@ def test_a_process_that_lost_another_lets_it_end_first(monkeypatch):
 
     place = Place(rank=0, world_size=2, local_rank=0, address="", source="")
     with pytest.raises(RuntimeError, match="rank 0 lost its connection to another process"):
-        distributed._run(place, True, waits, None)
+        distributed.run_at(place, True, waits, None)
     assert slept == [distributed._LOST_GRACE]
 
 
@@ -387,7 +387,7 @@ def test_a_killed_launcher_takes_its_processes_with_it(tmp_path):
     if not launcher:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
         start = multiprocessing.get_context("fork").Process
-        start(target=distributed._end_with_the_launcher, args=(train, None)).start()
+        start(target=distributed.end_with_the_launcher, args=(train, None)).start()
         time.sleep(60)
         os._exit(0)
     file = tmp_path / "pid"

@@ -455,7 +455,9 @@ def test_the_cells_of_a_bin(high, samples, length, cells, weights):
     """A bin from 0 to ``high`` on a map of so many cells, worked out on paper."""
     settings = roi_align_cpu.Settings((1.0,), (1, 1), samples, aligned=False)
     ends = torch.tensor([[0.0], [high]])
-    found = roi_align_cpu._taps(roi_align_cpu._samples(*ends, 1, 1.0, settings), 1, length)
+    found = roi_align_cpu.taps_along(
+        roi_align_cpu.samples_along(*ends, 1, 1.0, settings), 1, length
+    )
     assert found.taps.tolist() == [len(cells)]
     assert found.cell[0, 0, : len(cells)].tolist() == cells
     torch.testing.assert_close(found.weight[0, 0, : len(cells)], torch.tensor(weights))
@@ -473,9 +475,9 @@ def test_weighted_rows_a_box_at_a_time(monkeypatch, limit, sampling_ratio):
 
     together = pooled_and_gradients()
     sizes = []
-    sums = roi_align_cpu._weighted_sums
+    sums = roi_align_cpu.weighted_sums
     monkeypatch.setattr(
-        roi_align_cpu, "_weighted_sums", lambda *a: sizes.append(len(a[3])) or sums(*a)
+        roi_align_cpu, "weighted_sums", lambda *a: sizes.append(len(a[3])) or sums(*a)
     )
     monkeypatch.setattr(roi_align_cpu, limit, 1)
     assert all(map(torch.equal, together, pooled_and_gradients()))

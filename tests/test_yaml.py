@@ -45,7 +45,7 @@ def test_its_header_says_what_it_is_and_how_to_run_it(file):
     assert header, "starts with a comment"
     if file in MODELS:
         commands = header.group().replace("\\\n#", "")
-        (config,) = set(re.findall(r"train_net.py .*--config-file (\S+)", commands))
+        (config,) = set(re.findall(r"fpn-ext train .*--config-file (\S+)", commands))
         assert Path(config) == file, "the command names this very file"
 
 

@@ -226,7 +226,7 @@ def variables(kind, rank, port):
 
 def start(task, kind, folder):
     """Fork two processes and wait for them; whether both ended well."""
-    port = distributed._free_port()
+    port = distributed.free_port()
     children = []
     for rank in range(2):
         child = os.fork()

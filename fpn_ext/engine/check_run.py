@@ -1,12 +1,4 @@
-"""Check a config before it is trained or evaluated: keys, names, levels, weights, data, schedule.
-
-    fpn-ext check --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
-    fpn-ext check --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
-
-All that is wrong is said at once, each with what would mend it. fpn-ext train checks the same,
-each before the step that it protects. Exit code: 0 without errors (warnings may be there), 1 with
-errors. No image is opened: for these, fpn-ext data.
-"""
+"""All findings on a config before it is trained or evaluated: what ``fpn-ext check`` reports."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +7,7 @@ from contextlib import contextmanager
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from ..config.level_table import level_table_in_errors
 from ..config.load import load_config, written_keys
 from ..config.prepare import MISTAKES, Weights, prepare_loaded
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
@@ -60,7 +53,8 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
     try:
-        model = build_model(cfg)
+        with level_table_in_errors(cfg):
+            model = build_model(cfg)
     except MISTAKES as error:
         yield Finding("error", "model", str(error))
         return

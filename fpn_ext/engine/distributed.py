@@ -92,9 +92,9 @@ def launch(main: Main, args: argparse.Namespace, device: str) -> None:
     _check_options(args, on_cpu, place)
     if place is not None:
         _check_gpu(place, on_cpu)
-        record(_run)(place, on_cpu, main, args)
+        record(run_at)(place, on_cpu, main, args)
     else:
-        _launch(main, args, on_cpu)
+        start_processes(main, args, on_cpu)
 
 
 def started_by(environment: Mapping[str, str] = os.environ) -> str:
@@ -258,20 +258,20 @@ def _check_gpu(place: Place, on_cpu: bool) -> None:
 # ---------------------------------------------------------------------------------- starting
 
 
-def _launch(main: Main, args: argparse.Namespace, on_cpu: bool) -> None:
+def start_processes(main: Main, args: argparse.Namespace, on_cpu: bool) -> None:
     """Start this machine's processes, and end them all when one fails."""
     per_machine = args.num_processes if on_cpu else args.num_gpus
     first_rank = args.machine_rank * per_machine
     try:
         if on_cpu and args.num_machines * per_machine > 1:
             # Detectron2 v0.6's launcher takes GPUs alone.
-            url = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
+            url = f"tcp://127.0.0.1:{free_port()}" if args.dist_url == "auto" else args.dist_url
             multiprocessing.spawn(
                 _started, args=(first_rank, per_machine, url, main, args), nprocs=per_machine
             )
         else:
             detectron2_launch(
-                _end_with_the_launcher,
+                end_with_the_launcher,
                 per_machine,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
@@ -301,7 +301,7 @@ def _ending(error: multiprocessing.ProcessExitedException) -> str:
     return f"was killed by {error.signal_name}{often}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port: int = server.getsockname()[1]
@@ -316,15 +316,15 @@ def _started(
     main: Main,
     args: argparse.Namespace,
 ) -> None:
-    """A process on the CPU that :func:`_launch` started."""
+    """A process on the CPU that :func:`start_processes` started."""
     if "OMP_NUM_THREADS" not in os.environ:  # they share the machine's cores
         torch.set_num_threads(max(1, torch.get_num_threads() // per_machine))
     world_size = args.num_machines * per_machine
     place = Place(first_rank + local_rank, world_size, local_rank, url, "--num-processes")
-    _run(place, True, functools.partial(_end_with_the_launcher, main), args)
+    run_at(place, True, functools.partial(end_with_the_launcher, main), args)
 
 
-def _end_with_the_launcher(main: Main, args: argparse.Namespace) -> None:
+def end_with_the_launcher(main: Main, args: argparse.Namespace) -> None:
     """Call ``main(args)``, and end with the process that started this one, if one did.
 
     A launcher that is killed cannot end its processes. PyTorch has them sent SIGINT then, which a
@@ -342,7 +342,7 @@ def _end_with_the_launcher(main: Main, args: argparse.Namespace) -> None:
     main(args)
 
 
-def _run(place: Place, on_cpu: bool, main: Main, args: argparse.Namespace) -> None:
+def run_at(place: Place, on_cpu: bool, main: Main, args: argparse.Namespace) -> None:
     """Join the others, then call ``main(args)``."""
     if place.world_size == 1:
         main(args)

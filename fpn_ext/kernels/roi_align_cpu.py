@@ -167,7 +167,7 @@ def map_gradients(
         sorted_weights = torch.cat(weights).index_select(0, order)
         table = _table_of_bins(gradient, rows)
         if by_cell:
-            sums = _weighted_sums(table, sorted_bins, sorted_weights, offsets)
+            sums = weighted_sums(table, sorted_bins, sorted_weights, offsets)
             gradients.append(sums.view(n, height, width, channels).permute(0, 3, 1, 2))
         else:
             nchw = gradient.new_empty(shape)
@@ -183,7 +183,7 @@ def _sums_into_nchw(
     weights: torch.Tensor,
     offsets: torch.Tensor,
 ) -> None:
-    """As :func:`_weighted_sums`, a bag for each cell of the (N, C, H, W) result."""
+    """As :func:`weighted_sums`, a bag for each cell of the (N, C, H, W) result."""
     n, channels, height, width = result.shape
     by_image = result.view(n, channels, height * width)
     block = max(GRADIENT_AT_ONCE // channels, 1)
@@ -194,7 +194,7 @@ def _sums_into_nchw(
     for (i, cell), begin, end, (first, last) in zip(
         first_cells, begins, ends, itertools.pairwise(entries), strict=True
     ):
-        sums = _weighted_sums(
+        sums = weighted_sums(
             table, rows[first:last], weights[first:last], offsets[begin:end] - first
         )
         by_image[i, :, cell : cell + end - begin] = sums.t()
@@ -211,7 +211,7 @@ def _table_of_bins(pooled: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 def _sums_of_bins(table: torch.Tensor, bags: "_Bags", like: torch.Tensor) -> torch.Tensor:
     """(boxes, bins_y, bins_x, C), in the dtype and shape of ``like``."""
-    sums = _weighted_sums(table, bags.cells, bags.weights, bags.offsets)
+    sums = weighted_sums(table, bags.cells, bags.weights, bags.offsets)
     return sums.view(-1, *like.shape[1:]).to(like.dtype)
 
 
@@ -232,7 +232,7 @@ def _table_of_cells(maps: torch.Tensor) -> torch.Tensor:
     return table.flatten(0, 1)
 
 
-def _weighted_sums(
+def weighted_sums(
     table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor
 ) -> torch.Tensor:
     """(bags, C): sums of ``weights`` times ``rows`` of the table; a bag begins at its offset."""
@@ -278,11 +278,11 @@ def _bags_of_few(
     bins_y, bins_x = settings.output_size
     most = MOST_AT_ONCE if len(boxes) > 1 else math.inf
     image, x1, y1, x2, y2 = rois[boxes].unbind(1)
-    y_samples = _samples(y1, y2, bins_y, scale, settings)
-    x_samples = _samples(x1, x2, bins_x, scale, settings)
+    y_samples = samples_along(y1, y2, bins_y, scale, settings)
+    x_samples = samples_along(x1, x2, bins_x, scale, settings)
     if len(boxes) * max(bins_y * y_samples.most, bins_x * x_samples.most) > most:
         return None
-    y, x = _taps(y_samples, bins_y, map_height), _taps(x_samples, bins_x, map_width)
+    y, x = taps_along(y_samples, bins_y, map_height), taps_along(x_samples, bins_x, map_width)
     if int((y.taps * x.taps).sum()) * bins_y * bins_x > most:
         return None
 
@@ -328,7 +328,7 @@ class _Samples(NamedTuple):
     most: int  # of those, or 1
 
 
-def _samples(
+def samples_along(
     low: torch.Tensor, high: torch.Tensor, bins: int, scale: float, settings: Settings
 ) -> _Samples:
     start = low * scale - (0.5 if settings.aligned else 0.0)
@@ -359,7 +359,7 @@ class _Taps(NamedTuple):
         return (every * width).view(boxes, bins)
 
 
-def _taps(samples: _Samples, bins: int, length: int) -> _Taps:
+def taps_along(samples: _Samples, bins: int, length: int) -> _Taps:
     """The cells that the samples of each bin touch along an axis of ``length`` cells."""
     start, bin_size, count = (t[:, None, None] for t in samples[:3])
     sample = torch.arange(samples.most, device=start.device)

@@ -94,7 +94,7 @@ class PyramidAnchorGenerator(nn.Module):
                 strict=True,
             )
         ]
-        self._cache = _LeastRecentlyUsed(MAX_CACHED_GRIDS)
+        self.cache = _LeastRecentlyUsed(MAX_CACHED_GRIDS)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
@@ -146,7 +146,7 @@ class PyramidAnchorGenerator(nn.Module):
             # Sizes are symbols there, not keys.
             return [Boxes(level_anchors) for level_anchors in self._grid_anchors(features)]
         key = (features[0].device, *[f.shape[2:] for f in features])
-        anchors = self._cache.get(key, lambda: self._grid_anchors(features))
+        anchors = self.cache.get(key, lambda: self._grid_anchors(features))
         return [_boxes(level_anchors) for level_anchors in anchors]
 
     def _grid_anchors(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
