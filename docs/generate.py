@@ -36,6 +36,14 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
+def declared_in(name: str) -> str:
+    """The file that declares a key."""
+    files = sorted((PROJECT / "fpn_ext").rglob("*.py"))
+    text = f'declare(\n    "{name}",'
+    (file,) = (file for file in files if text in file.read_text())
+    return str(file.relative_to(PROJECT))
+
+
 def key_tables(keys: Iterable[Any]) -> str:
     """A table for each node of the config, keys in the order given."""
     nodes: dict[str, list[Any]] = {}
@@ -46,8 +54,8 @@ def key_tables(keys: Iterable[Any]) -> str:
         rows = [
             f"## {node}",
             "",
-            "| key | type | default | meaning | read by |",
-            "| --- " * 5 + "|",
+            "| key | type | default | meaning | read by | declared in |",
+            "| --- " * 6 + "|",
         ]
         for key in members:
             columns = [
@@ -58,6 +66,7 @@ def key_tables(keys: Iterable[Any]) -> str:
                 ", ".join(
                     f"`{reader}`" if reader[0].isupper() else reader for reader in key.readers
                 ),
+                f"`{declared_in(key.name)}`",
             ]
             rows.append(f"| {' | '.join(columns)} |")
         parts.append("\n".join(rows))

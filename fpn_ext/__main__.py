@@ -1,4 +1,4 @@
-"""The door: ``fpn-ext VERB ...``, which is the same as ``python -m fpn_ext VERB ...``.
+"""The command line: ``fpn-ext VERB ...``, the same as ``python -m fpn_ext VERB ...``.
 
 Nothing heavy is imported before a verb has read its arguments, so that ``--help`` and a wrong
 option answer at once. A user's mistake ends as one message and exit status 2, from every verb; a
@@ -27,7 +27,7 @@ class Verb(NamedTuple):
         return importlib.import_module(f"fpn_ext.tools.{self.module}")
 
     def parser(self) -> argparse.ArgumentParser:
-        """The parser of its arguments; what stands below the summary in its file ends --help."""
+        """Of its arguments; the rest of the module's docstring is the epilog of --help."""
         module = self.load()
         description, _, examples = (module.__doc__ or "").partition("\n\n")
         parser = argparse.ArgumentParser(
@@ -65,7 +65,7 @@ VERBS = {
         ("four-step", "the paper's alternating training: RPN and detector on one backbone"),
         ("pretrain", "train a classifier of generated shapes, for reproduce --scale small"),
         ("demo-data", "make the generated dataset of the demo"),
-        ("doctor", "what is wrong with this installation, and what mends it"),
+        ("doctor", "what is wrong with this installation, and how to fix it"),
     )
 }
 

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 
 _REMEDY = (
     "This Detectron2 was installed without its compiled operators (rotated boxes and deformable "
-    "convolution need them). Remedy: build Detectron2 from source (README, 'Your own "
-    "Detectron2'), or take the option that asks for it out of the config."
+    "convolution need them). Remedy: build Detectron2 from source (docs/start/install.md, "
+    "'Your own Detectron2'), or take the option that asks for it out of the config."
 )
 
 
@@ -61,7 +61,7 @@ def detectron2_folder() -> Path:
         raise ModuleNotFoundError(
             "fpn_ext needs Detectron2, which is not installed in this Python "
             f"({sys.executable}). Run `make setup` in the project's folder, or install "
-            "Detectron2 from source (README, 'Your own Detectron2')."
+            "Detectron2 from source (docs/start/install.md, 'Your own Detectron2')."
         )
     return Path(next(iter(spec.submodule_search_locations)))
 

@@ -51,10 +51,11 @@ def declare(name: str, default: Any, comment: str, *readers: str) -> None:
         readers: as in :class:`Key`.
 
     Raises:
-        ValueError: another declaration of the same key.
+        ValueError: another declaration of the same key, or a key of another node.
     """
     key = Key(name, default, " ".join(comment.split()), readers)
-    assert name.rpartition(".")[0] in NODES, name
+    if name.rpartition(".")[0] not in NODES:
+        raise ValueError(f"{name} must be a key of one of the nodes {NODES}")
     if _declared.setdefault(name, key) != key:
         raise ValueError(f"{name} is declared twice: {_declared[name]} and {key}")
 
@@ -76,7 +77,7 @@ def defaults(node: str) -> dict[str, Any]:
 
 
 def own_keys(cfg: CfgNode, parent: str = "MODEL") -> CfgNode:
-    """The node ``FPN_EXT`` under ``MODEL``, ``SOLVER`` or ``TEST`` of a config; read only.
+    """The node ``FPN_EXT`` under ``MODEL``, ``SOLVER`` or ``TEST`` of a config, to read from.
 
     A config of Detectron2's own ``get_cfg``, in which only names are swapped, has none: it means
     the defaults.

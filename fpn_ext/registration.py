@@ -8,7 +8,6 @@ Python's: before ``detectron2`` is executed it applies what an old one needs
 """
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -41,19 +40,14 @@ class _Finder(MetaPathFinder):
     BEFORE: ClassVar[dict[str, Callable[[], None]]] = {"detectron2": _make_importable}
     AFTER: ClassVar[dict[str, Callable[[], None]]] = {"detectron2.modeling": _register}
 
-    def __init__(self) -> None:
-        self.looking = False
-
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if self.looking or (name not in self.BEFORE and name not in self.AFTER):
+        if name not in self.BEFORE and name not in self.AFTER:
             return None
-        self.looking = True  # the other finders are asked, not this one again
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self.looking = False
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is None or spec.loader is None:
             return None
         spec.loader = _Loader(spec.loader, self.BEFORE.get(name), self.AFTER.get(name))

@@ -116,12 +116,13 @@ def test_keys_are_written_with_type_default_and_reader():
         Key("MODEL.FPN_EXT.LEVELS", [], "a | b\n c", ("PyramidRPN", "training")),
         Key("SOLVER.FPN_EXT.EMA_DECAY", 0.5, "of the weights", ("training",)),
     ]
-    header = "| key | type | default | meaning | read by |\n| --- | --- | --- | --- | --- |\n"
+    header = "| key | type | default | meaning | read by | declared in |\n" + "| --- " * 6 + "|\n"
     assert generate.key_tables(keys) == (
         f"## MODEL.FPN_EXT\n\n{header}"
-        "| `LEVELS` | list | `[]` | a \\| b c | `PyramidRPN`, training |\n\n"
+        "| `LEVELS` | list | `[]` | a \\| b c | `PyramidRPN`, training "
+        "| `fpn_ext/bottom_up/configured_levels.py` |\n\n"
         f"## SOLVER.FPN_EXT\n\n{header}"
-        "| `EMA_DECAY` | float | `0.5` | of the weights | training |"
+        "| `EMA_DECAY` | float | `0.5` | of the weights | training | `fpn_ext/engine/ema.py` |"
     )
 
 

@@ -308,3 +308,12 @@ def test_ctrl_c_is_no_error(monkeypatch, capsys):
 
     assert main(a_verb_that(monkeypatch, interrupted)) == 130
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("opts", [["MODEL.RPN.IN_FEATURES", "['p9']"], ["SOLVER.MAX_ITR", "3"]])
+def test_a_mistake_is_one_message_where_several_processes_are_asked_for(opts, capsys):
+    """It is found before they are started."""
+    words = ["train", "--num-processes", "2", "--config-file", DEMO, "MODEL.DEVICE", "cpu"]
+    assert main([*words, *opts]) == 2
+    said = capsys.readouterr().err
+    assert said.count("fpn-ext train: error:") == 1 and "Traceback" not in said

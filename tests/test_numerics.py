@@ -4,8 +4,10 @@ import fpn_ext
 import pytest
 import torch
 from detectron2.modeling import build_model
+from fpn_ext.__main__ import VERBS
 from fpn_ext.config import numerics
 from fpn_ext.config.prepare import prepare
+from fpn_ext.engine.train import setup
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
 CONTROL = "configs/demo/faster_rcnn_R_18_FPN_builtin.yaml"
@@ -19,8 +21,8 @@ WITH_AVX512 = ("auto", True, True, True, "float32")
 
 @pytest.fixture
 def avx512(monkeypatch):
-    """Whether oneDNN has it, as a test says."""
-    return lambda there: monkeypatch.setattr(numerics, "has_bfloat16_convolutions", lambda: there)
+    """Whether this CPU has it, as a test says."""
+    return lambda there: monkeypatch.setattr(numerics, "has_avx512", lambda: there)
 
 
 def chosen(*opts, file=DEMO, device="cpu"):
@@ -48,14 +50,14 @@ def test_fast_on_a_cpu(avx512):
     assert chosen()[0] == chosen("MODEL.FPN_EXT.NUMERICS", "fast")[0] == WITH_AVX512
     avx512(False)
     values, (said,) = chosen()
-    assert values == DEFAULTS and "no AVX-512" in said
+    assert values == DEFAULTS and "without AVX-512" in said
 
 
 def test_fast_on_a_gpu(avx512, monkeypatch):
     avx512(True)  # of the CPU beside it
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     values, (said,) = chosen(device="cuda")
-    assert values == DEFAULTS and "on a GPU" in said
+    assert values == DEFAULTS and "(on cuda)" in said
 
 
 @pytest.mark.parametrize(
@@ -131,11 +133,11 @@ def test_one_line_says_what_was_chosen(avx512):
 
 
 def test_what_a_key_is_not_for_is_not_chosen(avx512):
-    """channels_last was measured for ResNets; inference is optimised for two architectures."""
+    """Speed was measured for ResNets; inference is optimised for two architectures."""
     avx512(True)
     by_name = ("MODEL.FPN_EXT.BOTTOM_UP", "torchvision/resnet18")
     values, _ = chosen(*by_name, "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]")
-    assert values == ("auto", False, True, True, "float32")
+    assert values == ("auto", False, False, False, "")
     retinanet = ("MODEL.META_ARCHITECTURE", "RetinaNet")
     assert chosen(*retinanet)[0] == ("auto", True, True, True, "")
 
@@ -174,3 +176,27 @@ def test_exact_is_bit_equal_to_detectron2(small_cfg):
     assert len(found) == len(expected) > 0
     assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
     assert torch.equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize(
+    ("capability", "bfloat16", "expected"),
+    # An AVX2 processor may have bfloat16 (AVX-NE-CONVERT); oneDNN may be told to use AVX2 alone.
+    [("AVX512", True, True), ("AVX2", True, False), ("AVX512", False, False)],
+)
+def test_what_counts_as_avx512(capability, bfloat16, expected, monkeypatch):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(numerics, "has_bfloat16_convolutions", lambda: bfloat16)
+    assert numerics.has_avx512() == expected
+
+
+def test_the_config_of_a_run_lets_another_machine_choose(avx512, demo_images, tmp_path):
+    """config.yaml is written without what NUMERICS chose, and with what somebody wrote."""
+    avx512(True)
+    words = ["--config-file", DEMO, "OUTPUT_DIR", str(tmp_path), *CPU, "MODEL.FPN_EXT.WINOGRAD"]
+    cfg = setup(VERBS["train"].parser().parse_args([*words, "False"]))
+    assert cfg.MODEL.FPN_EXT.CHANNELS_LAST and not cfg.MODEL.FPN_EXT.WINOGRAD
+    avx512(False)
+    assert chosen(file=str(tmp_path / "config.yaml"))[0] == ("auto", False, False, False, "")
+    avx512(True)
+    again = chosen(file=str(tmp_path / "config.yaml"))[0]
+    assert again == ("auto", True, False, True, "float32")

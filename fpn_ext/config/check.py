@@ -167,7 +167,8 @@ def _operator_problems(cfg: CfgNode) -> Iterable[str]:
     for key in asks:
         yield (
             f"{key} asks for an operator that this Detectron2, installed without its compiled "
-            "part, does not have; build Detectron2 from source (README, 'Your own Detectron2')"
+            "part, does not have; build Detectron2 from source (docs/start/install.md, 'Your own "
+            "Detectron2')"
         )
 
 

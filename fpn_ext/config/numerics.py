@@ -1,8 +1,8 @@
-"""One switch for all that is quick: ``MODEL.FPN_EXT.NUMERICS``, ``exact`` or ``fast``.
+"""One switch for speed: ``MODEL.FPN_EXT.NUMERICS``, ``exact`` or ``fast``.
 
 ``exact`` is bit-equal to Detectron2 on CPU. ``fast`` is equal within rounding error, and whatever
-is quickest on this processor for this model; the keys in ``EXPERT_KEYS`` are what it chooses among,
-and one that is written in a file or on the command line stays as it is written.
+is quickest on this processor for this model. Both set the keys in ``EXPERT_KEYS``; with ``fast``, a
+key that is written in a file or on the command line stays as it is written.
 """
 
 from collections.abc import Collection
@@ -26,11 +26,6 @@ declare(
 )
 
 CHOICES = ("exact", "fast")
-# What NUMERICS exact and fast set, by the last part of the key's name.
-EXPERT_KEYS = (
-    *("POOLER_IMPLEMENTATION", "CHANNELS_LAST", "WINOGRAD", "FOLD_NORMS"),
-    "INFERENCE_DTYPE",
-)
 EXACT: dict[str, Any] = {
     "POOLER_IMPLEMENTATION": "per_level",
     "CHANNELS_LAST": False,
@@ -38,8 +33,9 @@ EXACT: dict[str, Any] = {
     "FOLD_NORMS": False,
     "INFERENCE_DTYPE": "",
 }
-# Measured for ResNets on CPUs whose oneDNN has AVX-512 (results/speed-cpu). Without AVX-512 each of
-# these is slower than going without, and on a GPU none was measured.
+EXPERT_KEYS = tuple(EXACT)  # by the last part of their names
+# Measured for Detectron2's ResNets on CPUs with AVX-512 (results/speed-cpu). Without AVX-512 these
+# settings slow a model down; for other networks and on a GPU nothing was measured.
 FAST_WITH_AVX512: dict[str, Any] = {
     "CHANNELS_LAST": True,
     "WINOGRAD": True,
@@ -53,14 +49,15 @@ def resolve_numerics(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
 
     Args:
         cfg: a checked config, its device resolved.
-        explicitly_set: full names of keys that stay as they are.
+        explicitly_set: full names of the keys that somebody has written; these stay as they are.
 
     Returns:
-        What was chosen, for the log: one line; empty for a config without this project's pyramid.
+        What was chosen, for the log: one line. Empty with ``fast`` and another backbone than this
+        project's, for which nothing is chosen.
 
     Raises:
-        ValueError: NUMERICS is neither; or it is ``exact``, and a key is explicitly set that is
-        not.
+        ValueError: NUMERICS is neither; or it is ``exact`` and an expert key is explicitly set to
+            something else.
     """
     own = cfg.MODEL.FPN_EXT
     if own.NUMERICS not in CHOICES:
@@ -70,7 +67,7 @@ def resolve_numerics(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
         inexact = [
             f"MODEL.FPN_EXT.{key} {own[key]}"
             for key in kept
-            if own[key] not in (EXACT[key], "auto")
+            if own[key] != EXACT[key] and (key, own[key]) != ("POOLER_IMPLEMENTATION", "auto")
         ]
         if inexact:
             raise ValueError(
@@ -85,7 +82,7 @@ def resolve_numerics(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
         if key not in kept or own.NUMERICS == "exact":
             own[key] = value
     values = ", ".join(f"{key} {own[key] or repr(own[key])}" for key in EXPERT_KEYS)
-    as_written = f"; as written: {', '.join(kept)}" if kept else ""
+    as_written = f"; as written: {', '.join(kept)}" if kept and own.NUMERICS == "fast" else ""
     return f"MODEL.FPN_EXT.NUMERICS {own.NUMERICS} ({why}): {values}{as_written}"
 
 
@@ -121,14 +118,22 @@ def unresolved_yaml(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
     return text
 
 
+def has_avx512() -> bool:
+    """Whether PyTorch and oneDNN use AVX-512 here; ``ATEN_CPU_CAPABILITY`` and
+    ``ONEDNN_MAX_CPU_ISA`` count."""
+    # Of the CPUs that PyTorch takes for AVX-512 ones, oneDNN lacks bfloat16 only if it was told to.
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability.startswith("AVX512") and has_bfloat16_convolutions()
+
+
 def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:
     if cfg.MODEL.DEVICE != "cpu":
-        return {}, "on a GPU"
-    if not has_bfloat16_convolutions():
-        return {}, f"{torch.backends.cpu.get_cpu_capability()}, no AVX-512 in oneDNN"
+        return {}, f"on {cfg.MODEL.DEVICE}"
+    if not has_avx512():
+        return {}, "a CPU without AVX-512"
+    if cfg.MODEL.FPN_EXT.BOTTOM_UP != "build_resnet_backbone":
+        return {}, f"not measured with {cfg.MODEL.FPN_EXT.BOTTOM_UP}"
     chosen = dict(FAST_WITH_AVX512)
     if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "ProposalNetwork"):
         del chosen["INFERENCE_DTYPE"]
-    if cfg.MODEL.FPN_EXT.BOTTOM_UP != "build_resnet_backbone":
-        del chosen["CHANNELS_LAST"]  # measured for ResNets alone
     return chosen, "AVX-512"

@@ -3,7 +3,7 @@
 :func:`prepare` takes these steps, in this order: load the file and the overrides; the device that
 is there; the datasets by name; check what can be checked before anything is built; the weights; the
 pixels the bottom-up was trained with; what NUMERICS chooses. The order matters: what is checked
-depends on the device, and what a pixel means on the weights.
+depends on the device, and the normalisation of pixels on the weights.
 """
 
 import os
@@ -20,10 +20,14 @@ from .check import config_problems, problems_error
 from .load import load_config, written_keys
 from .numerics import resolve_numerics
 
-# What MODEL.WEIGHTS is to a command: a training starts from them; nothing depends on them (a
-# training goes on from its own checkpoint); there must be some; nobody reads them.
+# What MODEL.WEIGHTS is to a command: a training starts from it, a file or random weights; it may be
+# empty, and a file that is named must exist; it must name a file; it is not read.
 Weights = Literal["start", "optional", "required", "unread"]
-MISTAKES = (ValueError, TypeError, OSError)  # what this project and Detectron2 raise of the user's
+MISTAKES = (ValueError, TypeError, OSError)  # errors that a user's mistake raises
+
+
+class Caution(str):
+    """A note that the log gives as a warning."""
 
 
 class Stage(NamedTuple):
@@ -100,15 +104,14 @@ def _stage(subject: str, step: Callable[[], Iterable[str] | None]) -> Stage:
         return Stage(subject, (), error, [str(error)])
 
 
-def resolve_device(cfg: CfgNode) -> str | None:
+def resolve_device(cfg: CfgNode) -> Caution | None:
     """Set ``MODEL.DEVICE`` to "cpu" if it asks for CUDA and there is none; returns what to say.
 
     Detectron2's default is "cuda", and the configs here are meant for both kinds of machine.
     """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        message = f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} and no CUDA device is there: using 'cpu'"
-        cfg.MODEL.DEVICE = "cpu"
-        return message
+        wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
+        return Caution(f"MODEL.DEVICE is {wanted!r} and no CUDA device is there: using 'cpu'")
     return None
 
 
@@ -149,11 +152,3 @@ def check_weights(cfg: CfgNode, weights: Weights) -> None:
                 "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS (or MODEL.WEIGHTS), or freeze nothing "
                 "(MODEL.BACKBONE.FREEZE_AT 0)"
             )
-
-
-def device_of(config_file: str, opts: Sequence[str] = ()) -> str:
-    """``MODEL.DEVICE`` as a config, its overrides and this machine have it."""
-    cfg = load_config(config_file, opts)
-    resolve_device(cfg)
-    device: str = cfg.MODEL.DEVICE
-    return device

@@ -204,7 +204,7 @@ def detectron2(torch: dict[str, Any]) -> Iterable[Finding]:
             "ok",
             "compiled operators",
             "none: rotated boxes and deformable convolution are not to be had, all else is "
-            "(README, 'Your own Detectron2')",
+            "(docs/start/install.md, 'Your own Detectron2')",
         )
         return
     operators, fault = probe(OPERATORS_PROBE)

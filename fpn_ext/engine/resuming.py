@@ -1,8 +1,10 @@
-"""What a training takes from a checkpoint, what it refuses to take, and what the log says of it.
+"""Going on with a checkpoint: what it gives back, what is refused, what is said.
 
-Everything a resumed training goes on with is in :meth:`fpn_ext.engine.trainer.Trainer.state_dict`:
-``iteration``, ``hooks``, ``_trainer`` (the optimizer and float16's loss scale; the key is
-Detectron2's), ``schedule`` (:func:`schedule_of`) and ``config`` (:func:`compared_keys`).
+A checkpoint holds ``model``, ``trainer`` (iteration, hooks, optimizer, loss scale) and, with
+``SOLVER.FPN_EXT.EMA_DECAY``, ``ema``; the order of images follows from SEED and the iteration.
+Refused here: a training that is done, weights alone, another model's optimizer; in
+:mod:`fpn_ext.engine.trainer` one that was stopped early; in :mod:`fpn_ext.files.checkpoint` files
+that are damaged or fit nothing.
 """
 
 import logging
@@ -45,7 +47,7 @@ def compared_keys(cfg: CfgNode) -> dict[str, str]:
     return {key: str(value) for key, value in flat(cfg).items() if key not in left_out}
 
 
-def check_goes_on(file: str, restored: State, done: int, max_iter: int) -> None:
+def check_can_resume(file: str, restored: State, done: int, max_iter: int) -> None:
     """Raise unless a checkpoint can be resumed from and leaves iterations to do.
 
     Args:
@@ -66,7 +68,7 @@ def check_goes_on(file: str, restored: State, done: int, max_iter: int) -> None:
         raise ValueError(
             f"{file} has done {done} of SOLVER.MAX_ITER {max_iter} iterations: "
             "nothing is left. Raise SOLVER.MAX_ITER to go on, take --extend for a new schedule "
-            "from its weights, or --eval-only to evaluate it"
+            "from its weights, or evaluate it with fpn-ext eval --resume"
         )
 
 

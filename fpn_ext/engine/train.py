@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -11,7 +12,9 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config.level_table import level_table, level_table_in_errors
-from ..config.prepare import Weights, prepare
+from ..config.load import written_keys
+from ..config.numerics import unresolved_yaml
+from ..config.prepare import Caution, Prepared, Weights, prepare
 from ..files.checkpoint import CompleteCheckpointer, checkpoints_in
 from ..files.shipped import find_config
 from ..reporting.json_files import write_json
@@ -44,26 +47,50 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     return trainer.train()
 
 
+def start(args: argparse.Namespace) -> None:
+    """What ``fpn-ext train`` and ``fpn-ext eval`` do: :func:`main` in every process of the job.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: a user's mistake, before a process is started.
+        RuntimeError: a process failed; says which.
+    """
+    args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
+    distributed.launch(main, args, prepared(args).cfg.MODEL.DEVICE)
+
+
+def prepared(args: argparse.Namespace) -> Prepared:
+    """The config of the command line, and what there is to say of it.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: options that contradict one another, or what
+            :func:`fpn_ext.prepare` finds wrong.
+    """
+    if args.extend and args.resume:
+        raise ValueError("--extend begins a training; leave --resume out")
+    return prepare(
+        args.config_file,
+        args.opts,
+        training=not args.eval_only,
+        weights=lambda cfg: _weights(args, cfg.OUTPUT_DIR),
+    )
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of the command line; logging, seed and output folder set up from it.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: what :func:`fpn_ext.prepare` finds wrong.
     """
-    if args.extend and (args.resume or args.eval_only):
-        raise ValueError("--extend begins a training; leave --resume and --eval-only out")
-    args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
-    cfg, notes = prepare(
-        args.config_file,
-        args.opts,
-        training=not args.eval_only,
-        weights=lambda cfg: _weights(args, cfg.OUTPUT_DIR),
-    )
+    cfg, notes = prepared(args)
     if cfg.SOLVER.FPN_EXT.DETERMINISTIC:
         use_deterministic_algorithms()
     cfg, scaled = scale_schedule(cfg, comm.get_world_size())
     cfg.freeze()
     default_setup(cfg, args)
+    if comm.is_main_process():
+        # Detectron2's dump pins what NUMERICS chose for this machine; on another it is to choose.
+        written = written_keys(args.config_file, args.opts)
+        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(unresolved_yaml(cfg, written))
     logger = setup_logger(
         output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fpn_ext", abbrev_name="fpn"
     )
@@ -73,21 +100,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         notes.append(learning_rate_note(cfg))
     for note in filter(None, notes):
-        logger.log(note_level(note), note)
+        logger.log(logging.WARNING if isinstance(note, Caution) else logging.INFO, note)
     logger.info("levels:\n%s", level_table(cfg) or "  of no known strides")
     return cfg
-
-
-def note_level(note: str) -> int:
-    """A warning where the machine is not what the config asks for; else information."""
-    return logging.WARNING if "no CUDA device" in note else logging.INFO
 
 
 def _weights(args: argparse.Namespace, output: str) -> Weights:
     goes_on = args.resume and bool(checkpoints_in(output))
     if args.extend or (args.eval_only and not goes_on):
         return "required"
-    return "optional" if goes_on or args.eval_only else "start"
+    return "optional" if goes_on else "start"
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:

@@ -234,12 +234,12 @@ class Trainer(TrainerBase):
             return
         file = self.checkpointer.file
         self.start_iter = self.iter + 1  # a checkpoint holds the iteration that was done last
-        resuming.check_goes_on(file, self._restored, self.start_iter, self.max_iter)
+        resuming.check_can_resume(file, self._restored, self.start_iter, self.max_iter)
         if self.best and self.best.exhausted:
             raise ValueError(
                 f"{file} was stopped early after {self.start_iter} iterations: {self.best}. Raise "
-                "TEST.FPN_EXT.EARLY_STOP_PATIENCE, or set it to 0, to go on; or take --eval-only "
-                "to evaluate it"
+                "TEST.FPN_EXT.EARLY_STOP_PATIENCE, or set it to 0, to go on; or evaluate it with "
+                "fpn-ext eval --resume"
             )
         resuming.follow_schedule(self.scheduler, self.optimizer)
         resuming.warn_of_changes(

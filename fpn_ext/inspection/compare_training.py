@@ -16,7 +16,8 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..config.defaults import flat
-from ..config.load import load_config
+from ..config.load import load_config, written_keys
+from ..config.numerics import resolve_numerics
 from ..engine import jobs
 from ..files.weight_files import local_file
 from ..reporting.json_files import plain, write_json
@@ -116,7 +117,9 @@ def _check_config_of_run(file: Path, cfg: CfgNode, seed: int) -> None:
     """Raise ValueError where a run that is there, done or not, is of another config."""
     if not file.is_file():
         return
-    wanted, there = plain(flat(cfg) | {"SEED": seed}), plain(flat(load_config(str(file))))
+    of_run = load_config(str(file))
+    resolve_numerics(of_run, written_keys(str(file)))
+    wanted, there = plain(flat(cfg) | {"SEED": seed}), plain(flat(of_run))
     different = [
         f"\n  - {key} is {there.get(key)!r} there, {wanted.get(key)!r} now"
         for key in sorted({**wanted, **there})

@@ -1,4 +1,4 @@
-"""What is installed here, what is wrong with it, and the command that mends it.
+"""What is installed here, what is wrong with it, and the command that fixes it.
 
 Works where nothing else does: it needs Python's standard library only, and asks everything that
 may fail (PyTorch, Detectron2, this package) in processes of their own. Exit status: 0 without

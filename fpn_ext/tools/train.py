@@ -29,8 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..config.prepare import device_of
-    from ..engine.distributed import launch
-    from ..engine.train import main
+    from ..engine.train import start
 
-    launch(main, args, device_of(args.config_file, args.opts))
+    start(args)
