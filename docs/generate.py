@@ -9,6 +9,7 @@ that it is current. The Python API is not written here: Sphinx reads the docstri
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -85,18 +86,61 @@ def command_help() -> str:
     return "\n\n".join(parts)
 
 
+def measured() -> str:
+    """The figures of the README, from the results of benchmarks/whole_model.py."""
+    from fpn_ext.reporting.measuring import ratio_text
+
+    results = json.loads((PROJECT / "results/speed-cpu/whole_model.json").read_text())
+    about = results["about"]
+
+    def row(part: str, **wanted: Any) -> dict[str, Any]:
+        (found,) = (row for row in results[part] if wanted.items() <= row.items())
+        return found
+
+    def memory(what: str) -> str:
+        sides = (
+            row("memory", task="inference", size="800x1333", side=side)[what]
+            for side in ("optimised", "Detectron2")
+        )
+        return "{:.0f} MiB, Detectron2 {:.0f} MiB".format(*sides)
+
+    def inference(size: str, side: str) -> str:
+        return ratio_text(row("inference", size=size, batch=1, side=side))
+
+    sides = [side["side"] for side in results["training"]]
+    training = [ratio_text(row("training", side=side)) for side in (sides[1], sides[-1])]
+    lines = [
+        "| | size | times Detectron2 |",
+        "| --- " * 3 + "|",
+        f"| inference, optimised | 800x1333 | {inference('800x1333', 'optimised')} |",
+        f"| inference, optimised | 480x640 | {inference('480x640', 'optimised')} |",
+        f"| the same, bfloat16 | 800x1333 | {inference('800x1333', 'optimised, bfloat16')} |",
+        f"| training step, batch 2, NCHW | 320x533 | {training[0]} |",
+        f"| training step, batch 2, as `NUMERICS fast` | 320x533 | {training[1]} |",
+        f"| peak memory of the inference process | 800x1333 | {memory('peak')} |",
+        f"| peak memory beyond the loaded model | 800x1333 | {memory('over_model')} |",
+    ]
+    where = f"{about['processor']}, {about['threads']} threads, torch {about['torch']}"
+    return (
+        f"{where}, commit {about['commit']}, {about['rounds']} rounds; median (min to max):\n\n"
+        + "\n".join(lines)
+    )
+
+
 def generated() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
-    texts = {"keys": key_tables(declared()), "commands": command_help()}
+    texts = {
+        REFERENCE / "keys.md": ("keys", key_tables(declared())),
+        REFERENCE / "commands.md": ("commands", command_help()),
+        PROJECT / "README.md": ("measured", measured()),
+    }
     pages = {}
-    for name, text in texts.items():
-        page = REFERENCE / f"{name}.md"
+    for page, (name, text) in texts.items():
         begin, end = f"<!-- generated: {name} -->", "<!-- end -->"
         before, _, rest = page.read_text().partition(begin)
         if end not in rest:
             raise ValueError(f"{page} has no {begin} with an {end} after it")
-        body = f"\n\n{text}\n\n" if text else "\n"
-        pages[page] = before + begin + body + end + rest.partition(end)[2]
+        pages[page] = f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
     return pages
 
 

@@ -140,7 +140,7 @@ def test_the_builtin_control_runs_through_the_same_script(trained, tmp_path):
         (["train", "DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN names no dataset"),
         (["train", "--extend"], r"MODEL\.WEIGHTS is empty"),
         (["eval", "--resume"], r"MODEL\.WEIGHTS is empty"),  # nor is there a checkpoint
-        (["train", "--extend", "--resume"], "leave --resume and --eval-only out"),
+        (["train", "--extend", "--resume"], "--extend begins a training; leave --resume out"),
     ],
 )
 def test_a_mistake_ends_before_anything_is_built(tmp_path, capsys, options, message):
