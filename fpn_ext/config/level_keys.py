@@ -87,15 +87,15 @@ def _sizes_by_level(cfg: CfgNode) -> list[list[float]]:
     ]
     if not given:
         return [[SIZE_IN_STRIDES * stride] if stride else [] for stride in strides]
-    wrong = [name for name in given if stride_named(name) is None or name[:1] != "p"]
-    missing = [name for name in names if name not in given]
-    if wrong or missing:
+    problems = []
+    if missing := [name for name in names if name not in given]:
+        problems.append(f"none for {missing}")
+    if wrong := [name for name in given if stride_named(name) is None or name[:1] != "p"]:
+        problems.append(f"{wrong}, no levels")
+    if problems:
         raise LevelError(
             f"MODEL.FPN_EXT.ANCHOR_SIZES needs a list of sizes for each of the levels {names} "
-            f"(MODEL.RPN.IN_FEATURES), and has "
-            + " and ".join(
-                [f"none for {missing}"] * bool(missing) + [f"{wrong}, no levels"] * bool(wrong)
-            )
+            f"(MODEL.RPN.IN_FEATURES), and has {' and '.join(problems)}"
         )
     return [list(given[name]) for name in names]
 

@@ -82,10 +82,13 @@ class LevelReport:
             total = sum(counts)
             cells = [f"{n:.0f} ({100 * n / total:.0f}%)" if total else "-" for n in counts]
             rows.append([name, f"{total:.0f}", *cells])
+        boxes = f"{sum(self.counts['all']):.0f} boxes"
+        about = f"{self.images} images, {boxes}; shorter side {sides} px"
+        if left_out:
+            about += f"; left out: {', '.join(left_out)}"
         return "\n".join(
             [
-                f"{self.images} images, {sum(self.counts['all']):.0f} boxes; shorter side {sides} "
-                f"px" + f"; left out: {', '.join(left_out)}" * bool(left_out),
+                about,
                 f"{self.rule}, by the {self.measure} of a box: {bounds or 'one level'}",
                 "",
                 aligned(rows),
