@@ -63,6 +63,7 @@ lock: setup
 $(READY): pyproject.toml $(wildcard requirements/*)
 	PYTHON="$(PYTHON)" sh requirements/install.sh "$(VENV)"
 	@touch "$@"
+	@echo "Ready: $(VENV)/bin/fpn-ext lists the commands; . $(VENV)/bin/activate puts it on the path"
 
 # Not `: setup`, which is always out of date: a second `make demo` has nothing left to do.
 $(OUTPUT)/demo/model_final.pth: $(DEMO) configs/Base-FPN.yaml | $(READY)

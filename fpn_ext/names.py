@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+MOST_NAMES = 30  # of a message that finds none near
+
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The valid names nearest to a wrong one, as the end of an error message.
@@ -15,7 +17,9 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     label = "nearest valid" if near else "valid"
-    return f"{label}: " + (", ".join(repr(n) for n in near or names) or "(none)")
+    shown = near or names[:MOST_NAMES]
+    more = f", ... ({len(names)} in all)" if len(shown) < len(names) and not near else ""
+    return f"{label}: {', '.join(map(repr, shown)) or '(none)'}{more}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -16,10 +16,11 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from fpn_ext.__main__ import main
 from fpn_ext.config import numerics
+from fpn_ext.config.unread import unread_keys
 from fpn_ext.data import demo_data
 from fpn_ext.engine import jobs
 from fpn_ext.inspection import compare_training, compare_weights
-from fpn_ext.inspection.compare_configs import differences, load_sides, unread_keys
+from fpn_ext.inspection.compare_configs import differences, load_sides
 from fpn_ext.inspection.compare_training import spread_rows
 
 DATASET = Path(os.environ["DETECTRON2_DATASETS"], "demo_multiscale")  # set by conftest.py

@@ -12,10 +12,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_proposal_generator, build_roi_heads
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from fpn_ext.config.unread import unread_keys
 from fpn_ext.data import demo_data
 from fpn_ext.evaluation.evaluators import build_evaluator
 from fpn_ext.inference.pictures import annotations_of, detections_of
-from fpn_ext.inspection.compare_configs import unread_keys
 from fpn_ext.modeling.roi_heads import LevelKeepingOutputLayers
 from fpn_ext.reporting.drawing import LEVEL_COLORS, NO_LEVEL_COLOR, draw_detections
 

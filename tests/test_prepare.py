@@ -7,7 +7,7 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.modeling import GeneralizedRCNN, ProposalNetwork, build_model
 from fpn_ext.__main__ import VERBS, main
 from fpn_ext.config import prepare as preparing
-from fpn_ext.config.prepare import prepare, prepare_loaded
+from fpn_ext.config.prepare import Caution, prepare, prepare_loaded
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.levels import LevelError
 
@@ -35,7 +35,7 @@ def checkpoint(tmp_path):
 
 def test_the_stages_in_their_order():
     stages = prepare_loaded(fpn_ext.load_config(DEMO, CPU), training=True, weights="start")
-    order = ["device", "config", "weights", "pixels", "numerics"]
+    order = ["device", "config", "keys", "weights", "pixels", "numerics"]
     assert [stage.subject for stage in stages] == order
 
 
@@ -263,3 +263,20 @@ def test_what_weights_are_to_train_and_eval(verb, option, weights, tmp_path, cap
     else:
         assert main(words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_written_key_that_nothing_reads_is_said():
+    """On the command line or in a file; a component of ours that is there reads it."""
+    rule = ["MODEL.DEVICE", "cpu", "MODEL.FPN_EXT.LEVEL_RULE", "LongerSideRule"]
+    said = "MODEL.FPN_EXT.LEVEL_RULE LongerSideRule does nothing: no component of this config reads"
+    assert not any(said in note for note in prepare(DEMO, rule).notes)
+    notes = prepare(DEMO.replace(".yaml", "_builtin.yaml"), rule).notes
+    (note,) = (note for note in notes if said in note)
+    assert isinstance(note, Caution)
+
+
+def test_a_training_needs_an_iteration():
+    opts = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "0"]
+    with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER must be at least 1 to train, got 0"):
+        prepare(DEMO, opts, training=True)
+    prepare(DEMO, opts)

@@ -12,7 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone, bui
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from fpn_ext.config.defaults import flat
-from fpn_ext.inspection.compare_configs import unread_keys
+from fpn_ext.config.unread import unread_keys
 from fpn_ext.modeling.top_blocks import Subsample
 from fpn_ext.registries.lookup import pyramids
 from fpn_ext.variants.bifpn import BiFPN, BiFPNLayer, FusionNode, fuse

@@ -19,6 +19,7 @@ from ..files.weight_files import check_address
 from .check import config_problems, problems_error
 from .load import load_config, written_keys
 from .numerics import resolve_numerics
+from .unread import unread_notes
 
 # What MODEL.WEIGHTS is to a command: a training starts from it, a file or random weights; it may be
 # empty, and a file that is named must exist; it must name a file; it is not read.
@@ -92,6 +93,7 @@ def prepare_loaded(
     register_datasets()
     problems = config_problems(cfg, training)
     yield Stage("config", (), problems_error(cfg, problems) if problems else None, problems)
+    yield Stage("keys", [Caution(note) for note in unread_notes(cfg, explicitly_set)])
     yield _stage("weights", lambda: check_weights(cfg, weights))
     yield _stage("pixels", lambda: resolve_bottom_up(cfg))
     yield _stage("numerics", lambda: [resolve_numerics(cfg, explicitly_set)])

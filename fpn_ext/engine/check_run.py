@@ -4,12 +4,13 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from ..config.level_table import level_table_in_errors
 from ..config.load import load_config, written_keys
-from ..config.prepare import MISTAKES, Weights, prepare_loaded
+from ..config.prepare import MISTAKES, Caution, Weights, prepare_loaded
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
 from ..proposals.loader import build_test_loader, training_data
 from ..reporting.findings import Finding, Status
@@ -42,8 +43,9 @@ def examine(
 def _preparation(cfg: CfgNode, eval_only: bool, explicitly_set: set[str]) -> Iterable[Finding]:
     weights: Weights = "required" if eval_only else "start"
     for stage in prepare_loaded(cfg, not eval_only, weights, explicitly_set):
-        status: Status = "warning" if stage.subject == "device" else "ok"
-        yield from (Finding(status, stage.subject, note) for note in stage.notes)
+        for note in stage.notes:
+            status: Status = "warning" if isinstance(note, Caution) else "ok"
+            yield Finding(status, stage.subject, note)
         yield from (Finding("error", stage.subject, problem) for problem in stage.problems)
         if stage.subject == "config" and not stage.problems:
             yield Finding("ok", "config", "every key, name and level fits")
@@ -109,6 +111,12 @@ def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:
     if changes:
         value = f"scaled to {world_size} process(es), as SOLVER.REFERENCE_WORLD_SIZE asks: "
         yield Finding("ok", "schedule", value + ", ".join(changes))
+    if cfg.MODEL.DEVICE.startswith("cuda") and world_size > torch.cuda.device_count():
+        yield Finding(
+            "warning",
+            "schedule",
+            f"--num-gpus {world_size}: this machine has {torch.cuda.device_count()} GPU(s)",
+        )
     solver = scaled.SOLVER
     if solver.IMS_PER_BATCH % world_size:
         yield Finding(

@@ -112,7 +112,10 @@ def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
         elif path.is_file():
             pictures.append(path)
         else:
-            raise FileNotFoundError(f"--input {path}: no such file or folder")
+            raise FileNotFoundError(
+                f"--input {path}: no such file or folder (KEY VALUE overrides go last, after "
+                "another option)"
+            )
     return pictures
 
 

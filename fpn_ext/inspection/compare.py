@@ -58,6 +58,9 @@ def compare(args: argparse.Namespace, mode: str) -> int:
     title = f"# ours: {args.config_file}, control: {args.control}"
     text = "\n\n".join([title, "\n".join(lines), markdown(report)])
     print(text)
+    if results.get("agrees") is False:
+        for remark in remarks:
+            print(f"note, it may be why the two do not agree: {remark}", file=sys.stderr)
     if args.output:
         write_json(args.output / f"{mode}.json", report)
         (args.output / f"{mode}.md").write_text(text + "\n")

@@ -5,18 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_HEADS_REGISTRY,
-)
 
 from ..config.defaults import flat, get_cfg
 from ..config.numerics import as_chosen
 from ..config.prepare import prepare
-from ..keys import declared_keys
-from ..registries.lookup import inherits
+from ..config.unread import unread_keys
 
 COMPONENTS = (
     "MODEL.BACKBONE.NAME",
@@ -24,13 +17,6 @@ COMPONENTS = (
     "MODEL.PROPOSAL_GENERATOR.NAME",
     "MODEL.ROI_HEADS.NAME",
 )
-# The key that names a config's component, by the registry of its kind.
-REGISTRIES: dict[str, Any] = {
-    "BACKBONE": BACKBONE_REGISTRY,
-    "ANCHOR_GENERATOR": ANCHOR_GENERATOR_REGISTRY,
-    "PROPOSAL_GENERATOR": PROPOSAL_GENERATOR_REGISTRY,
-    "ROI_HEADS": ROI_HEADS_REGISTRY,
-}
 
 
 def load_sides(
@@ -60,31 +46,6 @@ def load_sides(
             f"{ours} and, in the control, {theirs}"
         )
     return sides
-
-
-def unread_keys(cfg: CfgNode) -> set[str]:
-    """The keys of components that the config has no component to read.
-
-    >>> sorted(unread_keys(get_cfg()))[2:4]  # of Detectron2's components
-    ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOTTOM_UP_NORM']
-    """
-    return {
-        key.name
-        for key in declared_keys()
-        if all(map(_is_component, key.readers)) and not any(_has(cfg, name) for name in key.readers)
-    }
-
-
-def _is_component(name: str) -> bool:
-    return any(name in registry for registry in REGISTRIES.values())
-
-
-def _has(cfg: CfgNode, component: str) -> bool:
-    """Whether a config has this component, or a subclass of it."""
-    return any(
-        component in registry and inherits(registry, cfg.MODEL[node].NAME, component)
-        for node, registry in REGISTRIES.items()
-    )
 
 
 def differences(sides: dict[str, CfgNode], set_here: Sequence[str]) -> list[dict[str, Any]]:

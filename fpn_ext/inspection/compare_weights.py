@@ -18,6 +18,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..config.unread import unread_keys
 from ..evaluation.evaluators import build_evaluator
 from ..files.checkpoint import SafeCheckpointer
 from ..files.weight_files import local_file, sha256
@@ -25,7 +26,6 @@ from ..inference.pictures import detections_of
 from ..reporting.measuring import markdown_table, measure, peak_memory, ratio, ratio_text
 from ..speed.optimize import model_for_inference
 from .agreement import TO_ROUNDING, TO_THE_BIT, Matches, StageByStage, Tolerance, end_to_end_rows
-from .compare_configs import unread_keys
 
 TIMED_IMAGES = 5
 SECONDS_BETWEEN_WORDS = 20

@@ -1,12 +1,14 @@
 """Compare a config with its control, with the same weights in both models.
 
 How far every stage, the detections and the scores differ, how long an image takes and how much
-memory. Exit status 1 where a difference is larger than the project's parity tests allow.
+memory. Exit status 1 where a difference is larger than the project's parity tests allow; a key that
+only one side reads, such as CANONICAL_BOX_SIZE, makes one.
 
 example:
   fpn-ext compare weights --weights output/demo/model_final.pth --output out \\
       --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
-      --control configs/demo/faster_rcnn_R_18_FPN_builtin.yaml
+      --control configs/demo/faster_rcnn_R_18_FPN_builtin.yaml \\
+      MODEL.FPN_EXT.CANONICAL_BOX_SIZE 224
 """
 
 import argparse

@@ -1,0 +1,63 @@
+"""Keys that a config gives a value to and none of its components reads."""
+
+from collections.abc import Collection
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+)
+
+from ..keys import declared_keys
+from ..registries.lookup import inherits
+from .defaults import flat, get_cfg
+
+# The key that names a config's component, by the registry of its kind.
+REGISTRIES: dict[str, Any] = {
+    "BACKBONE": BACKBONE_REGISTRY,
+    "ANCHOR_GENERATOR": ANCHOR_GENERATOR_REGISTRY,
+    "PROPOSAL_GENERATOR": PROPOSAL_GENERATOR_REGISTRY,
+    "ROI_HEADS": ROI_HEADS_REGISTRY,
+}
+
+
+def unread_keys(cfg: CfgNode) -> set[str]:
+    """The keys of components that the config has no component to read.
+
+    >>> sorted(unread_keys(get_cfg()))[2:4]  # of Detectron2's components
+    ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOTTOM_UP_NORM']
+    """
+    return {
+        key.name
+        for key in declared_keys()
+        if all(map(_is_component, key.readers)) and not any(_has(cfg, name) for name in key.readers)
+    }
+
+
+def _is_component(name: str) -> bool:
+    return any(name in registry for registry in REGISTRIES.values())
+
+
+def _has(cfg: CfgNode, component: str) -> bool:
+    """Whether a config has this component, or a subclass of it."""
+    return any(
+        component in registry and inherits(registry, cfg.MODEL[node].NAME, component)
+        for node, registry in REGISTRIES.items()
+    )
+
+
+def unread_notes(cfg: CfgNode, explicitly_set: Collection[str]) -> list[str]:
+    """A line for each key that is written with another value than its default, and does nothing.
+
+    Args:
+        explicitly_set: full names of the keys that somebody has written.
+    """
+    values, defaults = flat(cfg), flat(get_cfg())
+    return [
+        f"{key} {values[key]} does nothing: no component of this config reads it"
+        for key in sorted(unread_keys(cfg) & set(explicitly_set))
+        if values[key] != defaults[key]
+    ]
