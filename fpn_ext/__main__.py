@@ -8,6 +8,7 @@ bug keeps its traceback.
 import argparse
 import dis
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -91,7 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 for a check that found errors, or a failed run; 2 for a user's
         mistake.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # what reads the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+        return 141  # as a shell counts SIGPIPE
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE + _listing(VERBS))
         return 0
@@ -105,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else 2
     try:
         return verb.load().run(args) or 0
+    except BrokenPipeError:
+        raise
     except (*MISTAKES, *FAILURES) as error:
         if not is_users(error):
             raise

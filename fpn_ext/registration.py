@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 
 def install() -> None:
     """Have the components registered as soon as Detectron2's registries are there."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    # One, whatever was reloaded: that of a module that is gone would ask this one, and this one it.
+    others = [finder for finder in sys.meta_path if not getattr(finder, "registers_fpn_ext", False)]
+    sys.meta_path[:] = [_Finder(), *others]
     if "detectron2" in sys.modules:
         _make_importable()
     if "detectron2.modeling" in sys.modules:
@@ -37,6 +38,7 @@ def _register() -> None:
 class _Finder(MetaPathFinder):
     """Finds what Python finds, with something to do before or after it is executed."""
 
+    registers_fpn_ext = True
     BEFORE: ClassVar[dict[str, Callable[[], None]]] = {"detectron2": _make_importable}
     AFTER: ClassVar[dict[str, Callable[[], None]]] = {"detectron2.modeling": _register}
 
@@ -82,4 +84,6 @@ class _Loader(Loader):
             self.after()
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not there yet, while it is copied or unpickled
+            raise AttributeError(name)
         return getattr(self.loader, name)

@@ -317,3 +317,39 @@ def test_a_mistake_is_one_message_where_several_processes_are_asked_for(opts, ca
     assert main([*words, *opts]) == 2
     said = capsys.readouterr().err
     assert said.count("fpn-ext train: error:") == 1 and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--num-gpus", "-1"], "--num-gpus must be at least 0, got -1"),
+        (["train", "--num-processes", "0"], "--num-processes must be at least 1, got 0"),
+        (["check", "--num-gpus", "-1"], "--num-gpus must be at least 0, got -1"),
+        (["train", "MODEL.DEVICE", "nonsense"], "MODEL.DEVICE must be cpu, cuda or cuda:N, got"),
+        (["train", "OUTPUT_DIR", ""], "OUTPUT_DIR is empty; name a folder"),
+        (["train", "OUTPUT_DIR", "README.md"], "OUTPUT_DIR README.md is a file; name a folder"),
+        (["train", "SOLVER.BASE_LR", "-0.1"], "SOLVER.BASE_LR must not be negative, got -0.1"),
+        (["check", "--json", ""], "argument --json: '' is no name of a file"),
+        (["check", "--json", "tests"], "argument --json: 'tests' is no name of a file"),
+        (["levels", "--json", "README.md/x.json"], "'README.md' is no folder, and none can be"),
+        (["anchors", "--output", "README.md"], "argument --output: 'README.md' is no folder"),
+    ],
+)
+def test_a_place_or_number_that_cannot_be_is_said_at_once(words, message, capsys):
+    verb, *rest = words
+    assert main([verb, "--config-file", DEMO, *rest]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+
+
+def test_no_gpu_to_check_for_is_one_process(demo_images, capsys):
+    assert main(["check", "--config-file", DEMO, "--num-gpus", "0", "MODEL.DEVICE", "cpu"]) == 0
+
+
+def test_a_reader_that_ends_is_no_error():
+    """As `fpn-ext | head -1`."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "fpn_ext"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() in (0, 141)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -66,3 +67,19 @@ def test_a_detection_as_coco_writes_it():
     first, second = annotations_of(detections, [7, 9])
     assert (first["proposal_level"], second["proposal_level"]) == (3, 2)
     assert "pooled_level" not in first
+
+
+def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
+    file, link, pipe = tmp_path / "a.json", tmp_path / "link.json", tmp_path / "pipe"
+    file.write_text("old")
+    link.symlink_to(file)
+    write_json(link, {"a": 1})
+    assert link.is_symlink() and json.loads(file.read_text()) == {"a": 1}
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    read = []
+    reader.start()
+    write_json(pipe, {"a": 1})
+    reader.join(10)
+    assert json.loads(read[0]) == {"a": 1} and pipe.is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "link.json", "pipe"}

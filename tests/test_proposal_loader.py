@@ -1,4 +1,7 @@
 import itertools
+import os
+import sys
+import subprocess
 import logging
 import pickle
 
@@ -257,3 +260,27 @@ def test_images_without_proposals_train_and_test(cfg, tmp_path, counts):
                 total = sum(losses.values())
                 total.backward()
                 assert torch.isfinite(total)
+
+
+WORKER = """
+import torch, fpn_ext
+from fpn_ext.data.datasets import register_datasets
+from fpn_ext.proposals.loader import build_test_loader
+if __name__ == "__main__":
+    torch.multiprocessing.set_start_method("spawn")
+    register_datasets()
+    cfg = fpn_ext.load_config("configs/demo/faster_rcnn_R_18_FPN.yaml")
+    cfg.DATALOADER.NUM_WORKERS = 1
+    print(next(iter(build_test_loader(cfg, "demo_multiscale_val")))[0]["image"].shape[0])
+"""
+
+
+def test_a_worker_that_starts_afresh(demo_images, tmp_path):
+    """Spawned, as forkserver's (Python 3.14), it has imported nothing when it gets the images."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "3\n", done.stderr[-2000:]

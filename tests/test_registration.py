@@ -39,3 +39,17 @@ def test_detectron2_before_this_project():
     code = f"import fpn_ext._d2_compat as c; c.apply(); {code}"  # an uncompiled one needs it
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        "import importlib, fpn_ext.registration as r; importlib.reload(r); importlib.reload(fpn_ext)",
+        "[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('fpn_ext')]",
+    ],
+)
+def test_imported_again_before_detectron2(again):
+    """One finder is left: two of them would ask each other for ever."""
+    code = f"import sys, fpn_ext; {again}; import fpn_ext; {REGISTERED}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import (
@@ -73,6 +74,7 @@ def config_problems(
     return [
         *_undefined_key_problems(cfg, also_defined),
         *_name_problems(cfg),
+        *_place_problems(cfg),
         *_operator_problems(cfg),
         *_resnet_problems(cfg),
         *_inference_problems(cfg),
@@ -145,6 +147,18 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
             look_up(registry, name, key)
         except ValueError as error:
             yield str(error)
+
+
+def _place_problems(cfg: CfgNode) -> Iterable[str]:
+    """Where it runs, and where it writes."""
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        yield f"MODEL.DEVICE must be cpu, cuda or cuda:N, got {cfg.MODEL.DEVICE!r}"
+    if not cfg.OUTPUT_DIR:
+        yield "OUTPUT_DIR is empty; name a folder"
+    elif os.path.exists(cfg.OUTPUT_DIR) and not os.path.isdir(cfg.OUTPUT_DIR):
+        yield f"OUTPUT_DIR {cfg.OUTPUT_DIR} is a file; name a folder"
 
 
 def _operator_problems(cfg: CfgNode) -> Iterable[str]:

@@ -58,6 +58,8 @@ def recipe_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
             yield f"TEST.FPN_EXT.BEST_METRIC {test.BEST_METRIC} is a loss: set BEST_MODE min"
     if not training:
         return
+    if cfg.SOLVER.BASE_LR < 0:
+        yield f"SOLVER.BASE_LR must not be negative, got {cfg.SOLVER.BASE_LR}"
     if cfg.SOLVER.MAX_ITER < 1:
         yield f"SOLVER.MAX_ITER must be at least 1 to train, got {cfg.SOLVER.MAX_ITER}"
     if cfg.SOLVER.AMP.ENABLED and solver.AMP_DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":

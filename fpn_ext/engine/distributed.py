@@ -209,6 +209,10 @@ def _place_unless_launching(args: argparse.Namespace) -> Place | None:
 
 
 def _check_options(args: argparse.Namespace, on_cpu: bool, place: Place | None) -> None:
+    for option, least in (("num_gpus", 0), ("num_processes", 1), ("num_machines", 1)):
+        number = getattr(args, option)
+        if number < least:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least {least}, got {number}")
     if place is not None:
         for option in ("num_gpus", "num_processes", "num_machines"):
             number = getattr(args, option)

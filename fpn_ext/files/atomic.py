@@ -11,9 +11,14 @@ from typing import IO
 def replacing(file: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A binary file to write, in place of ``file`` once it is whole and on the disk.
 
-    Until then it is ``{name}.partial`` beside it. The folder is made.
+    Until then it is ``{name}.partial`` beside it. The folder is made. A link stays one: the file
+    that it points to is replaced. What is no regular file, such as a pipe, is written to as it is.
     """
-    path = Path(file)
+    path = Path(os.path.realpath(file))
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:  # a folder: IsADirectoryError
+            yield stream
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetFromList,
     DatasetMapper,
+    MapDataset,
     MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
+from torch.utils.data import Dataset
 
 from ..data.datasets import check_classes, keep_trainable
 from .detectron2_pickle import open_proposals
@@ -99,9 +102,28 @@ def _test_data(
 
 
 def _one_by_one(cfg: CfgNode, records: list[dict[str, Any]], mapper: DatasetMapper) -> Any:
-    return build_detection_test_loader(
-        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+    images = MappedImages(MapDataset(DatasetFromList(records, copy=False), mapper))
+    return build_detection_test_loader(images, mapper=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+class MappedImages(Dataset):
+    """Records as the model takes them, in a class of this package.
+
+    A worker process that does not inherit this one's modules (spawn, forkserver) imports fpn_ext
+    for it first, and with it what an old Detectron2 needs.
+
+    Args:
+        data: gives mapped records.
+    """
+
+    def __init__(self, data: MapDataset):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
 
 
 class ProposalMapper(DatasetMapper):

@@ -24,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.num_gpus < 0:
+        raise ValueError(f"--num-gpus must be at least 0, got {args.num_gpus}")
     from ..engine.check_run import examine, quiet
     from ..reporting.findings import conclude
 
     with quiet():  # the report says the rest
-        findings = examine(args.config_file, args.opts, args.eval_only, args.num_gpus)
+        findings = examine(args.config_file, args.opts, args.eval_only, args.num_gpus or 1)
     return conclude(findings, args.json)

@@ -10,17 +10,34 @@ def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
 
 
+def _folder(text: str) -> Path:
+    """A folder that is there or can be made; argparse says it where it cannot."""
+    path = Path(text)
+    if not text or any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder, and none can be made there")
+    return path
+
+
+def _file(text: str) -> Path:
+    """A file that can be written; argparse says it where it cannot."""
+    path = Path(text)
+    if not text or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file")
+    _folder(str(path.parent))
+    return path
+
+
 def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
     """``--output FOLDER``."""
     parser.add_argument(
-        "--output", required=required, type=Path, metavar="FOLDER", help=f"folder for {what}"
+        "--output", required=required, type=_folder, metavar="FOLDER", help=f"folder for {what}"
     )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json FILE``."""
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write what is reported to this file, as JSON"
+        "--json", type=_file, metavar="FILE", help="write what is reported to this file, as JSON"
     )
 
 
