@@ -10,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_R_18_FPN.yaml
 
 
-.PHONY: demo test test-lowest fuzz gpu setup lint format docs lock
+.PHONY: demo test test-lowest test-detectron2 fuzz gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -28,6 +28,10 @@ setup: $(READY)
 # The tests with the oldest versions that pyproject.toml allows.
 test-lowest:
 	LOWEST=1 $(MAKE) test VENV=.venv-lowest
+
+# Detectron2's own tests with our classes: make test-detectron2 SRC=/path/to/detectron2
+test-detectron2: setup
+	OMP_NUM_THREADS=1 $(RUN) tests/detectron2_suite.py "$(SRC)"
 
 # Thousands of inputs nobody foresaw for each reader of files; docs/evidence/reliability.md has the counts.
 fuzz: setup

@@ -16,7 +16,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN, build_proposal_generator
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
-from test_roi_heads import detectron2_scripting
+from scripting import detectron2_scripting
 
 C4 = {"res4": ShapeSpec(channels=1024, stride=16)}
 

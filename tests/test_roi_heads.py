@@ -1,10 +1,5 @@
 import copy
-import importlib
-import sys
-import types
-from pathlib import Path
 
-import detectron2
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -13,6 +8,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from fpn_ext.modeling.level_rules import assign_levels
 from fpn_ext.modeling.pooler import LevelMappedROIPooler
 from fpn_ext.modeling.roi_heads import LevelKeepingOutputLayers, PyramidROIHeads
+from scripting import detectron2_scripting
 
 SHAPES = {f"p{k}": ShapeSpec(channels=32, stride=2**k) for k in range(2, 7)}
 
@@ -162,17 +158,6 @@ def test_torchscript_of_the_whole_model(small_cfg):
     assert len(eager) > 10
     assert torch.equal(eager.pred_boxes.tensor, compiled.pred_boxes.tensor)
     assert torch.equal(eager.scores, compiled.scores)
-
-
-def detectron2_scripting():
-    """detectron2.export.torchscript, past v0.6's package file, which asks for caffe2."""
-    try:
-        return importlib.import_module("detectron2.export.torchscript")
-    except ImportError:
-        package = types.ModuleType("detectron2.export")
-        package.__path__ = [str(Path(detectron2.__file__).parent / "export")]
-        sys.modules["detectron2.export"] = package
-        return importlib.import_module("detectron2.export.torchscript")
 
 
 def test_a_map_the_backbone_does_not_give(small_cfg):
