@@ -1,9 +1,9 @@
 import itertools
-import os
-import sys
-import subprocess
 import logging
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest

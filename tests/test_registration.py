@@ -44,7 +44,7 @@ def test_detectron2_before_this_project():
 @pytest.mark.parametrize(
     "again",
     [
-        "import importlib, fpn_ext.registration as r; importlib.reload(r); importlib.reload(fpn_ext)",
+        "from importlib import reload; reload(fpn_ext.registration); reload(fpn_ext)",
         "[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('fpn_ext')]",
     ],
 )
