@@ -21,6 +21,7 @@ from fpn_ext.engine import distributed
 from fpn_ext.engine.distributed import Place, place_in, started_by
 from tiny import DATASET, config, leaves
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from two_processes import options_of
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
@@ -120,7 +121,7 @@ def launch_with(monkeypatch, options=(), environment=None, device="cpu", gpus=0)
     )
     threads = torch.get_num_threads()
     try:
-        args = distributed.argument_parser().parse_args(list(options))
+        args = options_of(list(options))
         distributed.launch(lambda args: None, args, device)
     finally:
         torch.set_num_threads(threads)
@@ -165,7 +166,7 @@ def test_options_that_contradict_the_rest(monkeypatch, options, environment, dev
 
 
 def test_how_a_process_ended(monkeypatch):
-    args = distributed.argument_parser().parse_args(["--num-processes", "2"])
+    args = options_of(["--num-processes", "2"])
 
     def ends_with(error):
         def spawn(*_, **__):
@@ -349,7 +350,7 @@ def running(parents):
 def test_a_killed_process_ends_the_job(tmp_path, monkeypatch):
     for name in (*TORCHRUN, *SRUN):
         monkeypatch.delenv(name, raising=False)
-    args = distributed.argument_parser().parse_args(["--num-processes", "2"])
+    args = options_of(["--num-processes", "2"])
     args.folder = tmp_path
     files = [tmp_path / f"pid_{rank}" for rank in (0, 1)]
     started, killed_at = set(), []

@@ -8,6 +8,7 @@ the same in one process. It also starts and kills :func:`train_for_long`.
 
 # ruff: noqa: E402
 
+import argparse
 import contextlib
 import json
 import logging
@@ -32,6 +33,7 @@ from fpn_ext.data import datasets, demo_data
 from fpn_ext.engine import distributed, nonfinite
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.files.checkpoint import SafeCheckpointer
+from fpn_ext.tools.options import add_processes
 from voc import write_voc
 
 VOC = "two_processes_voc"
@@ -66,6 +68,13 @@ USUAL = [
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
     *("TEST.FPN_EXT.EVALUATE_PROPOSALS", True),
 ]
+
+
+def options_of(words):
+    """What `fpn-ext train` has for several processes."""
+    parser = argparse.ArgumentParser()
+    add_processes(parser)
+    return parser.parse_args(words)
 
 
 def register(folder):
@@ -232,7 +241,7 @@ def start(task, kind, folder):
         child = os.fork()
         if not child:
             os.environ.update(variables(kind, rank, port))
-            args = distributed.argument_parser().parse_args([])
+            args = options_of([])
             try:
                 distributed.launch(lambda _: write(task, folder), args, "cpu")
             except BaseException:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
@@ -56,20 +55,6 @@ class Place:
     source: str
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's options and ``--num-processes``; a free port where one machine needs one."""
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--num-processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="number of processes on the CPU, per machine (with MODEL.DEVICE cpu)",
-    )
-    parser.set_defaults(dist_url="auto")
-    return parser
-
-
 def launch(main: Main, args: argparse.Namespace, device: str) -> None:
     """Call ``main(args)`` in every process of the job, which can then use Detectron2's ``comm``.
 
@@ -78,7 +63,7 @@ def launch(main: Main, args: argparse.Namespace, device: str) -> None:
 
     Args:
         main: a function of a module, so that another process can import it.
-        args: from :func:`argument_parser`.
+        args: with the options of :func:`fpn_ext.tools.options.add_processes`.
         device: ``MODEL.DEVICE``: processes on "cpu" are counted by ``--num-processes``, others by
             ``--num-gpus``.
 
