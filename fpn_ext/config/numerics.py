@@ -1,8 +1,8 @@
 """One switch for speed: ``MODEL.FPN_EXT.NUMERICS``, ``exact`` or ``fast``.
 
 ``exact`` is bit-equal to Detectron2 on CPU. ``fast`` is equal within rounding error, and whatever
-is quickest on this processor for this model. Both set the keys in ``EXPERT_KEYS``; with ``fast``, a
-key that is written in a file or on the command line stays as it is written.
+is quickest on this processor for this model. ``exact`` sets all of ``EXPERT_KEYS``; ``fast`` sets
+those that pay, of what nobody has written in a file or on the command line.
 """
 
 from collections.abc import Collection
