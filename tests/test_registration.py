@@ -53,3 +53,30 @@ def test_imported_again_before_detectron2(again):
     code = f"import sys, fpn_ext; {again}; import fpn_ext; {REGISTERED}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_config_of_detectron2s_with_the_names_alone_is_built():
+    """Where nothing else of this package is imported: every key a component reads is declared."""
+    code = """if True:
+        import fpn_ext
+        from detectron2.config import get_cfg
+        from detectron2.modeling import build_model
+        cfg = get_cfg()
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.FPN.IN_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES
+        cfg.MODEL.BACKBONE.NAME = "FeaturePyramid"
+        cfg.MODEL.ANCHOR_GENERATOR.NAME = "PyramidAnchorGenerator"
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PyramidRPN"
+        cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+        cfg.MODEL.ROI_HEADS.NAME = "PyramidROIHeads"
+        cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+        cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+        cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+        print(type(build_model(cfg).roi_heads.box_pooler).__name__)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert done.stdout == "LevelMappedROIPooler\n", done.stderr[-2000:]

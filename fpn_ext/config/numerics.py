@@ -11,19 +11,9 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from ..keys import declare, defaults
+from ..keys import defaults
 from ..registries.lookup import is_pyramid
 from ..speed.optimize import has_bfloat16_convolutions
-
-declare(
-    "MODEL.FPN_EXT.NUMERICS",
-    "fast",
-    "exact: bit-equal to Detectron2 on CPU. fast: equal within rounding error, and quickest on "
-    "this processor for this model; the log says what was chosen.",
-    "training",
-    "inference",
-    "PyramidROIHeads",
-)
 
 CHOICES = ("exact", "fast")
 EXACT: dict[str, Any] = {

@@ -44,6 +44,15 @@ declare(
     "PyramidROIHeads",
 )
 declare(
+    "MODEL.FPN_EXT.NUMERICS",
+    "fast",
+    "exact: bit-equal to Detectron2 on CPU. fast: equal within rounding error, and quickest on "
+    "this processor for this model; the log says what was chosen.",
+    "training",
+    "inference",
+    "PyramidROIHeads",
+)
+declare(
     "MODEL.FPN_EXT.POOLER_IMPLEMENTATION",
     "auto",
     "How boxes are pooled: per_level (torchvision's operator, bit-equal to Detectron2's "
