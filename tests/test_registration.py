@@ -13,6 +13,14 @@ REGISTERED = (
 )
 
 
+def run(code):
+    """What it prints in a process where nothing is imported yet; it must end well."""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     "first",
     [
@@ -30,15 +38,13 @@ REGISTERED = (
 def test_in_any_order(first):
     """As in a training script of somebody's own, in a process where nothing is imported yet."""
     code = f"import fpn_ext; {first}; {REGISTERED}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run(code)
 
 
 def test_detectron2_before_this_project():
     code = f"import detectron2; from detectron2.engine import DefaultTrainer; {REGISTERED}"
     code = f"import fpn_ext._d2_compat as c; c.apply(); {code}"  # an uncompiled one needs it
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run(code)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +57,7 @@ def test_detectron2_before_this_project():
 def test_imported_again_before_detectron2(again):
     """One finder is left: two of them would ask each other for ever."""
     code = f"import sys, fpn_ext; {again}; import fpn_ext; {REGISTERED}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run(code)
 
 
 def test_a_config_of_detectron2s_with_the_names_alone_is_built():
@@ -76,7 +81,4 @@ def test_a_config_of_detectron2s_with_the_names_alone_is_built():
         cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
         print(type(build_model(cfg).roi_heads.box_pooler).__name__)
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
-    )
-    assert done.stdout == "LevelMappedROIPooler\n", done.stderr[-2000:]
+    assert run(code) == "LevelMappedROIPooler\n"

@@ -7,16 +7,11 @@ examples:
 
 import argparse
 
-from .options import add_config, add_json, add_output
+from .options import add_boxes_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="a registered dataset, instead of DATASETS.TRAIN"
-    )
-    add_json(parser)
-    add_output(parser, "a picture (PNG)", required=False)
+    add_boxes_report(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -113,3 +113,13 @@ def add_sides(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare configs that differ in more than the components",
     )
+
+
+def add_boxes_report(parser: argparse.ArgumentParser) -> None:
+    """What a report on the boxes of a dataset takes: config, dataset, and where it is written."""
+    add_config(parser)
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="a registered dataset, instead of DATASETS.TRAIN"
+    )
+    add_json(parser)
+    add_output(parser, "a picture (PNG)", required=False)
