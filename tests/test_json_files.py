@@ -76,7 +76,7 @@ def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
     write_json(link, {"a": 1})
     assert link.is_symlink() and json.loads(file.read_text()) == {"a": 1}
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
     read = []
     reader.start()
     write_json(pipe, {"a": 1})
