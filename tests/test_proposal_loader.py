@@ -263,10 +263,10 @@ def test_images_without_proposals_train_and_test(cfg, tmp_path, counts):
 
 
 WORKER = """
-import torch, fpn_ext
-from fpn_ext.data.datasets import register_datasets
-from fpn_ext.proposals.loader import build_test_loader
-if __name__ == "__main__":
+if __name__ == "__main__":  # a spawned worker imports this file: it is to find nothing in it
+    import torch, fpn_ext
+    from fpn_ext.data.datasets import register_datasets
+    from fpn_ext.proposals.loader import build_test_loader
     torch.multiprocessing.set_start_method("spawn")
     register_datasets()
     cfg = fpn_ext.load_config("configs/demo/faster_rcnn_R_18_FPN.yaml")
