@@ -281,6 +281,10 @@ def test_a_worker_that_starts_afresh(demo_images, tmp_path):
     script.write_text(WORKER)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,  # seconds, of some 10: a dead worker is waited for without end
     )
     assert done.stdout == "3\n", done.stderr[-2000:]
