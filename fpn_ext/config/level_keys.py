@@ -158,7 +158,7 @@ def _maps_under(cfg: CfgNode) -> list[str]:
             f"{COARSEST_ON_A_MAP}. Which maps of the bottom-up coarser ones are to stand on, "
             f"{in_features_key(cfg)} must say"
         )
-    if is_finest_level_alone(cfg):  # the whole pyramid is built, only to output P2
+    if is_finest_level_alone(cfg):  # the whole pyramid, though only its finest is output
         steps = range(int(math.log2(COARSEST_ON_A_MAP / on_maps[0])) + 1)
         on_maps = [on_maps[0] * 2**i for i in steps]
     names = [map_name(stride, "c") for stride in on_maps]
