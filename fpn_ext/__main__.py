@@ -109,7 +109,7 @@ def _run(words: list[str]) -> int:
     verb = VERBS[name]
     try:
         args = verb.parser().parse_intermixed_args(words[len(name.split()) :])
-    except SystemExit as end:  # argparse has said what is wrong, or printed its help
+    except SystemExit as end:  # argparse has printed the error, or its help
         return end.code if isinstance(end.code, int) else 2
     try:
         return verb.load().run(args) or 0
@@ -127,8 +127,8 @@ def _run(words: list[str]) -> int:
 def is_users(error: Exception) -> bool:
     """Whether an error was raised deliberately, to inform the user; otherwise it is our bug.
 
-    Every OSError (no such file, no space left) is. Any other error is if a ``raise`` statement in
-    this package raised it, as opposed to Python, PyTorch or Detectron2.
+    Every OSError (no such file, no space left) counts. Any other error does if a ``raise``
+    statement in this package raised it, as opposed to Python, PyTorch or Detectron2.
     """
     if isinstance(error, OSError):
         return True

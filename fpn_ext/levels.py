@@ -112,7 +112,7 @@ def names_above(name: str, count: int) -> list[str]:
 
 
 def check_fine_to_coarse(strides: Sequence[float]) -> None:
-    """Raise LevelError unless strides are >= 1 and strictly increasing, and there is one.
+    """Raise LevelError unless strides are non-empty, >= 1 and strictly increasing.
 
     Levels may be skipped, and strides need not be powers of two.
     """

@@ -17,7 +17,7 @@ from ..levels import map_name
 from ..names import aligned
 
 # Added to the height for the second run: a multiple of 64 and of 7, so that strides 1, 2, 4, ...
-# 64 and 7, 14, 28, ... are exact whatever the padding, as are all others below 15.
+# 64 and 7, 14, 28, ... are exact with any padding, as are all others below 15.
 MORE_HEIGHT, MORE_WIDTH = 448, 64
 
 

@@ -15,7 +15,7 @@ def replace_norms(model: nn.Module, kind: str, name: str = "") -> int:
 
     - ``"FrozenBN"``: batch norm with fixed running statistics and no trainable parameters.
     - ``"SyncBN"``: batch norm with statistics over the batches of all processes.
-    - ``"GN"``: group norm, in as many groups as gcd(32, channels). It keeps scale and shift, and
+    - ``"GN"``: group norm, in gcd(32, channels) groups. It keeps scale and shift, and
       drops running statistics.
 
     Args:

@@ -132,7 +132,7 @@ def _check_no_none(cfg: CfgNode) -> None:
 def _mistakes(values: Iterable[tuple[str, Any]], source: str, error: Exception) -> ValueError:
     """All mistakes in the values of a file or of the command line, as one error.
 
-    yacs stops at the first; here each is merged alone. ``error`` is yacs's own for all of them.
+    yacs stops at the first; here each is merged alone. ``error`` is the one yacs raised.
     """
     cfg = get_cfg()
     faults = [_fault(cfg, key, value, source) for key, value in values]

@@ -325,7 +325,7 @@ class _Samples(NamedTuple):
     start: torch.Tensor  # (R,) float32 or float64
     bin: torch.Tensor  # (R,) the same
     samples: torch.Tensor  # (R,) int64, of a bin
-    most: int  # of those, or 1
+    most: int  # their maximum, >= 1
 
 
 def samples_along(
@@ -348,7 +348,7 @@ def samples_along(
 class _Taps(NamedTuple):
     """Along one axis: bin b of box r is the sum over t < taps[r] of weight[r, b, t] * cell[...]"""
 
-    cell: torch.Tensor  # (R, bins, more than most taps) int32, within the map
+    cell: torch.Tensor  # (R, bins, most taps + 1) int32, within the map
     weight: torch.Tensor  # the same, float32 or float64
     taps: torch.Tensor  # (R,) int32, at least 1: no bag is empty
 

@@ -14,7 +14,7 @@ points are 0, +-5/8, +-3/2 and infinity instead of the usual 0, +-1, +-2 and inf
 magnitude, they have a third of the rounding error, which makes float32 as accurate as direct sums.
 
 Each thread takes a strip of the map through all steps. If each step were divided among the threads,
-as in torch, every core would read what another has just written.
+as torch does, cores would read what others have just written.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Which level a box is pooled from: Eq. 1 of the paper, and other rules by name.
+"""Rules for the level a box is pooled from: Eq. 1 of the paper, and others by name.
 
 ``MODEL.FPN_EXT.LEVEL_RULE`` names the rule of PyramidROIHeads. Pooling from all levels at once is
 not a rule but a separate class (:mod:`fpn_ext.variants.all_levels`).
@@ -88,7 +88,7 @@ class PaperRule(nn.Module):
     """
 
     measure = "side"
-    taken_over: list[int]  # TorchScript cannot tell from an empty list
+    taken_over: list[int]  # TorchScript cannot infer it if empty
 
     def __init__(self, strides: Sequence[float], canonical_box_size: float, canonical_level: int):
         super().__init__()
@@ -176,7 +176,7 @@ class StrideRule(nn.Module):
     """
 
     measure = "side"
-    ratios: list[float]  # TorchScript cannot tell from empty lists
+    ratios: list[float]  # TorchScript cannot infer it if empty
     firsts: list[float]
 
     def __init__(self, strides: Sequence[float], canonical_box_size: float, canonical_level: int):

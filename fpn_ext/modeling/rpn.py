@@ -2,9 +2,9 @@
 
 On each level the RPN scores up to some 200 000 anchors and keeps 1000. Detectron2 decodes all boxes
 and sorts all scores first, then runs NMS on the candidates of all levels, though only 1000 in total
-are kept. Here the top scores are selected first, only their boxes are decoded, and NMS runs on a
-prefix just long enough. The proposals are bit-identical; the order of equal scores is undefined in
-both. Detectron2 drops the level a proposal came from; here it can be kept.
+are kept. Here the top scores are selected first, only their boxes are decoded, and NMS runs on the
+best of them, on all only if too few survive. The proposals are bit-identical; the order of equal
+scores is undefined in both. Detectron2 drops the level a proposal came from; here it can be kept.
 """
 
 import copy
@@ -32,7 +32,7 @@ declare(
     "PyramidROIHeads",
 )
 
-# NMS runs on this many times the proposals wanted, and on at least so many boxes (below 1000,
+# NMS runs on this multiple of the proposals wanted, and on at least this many boxes (below 1000,
 # torchvision's batched_nms on CPU uses another code path, with other rounding).
 PREFIX_FACTOR = 2
 SMALLEST_PREFIX = 2000
@@ -107,7 +107,7 @@ class PyramidRPN(RPN):
         Args:
             anchors: per level (L of them), (A_i,) boxes, XYXY in pixels of the network input.
             pred_objectness_logits: per level, (N, A_i).
-            pred_anchor_deltas: per level, (N, A_i, 4), encoded by ``box2box_transform``.
+            pred_anchor_deltas: per level, (N, A_i, 4), to be decoded by ``box2box_transform``.
             image_sizes: (height, width) of each of the N images before padding.
 
         Returns:
@@ -152,7 +152,7 @@ class PyramidRPN(RPN):
     def _first_without_overlaps(
         self, boxes: list[torch.Tensor], scores: list[torch.Tensor], image_size: tuple[int, int]
     ) -> list[Instances]:
-        """:meth:`_without_overlaps` for one image, on the shortest sufficient prefix.
+        """:meth:`_without_overlaps` for one image, on a prefix if that suffices.
 
         NMS proceeds from the highest score down, and later boxes never affect earlier ones: if
         enough of the best m boxes survive, they are the result.
@@ -225,7 +225,7 @@ class PyramidRPN(RPN):
         return found
 
     def __prepare_scriptable__(self) -> nn.Module:
-        # TorchScript cannot follow super(); the parent gives the same proposals.
+        # TorchScript does not support super(); the parent's proposals are the same.
         scriptable = copy.copy(self)
         scriptable.__class__ = RPN
         return scriptable

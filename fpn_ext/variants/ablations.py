@@ -59,7 +59,7 @@ class TopDownPyramid(FeaturePyramid):
         sizes = [c_k.shape[-2:] for c_k in maps]
         coarser = maps.pop()
         maps.clear()
-        for lateral in self.laterals:  # that of the coarsest C_k
+        for lateral in self.laterals:  # only the coarsest C_k's
             coarser = lateral(coarser)
         levels: list[torch.Tensor] = []
         for output in self.outputs:
@@ -101,7 +101,7 @@ class FinestLevelPyramid(FeaturePyramid):
             merged = finer if merged is None else self.top_down(finer, merged)
         assert merged is not None
         levels: list[torch.Tensor] = []
-        for output in self.outputs:  # that of the finest level
+        for output in self.outputs:  # only the finest level's
             levels.append(output(merged))
         return levels
 
