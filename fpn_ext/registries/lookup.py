@@ -21,7 +21,7 @@ def look_up(registry: Any, name: str, yaml_key: str) -> Any:
     """The object registered as ``name`` in a Detectron2 registry.
 
     Raises:
-        ValueError: none is; the message has the YAML key and the nearest valid names.
+        ValueError: unknown name; the message has the YAML key and the nearest valid names.
     """
     if name not in registry:
         raise ValueError(

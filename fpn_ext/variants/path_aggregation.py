@@ -36,7 +36,7 @@ class AugmentationStep(nn.Module):
         self.output = _convolution(channels, 3, 1, norm)
 
     def forward(self, finer: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
-        """N_i (N, d, H, W), P_{i+1} (N, d, ceil(H/2), ceil(W/2)) -> N_{i+1}, as P_{i+1}."""
+        """N_i (N, d, H, W), P_{i+1} (N, d, ceil(H/2), ceil(W/2)) -> N_{i+1}, sized as P_{i+1}."""
         return self.output(resized(self.down(finer), coarser) + coarser)
 
 
