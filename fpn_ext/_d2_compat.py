@@ -1,14 +1,14 @@
 """Lets Detectron2 v0.6's Python tree run, uncompiled, with current NumPy and Pillow.
 
-The only place that patches anything. Every patch of v0.6 is tied to the line of its own source that
-needs it, and is left out when that line is not there (Detectron2's main branch) or when what it
-looks for exists (a compiled Detectron2, an older NumPy or Pillow). On an uncompiled Detectron2 of
-any age, rotated operators are defined so that using one raises an error with the remedy. On a
-healthy installation :func:`apply` therefore changes nothing; it returns the list of what it did.
+All monkey-patching happens here. Each v0.6 patch is tied to the Detectron2 source line that needs
+it, and skipped if that line is absent (Detectron2's main branch) or if the missing name exists (a
+compiled Detectron2, an older NumPy or Pillow). On an uncompiled Detectron2 of any version, rotated
+operators are stubbed to raise an error with the remedy. On a healthy installation :func:`apply`
+therefore changes nothing; it returns the names of the patches applied.
 
 It must run before the first ``import detectron2...`` of a process: ``import fpn_ext`` first.
 
-Several processes need one more thing, when they have joined each other: the last function.
+Distributed runs also call :func:`create_local_process_group`, after joining.
 """
 
 import importlib.machinery
@@ -26,7 +26,7 @@ _REMEDY = (
 
 
 def needs_compiled_operator(name: str) -> NoReturn:
-    """Raise the one error for a compiled operator that is not there."""
+    """Raise the error for a missing compiled operator."""
     raise RuntimeError(f"detectron2._C.{name} is not available. {_REMEDY}")
 
 
@@ -67,7 +67,7 @@ def detectron2_folder() -> Path:
 
 
 def has_compiled_operators() -> bool:
-    """Whether Detectron2's own C++/CUDA module is installed (it is not loaded to find out)."""
+    """Whether Detectron2's C++/CUDA module is installed (checked without loading it)."""
     folder = detectron2_folder()
     return any((folder / f"_C{s}").is_file() for s in importlib.machinery.EXTENSION_SUFFIXES)
 
@@ -107,7 +107,7 @@ def _restore_pillow_linear() -> list[str]:
 def _restore_numpy_aliases() -> list[str]:
     import numpy as np
 
-    # vars(), because asking NumPy for a removed name warns or raises.
+    # vars(), because getattr of a removed NumPy name warns or raises.
     missing = [alias for alias in (int, float, bool, str) if alias.__name__ not in vars(np)]
     for alias in missing:
         setattr(np, alias.__name__, alias)
@@ -119,23 +119,23 @@ def _stand_in_for_compiled_operators() -> list[str]:
 
     sys.modules["detectron2._C"] = _UncompiledOperators("detectron2._C", _REMEDY)
 
-    # COCOEvaluator imports this name at module level and uses it by default; pycocotools' own
-    # class is the reference it reimplements.
+    # COCOEvaluator imports this name at module level and uses it by default; it reimplements
+    # pycocotools' class.
     fast_eval_api = types.ModuleType("detectron2.evaluation.fast_eval_api")
     fast_eval_api.__dict__["COCOeval_opt"] = COCOeval
     sys.modules["detectron2.evaluation.fast_eval_api"] = fast_eval_api
     return ["detectron2._C", "detectron2.evaluation.fast_eval_api"]
 
 
-# Operators that Detectron2 reaches through torch.ops, where a missing one is an AttributeError
-# without a remedy: v0.6 the first, main all of them.
+# Operators that Detectron2 calls through torch.ops, where a missing one is a bare AttributeError:
+# v0.6 calls the first, main all of them.
 _TORCH_OPERATORS = {
     "nms_rotated": "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor",
     "box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
     "roi_align_rotated_forward": "(Tensor input, Tensor rois, float spatial_scale, "
     "int pooled_height, int pooled_width, int sampling_ratio) -> Tensor",
 }
-_library: Any = None  # a torch Library takes its operators back when it is garbage-collected
+_library: Any = None  # a torch Library unregisters its operators when garbage-collected
 
 
 def _define_missing_torch_operators() -> list[str]:
@@ -156,10 +156,10 @@ def _define_missing_torch_operators() -> list[str]:
 
 
 def create_local_process_group(per_machine: int) -> None:
-    """Tell Detectron2's ``comm`` which processes share a machine; all of them call this.
+    """Tell Detectron2's ``comm`` which processes share a machine; every process calls this.
 
     Args:
-        per_machine: as many of them, in the order of their ranks.
+        per_machine: number of consecutive ranks on each machine.
     """
     from detectron2.utils import comm
 
@@ -168,7 +168,7 @@ def create_local_process_group(per_machine: int) -> None:
         return
     import torch.distributed as dist
 
-    # What v0.6's launcher does in the processes that it starts.
+    # As v0.6's launcher does in the processes it starts.
     for first in range(0, dist.get_world_size(), per_machine):
         group = dist.new_group(list(range(first, first + per_machine)))
         if first <= dist.get_rank() < first + per_machine:

@@ -1,4 +1,4 @@
-"""What ``fpn_ext.__all__`` names, and every module that declares a config key."""
+"""The names in ``fpn_ext.__all__``, and every module that declares a config key."""
 
 # ruff: noqa: F401, F403
 

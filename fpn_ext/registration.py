@@ -1,10 +1,10 @@
-"""Registers the components with Detectron2 when its models are first imported, and not before.
+"""Registers the components with Detectron2 when its models are first imported, not before.
 
-``import fpn_ext`` must register everything, and a command's ``--help``, or the doctor of a broken
-installation, must not import PyTorch for it. So ``import fpn_ext`` puts a finder in front of
-Python's: before ``detectron2`` is executed it applies what an old one needs
-(:mod:`fpn_ext._d2_compat`), and after ``detectron2.modeling`` it imports
-:mod:`fpn_ext.components`. Where these are imported already, both happen at once.
+``import fpn_ext`` must register everything, yet ``--help``, or ``doctor`` on a broken installation,
+must not import PyTorch. So ``import fpn_ext`` installs an import hook ahead of Python's finders:
+before ``detectron2`` executes it applies the compatibility patches (:mod:`fpn_ext._d2_compat`), and
+after ``detectron2.modeling`` it imports :mod:`fpn_ext.components`. If these are already imported,
+both happen immediately.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 
 def install() -> None:
-    """Have the components registered as soon as Detectron2's registries are there."""
-    # One, whatever was reloaded: that of a module that is gone would ask this one, and this one it.
+    """Register the components as soon as Detectron2's registries exist."""
+    # Only one, even after a reload: two of these finders would call each other forever.
     others = [finder for finder in sys.meta_path if not getattr(finder, "registers_fpn_ext", False)]
     sys.meta_path[:] = [_Finder(), *others]
     if "detectron2" in sys.modules:
@@ -36,7 +36,7 @@ def _register() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds what Python finds, with something to do before or after it is executed."""
+    """Finds modules as Python does, and adds a callback before or after they execute."""
 
     registers_fpn_ext = True
     BEFORE: ClassVar[dict[str, Callable[[], None]]] = {"detectron2": _make_importable}
@@ -57,7 +57,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """A loader, and what is called before and after it executes the module."""
+    """A loader with callbacks before and after it executes the module."""
 
     def __init__(
         self,
@@ -84,6 +84,6 @@ class _Loader(Loader):
             self.after()
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # not there yet, while it is copied or unpickled
+        if name == "loader":  # not set yet while being copied or unpickled
             raise AttributeError(name)
         return getattr(self.loader, name)

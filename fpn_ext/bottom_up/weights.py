@@ -1,4 +1,4 @@
-"""Weights of a network from a local file: by name, counted, and refused if too few fit."""
+"""Loads a network's weights by name from a local file, which is refused if too few fit."""
 
 import logging
 import re
@@ -12,28 +12,27 @@ from ..files.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
-# Share of a network's tensors that must be in the file.
+# Minimum share of a network's tensors in the file.
 LEAST_SHARE = 0.9
 EXAMPLES = 5
 
 
 def load_pretrained(network: nn.Module, file: str) -> None:
-    """Load what of a network's weights is in a file; what is, and is not, is in the log.
+    """Load a network's weights from a file, and log which tensors it has and which it lacks.
 
-    Tensors are found by name: as the network calls them, behind a prefix that all of them have in
-    the file (``"module."``, ``"backbone."``), or as timm calls them in the whole network. A first
-    convolution for another number of channels takes over the mean of the file's, scaled to keep
-    the sum.
+    Tensors match by name: the network's own, with a prefix common to all of them in the file
+    (``"module."``, ``"backbone."``), or timm's for the whole network. A first convolution with
+    another number of input channels gets the mean of the file's filters, scaled to keep the sum.
 
     Args:
         network: changed in place.
-        file: as :func:`fpn_ext.files.weight_files.read_weights` reads it, without running code from
-        it.
+        file: in any format of :func:`fpn_ext.files.weight_files.read_weights`, which runs no code
+            from it.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it cannot be read, or fewer than 90 % of the network's tensors (parameters and
-            running statistics) are in it in the same shape.
+        ValueError: it cannot be read, or holds fewer than 90 % of the network's tensors (parameters
+            and running statistics) in the same shape.
     """
     theirs = _read(Path(file))
     ours = {n: t for n, t in network.state_dict().items() if t.is_floating_point()}
@@ -75,7 +74,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _names_in_file(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
-    """Our name of each tensor that is in the file, and its name there."""
+    """Our name -> name in the file, for each tensor in both."""
     theirs = set(theirs)
     spellings = {name: _spellings(name) for name in ours}
     prefixes = {
@@ -98,7 +97,7 @@ def _names_in_file(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]
 
 
 def _spellings(name: str) -> list[str]:
-    """A tensor's name, and what timm calls it before it takes a network apart for its maps.
+    """A tensor's name, and timm's name for it in the whole network.
 
     >>> _spellings("stages_0.blocks.1.weight")
     ['stages_0.blocks.1.weight', 'stages.0.blocks.1.weight']
@@ -111,7 +110,7 @@ def _spellings(name: str) -> list[str]:
 
 
 def _with_channels(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Weights of a convolution on 3 channels, for one of as many as ``shape`` has."""
+    """A 3-channel convolution's weights, for as many channels as in ``shape``."""
     wider = tensor.dim() == 4 and tensor.shape[1] == 3 and shape[1] != 3
     if not wider or tensor.shape[0] != shape[0] or tensor.shape[2:] != shape[2:]:
         return tensor
