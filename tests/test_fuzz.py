@@ -1,4 +1,4 @@
-"""Whatever stands in a config, a file of weights or of proposals, or in a box: errors of ours."""
+"""Any content of a config, weight or proposal file, or box raises one of our errors at most."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Our components where Detectron2's stood, built as a script of its own would build them.
+"""Our components in place of Detectron2's, built as in a user's script.
 
 That is: from the config of Detectron2's ``get_cfg``, which has none of this project's keys, or by
 Detectron2's keywords alone. What its own unit tests of anchors, pooler, RPN and RoI heads ask of

@@ -1,4 +1,4 @@
-"""Proposals and detections that say which levels they come from, to the last of them."""
+"""Every proposal and detection keeps the levels it comes from."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The same keywords mean the same as in Detectron2: names and defaults, by introspection."""
+"""Keywords match Detectron2's: names and defaults, by introspection."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""One key for the levels: what follows from it, what contradicts it, and the table."""
+"""One key for the levels: derived keys, contradictions, and the table."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Pyramids of all kinds of levels: what is put on top, gaps, other strides, P1 and P7; export."""
+"""Pyramids with various levels: extra levels on top, gaps, other strides, P1 and P7; export."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Rules from boxes to levels, and what pools by them."""
+"""Rules that assign boxes to levels, and the poolers that use them."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""A component is ours by its class: ours, a subclass of a user's, or none of the two."""
+"""A component counts as ours by its class: ours, a user's subclass of it, or neither."""
 
 import contextlib
 

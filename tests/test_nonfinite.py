@@ -1,4 +1,4 @@
-"""A training that meets NaN or infinity says where it started, why, and keeps what is needed."""
+"""On NaN or infinity, training reports origin and cause, and saves what reproduces it."""
 
 import copy
 import json

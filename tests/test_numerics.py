@@ -1,4 +1,4 @@
-"""``MODEL.FPN_EXT.NUMERICS``: what each choice sets, where, and what it leaves alone."""
+"""``MODEL.FPN_EXT.NUMERICS``: what each choice sets, where, and what it does not touch."""
 
 import fpn_ext
 import pytest

@@ -1,4 +1,4 @@
-"""optimize_for_inference: the same detections from another module tree."""
+"""optimize_for_inference: the same detections from a different module tree."""
 
 import copy
 import os

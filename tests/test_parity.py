@@ -1,4 +1,4 @@
-"""Ours and Detectron2's components, in all 16 combinations, are one and the same model.
+"""All 16 combinations of our and Detectron2's components are the same model.
 
 Same weights, same images, same random samples: losses, gradients and detections are compared with
 those of the model made of Detectron2's components alone. The operations are the same, and so is

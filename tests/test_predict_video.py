@@ -1,4 +1,4 @@
-"""Prediction on generated videos, and before cameras that are none."""
+"""Prediction on generated videos and fake cameras."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""One preparation for every command: its order, what it says, and who goes through it."""
+"""One preparation for every command: its order, its messages, and which commands use it."""
 
 import fpn_ext
 import pytest

@@ -1,4 +1,4 @@
-"""Detectron2's pickles: read in every form they come in, and refused in every other."""
+"""Detectron2's pickles: every valid form is read, all others are refused."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Commit, hardware and versions, as reports state them."""
+"""Commit, hardware and versions as stated in reports."""
 
 import subprocess
 from pathlib import Path

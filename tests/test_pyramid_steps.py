@@ -1,4 +1,4 @@
-"""The three steps of a pyramid's forward, the second and third on maps alone."""
+"""The three steps of a pyramid's forward, the second and third on feature maps only."""
 
 import weakref
 

@@ -1,4 +1,4 @@
-"""Pyramids of other papers: by hand, and on levels, sizes and networks of all kinds."""
+"""Pyramids of other papers: hand-computed, and on various levels, sizes and networks."""
 
 import importlib.util
 import re

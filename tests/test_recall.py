@@ -1,4 +1,4 @@
-"""Average recall of proposals: by hand, against pycocotools called plainly, and independently."""
+"""Average recall of proposals: hand-computed, against plain pycocotools, and independently."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Best checkpoint, early stopping, validation loss, averaged weights; alone, together, resumed."""
+"""Best checkpoint, early stopping, validation loss, EMA weights; alone, together, resumed."""
 
 import contextlib
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""``import fpn_ext`` registers the components whatever of Detectron2 is imported next."""
+"""``import fpn_ext`` registers the components, whichever part of Detectron2 is imported next."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The training loader: Detectron2's order and batches, from any batch on, with any workers."""
+"""The training loader: Detectron2's order and batches, from any batch, with any workers."""
 
 import itertools
 import random

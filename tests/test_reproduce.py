@@ -1,4 +1,4 @@
-"""fpn_ext.paper.reproduce: what is trained, what is not trained again, and what the tables say."""
+"""fpn_ext.paper.reproduce: which runs are trained or skipped, and the tables."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Training, stopped and gone on with: the same bits; and the three ways to begin one."""
+"""Training, interrupted and resumed: the same bits; and the three ways to start one."""
 
 import contextlib
 import logging

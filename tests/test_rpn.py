@@ -1,4 +1,4 @@
-"""PyramidRPN gives Detectron2's proposals, bit for bit, with less work."""
+"""PyramidRPN returns Detectron2's proposals, bit for bit, with less work."""
 
 import pytest
 import torch

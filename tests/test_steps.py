@@ -1,4 +1,4 @@
-"""A step of several batches, in mixed precision, or both; and what float16's scaler skips."""
+"""Steps with gradient accumulation, mixed precision, or both; and steps skipped by GradScaler."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What holds the project together: who imports whom, and that what the documents name exists."""
+"""The project's structure: imports between rooms, and that names in the docs exist."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The trainer as it is put together: each part once, in a fixed order, and a subclass's instead."""
+"""Assembly of the trainer: each part once, in a fixed order, overridable in a subclass."""
 
 import warnings
 

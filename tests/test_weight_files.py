@@ -1,4 +1,4 @@
-"""Weights of every format are read, no code in any is run, damage is seen."""
+"""Weights of every format are read, no code is executed, damage is detected."""
 
 import hashlib
 import pickle

@@ -1,4 +1,4 @@
-"""Winograd's convolution against torch's, and against sums worked by hand."""
+"""Winograd convolution against torch's, and against hand-computed sums."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Training with Winograd's convolution: the same gradients, parameters and checkpoints."""
+"""Training with Winograd convolution: the same gradients, parameters and checkpoints."""
 
 import copy
 

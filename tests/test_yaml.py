@@ -1,4 +1,4 @@
-"""Every config under configs/ loads, passes the checks, builds, and is what its header says."""
+"""Every config under configs/ loads, passes the checks, builds, and matches its header."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two processes on the CPU, with the variables that srun or torchrun sets; what they find.
+"""Two processes on the CPU, with the variables set by srun or torchrun, and their results.
 
     python tests/two_processes.py FOLDER
 
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 if __name__ == "__main__":
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch; and a process with threads cannot be forked
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch; a multithreaded process cannot be forked
     os.chdir(ROOT)
 
 import tiny

@@ -1,4 +1,4 @@
-"""An object that runs code when it is unpickled, for tests that nothing of a file is run."""
+"""An object that executes code when unpickled, for tests that files are read safely."""
 
 
 class Runs:
