@@ -205,7 +205,7 @@ def test_the_scripted_roi_heads_give_the_same_detections():
 )
 @pytest.mark.parametrize("backbone", ["FeaturePyramid", "BiFPN"])
 def test_names_swapped_in_a_config_of_detectron2s(backbone, heads):
-    """The documented defaults take the place of the keys that are not there."""
+    """Missing keys get the documented defaults."""
     found = []
     for make in (get_cfg, fpn_ext.get_cfg):
         cfg = make()

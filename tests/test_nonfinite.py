@@ -53,7 +53,7 @@ def train(cfg, model, batches, guard=True):
 
 
 def failure(cfg, model, batches):
-    """What the training says, and its report and folder."""
+    """The training's message, its report and folder."""
     with pytest.raises(FloatingPointError) as error:
         train(cfg, model, batches)
     (folder,) = (Path(cfg.OUTPUT_DIR) / "nonfinite").iterdir()

@@ -12,5 +12,5 @@ class Runs:
 
 
 def touches(file):
-    """Makes ``file``, whose presence tells that code was run."""
+    """Creates ``file``, whose presence shows that code was executed."""
     return Runs(eval, f"open({str(file)!r}, 'w')")
