@@ -1,4 +1,4 @@
-"""The pyramids of the paper's ablations, on maps that can be worked out by hand."""
+"""The pyramids of the paper's ablations, on feature maps with hand-computed results."""
 
 import fpn_ext
 import pytest

@@ -177,7 +177,7 @@ def test_wrong_arguments(change, message):
 
 
 def test_sizes_by_level():
-    """Found by the strides, whatever their order; others are passed over."""
+    """Matched by stride, in any order; others are ignored."""
     sizes = {"ps12": [60, 70], "p5": [9], "p2": [32]}
     generator = PyramidAnchorGenerator(
         sizes=sizes, aspect_ratios=[[1]], strides=[4, 12], offset=0.0

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, passed over where damaged, and how much of a model they fill."""
+"""Checkpoints: atomic writes, skipping damaged files, and the share of tensors matched."""
 
 import errno
 import logging
@@ -16,7 +16,7 @@ from unsafe import touches
 
 
 class Counter:
-    """A checkpointable that tells which checkpoint was read."""
+    """A checkpointable that records which checkpoint was read."""
 
     iteration = -1
 
@@ -81,7 +81,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def full_disk(folder, name):
-    """Linux's device that is always full, where the file would be written first."""
+    """Linux's always-full device in place of the temporary file."""
     (folder / f"{name}.partial").symlink_to("/dev/full")
 
 
@@ -110,7 +110,7 @@ def test_a_full_disk_before_the_first_checkpoint(tmp_path):
 
 
 def test_a_disk_that_fills_up_within_a_file(saved, tmp_path):
-    """torch's writer then raises an error of its own that says nothing of the disk."""
+    """torch's writer then raises its own error, which does not mention the disk."""
     saved.checkpointables["big"] = nn.Linear(1000, 3)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""The patches for an uncompiled Detectron2 v0.6: what they do there, and nothing elsewhere."""
+"""The patches for an uncompiled Detectron2 v0.6: their effect there, and none elsewhere."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ V06_LINES = {
 
 
 def fresh(code, **env):
-    """Run code in a new Python that has imported nothing of Detectron2; returns what it prints."""
+    """Run code in a fresh Python without Detectron2 imported; returns its output."""
     # Loaded from its file: importing the package would apply the patches.
     load = (
         "import importlib.util, sys, numpy, PIL.Image\n"

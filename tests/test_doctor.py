@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, names the command that mends it, and never fails itself."""
+"""The doctor finds faults, names the command that fixes each, and never fails itself."""
 
 import ast
 import json
@@ -38,7 +38,7 @@ def only(findings):
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
-    """A virtual environment with nothing in it."""
+    """An empty virtual environment."""
     folder = tmp_path_factory.mktemp("bare")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     return str(folder / "bin" / "python")
@@ -88,7 +88,7 @@ def test_only_the_doctor_goes_without_the_package(bare_python):
 
 
 def test_the_doctor_needs_the_standard_library_alone():
-    """What the door, the verb's file and all that they import from this package import."""
+    """The transitive imports of the entry point and the verb's file."""
     todo, seen = ["fpn_ext.__main__", "fpn_ext.tools.doctor"], set()
     while todo:
         module = todo.pop()
@@ -203,7 +203,7 @@ def test_a_package_that_does_not_import(fault, remedy):
 
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-    """A compiled Detectron2, as far as files tell; returns a setter of what its probe answers."""
+    """A compiled Detectron2, judging by its files; returns a setter for its probe's answer."""
     (tmp_path / "__init__.py").write_text('__version__ = "0.6"\n')
     monkeypatch.setattr(installation, "detectron2_folder", lambda: tmp_path)
     monkeypatch.setattr(installation, "has_compiled_operators", lambda: True)
@@ -240,7 +240,7 @@ def test_compiled_operators_that_do_not_load(compiled):
 
 
 def test_a_compiled_module_that_is_none(tmp_path, monkeypatch):
-    """The real probe, on a file that is no library."""
+    """The real probe, on a file that is not a library."""
     package = tmp_path / "detectron2"
     package.mkdir()
     (package / "__init__.py").touch()

@@ -11,7 +11,7 @@ from fpn_ext.modeling.top_blocks import Subsample
 
 
 class Stub(Backbone):
-    """A bottom-up network whose maps a test hands over; keeps what it was given."""
+    """A bottom-up network with maps supplied by the test; records its input."""
 
     def __init__(self, channels, strides):
         super().__init__()
@@ -237,7 +237,7 @@ def test_a_pyramid_can_stand_on_a_pyramid(small_cfg):
 
 
 def test_a_top_block_may_read_the_bottom_up():
-    """Detectron2's LastLevelP6P7 on C5, as RetinaNet has it, plugs in."""
+    """Detectron2's LastLevelP6P7 on C5, as in RetinaNet, works."""
     pyramid = FeaturePyramid(
         bottom_up=Pooling(8),
         in_features=["c3", "c4", "c5"],
@@ -295,7 +295,7 @@ def test_torchscript_beside_detectron2s_own_preparation(small_cfg, monkeypatch):
 
 
 def test_padding_constraints_are_those_of_the_bottom_up():
-    """A property of Detectron2's main branch, there on every Backbone."""
+    """A property of every Backbone in Detectron2's main branch."""
 
     class Square(Pooling):
         padding_constraints = {"square_size": 64}  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""Our components where Detectron2's stood, built as a script of its own would build them.
+"""Our components in place of Detectron2's, built as in a user's script.
 
 That is: from the config of Detectron2's ``get_cfg``, which has none of this project's keys, or by
 Detectron2's keywords alone. What its own unit tests of anchors, pooler, RPN and RoI heads ask of
@@ -205,7 +205,7 @@ def test_the_scripted_roi_heads_give_the_same_detections():
 )
 @pytest.mark.parametrize("backbone", ["FeaturePyramid", "BiFPN"])
 def test_names_swapped_in_a_config_of_detectron2s(backbone, heads):
-    """The documented defaults take the place of the keys that are not there."""
+    """Missing keys get the documented defaults."""
     found = []
     for make in (get_cfg, fpn_ext.get_cfg):
         cfg = make()

@@ -1,4 +1,4 @@
-"""Rules from boxes to levels, and what pools by them."""
+"""Rules that assign boxes to levels, and the poolers that use them."""
 
 import math
 import sys
@@ -192,7 +192,7 @@ def test_levels_with_gaps_and_other_strides(implementation, strides, rule, sides
 
 
 def test_a_box_on_stride_6_is_where_it_is():
-    """Of a map whose value is its x, in pixels: bins of 24 px have their centres at 72 and 96."""
+    """On a map whose value is its x in pixels: bins of 24 px have their centres at 72 and 96."""
     x = (torch.arange(40.0) + 0.5) * 6
     pool = pooler([6, 12], "StrideRule")
     maps = [x.expand(1, 1, 40, 40), torch.zeros(1, 1, 20, 20)]

@@ -1,4 +1,4 @@
-"""``MODEL.FPN_EXT.NUMERICS``: what each choice sets, where, and what it leaves alone."""
+"""``MODEL.FPN_EXT.NUMERICS``: what each choice sets, where, and what it does not touch."""
 
 import fpn_ext
 import pytest
@@ -21,7 +21,7 @@ WITH_AVX512 = ("auto", True, True, True, "float32")
 
 @pytest.fixture
 def avx512(monkeypatch):
-    """Whether this CPU has it, as a test says."""
+    """Set whether this CPU has AVX-512."""
     return lambda there: monkeypatch.setattr(numerics, "has_avx512", lambda: there)
 
 
@@ -45,7 +45,7 @@ def test_exact_is_detectron2s_arithmetic_everywhere(avx512, there):
 
 
 def test_fast_on_a_cpu(avx512):
-    """The default. Without AVX-512 each of the keys is slower than going without."""
+    """The default. Without AVX-512 each of these keys slows things down."""
     avx512(True)
     assert chosen()[0] == chosen("MODEL.FPN_EXT.NUMERICS", "fast")[0] == WITH_AVX512
     avx512(False)

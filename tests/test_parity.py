@@ -1,4 +1,4 @@
-"""Ours and Detectron2's components, in all 16 combinations, are one and the same model.
+"""All 16 combinations of our and Detectron2's components are the same model.
 
 Same weights, same images, same random samples: losses, gradients and detections are compared with
 those of the model made of Detectron2's components alone. The operations are the same, and so is
@@ -119,7 +119,7 @@ def test_same_masks_and_keypoints(cfg, names):
 
 
 def test_the_fast_pooler_trains_and_detects_the_same_to_rounding(cfg):
-    """Its sums are the same in another order. Compared on the same samples and proposals."""
+    """The same sums in a different order. Compared on the same samples and proposals."""
     weights, batch = weights_of_control(cfg), images_with_objects(cfg)
     control = build(cfg, CONTROL, weights)
     cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = "weighted_rows"

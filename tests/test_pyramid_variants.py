@@ -1,4 +1,4 @@
-"""Pyramids of other papers: by hand, and on levels, sizes and networks of all kinds."""
+"""Pyramids of other papers: hand-computed, and on various levels, sizes and networks."""
 
 import importlib.util
 import re
@@ -162,7 +162,7 @@ def test_a_layer_of_constants():
 
 
 def test_each_edge_has_a_weight_of_its_own():
-    """With all weight on the input, a layer passes its input on; on the other edge, that."""
+    """With all weight on the input, a layer is the identity; on the other edge, it returns that."""
     names = ["p3", "p4", "p5"]
     maps = [torch.rand(1, 1, s, s) for s in (8, 4, 2)]
     layer = layer_of_means(names)

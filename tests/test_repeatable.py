@@ -1,4 +1,4 @@
-"""The training loader: Detectron2's order and batches, from any batch on, with any workers."""
+"""The training loader: Detectron2's order and batches, from any batch, with any workers."""
 
 import itertools
 import random
@@ -35,7 +35,7 @@ def records():
 
 
 def mapper(record):
-    """An image's number and what its augmentation would draw."""
+    """An image's index and the random numbers of its augmentation."""
     return record["image_id"], np.random.rand(), random.random(), torch.rand(1).item()
 
 
@@ -127,7 +127,7 @@ def test_the_batch_is_divided_among_processes(monkeypatch):
 
 
 def test_processes_divide_the_images(monkeypatch):
-    """Of one order, each its own part, with random numbers of its own."""
+    """Each takes its share of one order, with separate random numbers."""
     opts = ["DATALOADER.ASPECT_RATIO_GROUPING", "False", "SOLVER.IMS_PER_BATCH", "2"]
     alone = first(loader(*opts), 14)
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)

@@ -53,7 +53,7 @@ def test_an_empty_pooler_type_hands_the_head_whole_maps(small_cfg):
 
 
 def test_explicit_construction(small_cfg):
-    """The keyword door: the parts, no config."""
+    """The explicit constructor: components, no config."""
     built = build_roi_heads(small_cfg, SHAPES)
     pooler = LevelMappedROIPooler(7, [1 / 4, 1 / 8], 0, "ROIAlignV2")
     heads = PyramidROIHeads(

@@ -1,4 +1,4 @@
-"""A step of several batches, in mixed precision, or both; and what float16's scaler skips."""
+"""Steps with gradient accumulation, mixed precision, or both; and steps skipped by GradScaler."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_a_step_takes_its_number_of_batches():
 
 @pytest.fixture
 def one_process():
-    """A group of processes, of this one alone."""
+    """A process group of one."""
     store = distributed.HashStore()
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield

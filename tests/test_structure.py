@@ -1,4 +1,4 @@
-"""What holds the project together: who imports whom, and that what the documents name exists."""
+"""The project's structure: imports between rooms, and that names in the docs exist."""
 
 import ast
 import re
@@ -83,14 +83,14 @@ def test_an_upward_import_is_seen(tmp_path, monkeypatch):
 
 
 def test_the_three_components_do_not_import_one_another():
-    """What makes them swappable one by one."""
+    """This makes them swappable one by one."""
     components = {("modeling", name) for name in ("fpn", "anchors", "pooler")}
     for _, name in components:
         assert not components & set(imports_of(PACKAGE / "modeling" / f"{name}.py"))
 
 
 def test_rooms_that_need_detectron2s_models_register_ours_first():
-    """Otherwise a module of theirs that is imported first would be imported again half-way."""
+    """Otherwise importing one of their modules first would be a circular import."""
     for room in ROOMS[1:]:
         needs = any(
             re.search(r"^(from|import) detectron2\.(modeling|engine)", file.read_text(), re.M)
@@ -136,7 +136,7 @@ def test_the_table_of_what_is_changed_where_is_read():
 
 
 def test_files_are_read_by_the_modules_that_guard_it():
-    """Detectron2's own loading and pickle run what a file says; these modules stand before them."""
+    """Detectron2's loaders and pickle execute code in files; these modules guard them."""
     guarded = {
         r"\bDetectionCheckpointer\(": set(),  # SafeCheckpointer
         r"\bDefaultPredictor\(": {"fpn_ext/inference/pictures.py"},
@@ -215,7 +215,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("document", "command"), COMMANDS, ids=str)
 def test_a_command_of_a_document_exists(document, command):
-    """Its verb and every option are there."""
+    """Its verb and every option exist."""
     words = "".join(command).replace("\\\n", " ").partition(" #")[0].split()
     if words[0] == "VERB":
         return

@@ -1,4 +1,4 @@
-"""The wheel: every room and config is in it, and it trains outside the checkout."""
+"""The wheel contains every room and config, and trains outside the checkout."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Every config under configs/ loads, passes the checks, builds, and is what its header says."""
+"""Every config under configs/ loads, passes the checks, builds, and matches its header."""
 
 import re
 from pathlib import Path
@@ -98,7 +98,7 @@ def test_a_control_differs_in_the_components_alone(file):
 
 @pytest.mark.parametrize("file", [f for f in CONTROLS if f.parent.name == "detectron2"], ids=str)
 def test_a_control_is_the_model_zoos_config(file):
-    """Where Detectron2 was installed from source, its zoo's own YAML is there to compare with."""
+    """Compared with the model zoo's YAML if Detectron2 was installed from source."""
     model_zoo = pytest.importorskip("detectron2.model_zoo")
     stem = file.stem.removesuffix("_builtin")
     task = "COCO-InstanceSegmentation" if stem.startswith("mask") else "COCO-Detection"

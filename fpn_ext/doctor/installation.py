@@ -1,6 +1,6 @@
-"""What of Python, PyTorch, Detectron2, CUDA and this package is installed here, and works.
+"""Which of Python, PyTorch, Detectron2, CUDA and this package are installed and work.
 
-Needs Python's standard library alone; what may fail is asked in processes of their own.
+Needs only Python's standard library; everything that may fail is probed in a subprocess.
 """
 
 import functools
@@ -24,9 +24,9 @@ from ..reporting.findings import Finding
 
 PROJECT = Path(fpn_ext.__file__).resolve().parents[1]
 DETECTRON2_SOURCE = "git+https://github.com/facebookresearch/detectron2.git"
-PROBE_SECONDS = 300  # the first import of PyTorch from a cold network disk takes its time
+PROBE_SECONDS = 300  # the first import of PyTorch from a cold network disk is slow
 
-# Each probe prints one line of JSON. A crash in it, even of the interpreter, is its answer.
+# Each probe prints one line of JSON. A crash, even of the interpreter, counts as its result.
 TORCH_FACTS = """
 import json, torch
 facts = {
@@ -71,7 +71,7 @@ print(json.dumps(facts))
 
 
 def probe(code: str) -> tuple[dict[str, Any], str]:
-    """What a probe has printed, and "", or {} and the last thing it said before it failed."""
+    """A probe's parsed output and "", or {} and the last line it printed before failing."""
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
@@ -117,11 +117,11 @@ def python_version() -> Iterable[Finding]:
 
 
 def requirements() -> list[str]:
-    """What this project asks for, as in pyproject.toml: ``["torch>=2.4", ...]``."""
+    """This project's requirements, as in pyproject.toml: ``["torch>=2.4", ...]``."""
     pyproject = PROJECT / "pyproject.toml"
     text = pyproject.read_text(encoding="utf-8") if pyproject.is_file() else ""
     if 'name = "fpn-ext"' in text:
-        # Not tomllib: Python 3.10 has none.
+        # Python 3.10 has no tomllib.
         listed = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)
         return re.findall(r'"([^"]+)"', listed.group(1)) if listed else []
     try:
@@ -147,7 +147,7 @@ def packages() -> Iterable[Finding]:
 
 
 def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version lies within bounds like those of pyproject.toml (``>=`` and ``<``).
+    """Whether a version satisfies bounds as in pyproject.toml (``>=`` and ``<``).
 
     >>> satisfies("2.11.0+cu130", ">=2.4"), satisfies("0.1.6", ">=0.1.5,<0.1.6")
     (True, False)
@@ -164,7 +164,7 @@ def satisfies(version: str, bounds: str) -> bool:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """(2, 11, 0) of "2.11.0+cu130": the numbers before anything else."""
+    """(2, 11, 0) for "2.11.0+cu130": the leading numbers."""
     numbers = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, numbers.group().split("."))) if numbers else ()
 
@@ -211,7 +211,7 @@ def detectron2(torch: dict[str, Any]) -> Iterable[Finding]:
     if fault:
         yield Finding("error", "compiled operators", f"do not load: {fault}", _rebuild())
         return
-    # "CUDA 12.4", or "not available" where Detectron2 was built for the CPU alone.
+    # "CUDA 12.4", or "not available" for a CPU-only build of Detectron2.
     built = _release(re.sub(r"^\D*", "", operators["cuda"]))
     ours = _release(torch.get("cuda") or "")
     value = f"load; built with {operators['compiler']}, CUDA: {operators['cuda']}"
@@ -223,7 +223,7 @@ def detectron2(torch: dict[str, Any]) -> Iterable[Finding]:
 
 
 def _version_in(folder: Path) -> str:
-    """Detectron2's own word; the name of its distribution differs between builds."""
+    """Detectron2's ``__version__``; the name of its distribution differs between builds."""
     file = folder / "__init__.py"
     found = re.search(r'^__version__ = "(.*)"', file.read_text(), re.M) if file.is_file() else None
     return found.group(1) if found else "of unknown version"
@@ -284,7 +284,7 @@ def _reinstall_torch(driver: str) -> str:
 
 
 def printed_by(*command: str, pattern: str) -> str:
-    """What a program prints where the pattern's group is; "" without the program."""
+    """The pattern's group in a program's output; "" if there is no such program."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,6 +1,6 @@
-"""Whether this machine can run it: cores and threads, datasets, room on the disk and in memory.
+"""Whether this machine can run it: cores and threads, datasets, disk space and memory.
 
-Needs Python's standard library alone.
+Needs only Python's standard library.
 """
 
 import os
@@ -33,7 +33,7 @@ def cpu(torch: dict[str, Any]) -> Iterable[Finding]:
 
 
 def usable_cores() -> float:
-    """CPU cores this process may use: by affinity, and by a container's quota."""
+    """CPU cores this process may use, by affinity and container quota."""
     count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0)
     count = count or float(os.cpu_count() or 1)
     try:

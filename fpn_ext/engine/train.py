@@ -1,4 +1,4 @@
-"""A training or an evaluation from its command line: prepare, log, build, run."""
+"""Training and evaluation from the command line: prepare, log, build, run."""
 
 import argparse
 import logging
@@ -26,14 +26,14 @@ from .trainer import Trainer
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Train, or with ``args.eval_only`` evaluate; in every process of the job.
+    """Train, or evaluate with ``args.eval_only``; called in every process of the job.
 
     Args:
         args: of ``fpn-ext train`` or ``fpn-ext eval`` (:mod:`fpn_ext.tools.train`).
 
     Returns:
-        Scores as Detectron2's trainers give them, ``{task: {metric: score}}``, by dataset if there
-        are several; None where a training has nothing to verify.
+        Scores as returned by Detectron2's trainers, ``{task: {metric: score}}``, by dataset if
+        there are several; None if training has no results to verify.
     """
     cfg = setup(args)
     with level_table_in_errors(cfg):
@@ -51,7 +51,7 @@ def start(args: argparse.Namespace) -> None:
     """What ``fpn-ext train`` and ``fpn-ext eval`` do: :func:`main` in every process of the job.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: a user's mistake, before a process is started.
+        FileNotFoundError, TypeError, ValueError: a user error, before any process is started.
         RuntimeError: a process failed; says which.
     """
     args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
@@ -59,10 +59,10 @@ def start(args: argparse.Namespace) -> None:
 
 
 def prepared(args: argparse.Namespace) -> Prepared:
-    """The config of the command line, and what there is to say of it.
+    """The config of the command line, and its findings.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: options that contradict one another, or what
+        FileNotFoundError, TypeError, ValueError: contradictory options, or what
             :func:`fpn_ext.prepare` finds wrong.
     """
     if args.extend and args.resume:
@@ -76,7 +76,7 @@ def prepared(args: argparse.Namespace) -> Prepared:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of the command line; logging, seed and output folder set up from it.
+    """The frozen config of the command line; sets up logging, seed and output folder.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: what :func:`fpn_ext.prepare` finds wrong.
@@ -88,7 +88,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     if comm.is_main_process():
-        # Detectron2's dump pins what NUMERICS chose for this machine; on another it is to choose.
+        # Detectron2's dump pins what NUMERICS chose here; another machine must choose again.
         written = written_keys(args.config_file, args.opts)
         Path(cfg.OUTPUT_DIR, "config.yaml").write_text(unresolved_yaml(cfg, written))
     logger = setup_logger(

@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, with files that are whole or not there, and read as data only."""
+"""Detectron2's checkpointer, with files written atomically and read as data only."""
 
 import os
 import re
@@ -18,17 +18,17 @@ from .weight_files import DamagedFileError, local_file, read_weights
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's DetectionCheckpointer; what differs is what happens when something is wrong.
+    """Detectron2's DetectionCheckpointer with stricter error handling.
 
-    A file is read by :func:`fpn_ext.files.weight_files.read_weights`: no code in it runs, damage is
-    seen. One is written beside its place and moved there when it is whole on the disk, so that
-    being killed, or a full disk, leaves the one before. Resuming passes over damaged and missing
-    ones. How much of the model a file filled is said in one line; nothing at all is an error.
+    Files are read by :func:`fpn_ext.files.weight_files.read_weights`: no code in them runs, damage
+    is detected. They are written atomically, so a kill or a full disk leaves the previous file
+    intact. Resuming skips damaged and missing files. One log line says how much of the model a file
+    matched; no match at all is an error.
 
     Attributes:
-        file (str): what was loaded last.
-        matched (str): how many tensors of the model it filled, by part of the model.
-        other_shapes (tuple of str): tensors that both have, in other shapes, which it did not fill.
+        file (str): the file loaded last.
+        matched (str): how many tensors of the model it matched, by part of the model.
+        other_shapes (tuple of str): tensors not loaded because their shapes differ.
     """
 
     file = ""
@@ -36,10 +36,10 @@ class SafeCheckpointer(DetectionCheckpointer):
     other_shapes: tuple[str, ...] = ()
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As Detectron2's, of a path or address (:func:`fpn_ext.files.weight_files.local_file`).
+        """As Detectron2's, for a path or URL (:func:`fpn_ext.files.weight_files.local_file`).
 
         Raises:
-            ValueError: the file is damaged, asks for code, or fills no tensor of the model.
+            ValueError: the file is damaged, requests code, or matches no tensor of the model.
         """
         return super().load(local_file(path) if path else path, *args, **kwargs)
 
@@ -71,7 +71,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """As Detectron2's: ``{name}.pth``, then its name into ``last_checkpoint``; each atomically.
 
         Raises:
-            OSError: the disk is full, or cannot be written. The checkpoints before are untouched.
+            OSError: the disk is full or not writable. Earlier checkpoints are untouched.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -81,12 +81,12 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def export(self, name: str, model: nn.Module, **kwargs: Any) -> None:
-        """Write the weights of a model to ``{name}.pth``: for MODEL.WEIGHTS, not to resume from.
+        """Write the weights of a model to ``{name}.pth``: for MODEL.WEIGHTS, not for resuming.
 
         Args:
             name: not of the form ``*_0000123`` or ``*_final``, which are checkpoints.
             model: may be wrapped in DistributedDataParallel.
-            kwargs: what to write beside ``model``.
+            kwargs: further entries beside ``model``.
 
         Raises:
             OSError: as :meth:`save`.
@@ -108,7 +108,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             with replacing(file) as stream:
                 write(stream)
         except (OSError, RuntimeError) as error:
-            # Where a write fails, torch may raise a RuntimeError ("unexpected pos") of its own.
+            # When a write fails, torch may raise its own RuntimeError ("unexpected pos").
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
@@ -123,15 +123,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         return bool(checkpoints_in(self.save_dir))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """With ``resume`` all of the last checkpoint that can be read; else weights of ``path``.
+        """With ``resume``, load the last readable checkpoint; else the weights of ``path``.
 
-        With ``resume`` and a folder that has never held a checkpoint, as of a job that was killed
-        early and started again: the weights of ``path``, and that is said. Of several processes,
-        all call this, and all take the same file.
+        With ``resume`` and a folder without any checkpoint, as after a job killed early, loads the
+        weights of ``path`` and logs it. Called in all processes, which all load the same file.
 
         Raises:
-            ValueError: there are checkpoints and none of them can be read; processes see
-                different ones; or what :meth:`load` raises.
+            ValueError: there are checkpoints but none is readable; processes see different ones;
+                or what :meth:`load` raises.
         """
         candidates = checkpoints_in(self.save_dir) if resume else []
         if resume:
@@ -169,9 +168,9 @@ class SafeCheckpointer(DetectionCheckpointer):
 
 
 class CompleteCheckpointer(SafeCheckpointer):
-    """For a model that is to infer: a tensor that the file does not fill is an error.
+    """For inference: a model tensor missing from the file is an error.
 
-    With Detectron2 it keeps its random numbers, and an AP of 0 is all that tells.
+    In Detectron2 it keeps its random initialization, with an AP of 0 as the only symptom.
     """
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -191,7 +190,7 @@ class CompleteCheckpointer(SafeCheckpointer):
 
 
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
-    """The checkpoints to resume from in a folder: the last one written, then those before it."""
+    """The checkpoints of a folder to resume from, most recent first."""
     numbers = {f: _number(f.name) for f in Path(folder).glob("*.pth")}
     numbered = {file: number for file, number in numbers.items() if number is not None}
     older = sorted(numbered, key=numbered.__getitem__, reverse=True)
@@ -199,30 +198,30 @@ def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
     if last is None:
         return older
     limit = _number(last.name)
-    # A higher number is left from another run in the same folder.
+    # Higher numbers are left over from another run in the same folder.
     return [last, *(f for f in older if limit is None or numbered[f] < limit)]
 
 
 def _tagged(folder: str | os.PathLike) -> Path | None:
-    """The checkpoint that the file ``last_checkpoint`` names; None if it names none."""
+    """The checkpoint named in the file ``last_checkpoint``, or None."""
     tag = Path(folder, "last_checkpoint")
     name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
     return Path(folder, name) if name else None
 
 
 def _number(name: str) -> float | None:
-    """The iteration in a checkpoint's name, infinite for the final one; None for any other."""
+    """The iteration in a checkpoint's name, infinity for the final one; None for other names."""
     match = re.fullmatch(r"\w+_(\d{7}|final)\.pth", name)
     return None if not match else float("inf") if match[1] == "final" else int(match[1])
 
 
 def _counts(name: str) -> bool:
-    """Whether a model is wrong without this tensor; BatchNorm's counter of steps is unused."""
+    """Whether a model needs this tensor; BatchNorm's step counter is unused."""
     return not name.endswith("num_batches_tracked")
 
 
 def matched_share(needed: list[str], missing: set[str]) -> str:
-    """How many of a model's tensors a checkpoint gave, by part of the model.
+    """How many of a model's tensors a checkpoint matched, by part of the model.
 
     >>> names = ["backbone.bottom_up.stem.weight", "backbone.fpn_output2.bias", "roi_heads.w"]
     >>> matched_share(names, {"roi_heads.w"})

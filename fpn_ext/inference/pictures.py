@@ -1,4 +1,4 @@
-"""Detect objects on pictures: boxes drawn on each, and all of them in one COCO-format JSON.
+"""Detect objects in images: an annotated copy of each, and all detections as COCO-format JSON.
 
     fpn-ext predict --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
         --input photo.jpg folder/ --output out MODEL.WEIGHTS output/demo/model_final.pth
@@ -32,8 +32,7 @@ def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
     Raises:
         FileNotFoundError: no such config, or no such checkpoint (a local ``MODEL.WEIGHTS``).
         ValueError: what :func:`fpn_ext.prepare` finds wrong, no ``DATASETS.TEST`` to name the
-        classes, or a model that needs
-            proposals made beforehand.
+            classes, or a model that needs precomputed proposals.
     """
     cfg, notes = prepare(config_file, opts, weights="required")
     if not cfg.DATASETS.TEST:
@@ -51,7 +50,7 @@ def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
 
 
 def build_predictor(cfg: CfgNode) -> DefaultPredictor:
-    """Detectron2's DefaultPredictor, its weights read by :class:`CompleteCheckpointer`."""
+    """Detectron2's DefaultPredictor, with weights loaded by :class:`CompleteCheckpointer`."""
     without_weights = cfg.clone()
     without_weights.defrost()
     without_weights.MODEL.WEIGHTS = ""  # DefaultPredictor would unpickle them
@@ -62,9 +61,9 @@ def build_predictor(cfg: CfgNode) -> DefaultPredictor:
 
 
 def detections_of(output: dict[str, Any]) -> Instances:
-    """The detections in a model's output for one image, on CPU; an RPN's proposals count as such.
+    """The detections in a model's output for one image, on CPU; for an RPN, its proposals.
 
-    A proposal's class is 0 and its score the sigmoid of its objectness.
+    A proposal has class 0 and the sigmoid of its objectness as score.
     """
     if "instances" in output:
         return output["instances"].to("cpu")
@@ -79,26 +78,26 @@ def detections_of(output: dict[str, Any]) -> Instances:
 
 
 def class_names(cfg: CfgNode) -> dict[int, str]:
-    """COCO category id of each class number, in their order, and its name."""
+    """COCO category ids, in the order of the class indices, with their names."""
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         return {1: "object"}
     dataset = cfg.DATASETS.TEST[0]
     metadata = MetadataCatalog.get(dataset)
     if not metadata.get("thing_classes"):
-        DatasetCatalog.get(dataset)  # COCO-format sets learn their class names from their JSON
+        DatasetCatalog.get(dataset)  # COCO-format datasets get their class names from the JSON
     names = metadata.thing_classes
     number_of = metadata.get("thing_dataset_id_to_contiguous_id")
-    if number_of is None:  # not a COCO-format set, or one not read yet
+    if number_of is None:  # not a COCO-format dataset, or not loaded yet
         return {number + 1: name for number, name in enumerate(names)}
     id_of = {number: category for category, number in number_of.items()}
     return {id_of[number]: name for number, name in enumerate(names)}
 
 
 def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
-    """The picture files among files and folders (one level deep), in order of name per folder.
+    """The image files among files and folders (one level deep), sorted by name per folder.
 
     Raises:
-        FileNotFoundError: an input does not exist, or a folder holds no picture.
+        FileNotFoundError: an input does not exist, or a folder holds no image.
     """
     pictures = []
     for path in map(Path, inputs):
@@ -126,14 +125,14 @@ def predict(
     min_score: float = 0.5,
     label_levels: bool = False,
 ) -> dict[str, Any]:
-    """Detect on every picture; writes the drawings and ``detections.json`` into ``output``.
+    """Run detection on every image; writes drawings and ``detections.json`` into ``output``.
 
-    Returns what the JSON holds: COCO's ``images``, ``categories`` and ``annotations``, the latter
-    as :func:`fpn_ext.reporting.coco_json.annotations_of` makes them, in pixels of the picture file.
-    COCO's tools read it as ground truth and, its annotations, as results.
+    Returns the JSON's contents: COCO's ``images``, ``categories`` and ``annotations``, the latter
+    as from :func:`fpn_ext.reporting.coco_json.annotations_of`, in pixels of the image file. COCO
+    tools can read it as ground truth, and its annotations as results.
 
     Args:
-        label_levels: write ``p3>p4`` on each box, proposed by P3 and pooled from P4.
+        label_levels: write ``p3>p4`` on each box: proposed by P3, pooled from P4.
     """
     categories = class_names(cfg)
     ids = list(categories)
@@ -154,7 +153,7 @@ def predict(
             annotation["image_id"] = image_id
             annotations.append(annotation)
         drawing = output / f"{picture.stem}.png"
-        if drawing in drawings:  # two inputs of the same name
+        if drawing in drawings:  # two inputs with the same name
             drawing = output / f"{picture.stem}_{image_id}.png"
         drawings.add(drawing)
         names = list(categories.values())

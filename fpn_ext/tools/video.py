@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from ..inference.pictures import load_inference_config
     from ..inference.video import opencv, predict_video
 
-    opencv()  # before a model is looked for
+    opencv()  # before looking for a model
     summary = predict_video(
         load_inference_config(args.config_file, args.opts),
         args.input if args.camera is None else args.camera,
