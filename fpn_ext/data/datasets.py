@@ -209,7 +209,7 @@ def read_voc_annotation(file: Path) -> ElementTree.Element:
     """The root element of one annotation file.
 
     Entities of other files are not read, and one that expands without bound is an error: both are
-    what expat does (2.4.1 or newer, as Python 3.10 to 3.12 bring it).
+    what expat does (2.4.1 or newer, as Python 3.10 to 3.14 bring it).
 
     Raises:
         FileNotFoundError: no such file.
