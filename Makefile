@@ -1,7 +1,7 @@
 # make demo    set up, train the demo detector (minutes on a CPU), evaluate it, draw its detections
 # make test    set up, run the tests
 # make docs    set up, build the site into site/
-# make setup   set up only: make setup PYTHON=python3.12 VENV=.venv
+# make setup   set up only: make setup PYTHON=/path/to/python3 VENV=.venv
 VENV ?= .venv
 PYTHON ?=
 OUTPUT ?= output
@@ -59,10 +59,11 @@ docs: setup
 	$(RUN) docs/generate.py
 	$(RUN) -m sphinx -q -W --keep-going -d $(OUTPUT)/doctrees -c docs . site
 
-# Pins again, from requirements/tested.in, for Python 3.10 to 3.12.
+# Pins again, from requirements/tested.in, for every Python that pyproject.toml allows.
+OLDEST_PYTHON = $(shell sed -n 's/^requires-python = ">=\([0-9.]*\),.*/\1/p' pyproject.toml)
 lock: setup
-	$(VENV)/.uv/bin/uv pip compile -q --universal --upgrade --python-version 3.10 --no-header \
-	    --no-annotate requirements/tested.in -o requirements/tested.txt
+	$(VENV)/.uv/bin/uv pip compile -q --universal --upgrade --python-version $(OLDEST_PYTHON) \
+	    --no-header --no-annotate requirements/tested.in -o requirements/tested.txt
 
 $(READY): pyproject.toml $(wildcard requirements/*)
 	PYTHON="$(PYTHON)" sh requirements/install.sh "$(VENV)"
