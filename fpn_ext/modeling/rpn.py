@@ -46,7 +46,9 @@ NO_LEVEL = -1
 class PyramidRPN(RPN):
     """Detectron2's RPN with a quicker way from scores and deltas to proposals.
 
-    Head, sampling and losses are Detectron2's, as are the names of the parameters.
+    Head, sampling and losses are Detectron2's, as are the names of the parameters. Proposals are
+    bit-equal to Detectron2's, but for the order of those of one score: v0.6 sorts where this, as
+    main, calls ``topk``, and torch defines the order of equal numbers for neither.
 
     With ``levels``, every proposal has a field ``proposal_level``, (R,) int64: the level k of the
     map that proposed it. The ground truth that RoI heads add to the proposals of training has
