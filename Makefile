@@ -10,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_R_18_FPN.yaml
 
 
-.PHONY: demo test test-lowest test-detectron2 fuzz gpu setup lint format docs lock
+.PHONY: demo test test-lowest test-avx2 test-avx2-short test-detectron2 test-main fuzz gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -29,9 +29,28 @@ setup: $(READY)
 test-lowest:
 	LOWEST=1 $(MAKE) test VENV=.venv-lowest
 
+# On any processor, as on one without AVX-512: all tests, into results/matrix.
+AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
+test-avx2: setup
+	$(AVX2) $(RUN) tests/matrix.py run --name avx2-emulated
+
+# The same of what computes: a minute.
+test-avx2-short: setup
+	$(AVX2) $(RUN) -m pytest -q -n auto --maxprocesses 4 tests/test_optimize.py \
+	    tests/test_winograd.py tests/test_fused_roi_align.py tests/test_numerics.py \
+	    tests/test_pyramid_variants.py tests/test_tta.py tests/test_compare.py tests/test_train.py
+
 # Detectron2's own tests with our classes: make test-detectron2 SRC=/path/to/detectron2
 test-detectron2: setup
 	OMP_NUM_THREADS=1 $(RUN) tests/detectron2_suite.py "$(SRC)"
+
+# A checkout of Detectron2, main or any other, built in an environment of its own: all tests, and its
+# own with our classes, into results/matrix: make test-main SRC=/path/to/detectron2
+test-main:
+	@sh tests/detectron2_source.sh "$(SRC)" .venv-main --check
+	$(MAKE) setup VENV=.venv-main
+	sh tests/detectron2_source.sh "$(SRC)" .venv-main
+	OMP_NUM_THREADS=1 .venv-main/bin/python tests/matrix.py run --name main --detectron2 "$(SRC)"
 
 # Thousands of inputs nobody foresaw for each reader of files; docs/evidence/reliability.md has the counts.
 fuzz: setup

@@ -18,7 +18,7 @@ from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
 from .load import load_config, written_keys
-from .numerics import resolve_numerics
+from .numerics import resolve_numerics, slow_bfloat16
 from .unread import unread_notes
 
 # What a command needs of MODEL.WEIGHTS: "start": training starts from it, or from random weights;
@@ -96,7 +96,12 @@ def prepare_loaded(
     yield Stage("keys", [Caution(note) for note in unread_notes(cfg, explicitly_set)])
     yield _stage("weights", lambda: check_weights(cfg, weights))
     yield _stage("pixels", lambda: resolve_bottom_up(cfg))
-    yield _stage("numerics", lambda: [resolve_numerics(cfg, explicitly_set)])
+    yield _stage("numerics", lambda: _numerics(cfg, training, explicitly_set))
+
+
+def _numerics(cfg: CfgNode, training: bool, explicitly_set: Collection[str]) -> list[str]:
+    chosen = resolve_numerics(cfg, explicitly_set)
+    return [chosen, *(Caution(note) for note in slow_bfloat16(cfg, training))]
 
 
 def _stage(subject: str, step: Callable[[], Iterable[str] | None]) -> Stage:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .. import _d2_compat
 from .._d2_compat import detectron2_folder, has_compiled_operators
 from ..reporting.findings import Finding
 from . import remedies
@@ -180,7 +181,7 @@ def detectron2(torch: dict[str, Any]) -> Iterable[Finding]:
     except ModuleNotFoundError:
         yield Finding("error", "Detectron2", "not installed", remedies.any_detectron2())
         return
-    yield Finding("ok", "Detectron2", f"{_version_in(folder)}, {folder}")
+    yield Finding("ok", "Detectron2", f"{_d2_compat.version(folder)}, {folder}")
     if not has_compiled_operators():
         yield Finding(
             "ok",
@@ -204,13 +205,6 @@ def detectron2(torch: dict[str, Any]) -> Iterable[Finding]:
         yield Finding("error", "compiled operators", wrong, remedies.build_detectron2())
     else:
         yield Finding("ok", "compiled operators", value)
-
-
-def _version_in(folder: Path) -> str:
-    """Detectron2's ``__version__``; the name of its distribution differs between builds."""
-    file = folder / "__init__.py"
-    found = re.search(r'^__version__ = "(.*)"', file.read_text(), re.M) if file.is_file() else None
-    return found.group(1) if found else "of unknown version"
 
 
 def cuda(torch: dict[str, Any]) -> Iterable[Finding]:

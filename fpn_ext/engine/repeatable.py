@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..keys import declare
+from .testing import changed
 
 declare(
     "SOLVER.FPN_EXT.DETERMINISTIC",
@@ -85,9 +86,7 @@ class RepeatableTrainLoader:
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.first_batch = 0
         self.mapper = DatasetMapper(cfg, True) if mapper is None else mapper
-        with _random_numbers_of(self.seed, _ORDER):
-            parts = _train_loader_from_config(cfg, self.mapper, dataset=records)
-        self.sampler, self._sampler_seed = parts["sampler"], self.seed
+        parts = self._parts(records)
         self.batch_size = parts["total_batch_size"] // world_size
         self.groups = _groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
         # Serialized; the list, gigabytes for COCO, is freed.
@@ -96,9 +95,7 @@ class RepeatableTrainLoader:
     def __iter__(self) -> Iterator[list[Any]]:
         # A generator: Detectron2 v0.6 creates the iterator before the start position is known.
         if self.seed != self._sampler_seed:
-            with _random_numbers_of(self.seed, _ORDER):
-                parts = _train_loader_from_config(self.cfg, self.mapper, dataset=self.records)
-            self.sampler, self._sampler_seed = parts["sampler"], self.seed
+            self._parts(self.records)
         batches = itertools.islice(
             batches_of(self.sampler, self.groups, self.batch_size), self.first_batch, None
         )
@@ -114,6 +111,17 @@ class RepeatableTrainLoader:
         )
         while True:
             yield list(itertools.islice(images, self.batch_size))
+
+    def _parts(self, records: Any) -> dict[str, Any]:
+        """What Detectron2 makes a loader of; the sampler in it becomes this loader's."""
+        with _random_numbers_of(self.seed, _ORDER):
+            of_order = comm.shared_random_seed()
+        # v0.6's samplers draw that number; main's are given SEED, and take -1 for a number.
+        cfg = changed(self.cfg, "SEED", of_order)
+        with _random_numbers_of(self.seed, _ORDER):
+            parts: dict[str, Any] = _train_loader_from_config(cfg, self.mapper, dataset=records)
+        self.sampler, self._sampler_seed = parts["sampler"], self.seed
+        return parts
 
 
 def batches_of(

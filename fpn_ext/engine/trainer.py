@@ -39,7 +39,7 @@ from .ema import AveragedWeights
 from .nonfinite import NonFiniteGuard
 from .repeatable import RepeatableTrainLoader, seeded_iterations
 from .schedule import scale_schedule
-from .steps import build_step, in_all_processes
+from .steps import AfterBackward, build_step, in_all_processes
 from .testing import changed
 from .validation_loss import validation_loss
 
@@ -91,6 +91,7 @@ class Trainer(TrainerBase):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         self.step = build_step(cfg, in_all_processes(model), data_loader, optimizer)
+        self.step.register_hooks([AfterBackward(self)])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.max_iter = cfg.SOLVER.MAX_ITER
 

@@ -10,6 +10,7 @@ from typing import IO, Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ..unwrap import unwrapped
@@ -41,7 +42,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: the file is damaged, requests code, or matches no tensor of the model.
         """
-        return super().load(local_file(path) if path else path, *args, **kwargs)
+        # Past Detectron2's own load. What it does is for a model in DistributedDataParallel, and no
+        # checkpointer holds that wrapper; main's cuts a name at its "?", and after a file that
+        # could not be read fails on every other.
+        return Checkpointer.load(self, local_file(path) if path else path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         self.file = filename
