@@ -96,8 +96,8 @@ class MicroBatchTrainer(SimpleTrainer):
 
     A step runs, for each of ``batches`` batches, the forward pass under autocast and the backward
     pass of the losses divided by ``batches``; then the hooks' ``after_backward``, if they have one,
-    and the optimizer step. So gradients and logged losses are means over the batches. Under DistributedDataParallel, gradients are synchronized
-    once, in the last backward pass.
+    and the optimizer step. So gradients and logged losses are means over the batches. Under
+    DistributedDataParallel, gradients are synchronized once, in the last backward pass.
 
     Only float16 needs loss scaling: if the scaled gradients are infinite or NaN, PyTorch's
     GradScaler skips the step and halves the scale. This is not an error; it is logged, and counted
