@@ -34,11 +34,11 @@ AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
 test-avx2: setup
 	$(AVX2) $(RUN) tests/matrix.py run --name avx2-emulated
 
-# The same of what computes: a minute.
+# The same of what computes, for .ci/run.
 test-avx2-short: setup
 	$(AVX2) $(RUN) -m pytest -q -n auto --maxprocesses 4 tests/test_optimize.py \
-	    tests/test_winograd.py tests/test_fused_roi_align.py tests/test_numerics.py \
-	    tests/test_pyramid_variants.py tests/test_tta.py tests/test_compare.py tests/test_train.py
+	    tests/test_winograd.py tests/test_pooler.py tests/test_numerics.py \
+	    tests/test_pyramid_variants.py tests/test_tta.py tests/test_steps.py
 
 # Detectron2's own tests with our classes: make test-detectron2 SRC=/path/to/detectron2
 test-detectron2: setup
