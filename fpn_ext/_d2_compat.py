@@ -20,7 +20,8 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,8 +67,9 @@ def detectron2_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             "fpn_ext needs Detectron2, which is not installed in this Python "
-            f"({sys.executable}). Run `make setup` in the project's folder, or install "
-            "Detectron2 from source (docs/start/install.md, 'Your own Detectron2')."
+            f"({sys.executable}). It has no release on PyPI, so that nothing brings it along: "
+            "run `make setup` in a checkout of this project, or install Detectron2 from source "
+            "(docs/start/install.md, 'Your own Detectron2'). `fpn-ext doctor` gives the command."
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
@@ -235,6 +237,22 @@ def _define_missing_torch_operators() -> list[str]:
             "CompositeImplicitAutograd",
         )
     return ["torch.ops.detectron2"]
+
+
+# What fvcore and every Detectron2 hand to torch.jit.script as they are imported.
+SCRIPTED_AT_IMPORT = ("fvcore.nn.focal_loss", "detectron2.modeling.box_regression")
+
+
+@contextmanager
+def without_torchscript_warnings() -> Iterator[None]:
+    """Hides that ``torch.jit.script`` is deprecated, or not supported from Python 3.14 on.
+
+    For the import of :data:`SCRIPTED_AT_IMPORT`, which no user can do anything about. Everywhere
+    else the warning reaches the user, whose use of TorchScript it then is.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".?torch\.jit\.script")
+        yield
 
 
 def create_local_process_group(per_machine: int) -> None:
