@@ -3,7 +3,7 @@
 # ruff: noqa: F401, F403
 
 from .bottom_up import freezing
-from .bottom_up.build import resolve_bottom_up
+from .bottom_up.pixels import resolve_bottom_up
 from .components import *
 from .config.check import check_config
 from .config.defaults import add_fpn_ext_config, get_cfg

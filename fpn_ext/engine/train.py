@@ -9,7 +9,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ..config.level_table import level_table, level_table_in_errors
 from ..config.load import written_keys
@@ -19,6 +18,7 @@ from ..files.checkpoint import CompleteCheckpointer, checkpoints_in
 from ..files.shipped import find_config
 from ..reporting.json_files import write_json
 from . import distributed
+from .progress import set_up_logging, short_on_console
 from .repeatable import use_deterministic_algorithms
 from .schedule import learning_rate_note, scale_schedule
 from .testing import by_dataset
@@ -39,11 +39,13 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     with level_table_in_errors(cfg):
         if args.eval_only:
             return _evaluate(cfg, args)
-        trainer = Trainer(cfg)
-    if args.extend:
-        trainer.extend()
-    else:
-        trainer.resume_or_load(resume=args.resume)
+        with short_on_console():
+            trainer = Trainer(cfg)
+    with short_on_console():
+        if args.extend:
+            trainer.extend()
+        else:
+            trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
@@ -86,14 +88,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
         use_deterministic_algorithms()
     cfg, scaled = scale_schedule(cfg, comm.get_world_size())
     cfg.freeze()
-    default_setup(cfg, args)
+    set_up_logging(cfg.OUTPUT_DIR, comm.get_rank())
+    with short_on_console():
+        default_setup(cfg, args)
     if comm.is_main_process():
         # Detectron2's dump pins what NUMERICS chose here; another machine must choose again.
         written = written_keys(args.config_file, args.opts)
         Path(cfg.OUTPUT_DIR, "config.yaml").write_text(unresolved_yaml(cfg, written))
-    logger = setup_logger(
-        output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fpn_ext", abbrev_name="fpn"
-    )
+    logger = logging.getLogger("fpn_ext")
+    logger.info("%s/log.txt has environment, config, model and data in full", cfg.OUTPUT_DIR)
     logger.info(distributed.started_by())
     if scaled:
         logger.info("SOLVER.REFERENCE_WORLD_SIZE: %s", ", ".join(scaled))
@@ -113,10 +116,11 @@ def _weights(args: argparse.Namespace, output: str) -> Weights:
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    model = Trainer.build_model(cfg)
-    CompleteCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-        cfg.MODEL.WEIGHTS, resume=args.resume
-    )
+    with short_on_console():
+        model = Trainer.build_model(cfg)
+        CompleteCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         if args.json:

@@ -31,12 +31,14 @@ from ..evaluation.evaluators import build_evaluator
 from ..files.checkpoint import SafeCheckpointer
 from ..keys import own_keys
 from ..proposals.loader import build_test_loader, build_validation_loader, training_data
+from ..registries.lookup import is_pyramid
 from ..speed.folded_norms import fold_frozen_norms
 from ..speed.winograd_training import train_with_winograd
 from . import resuming, testing
 from .best import StopTraining, build_best_checkpoint, stoppable
 from .ema import AveragedWeights
 from .nonfinite import NonFiniteGuard
+from .progress import ProgressWriter
 from .repeatable import RepeatableTrainLoader, seeded_iterations
 from .schedule import scale_schedule
 from .steps import AfterBackward, build_step, in_all_processes
@@ -189,7 +191,7 @@ class Trainer(TrainerBase):
         cfg, main_process = self.cfg, comm.is_main_process()
         around = [
             seeded_iterations(self.data_loader, own_keys(cfg, "SOLVER").ACCUMULATE),
-            hooks.IterationTimer(),
+            hooks.IterationTimer(warmup_iter=1),  # the first line of progress has a time
             hooks.LRScheduler(),
             self._precise_bn(),
             self.averaged,  # before the checkpoint that holds it
@@ -198,7 +200,7 @@ class Trainer(TrainerBase):
             else None,
             # After the checkpoint: a failing evaluation loses nothing.
             self.best or hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
-            hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
+            ProgressWriter(self.build_writers()) if main_process else None,
             NonFiniteGuard(cfg),  # last: it raises
         ]
         return [hook for hook in around if hook is not None]
@@ -231,6 +233,7 @@ class Trainer(TrainerBase):
         configured = list(self.scheduler.base_lrs)
         self.checkpointer.resume_or_load(weights, resume=resume)
         if not (resume and self.checkpointer.has_checkpoint()):
+            weights = weights or (is_pyramid(self.cfg) and own_keys(self.cfg).BOTTOM_UP_WEIGHTS)
             self._say(f"Begun with the weights of {weights}" if weights else "Begun from scratch")
             return
         file = self.checkpointer.file

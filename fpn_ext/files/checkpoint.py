@@ -15,6 +15,7 @@ from torch import nn
 
 from ..unwrap import unwrapped
 from .atomic import replacing
+from .tensor_names import names_in_file
 from .weight_files import DamagedFileError, local_file, read_weights
 
 
@@ -63,12 +64,21 @@ class SafeCheckpointer(DetectionCheckpointer):
         if needed and missing.issuperset(needed):
             raise ValueError(
                 f"{self.file} fits no tensor of the model: it has {given[:3]} (of {len(given)}), "
-                f"the model {needed[:3]} (of {len(needed)}). Check MODEL.WEIGHTS, and that the "
-                "config builds the model the file was made with"
+                f"the model {needed[:3]} (of {len(needed)}). "
+                + (
+                    _bottom_ups(given, needed)
+                    or "Check MODEL.WEIGHTS, and that the config builds the model the file was "
+                    "made with; weights of a classification network go under "
+                    "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS"
+                )
             )
         say = self.logger.warning if missing else self.logger.info
         self.matched = matched_share(needed, missing)
         say("Weights of %s: %s", self.file, self.matched)
+        in_vain = [name for name in missing if name.startswith(BOTTOM_UP)]
+        hint = _bottom_ups(given, in_vain) if in_vain else ""
+        if hint:
+            self.logger.warning(hint)
         return incompatible
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -240,6 +250,18 @@ def matched_share(needed: list[str], missing: set[str]) -> str:
     return f"{', '.join(parts)} tensors matched{rest}"
 
 
+def _bottom_ups(given: list[str], needed: list[str]) -> str:
+    """What to do if a file has most of the bottom-up's tensors, under the bottom-up's own names."""
+    names = [name.removeprefix(BOTTOM_UP) for name in needed if name.startswith(BOTTOM_UP)]
+    if not names or len(names_in_file(names, given)) < 0.5 * len(names):
+        return ""
+    return (
+        "Its tensors are those of the network under the pyramid: name the file in "
+        "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS, and leave MODEL.WEIGHTS empty"
+    )
+
+
+BOTTOM_UP = "backbone.bottom_up."
 _PARTS = ("backbone", "pyramid", "heads")
 
 

@@ -18,7 +18,7 @@ def _folder(text: str) -> Path:
     return path
 
 
-def _file(text: str) -> Path:
+def file_to_write(text: str) -> Path:
     """A writable file; otherwise an argparse error."""
     path = Path(text)
     if not text or path.is_dir():
@@ -37,7 +37,10 @@ def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json FILE``."""
     parser.add_argument(
-        "--json", type=_file, metavar="FILE", help="write what is reported to this file, as JSON"
+        "--json",
+        type=file_to_write,
+        metavar="FILE",
+        help="write what is reported to this file, as JSON",
     )
 
 
