@@ -35,7 +35,7 @@ def checkpoint(tmp_path):
 
 def test_the_stages_in_their_order():
     stages = prepare_loaded(fpn_ext.load_config(DEMO, CPU), training=True, weights="start")
-    order = ["device", "config", "keys", "weights", "pixels", "numerics"]
+    order = ["device", "data", "config", "keys", "weights", "pixels", "numerics"]
     assert [stage.subject for stage in stages] == order
 
 

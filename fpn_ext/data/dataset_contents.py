@@ -73,6 +73,7 @@ KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
     ),
     "colour-depth": ("warning", "more than 8 bits per colour: Detectron2 cuts the values at 255"),
     "other-box-mode": ("warning", "boxes that are neither XYXY_ABS nor XYWH_ABS are not checked"),
+    "read-otherwise": ("note", "not as written: filled in, mended or left out"),
     "image-without-boxes": ("note", "an image without any object (crowd regions do not count)"),
 }
 

@@ -3,11 +3,23 @@
 import argparse
 from pathlib import Path
 
+DATA = "photographs with annotations (COCO, VOC, YOLO), or a YAML file that describes them"
 
-def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """``--config-file FILE`` and trailing ``KEY VALUE`` overrides."""
+
+def add_config(
+    parser: argparse.ArgumentParser, required: bool = True, has_data: bool = True
+) -> None:
+    """``--config-file FILE``, ``--data FOLDER`` and trailing ``KEY VALUE`` overrides."""
     parser.add_argument("--config-file", required=required, metavar="FILE", help="a YAML config")
+    if has_data:
+        parser.add_argument("--data", metavar="FOLDER", help=DATA)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+
+
+def data_as_override(args: argparse.Namespace) -> None:
+    """Make ``--data FOLDER`` the override that it stands for, in place."""
+    if getattr(args, "data", None) is not None:
+        args.opts = [*args.opts, "DATASETS.FPN_EXT.DATA", repr(args.data)]
 
 
 def _folder(text: str) -> Path:
