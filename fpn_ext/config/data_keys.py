@@ -73,8 +73,9 @@ def _set_datasets(
     )
     shown = ", ".join(named.classes[:8]) + (", ..." if len(named.classes) > 8 else "")
     notes = [
-        f"data {named.source} ({named.format}): {counts}; {len(named.classes)} classes: {shown}"
+        f"data {named.source} ({named.format}): {counts}; NUM_CLASSES {len(named.classes)}: {shown}"
     ]
+    replaced = []
     for key, chosen in follow.items():
         before = tuple(cfg.DATASETS[key])
         # A split of the data's own may be named: DATASETS.TEST "('photos_test',)".
@@ -82,7 +83,9 @@ def _set_datasets(
             continue
         cfg.DATASETS[key] = chosen
         if before and f"DATASETS.{key}" in written:
-            notes.append(f"DATASETS.{key} is {chosen} by DATA (--data), not {before}")
+            replaced.append(f"DATASETS.{key} is {chosen}, not {before}")
+    if replaced:
+        notes.append(f"--data decides: {'; '.join(replaced)}")
     notes += named.notes[:MOST_NOTES]
     if len(named.notes) > MOST_NOTES:
         notes.append(f"and {len(named.notes) - MOST_NOTES} more such notes: fpn-ext data --data")
@@ -91,15 +94,15 @@ def _set_datasets(
 
 def _set_classes(cfg: CfgNode, named: NamedData, written: WrittenKeys) -> list[str]:
     """The number of classes, under each key of the model that counts objects' classes."""
-    count, notes = len(named.classes), []
+    count, replaced = len(named.classes), []
     for name, node in cfg.MODEL.items():
         if name == "SEM_SEG_HEAD" or not isinstance(node, CfgNode) or "NUM_CLASSES" not in node:
             continue
         key = f"MODEL.{name}.NUM_CLASSES"
         if key in written and count != node.NUM_CLASSES:
-            notes.append(f"{key} is {count}, as in the data, not {node.NUM_CLASSES}")
+            replaced.append(f"{key} is {count}, not {node.NUM_CLASSES}")
         node.NUM_CLASSES = count
-    return notes
+    return [f"--data decides: {'; '.join(replaced)}"] if replaced else []
 
 
 def _set_schedule(cfg: CfgNode, written: WrittenKeys) -> list[str]:

@@ -82,7 +82,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def written_keys(config_file: str, opts: Sequence[str] = ()) -> WrittenKeys:
-    """Every key that a file, the files it is based on, or the overrides give a value to."""
+    """Every key set in a file, its ``_BASE_`` files or the overrides."""
     return WrittenKeys([*_written_in(find_config(config_file)), opts[::2]])
 
 

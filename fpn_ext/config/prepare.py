@@ -1,6 +1,5 @@
 """From a YAML file to a config ready for building a model: the one path of every command.
 
-
 :func:`prepare` takes these steps, in this order: load the file and the overrides; choose the
 device; register datasets, and read those of ``--data``; check all that can be checked before
 building; check weights; set the bottom-up's pixel normalisation; apply NUMERICS. The order matters:

@@ -46,12 +46,13 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
         image.instances = [
             instance for instance in image.instances if _complete(instance, image, dataset)
         ]
-    if not dataset.classes or not any(image.instances for image in dataset.images):
+    objects = [i for image in dataset.images for i in image.instances if not i.iscrowd]
+    if not objects:
         raise ValueError(
             f"{dataset.source} ({dataset.format}): {len(dataset.images)} images and no object on "
-            "any of them"
+            "any of them (crowd regions are none)"
         )
-    used = {i.category for image in dataset.images for i in image.instances}
+    used = {instance.category for instance in objects}
     for name in dataset.classes:
         if name not in used:
             tally.note("classes have no boxes, and cannot be learnt", name)

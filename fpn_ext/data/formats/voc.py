@@ -13,6 +13,7 @@ from ..data_file import DataFile, Source
 from ..dataset import SPLITS, AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..dataset_contents import size_of
 from ..datasets import read_voc_annotation, voc_box
+from ..picture_files import size_of_picture
 from .layout import Files, Pictures, by_split
 from .pictures import copy_pictures
 
@@ -67,7 +68,7 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
         pictures = Pictures(there or files.pictures, folders, tally)
         for name, xml in _annotation_files(data.root, source, xml_of):
             picture = pictures.beside(xml or Path(name))
-            tree = read_voc_annotation(xml) if xml else ElementTree.Element("annotation")
+            tree = read_voc_annotation(xml) if xml else _of_nothing(picture)
             if picture is None:
                 picture = pictures.named(tree.findtext("filename", ""))
             if picture is None:
@@ -109,6 +110,18 @@ def _listed(root: Path, written: str) -> list[str]:
         f"no folder or list of images {files[0]}, nor {files[1]}: a split of VOC's is a folder, a "
         "list of names in a text file, or the name of one in ImageSets/Main"
     )
+
+
+def _of_nothing(picture: Path | None) -> ElementTree.Element:
+    """The XML of a picture that has none: tools write none for one without objects."""
+    root = ElementTree.Element("annotation")
+    if picture is not None:
+        try:
+            sides = size_of_picture(picture)
+        except (FileNotFoundError, ValueError):  # which is found, and said, with those of others
+            return root
+        _add_size(root, *sides)
+    return root
 
 
 def _image(
@@ -177,12 +190,16 @@ def write(dataset: Dataset, folder: Path) -> None:
     (folder / "data.yaml").write_text(text, encoding="utf-8")
 
 
+def _add_size(root: ElementTree.Element, width: int, height: int) -> None:
+    size = ElementTree.SubElement(root, "size")
+    for side, value in (("width", width), ("height", height), ("depth", 3)):
+        ElementTree.SubElement(size, side).text = str(value)
+
+
 def _element(image: AnnotatedImage, name: str, tally: Tally) -> ElementTree.Element:
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = name
-    size = ElementTree.SubElement(root, "size")
-    for side, value in (("width", image.width), ("height", image.height), ("depth", 3)):
-        ElementTree.SubElement(size, side).text = str(value)
+    _add_size(root, image.width, image.height)
     for instance in image.instances:
         if instance.iscrowd:
             tally.note("crowd regions left out: VOC has none", image.file.name)
