@@ -51,7 +51,7 @@ def coco_content(names=OBJECTS, suffix=".png"):
 
 
 def write_coco(folder, change=lambda content: None):
-    """One JSON beside the pictures."""
+    """One JSON beside the images."""
     write_pictures(folder)
     content = coco_content()
     change(content)
@@ -60,7 +60,7 @@ def write_coco(folder, change=lambda content: None):
 
 
 def write_voc_pngs(folder):
-    """Annotations and pictures, PNG, without ImageSets."""
+    """Annotations and images, PNG, without ImageSets."""
     from_one = {
         name: [(c, x0 + 1, y0 + 1, x1, y1) for c, x0, y0, x1, y1 in objects]
         for name, objects in OBJECTS.items()

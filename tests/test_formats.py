@@ -199,7 +199,7 @@ def layouts(root):
         "roboflow's COCO": roboflow_coco,
         "COCO 2017": coco_2017,
         "VOC with lists": voc_with_lists,
-        "VOC beside the pictures": voc_beside,
+        "VOC beside the images": voc_beside,
         "YOLO": lambda: yolo_by_split(
             "{0}/{1}", "path: .\ntrain: images/train\nval: images/val\ntest: images/test\n"
             "nc: 2\nnames: [cat, dog]\n"
@@ -234,7 +234,7 @@ def test_labelimgs_yolo_beside_the_pictures(tmp_path):
     dataset = read(tmp_path)
     assert boxes_of(dataset) == OBJECTS
     assert dataset.tally.lines() == [
-        "1 pictures have no label file: taken as pictures without objects (first: f.png)"
+        "1 images have no label file: taken as images without objects (first: f.png)"
     ]
 
 
@@ -245,8 +245,8 @@ def test_a_listed_picture_without_xml_has_no_objects(tmp_path):
     dataset = read(tmp_path)
     assert boxes_of(dataset) == {"a": [("cat", 0, 0, 5, 5)], "c": []}
     assert dataset.tally.lines() == [
-        "1 pictures have no XML file: taken as pictures without objects (first: c)",
-        "1 pictures are named by no annotation: left out (first: b.jpg)",
+        "1 images have no XML file: taken as images without objects (first: c)",
+        "1 images that no annotation names: left out (first: b.jpg)",
     ]
 
 
@@ -383,7 +383,7 @@ def test_backslashes_and_moved_pictures_are_found(tmp_path):
     assert boxes_of(dataset) == OBJECTS
     assert [line.partition(" (")[0] for line in dataset.tally.lines()] == [
         "1 file names have backslashes: read as /",
-        "1 pictures were found by their names, in another folder",
+        "1 images were found by their names, in another folder",
     ]
 
 
@@ -391,9 +391,9 @@ def test_backslashes_and_moved_pictures_are_found(tmp_path):
 
 
 REFUSED = {
-    "picture gone": (
-        lambda c: c["images"][0].update(file_name="z.png"), "1 pictures are not there"),
-    "picture of another size": (
+    "image gone": (
+        lambda c: c["images"][0].update(file_name="z.png"), "1 images are missing"),
+    "image of another size": (
         lambda c: c["images"][0].update(width=60, height=80),
         r"another size than annotated .*a\.png: 80x60, annotated 60x80"),
     "no box": (lambda c: c["annotations"][0].pop("bbox"), "no bbox of four finite numbers"),
@@ -448,7 +448,7 @@ def test_nothing_to_read_says_what_lies_there(tmp_path):
     with pytest.raises(ValueError) as error:
         read(tmp_path)
     said = str(error.value)
-    assert "no annotations in a known format (6 pictures, 1 .json, 0 .xml, 0 .txt)" in said
+    assert "no annotations in a known format (6 images, 1 .json, 0 .xml, 0 .txt)" in said
     assert "labelme's: convert them with labelme2coco" in said
 
 

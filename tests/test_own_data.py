@@ -175,7 +175,7 @@ def test_a_split_stays_while_the_folder_grows(tmp_path):
         for new in ("g", "h", "i", "j", "k"):
             del OBJECTS[new]
     assert (out / "photos_val.json").read_bytes() == before
-    assert "an earlier draw; 5 pictures are not in it and are trained on" in named.notes[0]
+    assert "an earlier draw; 5 images are not in it and are trained on" in named.notes[0]
     (tmp_path / "photos" / "data.yaml").write_text("split: 0.5\n")
     assert register_data(tmp_path / "photos", out).counts["val"][0] == 6  # of 11, drawn anew
 
@@ -196,7 +196,7 @@ def test_a_split_file_is_followed_or_refused(tmp_path):
     names = [Path(record["file_name"]).name for record in DatasetCatalog.get("photos_val")]
     assert names == ["a.png", "c.png"]
     file.write_text('{"train": [], "val": ["x.png"]}')
-    with pytest.raises(ValueError, match=r"names 1 pictures that are not there, first 'x.png'"):
+    with pytest.raises(ValueError, match=r"names 1 images that are not there, first 'x.png'"):
         register_data(tmp_path / "photos", tmp_path / "out")
 
 

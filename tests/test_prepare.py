@@ -192,7 +192,7 @@ PREPARE = (
 )
 # Verbs that build no detector, by themselves.
 BUILD_NONE = (
-    *("data", "anchors", "levels", "contact-sheet", "proposals ground-truth"),
+    *("data", "data convert", "anchors", "levels", "contact-sheet", "proposals ground-truth"),
     *("proposals selective-search", "proposals validate", "proposals stats", "proposals convert"),
     *("weights list", "weights convert", "reproduce", "pretrain", "demo-data", "doctor"),
 )

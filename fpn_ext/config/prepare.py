@@ -7,7 +7,7 @@ checks depend on the device and the data, pixel normalisation on the weights.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch

@@ -25,7 +25,7 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
         classes: names in the order of their numbers, where the dataset's are not meant.
 
     Raises:
-        ValueError: pictures that are not there or of another size than annotated, objects of
+        ValueError: images that are not there or of another size than annotated, objects of
             classes that there are none of, no images or no objects.
     """
     tally = dataset.tally
@@ -61,7 +61,7 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
         if len(names) < len(images):
             twice = next(i.file for n, i in enumerate(images) if i.file in
                          {other.file for other in images[:n]})  # fmt: skip
-            raise ValueError(f"{dataset.source}: {split} has the picture {twice} twice")
+            raise ValueError(f"{dataset.source}: {split} has the image {twice} twice")
         dataset.splits[split] = sorted(images, key=lambda image: names[image.file])
     return dataset
 
@@ -71,15 +71,15 @@ def _complete_size(image: AnnotatedImage, dataset: Dataset) -> None:
     try:
         width, height = size_of_picture(image.file)
     except (FileNotFoundError, ValueError) as error:
-        tally.fault("pictures are not there or cannot be read", f"{image.file}: {error}")
+        tally.fault("images are missing or cannot be read", f"{image.file}: {error}")
         return
     if not (image.width and image.height):
         if dataset.format in ("coco", "voc"):
-            tally.note("images had no size: read from the pictures", image.file.name)
+            tally.note("images had no size: read from the images", image.file.name)
         image.width, image.height = width, height
     elif (image.width, image.height) != (width, height):
         tally.fault(
-            "pictures have another size than annotated (turned by EXIF, or scaled since?)",
+            "images have another size than annotated (turned by EXIF, or scaled since?)",
             f"{image.file.name}: {width}x{height}, annotated {image.width}x{image.height}",
         )
 
@@ -128,7 +128,7 @@ def _mask_area(instance: Instance, image: AnnotatedImage) -> float:
 def coco_json(dataset: Dataset, split: str) -> dict[str, Any]:
     """One split of a completed dataset as COCO's JSON.
 
-    ``file_name`` is relative to the common folder of the split's pictures.
+    ``file_name`` is relative to the common folder of the split's images.
     """
     images = dataset.splits[split]
     names = names_of([image.file for image in images]) if images else {}

@@ -8,7 +8,7 @@ from .formats import FORMATS, read_dataset
 
 
 def convert(source: Path, to: str, output: Path) -> str:
-    """Read a dataset, write it with its pictures in another format, and say what was written.
+    """Read a dataset, write it with its images in another format, and say what was written.
 
     Args:
         source: a folder, or a YAML file that describes one.

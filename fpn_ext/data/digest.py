@@ -1,4 +1,4 @@
-"""A fingerprint of a dataset's records: the same for the same pictures and boxes, wherever."""
+"""A fingerprint of a dataset's records: the same for the same images and boxes, wherever."""
 
 import hashlib
 import json

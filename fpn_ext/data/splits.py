@@ -61,7 +61,7 @@ def divide(
     elif earlier := _earlier(written, share, seed):
         val, how = set(earlier["val"]), f"as {written} says, an earlier draw"
         if new := len(set(names.values()) - val - set(earlier["train"])):
-            how += f"; {new} pictures are not in it and are trained on"
+            how += f"; {new} images are not in it and are trained on"
     else:
         val = held_out(set(names.values()), share, seed)
         if not val:
@@ -73,11 +73,11 @@ def divide(
     missing = sorted(val - set(names.values()))
     if missing and given:
         raise ValueError(
-            f"split_file {given} names {len(missing)} pictures that are not there, first "
+            f"split_file {given} names {len(missing)} images that are not there, first "
             f"{missing[0]!r}; it is of another dataset"
         )
     if missing:
-        how += f"; {len(missing)} of its pictures are gone"
+        how += f"; {len(missing)} of its images are gone"
     splits["train"] = [image for image in images if names[image.file] not in val]
     splits["val"] = [image for image in images if names[image.file] in val]
     return f"val is {len(splits['val'])} images, {how}"

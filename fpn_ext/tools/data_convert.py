@@ -1,4 +1,4 @@
-"""Convert a dataset between COCO's, Pascal VOC's and YOLO's formats; pictures are copied.
+"""Convert a dataset between COCO's, Pascal VOC's and YOLO's formats; images are copied.
 
 What the target cannot hold (crowd regions in YOLO and VOC, masks in VOC) is counted and said.
 

@@ -137,4 +137,4 @@ def add_boxes_report(parser: argparse.ArgumentParser) -> None:
         "--dataset", metavar="NAME", help="a registered dataset, instead of DATASETS.TRAIN"
     )
     add_json(parser)
-    add_output(parser, "a picture (PNG)", required=False)
+    add_output(parser, "a image (PNG)", required=False)

@@ -50,7 +50,7 @@ def read_dataset(data: DataFile) -> Dataset:
         used = {image.file for image in dataset.images}
         for picture in files.pictures:
             if picture not in used:
-                dataset.tally.note("pictures are named by no annotation: left out", picture.name)
+                dataset.tally.note("images that no annotation names: left out", picture.name)
     for note in data.notes:
         dataset.tally.note(note, data.file.name)
     return dataset
@@ -64,7 +64,7 @@ def _found_format(data: DataFile, files: Files) -> str:
     if len(found) == 1:
         return found[0]
     there = ", ".join(
-        [f"{len(files.pictures)} pictures"]
+        [f"{len(files.pictures)} images"]
         + [f"{len(paths)} {suffix}" for suffix, paths in files.others.items()]
     )
     if found:

@@ -111,7 +111,7 @@ def _load(file: Path) -> dict[str, Any]:
 def _pictures(
     folders: list[Path], data: DataFile, split: str, json_file: Path, files: Files, tally: Tally
 ) -> Pictures:
-    """Where the pictures of a JSON may lie, the likeliest first."""
+    """Where the images of a JSON may lie, the likeliest first."""
     named = json_file.stem.removeprefix("instances_")
     here, root = json_file.parent, data.root
     if not folders:
@@ -164,7 +164,7 @@ class _File:
                 continue
             picture = pictures.named(name)
             if picture is None:
-                self.tally.fault("pictures are not there", f"{name}, of {self.file.name}")
+                self.tally.fault("images are missing", f"{name}, of {self.file.name}")
                 continue
             if key in of_id:
                 self.tally.fault("images have the id of another one", name)
@@ -270,7 +270,7 @@ def _key(category: dict[str, Any]) -> Any:
 
 
 def write(dataset: Dataset, folder: Path) -> None:
-    """``annotations/instances_{split}.json``, and the pictures in ``{split}/``."""
+    """``annotations/instances_{split}.json``, and the images in ``{split}/``."""
     from ...reporting.json_files import write_json
     from ..canonical import coco_json  # the same JSON that is trained on
 

@@ -1,12 +1,12 @@
 """DeepPCB's layout (github.com/tangsanli5201/DeepPCB), read only.
 
-Lists (trainval.txt, test.txt) of pairs ``groupX/X/N.jpg groupX/X_not/N.txt``. The tested picture is
+Lists (trainval.txt, test.txt) of pairs ``groupX/X/N.jpg groupX/X_not/N.txt``. The tested image is
 ``N_test.jpg``, the one without defects ``N_temp.jpg``, and a line of the text is
 ``x1 y1 x2 y2 class``.
 
 The corners are the first and the last pixel, counted from 0, so a box is (x1, y1, x2 + 1, y2 + 1):
 of 703 copper spots and pin-holes that stand alone in theirs, most begin 10 pixels after x1 and end
-10 pixels before x2, and the corners of all boxes go from 0 to 639 on pictures of 640 pixels.
+10 pixels before x2, and the corners of all boxes go from 0 to 639 on images of 640 pixels.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What lies in a folder: pictures and annotation files, and which picture a name is of."""
+"""What lies in a folder: images and annotation files, and which image a name is of."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ class Files:
     """The files of a folder and the folders in it, in alphabetical order; hidden ones left out.
 
     Attributes:
-        pictures: by their suffix.
+        pictures: image files, by their suffix.
         others: of JSON, XML and text, by suffix.
     """
 
@@ -64,10 +64,10 @@ def by_split(files: Iterable[Path], split_of: dict[Path, str], what: str) -> dic
 
 
 class Pictures:
-    """Finds pictures by the names that annotations give them.
+    """Finds images by the names that annotations give them.
 
     Args:
-        pictures: those there are.
+        pictures: the image files there are.
         folders: where a relative name is looked for first.
     """
 
@@ -82,7 +82,7 @@ class Pictures:
             self.by_stem[picture.stem].append(picture)
 
     def named(self, written: str) -> Path | None:
-        """The picture of a file name in an annotation; None where there is none, or several."""
+        """The image of a file name in an annotation; None where there is none, or several."""
         name = written
         if "\\" in name:
             name = name.replace("\\", "/")
@@ -93,12 +93,12 @@ class Pictures:
                 return picture
         found = self.by_name[os.path.basename(name)]
         if len(found) == 1:
-            self.tally.note("pictures were found by their names, in another folder", written)
+            self.tally.note("images were found by their names, in another folder", written)
             return found[0]
         return None
 
     def beside(self, annotation: Path) -> Path | None:
-        """The picture of an annotation file of the same stem; None where none is the nearest.
+        """The image of an annotation file of the same stem; None where none is the nearest.
 
         The nearest lies beside it, or in folders of the same names, or is the only one.
         """

@@ -1,4 +1,4 @@
-"""The pictures of a dataset that is written in another format."""
+"""The images of a dataset that is written in another format."""
 
 import shutil
 from collections.abc import Mapping, Sequence

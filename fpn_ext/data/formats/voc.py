@@ -1,4 +1,4 @@
-"""Pascal VOC's XML, one file per picture, read and written.
+"""Pascal VOC's XML, one file per image, read and written.
 
 By VOC's convention a box is its first and last pixel, counted from 1: (xmin, ymin, xmax, ymax) is
 (xmin - 1, ymin - 1, xmax, ymax) here. Most tools write plain coordinates instead, from 0; a file
@@ -72,10 +72,10 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
             if picture is None:
                 picture = pictures.named(tree.findtext("filename", ""))
             if picture is None:
-                tally.fault("pictures are not there, or several have the name", name)
+                tally.fault("images are missing, or several have the name", name)
                 continue
             if xml is None:
-                tally.note("pictures have no XML file: taken as pictures without objects", name)
+                tally.note("images have no XML file: taken as images without objects", name)
             images.append(_image(tree, picture, xml or Path(name), data.corners, tally))
         dataset.splits[split] = images
     dataset.classes = sorted({i.category for image in dataset.images for i in image.instances})
@@ -85,7 +85,7 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
 def _annotation_files(
     root: Path, source: Source, xml_of: Mapping[str, Path]
 ) -> Iterable[tuple[str, Path | None]]:
-    """(name, XML file or None) of each picture of a split."""
+    """(name, XML file or None) of each image of a split."""
     lists = [name for name in source.images if not (root / name).is_dir()]
     folders = [root / name for name in source.annotations]
     if not lists:
@@ -113,7 +113,7 @@ def _listed(root: Path, written: str) -> list[str]:
 
 
 def _of_nothing(picture: Path | None) -> ElementTree.Element:
-    """The XML of a picture that has none: tools write none for one without objects."""
+    """The XML of an image that has none: tools write none for one without objects."""
     root = ElementTree.Element("annotation")
     if picture is not None:
         try:

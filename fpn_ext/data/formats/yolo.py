@@ -1,6 +1,6 @@
-"""YOLO's text files, one per picture, with their data.yaml, read and written.
+"""YOLO's text files, one per image, with their data.yaml, read and written.
 
-A line is ``class x y width height`` (centre and sides as fractions of the picture's), a polygon
+A line is ``class x y width height`` (centre and sides as fractions of the image's), a polygon
 ``class x y x y x y ...``, or with ``kpt_shape`` a box and its keypoints. The labels of
 ``images/.../a.jpg`` are ``labels/.../a.txt``, or ``a.txt`` beside it.
 """
@@ -17,20 +17,20 @@ from .pictures import copy_pictures
 
 CLASS_LISTS = ("classes.txt", "obj.names", "names.txt")
 NOT_LABELS = {*CLASS_LISTS, "requirements.txt", "license.txt", "readme.txt"}
-SLACK = 0.01  # of a picture's side, by which a coordinate may lie beyond it and be clipped
+SLACK = 0.01  # of an image's side, by which a coordinate may lie beyond it and be clipped
 
 
 def find(files: Files) -> dict[str, Source]:
-    """The splits of the pictures in a folder that has label files; {} where it has none.
+    """The splits of the images in a folder that has label files; {} where it has none.
 
     Raises:
-        ValueError: some pictures are in a folder that names a split, and others are not.
+        ValueError: some images are in a folder that names a split, and others are not.
     """
     texts = [file for file in files.others[".txt"] if file.name.lower() not in NOT_LABELS]
     if not any(_looks_like_labels(file) for file in texts[:100]):
         return {}
     of_split = by_split(
-        files.pictures, {file: files.split_of(file) for file in files.pictures}, "pictures"
+        files.pictures, {file: files.split_of(file) for file in files.pictures}, "images"
     )
     return {
         split: Source(images=tuple(str(f.relative_to(files.root)) for f in several))
@@ -86,7 +86,7 @@ def _listed_names(files: Files) -> list[str]:
 
 
 def _pictures(root: Path, source: Source) -> Iterable[tuple[Path, Path]]:
-    """(the folder it was found through, file) of each picture of a split."""
+    """(the folder it was found through, file) of each image of a split."""
     for written in source.images:
         path = root / written
         if not path.exists() and written.startswith("../"):  # as Roboflow writes them
@@ -101,11 +101,11 @@ def _pictures(root: Path, source: Source) -> Iterable[tuple[Path, Path]]:
                 if line.strip():
                     yield path.parent, path.parent / line.strip()
         else:
-            raise FileNotFoundError(f"no folder, list or picture {path}")
+            raise FileNotFoundError(f"no folder, list or image {path}")
 
 
 def _label_file(picture: Path, folder: Path, labels: list[Path]) -> Path | None:
-    """None where a picture has none: it is one without objects."""
+    """None where an image has none: it is one without objects."""
     candidates = []
     if picture.is_relative_to(folder):
         candidates += [label / picture.relative_to(folder) for label in labels]
@@ -124,11 +124,11 @@ def _image(
     try:
         width, height = size_of_picture(picture)
     except (FileNotFoundError, ValueError) as error:
-        tally.fault("pictures are not there or cannot be read", f"{picture}: {error}")
+        tally.fault("images are missing or cannot be read", f"{picture}: {error}")
         return AnnotatedImage(picture)
     image = AnnotatedImage(picture, width, height)
     if labels is None:
-        tally.note("pictures have no label file: taken as pictures without objects", picture.name)
+        tally.note("images have no label file: taken as images without objects", picture.name)
         return image
     for number, line in enumerate(labels.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
@@ -191,7 +191,7 @@ def write(dataset: Dataset, folder: Path) -> None:
     boxes are written.
 
     Raises:
-        ValueError: two pictures whose labels would be one file.
+        ValueError: two images whose labels would be one file.
     """
     import yaml
 
@@ -200,7 +200,7 @@ def write(dataset: Dataset, folder: Path) -> None:
         names = names_of([image.file for image in images])
         labels = [str(Path(name).with_suffix("")) for name in names.values()]
         if len(set(labels)) < len(labels):
-            raise ValueError(f"{split} has pictures of one name and two suffixes: rename them")
+            raise ValueError(f"{split} has images of one name and two suffixes: rename them")
         copy_pictures(images, names, folder / "images" / split)
         for image in images:
             file = folder / "labels" / split / Path(names[image.file]).with_suffix(".txt")
