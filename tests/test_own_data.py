@@ -180,6 +180,17 @@ def test_a_split_stays_while_the_folder_grows(tmp_path):
     assert register_data(tmp_path / "photos", out).counts["val"][0] == 6  # of 11, drawn anew
 
 
+def test_an_earlier_split_of_other_images_is_refused(tmp_path):
+    """What was held out would be trained on under its new name."""
+    write_yolo(tmp_path / "photos")
+    register_data(tmp_path / "photos", tmp_path / "out")
+    (name,) = split_of(tmp_path / "out")[1]
+    for kind, file in (("images", Path(name)), ("labels", Path(name).with_suffix(".txt"))):
+        (tmp_path / "photos" / kind / file).rename(tmp_path / "photos" / kind / f"new{file.suffix}")
+    with pytest.raises(ValueError, match=r"holds out 1 images of which none is there now"):
+        register_data(tmp_path / "photos", tmp_path / "out")
+
+
 def test_a_split_file_is_followed_or_refused(tmp_path):
     write_coco(tmp_path / "photos")
     about = tmp_path / "photos" / "data.yaml"
@@ -293,6 +304,8 @@ def test_a_split_of_the_datas_own_may_be_scored_on(tmp_path):
     cfg = prepared(tmp_path / "photos", tmp_path / "out", *of_test, training=False).cfg
     assert cfg.DATASETS.TEST == ("photos_test",)
     assert prepared(tmp_path / "photos", tmp_path / "out").cfg.DATASETS.TEST == ("photos_val",)
+    none = prepared(tmp_path / "photos", tmp_path / "out", "DATASETS.TEST", "()").cfg
+    assert none.DATASETS.TEST == () and none.TEST.EVAL_PERIOD == 0
 
 
 def test_the_dumped_config_decides_the_same(tmp_path):

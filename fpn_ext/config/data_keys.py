@@ -78,11 +78,12 @@ def _set_datasets(
     replaced = []
     for key, chosen in follow.items():
         before = tuple(cfg.DATASETS[key])
-        # A split of the data's own may be named: DATASETS.TEST "('photos_test',)".
-        if before and set(before) <= set(names.values()):
+        is_written = f"DATASETS.{key}" in written
+        # A split of the data's own may be named, DATASETS.TEST "('photos_test',)"; or no test.
+        if set(before) <= set(names.values()) and (before or (key == "TEST" and is_written)):
             continue
         cfg.DATASETS[key] = chosen
-        if before and f"DATASETS.{key}" in written:
+        if before and is_written:
             replaced.append(f"DATASETS.{key} is {chosen}, not {before}")
     if replaced:
         notes.append(f"--data decides: {'; '.join(replaced)}")

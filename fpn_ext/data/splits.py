@@ -45,7 +45,8 @@ def divide(
 
     Raises:
         FileNotFoundError: no file ``given``.
-        ValueError: ``given`` is no split, or not one of these images.
+        ValueError: ``given`` is no split, or not one of these images; or none of the images that
+            were held out before is there.
     """
     splits = dataset.splits
     if "all" in splits:
@@ -75,6 +76,11 @@ def divide(
         raise ValueError(
             f"split_file {given} names {len(missing)} images that are not there, first "
             f"{missing[0]!r}; it is of another dataset"
+        )
+    if missing and len(missing) == len(val):
+        raise ValueError(
+            f"{written}, the split of an earlier run, holds out {len(val)} images of which none is "
+            f"there now, first {missing[0]!r}: were they moved? Delete the file to draw a new split"
         )
     if missing:
         how += f"; {len(missing)} of its images are gone"
