@@ -413,6 +413,13 @@ REFUSED = {
     "an annotation repeated": (
         lambda c: c["annotations"].append({**c["annotations"][0], "image_id": 6}),
         "repeat the id and the box of another one"),
+    "corners for width and height": (
+        lambda c: [a.update(bbox=[x, y, x + w, y + h])
+                   for a in c["annotations"] for x, y, w, h in [a["bbox"]]],
+        "1 formats of boxes: the boxes look like corners .* COCO has"),
+    "fractions": (
+        lambda c: [a.update(bbox=[v / 80 for v in a["bbox"]]) for a in c["annotations"]],
+        "1 formats of boxes: the boxes look like fractions"),
     "everything a crowd": (
         lambda c: [a.update(iscrowd=1) for a in c["annotations"]],
         "6 images and no object on any of them"),

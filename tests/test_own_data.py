@@ -16,9 +16,11 @@ from fpn_ext.data.data_file import open_data
 from fpn_ext.data.digest import data_digest
 from fpn_ext.data.named import register_data
 from fpn_ext.data.splits import held_out
+from fpn_ext.engine.schedule import learning_rate_note
 from hypothesis import given
 from hypothesis import strategies as st
 from photographs import OBJECTS, WRITERS, write_coco, write_pictures, write_yolo
+from test_formats import REFUSED
 
 FAST = "configs/start/faster_rcnn_fast_cpu.yaml"
 START = sorted(map(str, Path("configs/start").glob("*.yaml")))
@@ -236,6 +238,9 @@ def test_what_the_data_decide(tmp_path):
     assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (23, (15, 20), 2)
     assert (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (2, 2)
     assert solver.BASE_LR == 0.02 * 2 / 4  # of SOLVER.FPN_EXT.REFERENCE_BATCH 4
+    assert learning_rate_note(cfg) == ""  # though 0.02 for 16 is the usual rate
+    cfg.SOLVER.FPN_EXT.REFERENCE_BATCH = 0
+    assert "is 4 times the 0.0025 usual" in learning_rate_note(cfg)
     said = "\n".join(notes)
     assert re.search(r"data .*photos \(coco\): train 5 images with \d objects, val 1 images", said)
     assert "NUM_CLASSES 2: cat, dog" in said
@@ -282,6 +287,8 @@ def test_iterations_or_epochs(tmp_path):
         prepared(tmp_path / "photos", tmp_path / "out", *both)
     off = ["SOLVER.MAX_ITER", "10", "SOLVER.FPN_EXT.EPOCHS", "0"]
     assert prepared(tmp_path / "photos", tmp_path / "out", *off).cfg.SOLVER.MAX_ITER == 10
+    with pytest.raises(ValueError, match=r"REFERENCE_BATCH 4 and .*REFERENCE_WORLD_SIZE 2 both"):
+        prepared(tmp_path / "photos", tmp_path / "out", "SOLVER.REFERENCE_WORLD_SIZE", "2")
     for key in ("EPOCHS", "REFERENCE_BATCH"):
         with pytest.raises(ValueError, match=f"{key} must be 0 or more, got -1"):
             prepared(tmp_path / "photos", tmp_path / "out", f"SOLVER.FPN_EXT.{key}", "-1")
@@ -413,6 +420,10 @@ def test_the_data_are_checked_by_folder(tmp_path, capsys):
     (tmp_path / "photos" / "labels" / "a.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     assert main(["data", "--data", str(tmp_path / "photos")]) == 1
     assert "lines have a class that is none of 0 to 1" in capsys.readouterr().out
+    of_corners = REFUSED["corners for width and height"][0]
+    write_coco(tmp_path / "others", of_corners)
+    assert main(["data", "--data", str(tmp_path / "others")]) == 1
+    assert "looks-like-xyxy" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):

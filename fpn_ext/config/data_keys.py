@@ -34,8 +34,8 @@ declare(
 def resolve_data(cfg: CfgNode, training: bool, written: WrittenKeys) -> list[str]:
     """Set what follows from the dataset and the number of epochs, in place; says what.
 
-    Afterwards EPOCHS and REFERENCE_BATCH are 0, so that the config, written to a file and read
-    again, is the same.
+    Afterwards EPOCHS is 0 and REFERENCE_BATCH the batch, so that the config, written to a file and
+    read again, is the same.
 
     Args:
         training: there is a schedule.
@@ -111,6 +111,12 @@ def _set_schedule(cfg: CfgNode, written: WrittenKeys) -> list[str]:
     for key in ("EPOCHS", "REFERENCE_BATCH"):
         if keys[key] < 0:
             raise ValueError(f"SOLVER.FPN_EXT.{key} must be 0 or more, got {keys[key]}")
+    if keys.REFERENCE_BATCH and solver.REFERENCE_WORLD_SIZE:
+        raise ValueError(
+            f"SOLVER.FPN_EXT.REFERENCE_BATCH {keys.REFERENCE_BATCH} and "
+            f"SOLVER.REFERENCE_WORLD_SIZE {solver.REFERENCE_WORLD_SIZE} both scale the learning "
+            "rate: set one of them to 0"
+        )
     batch = solver.IMS_PER_BATCH * keys.ACCUMULATE
     notes = []
     if keys.REFERENCE_BATCH:
@@ -120,7 +126,7 @@ def _set_schedule(cfg: CfgNode, written: WrittenKeys) -> list[str]:
                 f"SOLVER.BASE_LR {rate:g}: {solver.BASE_LR:g} for {keys.REFERENCE_BATCH} images, "
                 f"scaled to {batch}"
             )
-        solver.BASE_LR, keys.REFERENCE_BATCH = rate, 0
+        solver.BASE_LR, keys.REFERENCE_BATCH = rate, batch
     if not keys.EPOCHS:
         return notes
     images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)

@@ -12,7 +12,9 @@ import numpy as np
 from pycocotools import mask as run_length
 
 from ..names import did_you_mean
+from .box_formats import format_problems
 from .dataset import AnnotatedImage, Dataset, Instance, names_of, rounded
+from .dataset_contents import KINDS, Box
 from .picture_files import size_of_picture
 
 VISIBLE = 0.01  # pixels: a box that reaches further beyond its image is said to be clipped
@@ -41,6 +43,13 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
                     + did_you_mean(instance.category, known),
                     image.file.name,
                 )
+    boxes = [
+        (written_box(0, instance, dataset.format), (image.width, image.height))
+        for image in dataset.images
+        for instance in image.instances
+    ]
+    for problem in format_problems(boxes):
+        tally.fault(f"formats of boxes: {KINDS[problem.kind][1]}", problem.detail)
     tally.check(dataset.source)
     for image in dataset.images:
         image.instances = [
@@ -64,6 +73,27 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
             raise ValueError(f"{dataset.source}: {split} has the image {twice} twice")
         dataset.splits[split] = sorted(images, key=lambda image: names[image.file])
     return dataset
+
+
+def written_box(number: int, instance: Instance, written_in: str) -> Box:
+    """A box with its four numbers as its format has them; what they look like tells mistakes.
+
+    Args:
+        number: of the object on its image.
+        written_in: the format.
+    """
+    x0, y0, x1, y1 = instance.box
+    form, written = {
+        "coco": ("XYWH", (x0, y0, x1 - x0, y1 - y0)),
+        "voc": ("VOC", (x0 + 1, y0 + 1, x1, y1)),
+    }.get(written_in, ("XYXY", instance.box))
+    mask = instance.segmentation
+    extent = None
+    if isinstance(mask, list):
+        xs = [x for polygon in mask for x in polygon[::2]]
+        ys = [y for polygon in mask for y in polygon[1::2]]
+        extent = min(xs), min(ys), max(xs), max(ys)
+    return Box(number, written, form, instance.category, instance.iscrowd, extent)  # type: ignore[arg-type]
 
 
 def _complete_size(image: AnnotatedImage, dataset: Dataset) -> None:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from .canonical import written_box
 from .data_file import open_data
 from .dataset import names_of
-from .dataset_contents import Box, Contents, Picture
+from .dataset_contents import Contents, Picture
 from .formats import read_dataset
 
 
@@ -27,14 +28,7 @@ def read_data(path: str | Path) -> Contents:
             if instance.category not in classes:
                 contents.report("unknown-class", instance.category, picture.name, number)
                 continue
-            extent = None
-            if isinstance(instance.segmentation, list):
-                xs = [x for polygon in instance.segmentation for x in polygon[::2]]
-                ys = [y for polygon in instance.segmentation for y in polygon[1::2]]
-                extent = min(xs), min(ys), max(xs), max(ys)
-            picture.boxes.append(
-                Box(number, instance.box, "XYXY", instance.category, instance.iscrowd, extent)
-            )
+            picture.boxes.append(written_box(number, instance, dataset.format))
     for what, (count, first) in dataset.tally.faults.items():
         contents.report("bad-field", f"{count} {what}", str(first))
     for what, (count, first) in dataset.tally.notes.items():
