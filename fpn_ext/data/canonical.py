@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as run_length
 
 from ..names import did_you_mean
 from .box_formats import format_problems
 from .dataset import AnnotatedImage, Dataset, Instance, names_of, rounded
 from .dataset_contents import KINDS, Box
 from .picture_files import size_of_picture
+from .run_lengths import run_lengths
 
 VISIBLE = 0.01  # pixels: a box that reaches further beyond its image is said to be clipped
 
@@ -134,20 +134,17 @@ def _complete(instance: Instance, image: AnnotatedImage, dataset: Dataset) -> bo
             x0, y0, x1, y1 = clipped
             source, instance.area = "boxes", round((x1 - x0) * (y1 - y0), 4)
         else:
-            source, instance.area = "masks", _mask_area(instance, image)
+            source, instance.area = "masks", _mask_area(instance)
         if dataset.format == "coco":
             tally.note(f"annotations had no area: taken from their {source}", where)
     return True
 
 
-def _mask_area(instance: Instance, image: AnnotatedImage) -> float:
+def _mask_area(instance: Instance) -> float:
     """Of polygons by the shoelace formula, as COCO's; of a run-length mask its pixels."""
     mask = instance.segmentation
     if isinstance(mask, dict):
-        counts = mask.get("counts")
-        if isinstance(counts, list):
-            return float(sum(counts[1::2]))
-        return float(run_length.area({**mask, "counts": str(counts).encode()}))
+        return float(sum((run_lengths(mask) or [])[1::2]))
     area = 0.0
     for polygon in mask or ():
         x, y = np.reshape(polygon, (-1, 2)).T

@@ -12,6 +12,7 @@ import numpy as np
 from ..data_file import DataFile, Source
 from ..dataset import AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..dataset_contents import four_numbers, number_of, short, size_of
+from ..run_lengths import run_lengths
 from .layout import Files, Pictures, by_split
 from .pictures import copy_pictures
 
@@ -147,12 +148,15 @@ class _File:
             name: None
             for name in self.names
             if len(self.names) > 1
-            and all(c.get("supercategory") == name for c in self.categories if c["name"] != name)
+            and all(
+                c.get("supercategory") == name for c in self.categories if c.get("name") != name
+            )
             and name in others
         }
 
     def keypoint_names(self) -> list[str]:
-        return next((list(c["keypoints"]) for c in self.categories if c.get("keypoints")), [])
+        lists = (c.get("keypoints") for c in self.categories)
+        return next((list(map(str, names)) for names in lists if isinstance(names, list)), [])
 
     def images(self, pictures: Pictures) -> list[AnnotatedImage]:
         of_id: dict[str, AnnotatedImage] = {}
@@ -212,8 +216,15 @@ class _File:
             return
         instance = Instance(name, rounded(box), self._crowd(entry, where), mask)
         points = entry.get("keypoints")
-        if isinstance(points, list) and points and len(points) % 3 == 0:
-            instance.keypoints = points
+        if points:
+            if (
+                isinstance(points, list)
+                and len(points) % 3 == 0
+                and all((v := number_of(p)) is not None and math.isfinite(v) for p in points)
+            ):
+                instance.keypoints = points
+            else:
+                tally.fault("keypoints are no triples of numbers", f"{where}: {short(points)}")
         area = number_of(entry.get("area"))
         if area is not None and math.isfinite(area) and area > 0:
             instance.area = area
@@ -238,6 +249,13 @@ class _File:
         if not written:
             return None
         if isinstance(written, dict):
+            if run_lengths(written) is None:
+                self.tally.fault(
+                    "run-length masks do not cover their image: size is [height, width] and the "
+                    "counts add up to height x width",
+                    f"{where}: {short(written)}",
+                )
+                return None
             return written
         polygons = written if isinstance(written, list) else []
         kept = [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..data_file import DataFile, Source
 from ..dataset import AnnotatedImage, Dataset, Instance, Tally, rounded
-from .layout import Files
+from .layout import Files, lines_of
 
 CLASSES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # numbered from 1
 
@@ -48,7 +48,7 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
         images = []
         for written in source.images:
             listed = data.root / written
-            for line in listed.read_text(encoding="utf-8").splitlines():
+            for line in lines_of(listed):
                 if line.strip():
                     images.append(_image(listed.parent, line.split(), dataset.tally))
         dataset.splits[split] = images
@@ -58,7 +58,7 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
 def _image(folder: Path, names: list[str], tally: Tally) -> AnnotatedImage:
     picture, annotation = folder / names[0], folder / names[1]
     image = AnnotatedImage(picture.with_name(f"{picture.stem}_test{picture.suffix}"))
-    for number, line in enumerate(annotation.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines_of(annotation), 1):
         try:
             x0, y0, x1, y1, category = (int(word) for word in line.replace(",", " ").split())
             name = CLASSES[category - 1] if category >= 1 else ""

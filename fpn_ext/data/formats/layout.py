@@ -63,6 +63,21 @@ def by_split(files: Iterable[Path], split_of: dict[Path, str], what: str) -> dic
     return dict(splits)
 
 
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file in UTF-8, with or without a byte order mark; empty ones too.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another encoding, or no text.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}")
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8: {error}") from error
+
+
 class Pictures:
     """Finds images by the names that annotations give them.
 

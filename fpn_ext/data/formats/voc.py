@@ -14,7 +14,7 @@ from ..dataset import SPLITS, AnnotatedImage, Dataset, Instance, Tally, names_of
 from ..dataset_contents import size_of
 from ..datasets import read_voc_annotation, voc_box
 from ..picture_files import size_of_picture
-from .layout import Files, Pictures, by_split
+from .layout import Files, Pictures, by_split, lines_of
 from .pictures import copy_pictures
 
 LISTS = Path("ImageSets", "Main")
@@ -104,7 +104,7 @@ def _listed(root: Path, written: str) -> list[str]:
     """The first word of each line of a list: a file, or a name of one in ImageSets/Main."""
     files = [root / written, root / LISTS / f"{written}.txt"]
     for file in filter(Path.is_file, files):
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = lines_of(file)
         return [line.split()[0] for line in lines if line.strip()]
     raise FileNotFoundError(
         f"no folder or list of images {files[0]}, nor {files[1]}: a split of VOC's is a folder, a "

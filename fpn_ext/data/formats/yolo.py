@@ -12,7 +12,7 @@ from pathlib import Path
 from ..data_file import DataFile, Source
 from ..dataset import AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..picture_files import PICTURE_SUFFIXES, size_of_picture
-from .layout import Files, by_split
+from .layout import Files, by_split, lines_of
 from .pictures import copy_pictures
 
 CLASS_LISTS = ("classes.txt", "obj.names", "names.txt")
@@ -80,7 +80,7 @@ def _listed_names(files: Files) -> list[str]:
     """Of classes.txt, as labelImg and Label Studio write it."""
     for file in files.others[".txt"]:
         if file.name in CLASS_LISTS:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = lines_of(file)
             return [line.strip() for line in lines if line.strip()]
     return []
 
@@ -97,7 +97,7 @@ def _pictures(root: Path, source: Source) -> Iterable[tuple[Path, Path]]:
         elif path.suffix.lower() in PICTURE_SUFFIXES:
             yield path.parent, path
         elif path.is_file():
-            for line in path.read_text(encoding="utf-8-sig").splitlines():
+            for line in lines_of(path):
                 if line.strip():
                     yield path.parent, path.parent / line.strip()
         else:
@@ -130,7 +130,7 @@ def _image(
     if labels is None:
         tally.note("images have no label file: taken as images without objects", picture.name)
         return image
-    for number, line in enumerate(labels.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(lines_of(labels), 1):
         if not line.strip():
             continue
         where = f"{labels.name}, line {number}"
