@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 
 # The nodes of a config that keys may be declared under.
-NODES = ("MODEL.FPN_EXT", "SOLVER.FPN_EXT", "TEST.FPN_EXT")
+NODES = ("MODEL.FPN_EXT", "INPUT.FPN_EXT", "SOLVER.FPN_EXT", "TEST.FPN_EXT")
 
 
 class Key(NamedTuple):
@@ -77,7 +77,7 @@ def defaults(node: str) -> dict[str, Any]:
 
 
 def own_keys(cfg: CfgNode, parent: str = "MODEL") -> CfgNode:
-    """The node ``FPN_EXT`` under ``MODEL``, ``SOLVER`` or ``TEST`` of a config, to read from.
+    """The node ``FPN_EXT`` under ``MODEL``, ``INPUT``, ``SOLVER`` or ``TEST``, to read from.
 
     A config of Detectron2's own ``get_cfg``, in which only names are swapped, has none: it means
     the defaults.

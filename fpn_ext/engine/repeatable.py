@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.digest import DataSummary, summary_of
+from ..data.mapper import PictureMapper
 from ..keys import declare
 
 declare(
@@ -57,12 +58,13 @@ class RepeatableTrainLoader:
 
     Args:
         cfg: a Detectron2 config; ``SEED`` (below 0: a random one) is the seed.
-        mapper: from a record to the model's input; Detectron2's DatasetMapper by default.
+        mapper: from a record to the model's input; PictureMapper by default.
         records: Detectron2's records, if not those of ``DATASETS.TRAIN``.
 
     Attributes:
         seed (int): of the order and of the augmentation; may be set before iterating.
         first_batch (int): where iterating begins; may be set before iterating.
+        summary (DataSummary): of the records.
 
     Raises:
         ValueError: images are to be grouped and a record has no ``width`` or ``height``; or the
@@ -84,12 +86,13 @@ class RepeatableTrainLoader:
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.first_batch = 0
-        self.mapper = DatasetMapper(cfg, True) if mapper is None else mapper
+        self.mapper = PictureMapper(cfg, True) if mapper is None else mapper
         with _random_numbers_of(self.seed, _ORDER):
             parts = _train_loader_from_config(cfg, self.mapper, dataset=records)
         self.sampler, self._sampler_seed = parts["sampler"], self.seed
         self.batch_size = parts["total_batch_size"] // world_size
         self.groups = _groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
+        self.summary: DataSummary = summary_of(parts["dataset"])
         # Packed; the list, gigabytes for COCO, is let go.
         self.records = DatasetFromList(parts["dataset"], copy=False)
 

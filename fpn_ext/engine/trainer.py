@@ -41,6 +41,7 @@ from .repeatable import RepeatableTrainLoader, seeded_iterations
 from .schedule import scale_schedule
 from .steps import build_step, in_all_processes
 from .testing import changed
+from .trained_on import record_in, warn_of_changed_data, write_beside_config
 from .validation_loss import validation_loss
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Trainer(TrainerBase):
         scheduler: of the learning rate.
         checkpointer (SafeCheckpointer): of model, optimizer, hooks and this trainer's state.
         averaged (AveragedWeights or None): with ``SOLVER.FPN_EXT.EMA_DECAY``.
+        trained_on (TrainedOn): what is in every checkpoint.
         best (BestCheckpoint or None): with ``TEST.FPN_EXT.BEST_METRIC``.
         last_results (dict or None): what ``test`` gave last.
         iter, start_iter, max_iter (int): as Detectron2's: the iteration that is under way, the
@@ -97,6 +99,7 @@ class Trainer(TrainerBase):
         self.checkpointer = SafeCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        self.trained_on = record_in(self.checkpointer, cfg, data_loader)
         self._restored: dict[str, Any] = {}
 
         self.last_results: dict[str, Any] | None = None
@@ -228,7 +231,7 @@ class Trainer(TrainerBase):
         """
         weights = self.cfg.MODEL.WEIGHTS
         configured = list(self.scheduler.base_lrs)
-        self.checkpointer.resume_or_load(weights, resume=resume)
+        checkpoint = self.checkpointer.resume_or_load(weights, resume=resume)
         if not (resume and self.checkpointer.has_checkpoint()):
             self._say(f"Begun with the weights of {weights}" if weights else "Begun from scratch")
             return
@@ -245,6 +248,7 @@ class Trainer(TrainerBase):
         resuming.warn_of_changes(
             file, self._restored, self.cfg, self.scheduler.base_lrs, configured
         )
+        warn_of_changed_data(file, checkpoint, self.trained_on)
         self._say(f"Resumed {file}: weights, optimizer, learning rate, order of images")
 
     def extend(self) -> None:
@@ -319,6 +323,8 @@ class Trainer(TrainerBase):
 
     def before_train(self) -> None:
         super().before_train()
+        if comm.is_main_process():
+            write_beside_config(self.trained_on, self.cfg.OUTPUT_DIR)
         self._stop_if_exhausted(self.start_iter)
 
     def after_step(self) -> None:

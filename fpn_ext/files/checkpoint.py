@@ -29,11 +29,16 @@ class SafeCheckpointer(DetectionCheckpointer):
         file (str): what was loaded last.
         matched (str): how many tensors of the model it filled, by part of the model.
         other_shapes (tuple of str): tensors that both have, in other shapes, which it did not fill.
+        in_every_file (dict): what is written beside the model into every file: plain values.
     """
 
     file = ""
     matched = ""
     other_shapes: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.in_every_file: dict[str, Any] = {}
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As Detectron2's, of a path or address (:func:`fpn_ext.files.weight_files.local_file`).
@@ -76,7 +81,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, **kwargs}
+        data = {"model": self.model.state_dict(), **states, **self.in_every_file, **kwargs}
         self._save(name, data)
         self.tag_last_checkpoint(f"{name}.pth")
 
@@ -92,7 +97,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             OSError: as :meth:`save`.
         """
         if self.save_dir and self.save_to_disk:
-            self._save(name, {"model": unwrapped(model).state_dict(), **kwargs})
+            weights = {"model": unwrapped(model).state_dict()}
+            self._save(name, {**weights, **self.in_every_file, **kwargs})
 
     def _save(self, name: str, data: dict[str, Any]) -> None:
         file = Path(self.save_dir, f"{name}.pth")
