@@ -71,7 +71,9 @@ $(READY): pyproject.toml $(wildcard requirements/*)
 
 # Not `: setup`, which is always out of date: a second `make demo` has nothing left to do.
 $(OUTPUT)/demo/model_final.pth: $(DEMO) configs/Base-FPN.yaml | $(READY)
-	$(RUN) -m fpn_ext train --config-file $(DEMO) OUTPUT_DIR $(OUTPUT)/demo
+	@# One of an older config is kept; one that was interrupted is gone on with.
+	test ! -f $@ || mv $(OUTPUT)/demo $(OUTPUT)/demo-$$(date +%Y%m%d-%H%M%S)
+	$(RUN) -m fpn_ext train --config-file $(DEMO) --resume OUTPUT_DIR $(OUTPUT)/demo
 
 $(OUTPUT)/demo/contact_sheet.png: $(OUTPUT)/demo/model_final.pth
 	$(RUN) -m fpn_ext contact-sheet --config-file $(DEMO) --output $(OUTPUT)/demo \

@@ -82,7 +82,7 @@ def read_picture(
     """
     path = Path(file)
     if path.suffix.lower() == ".npy":
-        return convert_PIL_to_numpy(_scaled(_load_array(path), values, path), pixel_format)
+        return convert_PIL_to_numpy(_scaled(load_array(path), values, path), pixel_format)
     with Image.open(path) as image:
         pages = getattr(image, "n_frames", 1) if path.suffix.lower() in TIFF_SUFFIXES else 1
         if pages > 1 and page is None:
@@ -101,7 +101,13 @@ def _is_deep(mode: str) -> bool:
     return mode in DEEP_MODES or mode.startswith("I;16")
 
 
-def _load_array(file: Path) -> np.ndarray:
+def load_array(file: Path) -> np.ndarray:
+    """The array of a ``.npy``: (H, W) or (H, W, C) with 1, 3 or 4 channels.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it holds something else; pickled objects are not read.
+    """
     try:
         array = np.load(file, allow_pickle=False)
     except (ValueError, EOFError) as error:

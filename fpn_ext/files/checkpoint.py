@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -194,6 +194,27 @@ class CompleteCheckpointer(SafeCheckpointer):
                 "count is MODEL.ROI_HEADS.NUM_CLASSES), or train with it as MODEL.WEIGHTS first"
             )
         return incompatible
+
+
+def described(file: str, checkpoint: Mapping[str, Any]) -> str:
+    """A checkpoint and how far its training was, in words.
+
+    Args:
+        checkpoint: what the file holds.
+
+    >>> described("model_0000199.pth", {"iteration": 199})
+    'model_0000199.pth, after 200 iterations'
+    >>> best = {"metric": "bbox/AP", "score": 52.128, "iteration": 400}
+    >>> described("model_best.pth", {"best": best})
+    'model_best.pth, the best bbox/AP, 52.13, after 400 iterations'
+    """
+    iteration, best = checkpoint.get("iteration"), checkpoint.get("best")
+    if isinstance(best, Mapping) and {"metric", "score", "iteration"} <= best.keys():
+        return (
+            f"{file}, the best {best['metric']}, {best['score']:.4g}, "
+            f"after {best['iteration']} iterations"
+        )
+    return f"{file}, after {iteration + 1} iterations" if isinstance(iteration, int) else file
 
 
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
