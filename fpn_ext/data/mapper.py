@@ -42,7 +42,7 @@ class PictureMapper(DatasetMapper):
         inputs = T.AugInput(image, sem_seg=segmentation)
         transforms = self.augmentations(inputs)
         size = inputs.image.shape[:2]
-        mapped["image"] = torch.as_tensor(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        mapped["image"] = torch.as_tensor(np.array(inputs.image.transpose(2, 0, 1), order="C"))
         if inputs.sem_seg is not None:
             mapped["sem_seg"] = torch.as_tensor(inputs.sem_seg.astype("long"))
         if self.proposal_topk is not None:
