@@ -114,6 +114,22 @@ def test_the_model_is_given_the_channels_of_the_format(cfg, tmp_path, pixel_form
     assert result["complete"] and [i["id"] for i in result["images"]] == [1]
 
 
+def test_a_grey_model_is_looked_into(cfg, tmp_path):
+    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = "L", [128.0], [60.0]
+    save_weights(cfg)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    Image.new("L", (64, 64), 77).save(tmp_path / "a.png")
+    words = ["--config-file", str(tmp_path / "config.yaml"), "--input", str(tmp_path / "a.png")]
+    assert main(["look", *words, "--output", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "a_feature_maps.png") as drawing:
+        colors = {color for _, color in drawing.convert("RGB").getcolors(1 << 16)}
+    assert (77, 77, 77) in colors
+    assert main(["look", *words, "--output", str(tmp_path)]) == 0
+    Image.new("L", (64, 64)).save(tmp_path / "a_proposals.png")  # a photograph of that name
+    words = [*words, str(tmp_path / "a_proposals.png")]
+    assert main(["look", *words, "--output", str(tmp_path)]) == 2
+
+
 def test_classes_that_nobody_names_are_numbered(cfg, caplog):
     save_weights(cfg)
     assert Predictor(cfg).classes == {1: "class 0", 2: "class 1", 3: "class 2"}

@@ -127,8 +127,8 @@ def test_resuming_says_in_what_the_data_changed(tmp_path, caplog):
         (
             whole[:4],
             [
-                "there were 6 images, now 4 images",
-                f"there were {sum(boxes)} boxes, now {sum(boxes[:4])} boxes",
+                "there were 6 images, now 4",
+                f"there were {sum(boxes)} boxes, now {sum(boxes[:4])}",
             ],
         ),
     ):
@@ -289,11 +289,15 @@ def test_a_new_folder_beside_it(trained):
 
 def test_what_a_run_leaves(tmp_path):
     assert left_by_a_run(tmp_path / "none") == ""
-    for name in ("config.yaml", "log.txt", "metrics.json"):
+    for name in ("config.yaml", "log.txt", "metrics.json", "resnet18.pth"):
         (tmp_path / name).touch()
     assert left_by_a_run(tmp_path) == "", "an empty metrics.json is of no iteration"
     (tmp_path / "metrics.json").write_text("{}")
     assert left_by_a_run(tmp_path) == "metrics.json"
+    (tmp_path / "last_checkpoint").touch()
+    assert left_by_a_run(tmp_path) == "last_checkpoint"
+    (tmp_path / "model_0000099.pth").touch()
+    assert left_by_a_run(tmp_path) == "model_0000099.pth"
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_gone_on_with(tmp_path, capsys):

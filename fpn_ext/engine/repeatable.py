@@ -21,8 +21,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.digest import DataSummary, summary_of
 from ..data.mapper import PictureMapper
+from ..data.summary import DataSummary, summary_of
 from ..keys import declare
 
 declare(

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ..data.class_names import RENAMING_KEY, renamed
-from ..data.digest import DataSummary
 from ..data.reading import value_range
+from ..data.summary import DataSummary
 from ..files.checkpoint import SafeCheckpointer
 from ..files.trained_on import FILE, KEY, TrainedOn, check_class_names, trained_on_of
 from ..reporting.json_files import write_json

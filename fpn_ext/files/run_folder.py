@@ -11,6 +11,8 @@ CONFIG = "config.yaml"
 # Weights to use, the best first: of the best score, averaged, as trained.
 FINISHED = ("model_best.pth", "model_final_ema.pth", "model_final.pth")
 
+_CHECKPOINT = re.compile(r"\w+_\d{7}\.pth")
+
 
 def config_of(run: Path) -> Path:
     """The config that a run was trained with.
@@ -34,7 +36,7 @@ def weights_of(run: Path) -> Path:
     for name in FINISHED:
         if (run / name).is_file():
             return run / name
-    numbered = sorted(f for f in run.glob("*.pth") if re.fullmatch(r"\w+_\d{7}\.pth", f.name))
+    numbered = [file for file in run.glob("*.pth") if _CHECKPOINT.fullmatch(file.name)]
     if not numbered:
         raise FileNotFoundError(
             f"--run {run}: no weights in this folder ({', '.join(FINISHED)}, or a checkpoint); "
@@ -46,11 +48,14 @@ def weights_of(run: Path) -> Path:
 def left_by_a_run(folder: Path) -> str:
     """What a training has left in a folder, in a word or two; "" if nothing.
 
-    Scores, logs and configs alone are none: an evaluation writes them, too.
+    Scores, logs and configs alone are none: an evaluation writes them, too. Nor are weights of
+    another name, to start from.
     """
-    checkpoints = sorted(file.name for file in folder.glob("*.pth"))
-    if checkpoints:
-        return checkpoints[-1]
+    for file in sorted(folder.glob("*.pth"), reverse=True):
+        if file.name in FINISHED or _CHECKPOINT.fullmatch(file.name):
+            return file.name
+    if (folder / "last_checkpoint").is_file():
+        return "last_checkpoint"
     metrics = folder / "metrics.json"  # made, and empty, before the first iterations
     return metrics.name if metrics.is_file() and metrics.stat().st_size else ""
 

@@ -19,6 +19,7 @@ from ..data.datasets import register_datasets
 from ..data.reading import read_picture, value_range
 from ..files.checkpoint import CompleteCheckpointer, described
 from ..files.trained_on import TrainedOn, trained_on_of
+from ..keys import own_keys
 
 
 def load_inference_config(
@@ -51,14 +52,14 @@ def load_inference_config(
 
 
 def _without_unknown_datasets(config_file: str, opts: Sequence[str]) -> list[str]:
-    """Overrides that leave out of a config the datasets that are not registered."""
+    """Overrides that leave out of a config the datasets that are not registered, and their file."""
     register_datasets()
-    datasets = load_config(config_file, opts).DATASETS
-    known = {
-        key: tuple(name for name in datasets[key] if name in DatasetCatalog)
-        for key in ("TRAIN", "TEST")
-    }
-    return [w for key, names in known.items() for w in (f"DATASETS.{key}", str(names))]
+    cfg = load_config(config_file, opts)
+    overrides = ["DATASETS.FPN_EXT.DATA", ""] if own_keys(cfg, "DATASETS").get("DATA") else []
+    for key in ("TRAIN", "TEST"):
+        known = tuple(name for name in cfg.DATASETS[key] if name in DatasetCatalog)
+        overrides += [f"DATASETS.{key}", str(known)]
+    return overrides
 
 
 class Predictor:
