@@ -1,9 +1,9 @@
-"""What ``fpn_ext.__all__`` names, and every module that declares a config key."""
+"""The names in ``fpn_ext.__all__``, and every module that declares a config key."""
 
 # ruff: noqa: F401, F403
 
 from .bottom_up import freezing
-from .bottom_up.build import resolve_bottom_up
+from .bottom_up.pixels import resolve_bottom_up
 from .components import *
 from .config.check import check_config
 from .config.defaults import add_fpn_ext_config, get_cfg

@@ -1,4 +1,4 @@
-"""The 4-step training: what each step starts from, freezes and gives to the next."""
+"""The 4-step training: what each step starts from, freezes and passes to the next."""
 
 from pathlib import Path
 
@@ -172,7 +172,7 @@ def test_a_bottom_up_by_name_brings_the_same_pixels_to_both(tmp_path, monkeypatc
 
 
 def test_numerics_choose_for_every_step(output, monkeypatch):
-    """As they would for a training of its config alone: a step's file sets none of its keys."""
+    """As for a training with its config alone: a step's file sets none of its keys."""
     for step in STEPS:
         written = written_keys(str(output / step.name / "four_step.yaml"))
         assert "MODEL.FPN_EXT.NUMERICS" in written

@@ -1,4 +1,4 @@
-"""Pictures of what a model has inside, of a tiny one with random weights."""
+"""Drawings of a model's internals, for a tiny one with random weights."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""From the command line to pictures, on a handful of generated images."""
+"""End to end, from the command line to drawings, on a few generated images."""
 
 import json
 import os

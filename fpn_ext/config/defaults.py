@@ -1,4 +1,4 @@
-"""The config: Detectron2's keys and this project's, and what a key may have been meant to be."""
+"""Default config with Detectron2's keys and this project's, and suggestions for unknown keys."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from ..keys import NODES, defaults
 from ..names import did_you_mean
 
 NAMED_BY_LEVEL = "MODEL.FPN_EXT.ANCHOR_SIZES."
-# Keys that had another name: what is of training and of evaluation is not of the model.
+# Old name -> new: training and evaluation keys are no longer under MODEL.
 MOVED = {
     f"MODEL.FPN_EXT.{name}": f"{node}.FPN_EXT.{name}"
     for node, names in {
@@ -29,7 +29,7 @@ def add_fpn_ext_config(cfg: CfgNode) -> None:
     """Add this project's keys to a Detectron2 config, in place.
 
     They are under ``MODEL.FPN_EXT``, ``INPUT.FPN_EXT``, ``SOLVER.FPN_EXT`` and ``TEST.FPN_EXT``.
-    Those that the config already has keep their values.
+    Keys already in the config keep their values.
     """
     from .. import api  # noqa: F401  (declares the keys of the rooms above this one)
 
@@ -50,7 +50,7 @@ def get_cfg() -> CfgNode:
 
 
 def near_keys(key: str, valid: Iterable[str]) -> str:
-    """The keys that may be meant; if none is near, those beside it in its node."""
+    """The nearest valid keys; if none is near, the other keys of its node."""
     if key in MOVED:
         return f"it is {MOVED[key]} now"
     valid = list(valid)
@@ -61,7 +61,7 @@ def near_keys(key: str, valid: Iterable[str]) -> str:
 
 
 def leaves(values: dict[str, Any], schema: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(key, value) of a file's values, down to what ``schema`` does not divide further."""
+    """(key, value) pairs of nested values, as deep as ``schema`` has nodes."""
     for name, value in values.items():
         known = schema.get(name)
         if isinstance(value, dict) and isinstance(known, CfgNode):
@@ -87,7 +87,7 @@ def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         if not isinstance(value, CfgNode):
             values[prefix + key] = value
-        elif value.is_new_allowed():  # a mapping of the user's, the value of one key
+        elif value.is_new_allowed():  # a user-defined mapping, the value of one key
             values[prefix + key] = dict(value)
         else:
             values |= flat(value, f"{prefix}{key}.")

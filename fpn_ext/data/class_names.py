@@ -11,7 +11,7 @@ from ..keys import declare, own_keys
 
 RENAMING_KEY = "TEST.FPN_EXT.CLASS_NAMES"
 declare(
-    RENAMING_KEY,
+    "TEST.FPN_EXT.CLASS_NAMES",
     [],
     "Names of the model's classes, in the order of their numbers, in place of those that its "
     "checkpoint holds; [] for those.",

@@ -1,4 +1,4 @@
-"""A training or an evaluation from its command line: prepare, log, build, run."""
+"""Training and evaluation from the command line: prepare, log, build, run."""
 
 import argparse
 import contextlib
@@ -10,7 +10,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ..config.level_table import level_table, level_table_in_errors
 from ..config.load import load_config, written_keys
@@ -23,6 +22,7 @@ from ..files.run_lock import only_one_in
 from ..files.shipped import find_config
 from ..reporting.json_files import write_json
 from . import distributed
+from .progress import set_up_logging, short_on_console
 from .repeatable import use_deterministic_algorithms
 from .schedule import learning_rate_note, scale_schedule
 from .testing import by_dataset
@@ -33,24 +33,26 @@ logger = logging.getLogger(__name__)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Train, or with ``args.eval_only`` evaluate; in every process of the job.
+    """Train, or evaluate with ``args.eval_only``; called in every process of the job.
 
     Args:
         args: of ``fpn-ext train`` or ``fpn-ext eval`` (:mod:`fpn_ext.tools.train`).
 
     Returns:
-        Scores as Detectron2's trainers give them, ``{task: {metric: score}}``, by dataset if there
-        are several; None where a training has nothing to verify.
+        Scores as returned by Detectron2's trainers, ``{task: {metric: score}}``, by dataset if
+        there are several; None if training has no results to verify.
     """
     cfg = setup(args)
     with level_table_in_errors(cfg):
         if args.eval_only:
             return _evaluate(cfg, args)
-        trainer = Trainer(cfg)
-    if args.extend:
-        trainer.extend()
-    else:
-        trainer.resume_or_load(resume=args.resume)
+        with short_on_console():
+            trainer = Trainer(cfg)
+    with short_on_console():
+        if args.extend:
+            trainer.extend()
+        else:
+            trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
@@ -60,7 +62,7 @@ def start(args: argparse.Namespace) -> None:
     A training has its folder for itself (:mod:`fpn_ext.files.run_lock`).
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: a user's mistake, before a process is started.
+        FileNotFoundError, TypeError, ValueError: a user error, before any process is started.
         RuntimeError: a process failed; says which.
     """
     args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
@@ -110,10 +112,10 @@ def _take_new_folder(args: argparse.Namespace) -> None:
 
 
 def prepared(args: argparse.Namespace) -> Prepared:
-    """The config of the command line, and what there is to say of it.
+    """The config of the command line, and its findings.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: options that contradict one another, or what
+        FileNotFoundError, TypeError, ValueError: contradictory options, or what
             :func:`fpn_ext.prepare` finds wrong.
     """
     if args.extend and args.resume:
@@ -127,7 +129,7 @@ def prepared(args: argparse.Namespace) -> Prepared:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of the command line; logging, seed and output folder set up from it.
+    """The frozen config of the command line; sets up logging, seed and output folder.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: what :func:`fpn_ext.prepare` finds wrong.
@@ -137,18 +139,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
         use_deterministic_algorithms()
     cfg, scaled = scale_schedule(cfg, comm.get_world_size())
     cfg.freeze()
+    set_up_logging(cfg.OUTPUT_DIR, comm.get_rank())
     file = Path(cfg.OUTPUT_DIR, CONFIG)
-    # Detectron2's dump pins what NUMERICS chose for this machine; on another it is to choose.
+    # Detectron2's dump pins what NUMERICS chose here; another machine must choose again.
     text = unresolved_yaml(cfg, written_keys(args.config_file, args.opts)).encode()
     if args.eval_only and file.is_file():  # an evaluation leaves the training's as it was
         text = file.read_bytes()
-    default_setup(cfg, args)
+    with short_on_console():
+        default_setup(cfg, args)
     if comm.is_main_process():
         with replacing(file) as stream:
             stream.write(text)
-    setup_logger(
-        output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fpn_ext", abbrev_name="fpn"
-    )
+    logger.info("%s/log.txt has environment, config, model and data in full", cfg.OUTPUT_DIR)
     logger.info(distributed.started_by())
     if scaled:
         logger.info("SOLVER.REFERENCE_WORLD_SIZE: %s", ", ".join(scaled))
@@ -168,9 +170,10 @@ def _weights(args: argparse.Namespace, output: str) -> Weights:
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    model = Trainer.build_model(cfg)
-    checkpointer = CompleteCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    with short_on_console():
+        model = Trainer.build_model(cfg)
+        checkpointer = CompleteCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     logger.info("evaluating %s", described(checkpointer.file, checkpoint))
     check_test_classes(cfg, checkpointer.file, checkpoint)
     results = Trainer.test(cfg, model)

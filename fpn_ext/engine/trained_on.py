@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.utils import comm
 
 from ..data.class_names import RENAMING_KEY, renamed
 from ..data.reading import value_range
@@ -55,8 +56,9 @@ def record_in(checkpointer: SafeCheckpointer, cfg: CfgNode, loader: Any) -> Trai
 
 
 def write_beside_config(record: TrainedOn, output: str) -> None:
-    """Write ``trained_on.json`` into a run's folder."""
-    write_json(Path(output, FILE), record.as_dict())
+    """Write ``trained_on.json`` into a run's folder; the main process does."""
+    if comm.is_main_process():
+        write_json(Path(output, FILE), record.as_dict())
 
 
 def warn_of_changed_data(file: str, checkpoint: Mapping[str, Any], now: TrainedOn) -> None:

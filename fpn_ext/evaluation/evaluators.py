@@ -1,4 +1,4 @@
-"""Which of Detectron2's evaluators scores a dataset, and what of its results is kept."""
+"""Selects the evaluator of a dataset, and extends Detectron2's evaluators."""
 
 import math
 import os
@@ -28,14 +28,14 @@ from .recall import ProposalRecallEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    """What scores a model on a dataset.
+    """The evaluator of a model on a dataset.
 
-    Detections are scored as the dataset's metadata asks for (``evaluator_type``), proposals by
-    their average recall: those of an RPN alone (ProposalNetwork), and with
-    ``TEST.FPN_EXT.EVALUATE_PROPOSALS`` those inside a two-stage model, beside its detections.
+    Detections are scored by the metadata's ``evaluator_type``, proposals by average recall: those
+    of a standalone RPN (ProposalNetwork) and, with ``TEST.FPN_EXT.EVALUATE_PROPOSALS``, those
+    inside a two-stage model, in addition to its detections.
 
     Raises:
-        ValueError: the metadata names no evaluator, or one this project does not run.
+        ValueError: the metadata names no evaluator, or one this project does not support.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in ("coco", "pascal_voc"):
@@ -47,7 +47,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         return ProposalRecallEvaluator(dataset_name, output_dir)
     if evaluator_type == "coco":
-        # COCO's summary stops at 100 detections per image; a higher limit must reach it to count.
+        # COCO's summary stops at 100 detections per image unless given a higher limit.
         limit = cfg.TEST.DETECTIONS_PER_IMAGE
         evaluator = DetectionCOCOEvaluator(
             dataset_name,
@@ -64,15 +64,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
 
 
 class DetectionCOCOEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator of detections; it leaves proposals to ours.
+    """Detectron2's COCO evaluator for detections; proposals are evaluated separately.
 
-    ``coco_instances_results.json`` also gets the levels of each detection that the model keeps
-    (``MODEL.FPN_EXT.KEEP_LEVELS``): ``proposal_level``, ``pooled_level``. COCO's tools pass over
-    them.
+    With ``MODEL.FPN_EXT.KEEP_LEVELS``, ``coco_instances_results.json`` also has each detection's
+    ``proposal_level`` and ``pooled_level``, which COCO tools ignore.
     """
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """As the parent's, which would score ``proposals`` by a routine of its own."""
+        """As the parent's, less ``proposals``, which the parent would score by its own routine."""
         detections = [{k: v for k, v in out.items() if k != "proposals"} for out in outputs]
         done = len(self._predictions)
         super().process(inputs, detections)
@@ -83,20 +82,20 @@ class DetectionCOCOEvaluator(COCOEvaluator):
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
-    """Detectron2's Pascal VOC evaluator, with AP and AP50 per class and without faulty boxes.
+    """Detectron2's Pascal VOC evaluator, with AP and AP50 per class and without degenerate boxes.
 
-    The matching and the AP are Detectron2's ``voc_eval``. AP is the mean over IoU 0.50:0.05:0.95.
-    Boxes without width or height, which :func:`fpn_ext.data.datasets.load_voc_layout` leaves out of
-    training, are left out of the ground truth too: nothing could ever be matched to them.
+    Matching and AP are Detectron2's ``voc_eval``. AP is the mean over IoU 0.50:0.05:0.95. Boxes
+    without width or height, which :func:`fpn_ext.data.datasets.load_voc_layout` drops from
+    training, are dropped from the ground truth too: no detection could match them.
     """
 
     def evaluate(self, img_ids: Sequence[str] | None = None) -> OrderedDict | None:
         """``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", "AP50-<class>", ...}}`` in percent.
 
-        A class without ground truth counts as NaN and is left out of the means.
+        A class without ground truth is NaN and excluded from the means.
 
         Args:
-            img_ids: the images to be scored, as COCOEvaluator's; None for all of the dataset.
+            img_ids: the images to score, as in COCOEvaluator; None for the whole dataset.
         """
         gathered = comm.gather(self._predictions, dst=0)
         if not comm.is_main_process():
@@ -111,7 +110,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         if img_ids is None:
             img_ids = Path(self._image_set_path).read_text().split()
         with tempfile.TemporaryDirectory() as folder:
-            image_list = Path(folder, "images")  # no class has a file without a suffix
+            image_list = Path(folder, "images")  # class files have a suffix, so no clash
             image_list.write_text("\n".join(img_ids))
             classes_with_boxes = self._copy_ground_truth(img_ids, Path(folder))
             for c, name in enumerate(self._class_names):
@@ -128,7 +127,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
                         use_07_metric=self._is_2007,
                     )
                     ap[c, t] = class_ap * 100
-            parse_rec.cache_clear()  # it keeps every file it has read, and these are gone
+            parse_rec.cache_clear()  # it caches by file, and these files are gone
 
         box = {"AP": _mean(ap), "AP50": _mean(ap[:, 0]), "AP75": _mean(ap[:, 5])}
         for c, name in enumerate(self._class_names):
@@ -137,10 +136,10 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         return OrderedDict(bbox=box)
 
     def _copy_ground_truth(self, img_ids: Sequence[str], folder: Path) -> set[str]:
-        """Write the annotations for ``voc_eval``, less the faulty boxes.
+        """Write the annotations for ``voc_eval``, less the degenerate boxes.
 
-        ``voc_eval`` reads fields that not everybody writes, and whole numbers only.
-        Returns the classes that have boxes to find.
+        ``voc_eval`` requires fields that some files lack, and integer coordinates.
+        Returns the classes that have ground-truth boxes.
         """
         classes = set()
         for image_id in img_ids:
@@ -166,5 +165,5 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of the numbers that are not NaN; NaN if there are none."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     return math.nan if np.isnan(values).all() else float(np.nanmean(values))

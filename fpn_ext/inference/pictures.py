@@ -1,4 +1,4 @@
-"""Detect objects on pictures: boxes drawn on each, and all of them in one COCO-format JSON.
+"""Detect objects in images: an annotated copy of each, and all detections as COCO-format JSON.
 
     fpn-ext predict --run output/demo photo.jpg folder/
 
@@ -49,10 +49,10 @@ class Picture:
 
 
 def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
-    """The picture files among files and folders (one level deep), in order of name per folder.
+    """The image files among files and folders (one level deep), sorted by name per folder.
 
     Raises:
-        FileNotFoundError: an input does not exist, or a folder holds no picture.
+        FileNotFoundError: an input does not exist, or a folder holds no image.
     """
     pictures = []
     for path in map(Path, inputs):
@@ -136,7 +136,7 @@ def predict(
     min_score: float = 0.5,
     label_levels: bool = False,
 ) -> dict[str, Any]:
-    """Detect on every picture; writes the drawings and ``detections.json`` into ``output``.
+    """Run detection on every image; writes drawings and ``detections.json`` into ``output``.
 
     A drawing is written with its picture; the JSON once, at the end or where the command is
     interrupted, and is whole or not there.

@@ -1,4 +1,4 @@
-"""Pictures of a trained model: ground truth beside detections, and the curves of its training.
+"""Figures of a trained model: ground truth beside detections, and its training curves.
 
     fpn-ext contact-sheet --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
         --output output/demo MODEL.WEIGHTS output/demo/model_final.pth
@@ -26,8 +26,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Images of ``DATASETS.TEST[0]`` in pairs: ground truth left, the model's detections right.
 
-    The images are spread evenly over the dataset. Below stands which colour is which level. With
-    ``label_levels``, ``p3>p4`` stands on each box: proposed by P3, pooled from P4.
+    The images are spaced evenly over the dataset. A legend below gives the levels' colours. With
+    ``label_levels``, each box is labelled ``p3>p4``: proposed by P3, pooled from P4.
 
     Raises:
         ValueError: ``num_images`` is less than 1.
@@ -88,18 +88,18 @@ def _paste(
 
 
 def draw_curves(metrics_file: Path, file: Path) -> None:
-    """Losses and box AP over iterations, from Detectron2's ``metrics.json``: its last run's.
+    """Losses and box AP over iterations, from the last run in Detectron2's ``metrics.json``.
 
     Raises:
-        FileNotFoundError: there is no such file; training writes it into OUTPUT_DIR.
+        FileNotFoundError: no such file; training writes it into OUTPUT_DIR.
     """
     if not metrics_file.is_file():
         raise FileNotFoundError(f"no {metrics_file}: training writes it into its OUTPUT_DIR")
     lines: list[dict[str, float]] = []
     for line in metrics_file.read_text().splitlines():
         entry = json.loads(line)
-        # Detectron2 appends. Where the iteration falls back, a new run begins, or one goes on from
-        # a checkpoint and does some iterations again.
+        # Detectron2 appends. Where the iteration decreases, a new run starts, or one resumes from a
+        # checkpoint and repeats some iterations.
         if lines and entry["iteration"] < lines[-1]["iteration"]:
             lines = [done for done in lines if done["iteration"] < entry["iteration"]]
         lines.append(entry)

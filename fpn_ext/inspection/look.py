@@ -1,24 +1,24 @@
-"""What a model has inside on a picture: its anchors, its proposals by level, its feature maps.
+"""What a model computes on an image: its anchors, proposals by level, feature maps.
 
     fpn-ext look --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
         --output out MODEL.WEIGHTS output/demo/model_final.pth
     fpn-ext look --config-file ... --input photo.jpg --output out --tensorboard \\
         MODEL.WEIGHTS output/demo/model_final.pth
 
-For each picture, in pixels of the network input, enlarged to squares where that is small:
+For each image, in pixels of the network input, enlarged if that is small:
 
 NAME_best_anchors.png   every ground-truth box (thin, white) and its best anchor with their IoU,
                         coloured by level; not with --input, which has no ground truth
-NAME_cell_anchors.png   the anchors of one location in the middle, of every level, and the
-                        location's cell (thin)
-NAME_proposals.png      the highest scores among the RPN's proposals, coloured by the level whose
-                        anchors they come from (not the one that the RoI heads pool them from)
-NAME_feature_maps.png   the mean absolute activation of each map that the RPN reads, a square for
-                        each of its cells, from 0 (dark) to its own largest
+NAME_cell_anchors.png   the anchors of the central location of every level, and the location's cell
+                        (thin)
+NAME_proposals.png      the RPN's top-scoring proposals, coloured by the level of their anchors (not
+                        the one that the RoI heads pool from)
+NAME_feature_maps.png   the mean absolute activation of each of the RPN's input maps, one square per
+                        cell, from 0 (dark) to the map's max
 
---tensorboard writes the same into event files in the folder, under the tags best_anchors/NAME,
-cell_anchors/NAME, proposals/NAME and feature_maps/NAME. Exit code: 0, or 2 if the call, the config,
-the weights or the data are wrong.
+--tensorboard writes the same to event files in the folder, under the tags best_anchors/NAME,
+cell_anchors/NAME, proposals/NAME and feature_maps/NAME. Exit code: 0, or 2 for invalid arguments,
+config, weights or data.
 """
 
 import argparse
@@ -54,14 +54,14 @@ MAP_SIDE = 240  # of a feature map's panel
 
 @dataclass(frozen=True)
 class Inside:
-    """What a model made of one image.
+    """What a model computed for one image.
 
     Attributes:
         image: (H, W, 3) uint8 RGB, as resized for the network, without padding.
-        names: of the maps that the RPN reads, fine to coarse.
+        names: of the RPN's input maps, fine to coarse.
         maps: (C, H_i, W_i) float32 of each level.
         proposals: of each level, on CPU, best first, with ``proposal_boxes`` in pixels of ``image``
-            and ``objectness_logits``; over all levels those that the RPN returns.
+            and ``objectness_logits``; all levels together are those that the RPN returns.
         levels: the anchors.
     """
 
@@ -73,7 +73,7 @@ class Inside:
 
     @property
     def numbers(self) -> list[int]:
-        """The pyramid level of each map, by its stride."""
+        """The pyramid level of each map, from its stride."""
         return [nearest_level(level.stride) for level in self.levels]
 
     @property
@@ -82,7 +82,7 @@ class Inside:
 
 
 def look_inside(predictor: Predictor, image: np.ndarray) -> Inside:
-    """Run a model on an (H, W, C) picture, as the model takes it, and keep what it makes of it.
+    """Run a model on an (H, W, C) image, as the model takes it; keep its intermediate results.
 
     Raises:
         ValueError: the model has no RPN.
@@ -121,10 +121,10 @@ def look_inside(predictor: Predictor, image: np.ndarray) -> Inside:
 def proposals_by_level(
     rpn: Any, images: ImageList, features: dict[str, torch.Tensor]
 ) -> list[Instances]:
-    """The proposals of an RPN for the first image, apart for the level whose anchors they are of.
+    """An RPN's proposals for the first image, separated by the level of their anchors.
 
-    Overlaps are suppressed within a level anyway, so each level is asked alone; of them all those
-    with the highest scores are kept, as many as the RPN keeps.
+    NMS works per level anyway, so the RPN runs on each level separately; the top-scoring proposals
+    over all levels are kept, as many as the RPN keeps.
     """
     maps = [features[name] for name in rpn.in_features]
     anchors = rpn.anchor_generator(maps)
@@ -184,7 +184,7 @@ def draw_cell_anchors(inside: Inside) -> Image.Image:
         at = level.nearest(middle, size, np.array([[height, width]]))[0] - level.shapes
         boxes.append(at + level.shapes)
         levels += [number] * len(level.shapes)
-        # The location's share of the image; with an offset of 0.5 its anchors stand in its middle.
+        # The location's cell in the image; with an offset of 0.5 its anchors are centred in it.
         corner = at[0, :2] - level.offset * level.stride
         cells.append(np.concatenate([corner, corner + level.stride]))
     anchors = np.concatenate(boxes)
@@ -247,7 +247,7 @@ def draw_feature_maps(inside: Inside) -> Image.Image:
 
 
 def _enlarged(image: np.ndarray) -> tuple[np.ndarray, int]:
-    """An image, each of its pixels a square where it is small, and the side of these squares."""
+    """An image, enlarged by an integer factor if small, and the factor."""
     factor = max(1, round(LONGER_SIDE / max(image.shape[:2])))
     return image.repeat(factor, axis=0).repeat(factor, axis=1), factor
 
@@ -272,8 +272,8 @@ def pictures_of_dataset(
 
     Args:
         name: of the dataset.
-        count: so many, spread evenly over it.
-        ids: the image ids, instead of ``count`` ones.
+        count: number of files, spaced evenly over the dataset.
+        ids: image ids to use instead of ``count``.
 
     Raises:
         ValueError: nothing is registered under the name, or no image has the id.
@@ -306,11 +306,11 @@ def draw_all(
     boxes: np.ndarray | None,
     most_proposals: int,
 ) -> dict[str, Image.Image]:
-    """Every picture of an image, by its tag.
+    """All drawings for an image, by tag.
 
     Args:
         image: (H, W, C) in the channels of ``INPUT.FORMAT``.
-        boxes: ground truth, (R, 4) XYXY in pixels of ``image``; None if there is none to be had.
+        boxes: ground truth, (R, 4) XYXY in pixels of ``image``; None if not available.
     """
     inside = look_inside(predictor, image)
     drawn = {}
@@ -325,10 +325,10 @@ def draw_all(
 
 
 def look(args: argparse.Namespace) -> None:
-    """What ``fpn-ext look`` does: draw, and say what was written.
+    """Implements ``fpn-ext look``: draws, and prints what was written.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: what of the arguments is wrong.
+        FileNotFoundError, TypeError, ValueError: invalid arguments.
     """
     if args.num_images < 1 or args.proposals < 1:
         raise ValueError("--num-images and --proposals must be at least 1")

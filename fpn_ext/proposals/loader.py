@@ -1,7 +1,7 @@
-"""Detectron2's data loaders, with precomputed proposals looked up image by image.
+"""Detectron2's data loaders, with precomputed proposals looked up per image.
 
-Detectron2 puts the proposals of all images into the list of images, which it copies into every
-process that loads data. Here only a mapped file is shared (:mod:`fpn_ext.proposals.file`).
+Detectron2 stores the proposals of all images in the list of records, which it copies into every
+worker process. Here workers share a memory-mapped file (:mod:`fpn_ext.proposals.file`).
 """
 
 import logging
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 def training_data(cfg: CfgNode) -> dict[str, Any]:
-    """``records``, those to train on, and with ``MODEL.LOAD_PROPOSALS`` the ``mapper`` for them.
+    """The training ``records`` and, with ``MODEL.LOAD_PROPOSALS``, their ``mapper``.
 
     Raises:
         FileNotFoundError, ValueError: a file of ``DATASETS.PROPOSAL_FILES_TRAIN`` cannot be read,
-            or lacks images of its dataset; no image is left to train on.
+            or lacks images of its dataset; no training images remain.
     """
     names = cfg.DATASETS.TRAIN
     if not cfg.MODEL.LOAD_PROPOSALS:
@@ -43,7 +43,7 @@ def training_data(cfg: CfgNode) -> dict[str, Any]:
         return {"records": keep_trainable(cfg, records)}
     proposals = _open_all(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, "TRAIN")
     records = _records(names, proposals)
-    # What get_detection_dataset_dicts does for several datasets together.
+    # As get_detection_dataset_dicts does for several datasets.
     if "annotations" in records[0] and all(
         MetadataCatalog.get(name).get("thing_classes") for name in names
     ):
@@ -64,10 +64,10 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
 
 
 def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
-    """The images of :func:`build_test_loader`, in the same size, with ground truth.
+    """The images of :func:`build_test_loader`, at the same size, with ground truth.
 
     Raises:
-        ValueError: the dataset has none; or what :func:`build_test_loader` raises.
+        ValueError: the dataset has no ground truth; or what :func:`build_test_loader` raises.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -107,13 +107,13 @@ def _one_by_one(cfg: CfgNode, records: list[dict[str, Any]], mapper: PictureMapp
 
 
 class MappedImages(Dataset):
-    """Records as the model takes them, in a class of this package.
+    """Mapped records, in a class of this package.
 
-    A worker process that does not inherit this one's modules (spawn, forkserver) imports fpn_ext
-    for it first, and with it what an old Detectron2 needs.
+    To unpickle it, a worker that does not inherit this process's modules (spawn, forkserver)
+    imports fpn_ext first, including what an old Detectron2 needs.
 
     Args:
-        data: gives mapped records.
+        data: returns mapped records.
     """
 
     def __init__(self, data: MapDataset):
@@ -130,9 +130,9 @@ class ProposalMapper(PictureMapper):
     """A mapper of pictures, which first looks up an image's proposals.
 
     Args:
-        cfg, is_train: as for that; ``DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN`` or ``_TEST``
-            bounds the proposals of an image.
-        proposals: those of each dataset; a record's ``proposal_file`` is a number in this list.
+        cfg, is_train: as in Detectron2; ``DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN`` or ``_TEST``
+            limits the proposals per image.
+        proposals: of each dataset; a record's ``proposal_file`` is an index into this list.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool, proposals: Sequence[Proposals]):
@@ -143,7 +143,7 @@ class ProposalMapper(PictureMapper):
         """As Detectron2's.
 
         Raises:
-            ValueError: proposals that are NaN, infinite or not in the order of their scores.
+            ValueError: proposals are NaN, infinite or not sorted by score.
         """
         record = dict(record)
         source = self.proposals[record.pop("proposal_file")]
@@ -181,7 +181,7 @@ def _open_all(names: Sequence[str], files: Sequence[str], split: str) -> list[Pr
 
 
 def _records(names: Sequence[str], proposals: Sequence[Proposals]) -> list[dict[str, Any]]:
-    """The images of all datasets, each with the number of its file of proposals."""
+    """The records of all datasets, each with the index of its proposal file."""
     records = []
     for number, (name, own) in enumerate(zip(names, proposals, strict=True)):
         of_one = get_detection_dataset_dicts(name, filter_empty=False)

@@ -1,6 +1,6 @@
-"""Boxes on pictures, coloured by pyramid level.
+"""Boxes drawn on images, coloured by pyramid level.
 
-Drawn with Pillow: Detectron2's own Visualizer needs OpenCV.
+Uses Pillow: Detectron2's Visualizer needs OpenCV.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from ..levels import LEVEL_FIELDS, name_of
 
 Color = tuple[int, int, int]
 
-# Okabe and Ito's colours, distinct for colour-blind readers too.
+# Okabe and Ito's colour-blind-safe palette.
 LEVEL_COLORS: dict[int, Color] = {
     1: (90, 90, 90),
     2: (213, 94, 0),
@@ -42,8 +42,8 @@ def draw_detections(
         detections: on CPU, with ``pred_boxes`` in pixels of ``image``, ``pred_classes``, ``scores``
             and, if the model has them, ``pred_masks``, ``pred_keypoints``, ``proposal_level`` and
             ``pooled_level``.
-        class_names: name of each class number.
-        scale: size of the picture relative to ``image``.
+        class_names: by class index.
+        scale: size of the drawing relative to ``image``.
         label_levels: put both levels on every box (:func:`level_labels`).
     """
     labels = [
@@ -84,13 +84,13 @@ def _tinted(image: np.ndarray, masks: np.ndarray, levels: Sequence[int | None]) 
 def coloring_field(detections: Instances) -> str | None:
     """The field that colours boxes: ``pooled_level``, else ``proposal_level``, else None.
 
-    Proposals are pooled from nowhere yet, and AllLevelsROIHeads pool from everywhere.
+    Proposals are not pooled yet, and AllLevelsROIHeads pool from all levels.
     """
     return next((field for field in reversed(LEVEL_FIELDS) if detections.has(field)), None)
 
 
 def level_labels(detections: Instances) -> list[str]:
-    """``"p3>p4"`` for each box: proposed by P3, pooled from P4; what is not known is left out.
+    """``"p3>p4"`` for each box: proposed by P3, pooled from P4; unknown levels are omitted.
 
     >>> import torch
     >>> found = Instances((60, 80), proposal_level=torch.tensor([3, -1]))
@@ -104,7 +104,7 @@ def level_labels(detections: Instances) -> list[str]:
     for field, mark in zip(LEVEL_FIELDS, ("", ">"), strict=True):
         if detections.has(field):
             for i, level in enumerate(detections.get(field).tolist()):
-                if level >= 0:  # -1 stands for none
+                if level >= 0:  # -1: none
                     labels[i] += mark + name_of(level)
     return labels
 
@@ -116,9 +116,9 @@ def draw_boxes(
     levels: Sequence[int | None],
     scale: float = 1.0,
 ) -> Image.Image:
-    """(R, 4) XYXY boxes in pixels of an (H, W, 3) uint8 RGB image, each in its level's colour.
+    """Draw (R, 4) XYXY boxes in pixels of an (H, W, 3) uint8 RGB image, in their levels' colours.
 
-    A label ``""`` is none.
+    The label ``""`` draws none.
     """
     picture = Image.fromarray(image)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
@@ -139,7 +139,7 @@ def draw_boxes(
 
 
 def draw_legend(pen: ImageDraw.ImageDraw, x: int, y: int, names: Mapping[int, str]) -> None:
-    """From (x, y) to the right: the colour of each level, and the name of its map."""
+    """Draw a legend from (x, y) to the right: each level's colour and feature-map name."""
     for level, name in names.items():
         pen.rectangle((x, y, x + 12, y + 12), fill=LEVEL_COLORS.get(level, NO_LEVEL_COLOR))
         pen.text((x + 18, y), name, fill="black")

@@ -1,4 +1,4 @@
-"""The options that several verbs have, with the same words in each."""
+"""Options shared by several verbs."""
 
 import argparse
 import itertools
@@ -101,15 +101,15 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _folder(text: str) -> Path:
-    """A folder that is there or can be made; argparse says it where it cannot."""
+    """A folder that exists or can be created; otherwise an argparse error."""
     path = Path(text)
     if not text or any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
         raise argparse.ArgumentTypeError(f"{text!r} is no folder, and none can be made there")
     return path
 
 
-def _file(text: str) -> Path:
-    """A file that can be written; argparse says it where it cannot."""
+def file_to_write(text: str) -> Path:
+    """A writable file; otherwise an argparse error."""
     path = Path(text)
     if not text or path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a file")
@@ -127,7 +127,10 @@ def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json FILE``."""
     parser.add_argument(
-        "--json", type=_file, metavar="FILE", help="write what is reported to this file, as JSON"
+        "--json",
+        type=file_to_write,
+        metavar="FILE",
+        help="write what is reported to this file, as JSON",
     )
 
 
@@ -164,7 +167,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:
-    """``--datasets NAME ...`` and ``--output FOLDER`` for a file of proposals of each."""
+    """``--datasets NAME ...`` and ``--output FOLDER`` for a proposal file of each."""
     parser.add_argument(
         "--datasets",
         required=True,
@@ -187,7 +190,7 @@ def add_top_k(parser: argparse.ArgumentParser) -> None:
 
 
 def add_proposal_file(parser: argparse.ArgumentParser) -> None:
-    """A file of proposals, and ``--dataset NAME``."""
+    """A proposal file, and ``--dataset NAME``."""
     parser.add_argument("file", metavar="FILE", help="a .safetensors, or Detectron2's .pkl")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="the dataset it is for")
 
@@ -206,7 +209,7 @@ def add_sides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_boxes_report(parser: argparse.ArgumentParser) -> None:
-    """What a report on the boxes of a dataset takes: config, dataset, and where it is written."""
+    """The options of a report on a dataset's boxes: config, dataset and output."""
     add_config(parser, run=True)
     parser.add_argument(
         "--dataset", metavar="NAME", help="a registered dataset, instead of DATASETS.TRAIN"

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from ..inference.predictor import load_inference_config
     from ..inference.video import opencv, predict_video
 
-    opencv()  # before a model is looked for
+    opencv()  # before looking for a model
     take_run(args)
     summary = predict_video(
         load_inference_config(args.config_file, args.opts, of_run=args.run is not None),
