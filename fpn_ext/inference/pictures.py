@@ -55,6 +55,8 @@ def build_predictor(cfg: CfgNode) -> DefaultPredictor:
     without_weights = cfg.clone()
     without_weights.defrost()
     without_weights.MODEL.WEIGHTS = ""  # DefaultPredictor would unpickle them
+    without_weights.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""  # the checkpoint has the bottom-up's too
+    without_weights.MODEL.FPN_EXT.KEEP_PIXELS = True  # they may be those of that file
     with level_table_in_errors(cfg):
         predictor = DefaultPredictor(without_weights)
     CompleteCheckpointer(predictor.model).load(cfg.MODEL.WEIGHTS)
