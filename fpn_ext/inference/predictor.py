@@ -84,8 +84,12 @@ class Predictor:
     def __init__(self, cfg: CfgNode):
         self.pixel_format = cfg.INPUT.FORMAT
         self.value_range = value_range(cfg)
+        of_checkpoint = cfg.clone()
+        of_checkpoint.defrost()
+        # They may be those of BOTTOM_UP_WEIGHTS, a file that need not be here.
+        of_checkpoint.MODEL.FPN_EXT.KEEP_PIXELS = True
         with level_table_in_errors(cfg):
-            self.model = build_model(cfg.clone()).eval()
+            self.model = build_model(of_checkpoint).eval()
         checkpoint = CompleteCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         self.weights = described(cfg.MODEL.WEIGHTS, checkpoint)
         self.trained_on = trained_on_of(checkpoint)
