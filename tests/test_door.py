@@ -86,7 +86,7 @@ def test_one_option_means_one_thing(capsys, monkeypatch):
         if "KEY VALUE" in printed[0]:
             takes["KEY VALUE"][verb] = ""
     others = {
-        "output": {"video": "VIDEO", "pretrain": "FILE"},  # they write no folder
+        "output": {"video": "VIDEO", "pretrain": "FILE", "weights convert": "FILE"},  # no folder
         "input": {"video": "VIDEO"},
     }
     for option, by_verb in takes.items():

@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 from fpn_ext.__main__ import main
 from fpn_ext.data.digest import data_digest
 from fpn_ext.engine.repeatable import RepeatableTrainLoader
+from fpn_ext.engine.trained_on import trained_on
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.files.run_folder import left_by_a_run, weights_of
 from fpn_ext.files.run_lock import only_one_in
@@ -90,6 +91,22 @@ def test_the_averaged_and_the_best_weights_say_it_too(tmp_path):
     trainer.train()
     record = trained_on_of(weights(tmp_path / "model_final_ema.pth"))
     assert record == trainer.trained_on and record.images == 6
+
+
+def test_keypoints_are_named_and_paired(small_cfg):
+    names, pairs = ["left", "right"], [("left", "right")]
+    small_cfg.DATASETS.TRAIN = ("of_keypoints",)
+    MetadataCatalog.get("of_keypoints").set(
+        thing_classes=["hand"], keypoint_names=names, keypoint_flip_map=pairs
+    )
+    try:
+        assert trained_on(small_cfg, None).keypoint_names == []
+        small_cfg.MODEL.KEYPOINT_ON = True
+        record = trained_on(small_cfg, None)
+    finally:
+        MetadataCatalog.remove("of_keypoints")
+    assert record.keypoint_names == names and record.keypoint_flip_map == [["left", "right"]]
+    assert record.classes == ["hand"] and record.category_ids == [] and record.images == 0
 
 
 def test_detectron2_reads_such_a_checkpoint(trained):
