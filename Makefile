@@ -93,7 +93,9 @@ $(READY): pyproject.toml $(wildcard requirements/*)
 # Not `: setup`, which is always out of date: a second `make demo` has nothing left to do.
 $(OUTPUT)/demo/model_final.pth: $(DEMO) configs/demo/faster_rcnn_R_18_FPN.yaml \
     configs/Base-FPN.yaml $(WEIGHTS) | $(READY)
-	$(RUN) -m fpn_ext train --config-file $(DEMO) OUTPUT_DIR $(OUTPUT)/demo \
+	@# One of an older config is kept; one that was interrupted is resumed.
+	test ! -f $@ || mv $(OUTPUT)/demo $(OUTPUT)/demo-$$(date +%Y%m%d-%H%M%S)
+	$(RUN) -m fpn_ext train --config-file $(DEMO) --resume OUTPUT_DIR $(OUTPUT)/demo \
 	    MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS $(WEIGHTS)
 
 # ImageNet weights, from a package that requirements/tested.txt pins.

@@ -12,7 +12,7 @@ from .config.level_keys import resolve_levels
 from .config.level_table import level_table
 from .config.load import load_config
 from .config.prepare import prepare
-from .data import named
+from .data import class_names, named, reading
 from .engine import best, ema, repeatable, steps, validation_loss
 from .evaluation import recall
 from .modeling.level_rules import assign_levels

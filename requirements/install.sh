@@ -97,7 +97,7 @@ detectron2_is_from_pypi() {
 say_what_comes() {
     echo "Setting up $venv. To download: about 3 GB, most of it CUDA's libraries for PyTorch, which"
     echo "is used on a CPU too; on the disk: 6 GB. That takes a few minutes; interrupted, it"
-    echo "continues when run again. For a CPU alone, 0.5 GB: docs/start/install.md."
+    echo "continues when run again. For a CPU alone, 0.4 GB: docs/start/install.md."
 }
 
 say_what_was_done() {

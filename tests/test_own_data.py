@@ -426,6 +426,18 @@ def test_the_data_are_checked_by_folder(tmp_path, capsys):
     assert "looks-like-xyxy" in capsys.readouterr().out
 
 
+def test_a_used_folder_keeps_the_data_of_its_training(tmp_path, capsys):
+    """Of two folders of one name: the second training is refused before its data are written."""
+    write_coco(tmp_path / "photos")
+    register_data(tmp_path / "photos", tmp_path / "out" / "data")
+    (tmp_path / "out" / "model_final.pth").touch()
+    before = (tmp_path / "out" / "data" / "photos_train.json").read_bytes()
+    write_coco(tmp_path / "other" / "photos", lambda content: content["annotations"].pop())
+    assert train(tmp_path / "other" / "photos", tmp_path / "out") == 2
+    assert "holds a training already" in capsys.readouterr().err
+    assert (tmp_path / "out" / "data" / "photos_train.json").read_bytes() == before
+
+
 def test_a_folder_that_is_not_there(tmp_path, capsys):
     assert train(tmp_path / "none", tmp_path / "out") == 2
     assert "--data: no file or folder" in capsys.readouterr().err

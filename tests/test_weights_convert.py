@@ -22,6 +22,7 @@ from fpn_ext.bottom_up.pretrained import PACKAGES, package_file, package_of, pre
 from fpn_ext.config.prepare import check_weights, prepare_loaded
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.files.weight_files import metadata_of, read_weights
+from fpn_ext.inference.pictures import build_predictor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -184,6 +185,26 @@ def test_the_image_shows_what_the_network_itself_finds(source, photo, tmp_path, 
     assert f"class {found[0][0]}  {names[found[0][0]]}" in capsys.readouterr().out
 
 
+class MeanOfChannels(torch.nn.Module):
+    def forward(self, image):
+        return image.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [("RGB", [(10 - 1) / 4, (20 - 2) / 5, (30 - 3) / 6]),
+     ("BGR", [(30 - 1) / 4, (20 - 2) / 5, (10 - 3) / 6])],
+)  # fmt: skip
+def test_the_pixels_that_a_network_is_given(tmp_path, order, expected):
+    """Of an image of one colour, (10, 20, 30) in RGB."""
+    Image.new("RGB", (300, 260), (10, 20, 30)).save(tmp_path / "colour.png")
+    pixels = Pixels(order, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    file = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(1)}, file, pixels_as_metadata(pixels))
+    found = logits_of(MeanOfChannels(), NETWORK, file, tmp_path / "colour.png")
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
 def test_an_image_that_is_not_there_is_said_before_anything_is_written(source, tmp_path, capsys):
     output = tmp_path / "out.safetensors"
     assert main(words(source[0], output, "--image", "none.jpg")) == 2
@@ -295,6 +316,23 @@ def test_a_converted_file_under_the_pyramid(source, tmp_path):
     with torch.no_grad():
         found = model.backbone.bottom_up(image)["c5"]
         torch.testing.assert_close(found, network.forward_features(image))
+
+
+@pytest.mark.parametrize("still_there", [True, False])
+def test_a_checkpoint_predicts_without_the_file_it_began_with(source, tmp_path, still_there):
+    output = tmp_path / "out.safetensors"
+    assert main(words(source[0], output, "--pixel-mean", *"123", "--pixel-std", *"456")) == 0
+    cfg = demo_cfg(BOTTOM_UP_WEIGHTS=str(output))
+    fpn_ext.resolve_bottom_up(cfg)
+    model = build_model(cfg)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
+    if not still_there:
+        output.unlink()
+    predictor = build_predictor(cfg)
+    assert predictor.model.pixel_mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    found = predictor.model.backbone.bottom_up.state_dict()
+    assert all(torch.equal(found[n], t) for n, t in model.backbone.bottom_up.state_dict().items())
 
 
 def test_pixels_of_the_config_that_are_not_the_files(tmp_path):

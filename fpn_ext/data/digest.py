@@ -1,4 +1,4 @@
-"""A fingerprint of a dataset's records: the same for the same images and boxes, wherever."""
+"""A digest of the records that a model was trained on: it changes when they do."""
 
 import hashlib
 import json
@@ -8,34 +8,50 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from .dataset import rounded
+from .dataset import DECIMALS
 
 
 def data_digest(records: Iterable[Mapping[str, Any]], classes: Sequence[str] = ()) -> str:
-    """SHA-256 of Detectron2's standard records, as 64 hexadecimal digits.
+    """SHA-256, in 64 hexadecimal digits, over images and objects.
 
-    What counts: file names relative to the folder that all have in common, sizes, and each box
-    with its class and ``iscrowd``, in the order of the records sorted by file name. Ids, pixels
-    and where the folder lies do not.
+    Of each image the name of its file relative to the folder that all have in common, so that a
+    dataset may be moved, and its size; of each object its class, its box to a hundredth of a pixel,
+    and whether it is a crowd region. Images count in the order of their names; their ids and pixels
+    do not.
 
     Args:
-        records: as ``DatasetCatalog.get`` returns them; boxes XYXY_ABS or XYWH_ABS in pixels.
-        classes: their names by number; without, the numbers count.
+        records: in Detectron2's format.
+        classes: names by number; without them the numbers count.
+
+    >>> cat = {"file_name": "a/1.jpg", "height": 4, "width": 6, "annotations": []}
+    >>> data_digest([cat]) == data_digest([{**cat, "file_name": "b/1.jpg"}])
+    True
+    >>> data_digest([cat]) == data_digest([{**cat, "width": 7}])
+    False
     """
     records = list(records)
-    files = [os.path.abspath(record["file_name"]) for record in records]
+    files = [os.path.abspath(str(record.get("file_name", ""))) for record in records]
     folder = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
-    lines = []
+    lines: list[list[Any]] = []
     for file, record in zip(files, records, strict=True):
         objects = [
             [
-                classes[a["category_id"]] if classes else a["category_id"],
-                *rounded(BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)),
+                classes[a["category_id"]] if classes else a.get("category_id"),
+                _corners(a),
                 int(a.get("iscrowd", 0)),
             ]
             for a in record.get("annotations", ())
         ]
         name = os.path.relpath(file, folder).replace(os.sep, "/")
-        lines.append([name, record.get("width"), record.get("height"), objects])
+        lines.append([name, record.get("height"), record.get("width"), objects])
     content = [list(classes), sorted(lines, key=lambda line: str(line[0]))]
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+
+
+def _corners(annotation: Mapping[str, Any]) -> list[float]:
+    """XYXY where the box is one of pixels; any other as it is."""
+    box = [float(value) for value in annotation.get("bbox", ())]
+    if annotation.get("bbox_mode") == BoxMode.XYWH_ABS:
+        x, y, width, height = box
+        box = [x, y, x + width, y + height]
+    return [round(value, DECIMALS) + 0.0 for value in box]

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from .dataset_contents import printable
+from .reading import load_array
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 EXIF_ORIENTATION = 0x0112
@@ -54,6 +56,8 @@ def look_at(file: str) -> Look:
             return Look("unreadable-image", f"{printable(file)} is not a file")
     except (OSError, ValueError) as error:
         return Look("missing-image", _where(file, error))
+    if file.lower().endswith(".npy"):
+        return _look_at_array(file)
     try:
         with warnings.catch_warnings():  # about broken metadata and large images
             warnings.simplefilter("ignore")
@@ -67,11 +71,11 @@ def look_at(file: str) -> Look:
 
 
 def size_of_picture(file: str | os.PathLike) -> tuple[int, int]:
-    """Width and height as Detectron2 reads a picture, turned as its EXIF says; from its header.
+    """Width and height as Detectron2 reads an image, turned as its EXIF says; from its header.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no header of a picture.
+        ValueError: no header of an image.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"no file {file}")
@@ -83,6 +87,15 @@ def size_of_picture(file: str | os.PathLike) -> tuple[int, int]:
                 return (height, width) if _orientation(image) in TURNED else (width, height)
     except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error
         raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _look_at_array(file: str) -> Look:
+    try:
+        array = load_array(Path(file))
+    except (OSError, ValueError) as error:
+        return Look("unreadable-image", f"{type(error).__name__}: {str(error)[:200]}")
+    height, width = array.shape[:2]
+    return Look(None, "", (width, height), (width, height), str(array.dtype))
 
 
 def _orientation(image: Image.Image) -> Any:

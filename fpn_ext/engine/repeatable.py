@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.mapper import PictureMapper
+from ..data.summary import DataSummary, summary_of
 from ..keys import declare
 from .testing import changed
 
@@ -58,12 +59,13 @@ class RepeatableTrainLoader:
 
     Args:
         cfg: a Detectron2 config; ``SEED`` (negative: random) is the seed.
-        mapper: from a record to the model's input; Detectron2's DatasetMapper by default.
+        mapper: from a record to the model's input; PictureMapper by default.
         records: Detectron2 records, if not those of ``DATASETS.TRAIN``.
 
     Attributes:
         seed (int): of data order and augmentation; may be set before iterating.
         first_batch (int): where iteration starts; may be set before iterating.
+        summary (DataSummary): of the records.
 
     Raises:
         ValueError: grouping is enabled and a record has no ``width`` or ``height``; or the batch
@@ -85,10 +87,11 @@ class RepeatableTrainLoader:
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.first_batch = 0
-        self.mapper = DatasetMapper(cfg, True) if mapper is None else mapper
+        self.mapper = PictureMapper(cfg, True) if mapper is None else mapper
         parts = self._parts(records)
         self.batch_size = parts["total_batch_size"] // world_size
         self.groups = _groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
+        self.summary: DataSummary = summary_of(parts["dataset"])
         # Serialized; the list, gigabytes for COCO, is freed.
         self.records = DatasetFromList(parts["dataset"], copy=False)
 

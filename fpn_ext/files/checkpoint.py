@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,11 +31,16 @@ class SafeCheckpointer(DetectionCheckpointer):
         file (str): the file loaded last.
         matched (str): how many tensors of the model it matched, by part of the model.
         other_shapes (tuple of str): tensors not loaded because their shapes differ.
+        in_every_file (dict): what is written beside the model into every file: plain values.
     """
 
     file = ""
     matched = ""
     other_shapes: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.in_every_file: dict[str, Any] = {}
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As Detectron2's, for a path or URL (:func:`fpn_ext.files.weight_files.local_file`).
@@ -90,7 +95,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, **kwargs}
+        data = {"model": self.model.state_dict(), **states, **self.in_every_file, **kwargs}
         self._save(name, data)
         self.tag_last_checkpoint(f"{name}.pth")
 
@@ -106,7 +111,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             OSError: as :meth:`save`.
         """
         if self.save_dir and self.save_to_disk:
-            self._save(name, {"model": unwrapped(model).state_dict(), **kwargs})
+            weights = {"model": unwrapped(model).state_dict()}
+            self._save(name, {**weights, **self.in_every_file, **kwargs})
 
     def _save(self, name: str, data: dict[str, Any]) -> None:
         file = Path(self.save_dir, f"{name}.pth")
@@ -201,6 +207,27 @@ class CompleteCheckpointer(SafeCheckpointer):
                 "count is MODEL.ROI_HEADS.NUM_CLASSES), or train with it as MODEL.WEIGHTS first"
             )
         return incompatible
+
+
+def described(file: str, checkpoint: Mapping[str, Any]) -> str:
+    """A checkpoint and how far its training was, in words.
+
+    Args:
+        checkpoint: what the file holds.
+
+    >>> described("model_0000199.pth", {"iteration": 199})
+    'model_0000199.pth, after 200 iterations'
+    >>> best = {"metric": "bbox/AP", "score": 52.128, "iteration": 400}
+    >>> described("model_best.pth", {"best": best})
+    'model_best.pth, the best bbox/AP, 52.13, after 400 iterations'
+    """
+    iteration, best = checkpoint.get("iteration"), checkpoint.get("best")
+    if isinstance(best, Mapping) and {"metric", "score", "iteration"} <= best.keys():
+        return (
+            f"{file}, the best {best['metric']}, {best['score']:.4g}, "
+            f"after {best['iteration']} iterations"
+        )
+    return f"{file}, after {iteration + 1} iterations" if isinstance(iteration, int) else file
 
 
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
