@@ -442,3 +442,7 @@ def test_a_folder_that_is_not_there(tmp_path, capsys):
     assert train(tmp_path / "none", tmp_path / "out") == 2
     assert "--data: no file or folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    words = ["--data", str(tmp_path / "none"), "--config-file", FAST, *TINY]
+    assert main(["check", *words]) == 1
+    said = capsys.readouterr().out
+    assert "--data: no file or folder" in said and "1 error(s)" in said

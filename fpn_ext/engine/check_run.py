@@ -43,11 +43,17 @@ def examine(
 
 def _preparation(cfg: CfgNode, eval_only: bool, explicitly_set: WrittenKeys) -> Iterable[Finding]:
     weights: Weights = "required" if eval_only else "start"
+    without_data = False
     for stage in prepare_loaded(cfg, not eval_only, weights, explicitly_set):
         for note in stage.notes:
             status: Status = "warning" if isinstance(note, Caution) else "ok"
             yield Finding(status, stage.subject, note)
-        yield from (Finding("error", stage.subject, problem) for problem in stage.problems)
+        problems = stage.problems
+        if stage.subject == "data" and problems:
+            without_data = True
+        if without_data and stage.subject == "config":  # what follows from that error
+            problems = [problem for problem in problems if not problem.startswith("DATASETS.")]
+        yield from (Finding("error", stage.subject, problem) for problem in problems)
         if stage.subject == "config" and not stage.problems:
             yield Finding("ok", "config", "every key, name and level fits")
 
