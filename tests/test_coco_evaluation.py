@@ -293,7 +293,7 @@ def test_keys_that_do_not_fit(key, value, message):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("s: [0, 16]", "not one of COCO's s, m, l; got 's'"),
+        ("s: [0, 16]", "not one of COCO's all, s, m, l; got 's'"),
         ("x1: [0, 16]", "letters only"),
         ("tiny: [16, 0]", r"tiny needs \[MIN, MAX\], sides in pixels, .*, got \[16, 0\]"),
         ("tiny: [16]", "tiny needs"),

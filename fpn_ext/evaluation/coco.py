@@ -72,9 +72,9 @@ class CocoSettings:
     ar_by_limit: bool = False
 
     def sizes_of(self, task: str) -> dict[str, tuple[float, float]]:
-        """Sizes by suffix, "" for all; keypoints have no small ones, as COCO annotates none."""
+        """Sizes by name, first "all"; keypoints have no small ones, as COCO annotates none."""
         sizes = {k: v for k, v in SIZES.items() if not (task == "keypoints" and k == "s")}
-        return {"": ALL, **sizes, **(self.sizes or {})}
+        return {"all": ALL, **sizes, **(self.sizes or {})}
 
     def limits_of(self, task: str) -> list[int]:
         return list(KEYPOINT_LIMITS if task == "keypoints" else self.limits)
@@ -118,10 +118,10 @@ def settings_problems(cfg: CfgNode) -> Iterable[str]:
             f"[1, 10, 300], got {limits}"
         )
     for name, sides in keys.AREA_RANGES.items():
-        if not (name.isalpha() and name not in SIZES):
+        if not (name.isalpha() and name not in ("all", *SIZES)):
             yield (
                 "TEST.FPN_EXT.AREA_RANGES: a name needs letters only, and is not one of COCO's "
-                f"{', '.join(SIZES)}; got {name!r}"
+                f"all, {', '.join(SIZES)}; got {name!r}"
             )
         pair = isinstance(sides, list | tuple) and len(sides) == 2
         numbers = pair and all(isinstance(side, int | float) for side in sides)
@@ -146,7 +146,7 @@ class CocoScores:
         precision: (T, R, K, A, M) float64.
         recall: (T, K, A, M) float64.
         thresholds: (T,) float64: 0.5, 0.55, ..., 0.95.
-        sizes: names of the A sizes: "" for all, "s", "m", "l", ...
+        sizes: names of the A sizes: "all", "s", "m", "l", ...
         limits: M numbers of best detections of a class in an image.
     """
 
@@ -156,7 +156,7 @@ class CocoScores:
     sizes: list[str]
     limits: list[int]
 
-    def ap(self, iou: float | None = None, size: str = "", category: int | None = None) -> float:
+    def ap(self, iou: float | None = None, size: str = "all", category: int | None = None) -> float:
         """AP from 0 to 1 at the largest limit, NaN without objects.
 
         Args:
@@ -169,7 +169,7 @@ class CocoScores:
             chosen = chosen[np.isclose(self.thresholds, iou)]
         return _mean(chosen if category is None else chosen[:, :, category])
 
-    def ar(self, limit: int | None = None, size: str = "", iou: float | None = None) -> float:
+    def ar(self, limit: int | None = None, size: str = "all", iou: float | None = None) -> float:
         """AR from 0 to 1, mean over the classes, NaN without objects.
 
         Args:
@@ -239,7 +239,7 @@ def evaluate_coco(
     logger.info("%s counted by %s%s", task, name, f" ({reason})" if reason else "")
     params = evaluation.params
     params.areaRng = [[a**2, b**2] for a, b in settings.sizes_of(task).values()]
-    params.areaRngLbl = [name or "all" for name in settings.sizes_of(task)]
+    params.areaRngLbl = list(settings.sizes_of(task))
     params.maxDets = settings.limits_of(task)
     if image_ids is not None:
         params.imgIds = list(image_ids)
