@@ -272,7 +272,7 @@ def files(tmp_path):
     return truth, found
 
 
-def test_the_command_writes_tables_pictures_and_one_page(files, tmp_path, capsys):
+def test_the_command_writes_tables_figures_and_one_page(files, tmp_path, capsys):
     truth, found = files
     words = ["--detections", str(found), "--annotations", str(truth), "--config-file", CONFIG]
     out, result = tmp_path / "out", tmp_path / "result.json"
@@ -283,12 +283,12 @@ def test_the_command_writes_tables_pictures_and_one_page(files, tmp_path, capsys
     written = json.loads(result.read_text())
     assert written["errors"]["duplicate"]["count"] == 1
     assert written["sizes"]["large"] == {"ap": None, "ar": None}, "not a number"
-    pictures = {file.stem for file in out.glob("*.png")}
-    assert pictures == {
+    images = {file.stem for file in out.glob("*.png")}
+    assert images == {
         *("precision_recall", "scores", "confusion", "errors", "levels", "false_positives")
     }
     page = (out / "analysis.html").read_text()
-    assert page.count('src="data:image/png;base64,') == len(pictures) == page.count("<img")
+    assert page.count('src="data:image/png;base64,') == len(images) == page.count("<img")
     assert not re.search(r'(src|href)="(?!data:)|url\(|@import', page), "loaded from elsewhere"
 
 
@@ -365,6 +365,12 @@ def test_an_annotation_without_a_field(files, capsys, field):
     truth.write_text(json.dumps(incomplete))
     assert main(["analyze", "--detections", str(found), "--annotations", str(truth)]) == 2
     assert field in capsys.readouterr().err
+
+
+def test_hotcoco_is_asked_for_before_anything_is_read(capsys, monkeypatch):
+    monkeypatch.setattr("fpn_ext.inspection.analysis_counts.has_hotcoco", lambda: False)
+    assert main(["analyze", "--detections", "none.json", "--annotations", "none.json"]) == 2
+    assert "not installed: pip install hotcoco" in capsys.readouterr().err
 
 
 def test_a_model_on_a_dataset(tmp_path):

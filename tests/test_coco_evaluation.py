@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+from pathlib import Path
 
 import fpn_ext
 import numpy as np
@@ -407,3 +408,16 @@ def test_a_class_that_the_dataset_lacks(registered, tmp_path):
 
 def test_no_detections_are_no_score(registered, tmp_path):
     assert math.isnan(scores_of(registered, tmp_path, [])["AP"])
+
+
+@needs_hotcoco
+def test_the_benchmark_compares_the_same_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import evaluation
+
+    file = tmp_path / "evaluation.json"
+    evaluation.main(["--images", "4", "--rounds", "1", "--json", str(file)])
+    results = json.loads(file.read_text())
+    assert results["difference"] == 0
+    assert [side["side"] for side in results["sides"]] == ["pycocotools", "hotcoco"]
+    assert all(-1 <= value <= 1 for value in results["stats"]["hotcoco"])

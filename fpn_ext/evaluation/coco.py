@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -181,10 +182,10 @@ class CocoScores:
         chosen = self.recall[:, :, self.sizes.index(size), m]
         return _mean(chosen if iou is None else chosen[np.isclose(self.thresholds, iou)])
 
-    @property
-    def eval(self) -> dict[str, np.ndarray]:
-        """The arrays as attributes of pycocotools's ``COCOeval``, for Detectron2's table."""
-        return {"precision": self.precision, "recall": self.recall}
+    def as_coco_eval(self) -> SimpleNamespace:
+        """``stats`` and ``eval`` as in pycocotools's ``COCOeval``, for Detectron2's tables."""
+        arrays = {"precision": self.precision, "recall": self.recall}
+        return SimpleNamespace(stats=self.stats, eval=arrays)
 
     @property
     def stats(self) -> np.ndarray:

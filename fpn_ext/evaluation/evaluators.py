@@ -130,7 +130,8 @@ class DetectionCOCOEvaluator(COCOEvaluator):
                 else None
             )
             names = self._metadata.get("thing_classes")
-            self._results[task] = self._derive_coco_results(scores, task, class_names=names)
+            evaluation = scores and scores.as_coco_eval()
+            self._results[task] = self._derive_coco_results(evaluation, task, class_names=names)
             if scores:
                 self._results[task] |= self._further_scores(scores, names or [])
 

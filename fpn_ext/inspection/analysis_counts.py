@@ -61,6 +61,14 @@ class Evaluated:
         ]
 
 
+def require_hotcoco() -> None:
+    """Raise ValueError unless hotcoco is installed; says how to get it."""
+    if not has_hotcoco():
+        raise ValueError(
+            "fpn-ext analyze counts with hotcoco, which is not installed: pip install hotcoco"
+        )
+
+
 def renumbered(dataset: dict[str, Any], detections: Sequence[dict[str, Any]]) -> Evaluated:
     """The same objects and detections with ids of images and annotations from 1.
 
@@ -72,10 +80,7 @@ def renumbered(dataset: dict[str, Any], detections: Sequence[dict[str, Any]]) ->
         ValueError: a detection of an unknown image or category, no annotations, or an annotation
             without a field that COCO's evaluation needs; or hotcoco is not installed.
     """
-    if not has_hotcoco():
-        raise ValueError(
-            "fpn-ext analyze counts with hotcoco, which is not installed: pip install hotcoco"
-        )
+    require_hotcoco()
     if "annotations" not in dataset:
         raise ValueError("the annotations are those of a test set without ground truth")
     numbers = {image["id"]: i for i, image in enumerate(dataset["images"], start=1)}

@@ -18,6 +18,7 @@ from ..names import did_you_mean
 from ..reporting.coco_json import annotations_of
 from ..speed.optimize import model_for_inference
 from .analysis import Analysis, analyze
+from .analysis_counts import require_hotcoco
 
 
 def analysis_of(args: argparse.Namespace) -> Analysis:
@@ -31,6 +32,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
     if args.config_file:
         weights: Weights = "unread" if args.detections else "required"
         cfg = prepare(args.config_file, args.opts, weights=weights).cfg
+    require_hotcoco()  # before a model is run
     if args.annotations:
         title, dataset = str(args.annotations), _read_annotations(args.annotations)
     else:

@@ -1,4 +1,4 @@
-"""An analysis as pictures, and as one HTML file that needs no other."""
+"""An analysis as images, and as one HTML file that needs no other."""
 
 import argparse
 import base64
@@ -47,17 +47,17 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, analysis.as_json())
     if args.output:
         write_report(analysis, args.output)
-        print(f"\nwrote {args.output / REPORT} and its pictures")
+        print(f"\nwrote {args.output / REPORT} and its images")
 
 
 def write_report(analysis: Analysis, folder: Path) -> None:
-    """Write every picture as a PNG file, and all of them with all tables in ``analysis.html``."""
-    pictures = {name: _png(figure) for name, figure in figures(analysis).items()}
-    for name, content in pictures.items():
+    """Write every image as a PNG file, and all of them with all tables in ``analysis.html``."""
+    images = {name: _png(figure) for name, figure in figures(analysis).items()}
+    for name, content in images.items():
         with replacing(folder / f"{name}.png") as stream:
             stream.write(content)
     with replacing(folder / REPORT) as stream:
-        stream.write(html_report(analysis, pictures).encode())
+        stream.write(html_report(analysis, images).encode())
 
 
 def _png(figure: Figure) -> bytes:
@@ -67,7 +67,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def figures(analysis: Analysis) -> dict[str, Figure]:
-    """The pictures by name, those that the analysis has something for."""
+    """The images by name, those that the analysis has something for."""
     drawn = {
         "precision_recall": _precision_recall,
         "scores": _scores,
@@ -166,7 +166,7 @@ def _false_positives(analysis: Analysis, axes: Axes) -> None:
     axes.grid(alpha=0.3)
 
 
-# Picture -> beginning of the title of the table that it stands by.
+# Image -> beginning of the title of the table that it stands by.
 PLACES = {
     "precision_recall": "classes",
     "scores": "classes",
@@ -177,11 +177,11 @@ PLACES = {
 }
 
 
-def html_report(analysis: Analysis, pictures: dict[str, bytes]) -> str:
-    """The report as one HTML page, with the pictures in it and nothing loaded from elsewhere.
+def html_report(analysis: Analysis, images: dict[str, bytes]) -> str:
+    """The report as one HTML page, with the images in it and nothing loaded from elsewhere.
 
     Args:
-        pictures: PNG files by their names in :func:`figures`.
+        images: PNG files by their names in :func:`figures`.
     """
     title = f"Analysis of {analysis.title}"
     all_ = analysis.everything
@@ -194,8 +194,8 @@ def html_report(analysis: Analysis, pictures: dict[str, bytes]) -> str:
     for heading, rows in analysis.tables().items():
         parts.append(f"<h2>{html.escape(heading)}</h2>")
         for name, place in PLACES.items():
-            if heading.startswith(place) and name in pictures:
-                data = base64.b64encode(pictures[name]).decode("ascii")
+            if heading.startswith(place) and name in images:
+                data = base64.b64encode(images[name]).decode("ascii")
                 parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
         parts.append(_html_table(rows))
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items())

@@ -1,14 +1,11 @@
 """Say what a detector gets right and wrong: classes, scores, confusions, error types, levels.
+With --detections no model is run; --config-file then adds AP by pyramid level.
 
 examples:
   fpn-ext analyze --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --output out \\
       MODEL.WEIGHTS output/demo/model_final.pth
   fpn-ext analyze --detections coco_instances_results.json --annotations instances_val.json \\
       --output out --json analysis.json
-
-With --output: pictures, and analysis.html, one file with everything in it. With --detections no
-model is run; --config-file then adds AP by pyramid level. docs/guides/analyzing.md explains the
-tables.
 """
 
 import argparse
@@ -32,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the detections in the confusion matrix (default: the score with the best F1)",
     )
     add_json(parser)
-    add_output(parser, "analysis.html and the pictures", required=False)
+    add_output(parser, "analysis.html and the images", required=False)
 
 
 def run(args: argparse.Namespace) -> None:
