@@ -63,6 +63,8 @@ VERBS = {
         ("proposals validate", "check a file of proposals against a dataset"),
         ("proposals stats", "average recall and counts of a file of proposals"),
         ("proposals convert", "convert Detectron2's .pkl to .safetensors, or back"),
+        ("weights list", "pretrained weights that can be had, and whether they are here"),
+        ("weights convert", "convert pretrained weights whose names differ, and prove it"),
         ("reproduce", "train and score all rows of the paper's Tables 1 to 3"),
         ("four-step", "the paper's alternating training: RPN and detector on one backbone"),
         ("pretrain", "train a classifier of generated shapes, for reproduce --scale small"),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 
 # The config nodes under which keys may be declared.
-NODES = ("MODEL.FPN_EXT", "SOLVER.FPN_EXT", "TEST.FPN_EXT")
+NODES = ("MODEL.FPN_EXT", "INPUT.FPN_EXT", "SOLVER.FPN_EXT", "TEST.FPN_EXT")
 
 
 class Key(NamedTuple):
@@ -77,7 +77,7 @@ def defaults(node: str) -> dict[str, Any]:
 
 
 def own_keys(cfg: CfgNode, parent: str = "MODEL") -> CfgNode:
-    """The node ``FPN_EXT`` under ``MODEL``, ``SOLVER`` or ``TEST`` of a config, for reading.
+    """The node ``FPN_EXT`` under a parent (``MODEL``, ``SOLVER``, ...) of a config, for reading.
 
     A config from Detectron2's ``get_cfg``, with only component names changed, has none and gets
     the defaults.

@@ -307,7 +307,7 @@ def test_names_are_no_html_and_no_formulas():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name what to analyse: --config-file with MODEL.WEIGHTS, or --detections with"),
+        ([], "name what to analyse: --run, --config-file with MODEL.WEIGHTS, or --detections with"),
         (["--annotations", "TRUTH"], "--annotations needs --detections"),
         (["--detections", "FOUND"], "name what to analyse"),
         (["--detections", "TRUTH", "--annotations", "TRUTH"], "must be a list of detections"),
@@ -387,6 +387,7 @@ def test_a_model_on_a_dataset(tmp_path):
         args = argparse.Namespace(
             config_file=CONFIG,
             opts=[*opts, "MODEL.WEIGHTS", str(tmp_path / "weights.pth")],
+            run=None,
             dataset=None,
             detections=None,
             annotations=None,

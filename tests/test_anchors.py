@@ -134,6 +134,7 @@ def test_nothing_is_kept_in_checkpoints():
     assert not PyramidAnchorGenerator(**FPN, aspect_ratios=RATIOS).state_dict()
 
 
+@pytest.mark.torchscript
 def test_torchscript_equals_eager():
     generator = PyramidAnchorGenerator(**FPN, aspect_ratios=RATIOS, offset=0.5)
     generator(maps((64, 64), FPN["strides"]))  # something in the cache

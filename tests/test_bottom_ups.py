@@ -210,6 +210,7 @@ def test_a_family_that_fails_is_a_row_that_says_why(tmp_path):
 
 
 @pytest.mark.parametrize("name", [n for n in SMALLEST if n != "detectron2/regnetx_400mf"])
+@pytest.mark.torchscript
 def test_torchscript(cfg, name):
     """Not Detectron2's RegNet, whose own forward cannot be scripted."""
     backbone = build_backbone(resolved(cfg, name)).eval()

@@ -8,9 +8,11 @@ import signal
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from fpn_ext.files.atomic import replacing
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.files.weight_files import DamagedFileError
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 from unsafe import touches
 
@@ -172,6 +174,31 @@ def test_a_damaged_last_checkpoint_is_passed_over(saved, tmp_path, damage, caplo
     assert "model_0000005.pth" in warning
     assert f"Going on from the one before: {tmp_path}/model_0000003.pth" in warning
     damage(tmp_path / "model_0000003.pth")
+    reader.resume_or_load("", resume=True)
+    assert iteration_of(reader) == 1
+
+
+def load_of_main(self, path, *args, **kwargs):
+    """As Detectron2 main's: it notes the address, and not that reading it has failed."""
+    assert getattr(self, "noted", None) is None
+    self.noted, _, query = path.partition("?")
+    assert not query, f"{self.noted} is no file"
+    content = Checkpointer.load(self, path, *args, **kwargs)
+    self.noted = None
+    return content
+
+
+@pytest.mark.parametrize("folder", [".", "a?b"])
+def test_a_damaged_checkpoint_is_passed_over_on_main(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(DetectionCheckpointer, "load", load_of_main)
+    folder = tmp_path / folder
+    folder.mkdir(exist_ok=True)
+    writer = checkpointer(folder)
+    for iteration in (1, 3):
+        writer.checkpointables["trainer"].iteration = iteration
+        writer.save(f"model_{iteration:07d}")
+    cut(folder / "model_0000003.pth")
+    reader = checkpointer(folder)
     reader.resume_or_load("", resume=True)
     assert iteration_of(reader) == 1
 

@@ -322,6 +322,7 @@ def test_a_bottom_up_by_name_brings_its_pixels_as_in_train_net():
 
 def test_what_numerics_choose_for_each_is_no_difference(another, monkeypatch):
     """The control's components have nothing to choose among; a key that is written counts."""
+    monkeypatch.setattr(numerics, "has_avx512", lambda: True)
     monkeypatch.setattr(numerics, "has_bfloat16_convolutions", lambda: True)
     sides = load_sides(OURS, CONTROL, SMALL, False)
     chosen = [cfg.MODEL.FPN_EXT.INFERENCE_DTYPE for cfg in sides.values()]

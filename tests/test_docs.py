@@ -106,7 +106,7 @@ def test_every_key_is_in_the_reference():
     text = Path("docs/reference/keys.md").read_text()
     documented = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.M))
     cfg = fpn_ext.get_cfg()
-    for node in (cfg.MODEL, cfg.SOLVER, cfg.TEST):
+    for node in (cfg.MODEL, cfg.INPUT, cfg.SOLVER, cfg.TEST):
         assert node.FPN_EXT
         assert set(node.FPN_EXT) <= documented
 

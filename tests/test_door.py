@@ -120,12 +120,13 @@ def test_help_and_usage_errors_import_nothing_heavy(words):
 
 def test_python_m_is_the_same_door():
     done = subprocess.run(
-        [sys.executable, "-m", "fpn_ext", "predict", "--config-file", "none.yaml"],
+        [sys.executable, "-m", "fpn_ext", "predict", "README.md"],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2
-    assert "fpn-ext predict: error: the following arguments are required: --input" in done.stderr
+    required = "one of the arguments --config-file --run is required"
+    assert f"fpn-ext predict: error: {required}" in done.stderr
 
 
 # A user's mistake: one message, status 2.

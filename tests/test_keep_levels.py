@@ -15,8 +15,9 @@ from detectron2.utils.events import EventStorage
 from fpn_ext.config.unread import unread_keys
 from fpn_ext.data import demo_data
 from fpn_ext.evaluation.evaluators import build_evaluator
-from fpn_ext.inference.pictures import annotations_of, detections_of
+from fpn_ext.inference.predictor import detections_of
 from fpn_ext.modeling.roi_heads import LevelKeepingOutputLayers
+from fpn_ext.reporting.coco_json import annotations_of
 from fpn_ext.reporting.drawing import LEVEL_COLORS, NO_LEVEL_COLOR, draw_detections
 
 SIZES = {2: (60, 80), 3: (30, 40), 4: (15, 20), 5: (8, 10)}

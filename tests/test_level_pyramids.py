@@ -261,6 +261,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.torchscript
 def test_export_and_torchscript(name, shape):
     levels = SHAPES[shape]
     if name == "build_resnet_backbone" and "p1" in levels:

@@ -137,6 +137,7 @@ def test_constants(name):
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.torchscript
 def test_torchscript(name):
     for strides in (FPN, [4, 32]):
         rule = LEVEL_RULE_REGISTRY.get(name)(strides, 224, 4)
@@ -200,6 +201,7 @@ def test_a_box_on_stride_6_is_where_it_is():
     torch.testing.assert_close(pooled[0, 0], torch.tensor([[72.0, 96.0], [72.0, 96.0]]))
 
 
+@pytest.mark.torchscript
 def test_torchscript_of_a_pooler_with_gaps():
     pool = pooler([4, 32], "RoundedRule")
     scripted = torch.jit.script(pool)
@@ -208,6 +210,7 @@ def test_torchscript_of_a_pooler_with_gaps():
     assert torch.equal(scripted(maps, found), pool(maps, found))
 
 
+@pytest.mark.torchscript
 def test_all_levels_by_hand():
     found = [Boxes(boxes(50.0, 300.0, 700.0))]
     for fusion, value in (("max", 32.0), ("sum", 4.0 + 8 + 16 + 32)):

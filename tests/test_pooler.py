@@ -554,6 +554,7 @@ def test_what_weighted_rows_cannot_serve_is_an_error():
         pooler("ROIPool", implementation="weighted_rows")(maps, boxes)
 
 
+@pytest.mark.torchscript
 def test_torchscript_equals_eager():
     maps, boxes = pyramid(), [random_boxes(30), random_boxes(5, seed=1)]
     boxes[0].tensor[3, 0] = NAN
@@ -564,6 +565,7 @@ def test_torchscript_equals_eager():
         assert eager.num_degenerate == scripted.num_degenerate == 1
 
 
+@pytest.mark.torchscript
 def test_a_trace_serves_any_number_of_boxes():
     class Traceable(torch.nn.Module):
         def __init__(self):

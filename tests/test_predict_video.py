@@ -15,7 +15,8 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from fpn_ext.__main__ import main
-from fpn_ext.inference.pictures import load_inference_config, predict
+from fpn_ext.inference.pictures import predict
+from fpn_ext.inference.predictor import load_inference_config
 from fpn_ext.inference.video import predict_video
 from PIL import Image
 
@@ -87,6 +88,7 @@ class Stub:
     model = None
 
     def __init__(self):
+        self.classes = {1: "red"}
         self.frames = []
         self.most_alive = 0
 

@@ -194,7 +194,7 @@ PREPARE = (
 BUILD_NONE = (
     *("data", "anchors", "levels", "contact-sheet", "proposals ground-truth"),
     *("proposals selective-search", "proposals validate", "proposals stats", "proposals convert"),
-    *("reproduce", "pretrain", "demo-data", "doctor"),
+    *("weights list", "weights convert", "reproduce", "pretrain", "demo-data", "doctor"),
 )
 
 

@@ -82,3 +82,26 @@ def test_a_config_of_detectron2s_with_the_names_alone_is_built():
         print(type(build_model(cfg).roi_heads.box_pooler).__name__)
     """
     assert run(code) == "LevelMappedROIPooler\n"
+
+
+WARNED = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    {code}
+print([w.category.__name__ for w in caught if {of_it}])
+"""
+FUTURE = "issubclass(w.category, FutureWarning) or 'torch.jit' in str(w.message)"
+
+
+def test_importing_warns_of_nothing_in_the_future():
+    """fvcore and Detectron2 give functions to TorchScript, which is deprecated, at import."""
+    code = f"import fpn_ext, detectron2.engine, detectron2.evaluation; {REGISTERED}"
+    assert run(WARNED.format(code=code, of_it=FUTURE)) == "[]\n"
+
+
+@pytest.mark.torchscript
+def test_a_users_own_torchscript_still_warns():
+    warned = WARNED.format(code="torch.jit.script(torch.nn.Identity())", of_it=FUTURE)
+    alone = run(f"import torch{warned}")
+    assert run(f"import torch, fpn_ext, detectron2.modeling{warned}") == alone

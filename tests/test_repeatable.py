@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.common import AspectRatioGroupedDataset
+from detectron2.data.samplers import TrainingSampler
+from fpn_ext.engine import repeatable
 from fpn_ext.engine.repeatable import (
     RepeatableTrainLoader,
     SeededIterations,
@@ -95,6 +97,34 @@ def test_the_seed_may_be_set_later():
     other = loader("SEED", "4")
     other.seed = 3
     assert first(other) == first(loader())
+
+
+@pytest.fixture
+def as_main(monkeypatch):
+    """Detectron2 main gives its samplers the SEED of the config, -1 too."""
+    parts_of = repeatable._train_loader_from_config
+
+    def parts_on_main(cfg, mapper, dataset):
+        parts = parts_of(cfg, mapper, dataset=dataset)
+        return {**parts, "sampler": TrainingSampler(len(dataset), seed=cfg.SEED)}
+
+    def apply():
+        monkeypatch.setattr(repeatable, "_train_loader_from_config", parts_on_main)
+
+    return apply
+
+
+def test_the_order_is_the_same_on_main(as_main):
+    expected = first(loader())
+    as_main()
+    assert first(loader()) == expected
+    test_the_seed_may_be_set_later()
+
+
+def test_without_a_seed_main_has_another_order_each_time(as_main):
+    as_main()
+    images = [[[i for i, *_ in b] for b in first(loader("SEED", "-1"))] for _ in range(4)]
+    assert any(order != images[0] for order in images)
 
 
 def test_loading_leaves_the_models_random_numbers_alone():

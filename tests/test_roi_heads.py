@@ -138,6 +138,7 @@ def test_a_wrong_pooler_names_its_branch(small_cfg):
         build_roi_heads(small_cfg, SHAPES)
 
 
+@pytest.mark.torchscript
 def test_torchscript_of_the_whole_model(small_cfg):
     """By Detectron2's own recipe for scripting a model with Instances."""
     scripting = detectron2_scripting()

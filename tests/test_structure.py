@@ -150,6 +150,29 @@ def test_files_are_read_by_the_modules_that_guard_it():
             assert not re.search(pattern, text) or str(file) in allowed, f"{file}: {pattern}"
 
 
+def test_nothing_is_given_to_torchscript_at_import():
+    """What the package uses of torch.jit are notes to it, and questions whether it is at work."""
+    used = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch.jit":
+                used.add(node.attr)
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                assert "torch.jit" not in ast.unparse(node), file
+    assert used == {"Final", "unused", "is_scripting", "is_tracing"}
+
+
+@pytest.mark.parametrize("file", sorted(Path("tests").glob("test_*.py")), ids=str)
+def test_tests_that_rest_on_torchscript_say_so(file):
+    source = file.read_text()
+    used = r"torch\.jit\.(script|trace)\(|\.scripting_with_instances\("
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            marks = [ast.unparse(mark) for mark in node.decorator_list]
+            uses = re.search(used, ast.get_source_segment(source, node))
+            assert bool(uses) == ("pytest.mark.torchscript" in marks), node.name
+
+
 def test_the_components_are_written_from_scratch():
     """No subclass of, and no call into, Detectron2's FPN, anchor generator or ROIPooler."""
     for file in (*(PACKAGE / "modeling").glob("*.py"), PACKAGE / "variants" / "all_levels.py"):

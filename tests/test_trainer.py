@@ -141,7 +141,7 @@ def test_what_a_checkpoint_holds(tmp_path):
     trainer = Trainer(config(tmp_path, *opts, "TEST.EVAL_PERIOD", 8))
     trainer.checkpointer.save("model_0000001", iteration=1)
     saved = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
-    assert list(saved) == ["model", "trainer", "ema", "iteration"]
+    assert list(saved) == ["model", "trainer", "ema", "trained_on", "iteration"]
     assert list(saved["trainer"]) == ["iteration", "hooks", "_trainer", "schedule", "config"]
     assert set(saved["trainer"]["hooks"]) == {"SeededIterations", "LRScheduler", "BestCheckpoint"}
     assert set(saved["trainer"]["_trainer"]) == {"iteration", "optimizer"}

@@ -8,26 +8,26 @@ are measured (:mod:`fpn_ext.bottom_up.dry_run`), and only the parts the pyramid 
 
 import copy
 import logging
-import math
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import fx, nn
 
 from ..keys import declare, own_keys
 from ..levels import LevelError, stride_named
-from ..registries.lookup import is_pyramid, look_up
+from ..registries.lookup import look_up
 from .configured_levels import in_features_key
+from .convert_weights import conversion_hint
 from .dry_run import DryRun, FoundMap, parameters_behind
-from .libraries import Network, Pixels, library_of, names_in_libraries
+from .libraries import Network, library_of, names_in_libraries
 from .norms import BATCH_NORMS, replace_norms
-from .weights import load_pretrained
+from .pixels import check_pixels_resolved
+from .weights import TooFewTensorsError, load_pretrained
 
 declare(
     "MODEL.FPN_EXT.BOTTOM_UP",
@@ -51,17 +51,7 @@ declare(
     'What the bottom-up\'s batch norms become: "" (they stay), "FrozenBN", "SyncBN", "GN".',
     "FeaturePyramid",
 )
-declare(
-    "MODEL.FPN_EXT.KEEP_PIXELS",
-    False,
-    "False: MODEL.PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT follow a bottom-up of "
-    "torchvision, timm or detectron2/...; True: they stay as written.",
-    "FeaturePyramid",
-)
-
 logger = logging.getLogger(__name__)
-
-PIXEL_KEYS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 
 
 class MeasuredBottomUp(Backbone):
@@ -145,7 +135,7 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, lis
         return bottom_up, [_own_name(name, bottom_up) for name in asked]
 
     library, name = library_of(own.BOTTOM_UP)
-    _check_pixels_resolved(cfg)
+    check_pixels_resolved(cfg)
     channels = input_shape.channels
     try:
         network = library.build(name, channels)
@@ -164,11 +154,6 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, lis
         return body, [found.key for found in maps.values()]
     places = [chosen.index(found.key) for found in maps.values()]
     return MeasuredBottomUp(body, maps, places, network.found.divisor), list(maps)
-
-
-def is_from_library(cfg: CfgNode) -> bool:
-    """Whether a config's pyramid is built on a library network, ``"library/network"``."""
-    return is_pyramid(cfg) and "/" in own_keys(cfg).BOTTOM_UP
 
 
 def check_bottom_up_name(name: str) -> None:
@@ -218,7 +203,11 @@ def _load_and_convert(network: nn.Module, cfg: CfgNode) -> None:
             cfg.MODEL.WEIGHTS,
         )
     elif file:
-        load_pretrained(network, file)
+        try:
+            load_pretrained(network, file)
+        except TooFewTensorsError as error:
+            hint = conversion_hint(file, own.BOTTOM_UP)
+            raise ValueError(f"{error}. {hint}" if hint else str(error)) from error
     if kind:
         count = replace_norms(network, kind)
         if not count:
@@ -290,90 +279,3 @@ def _freeze(body: nn.Module, frozen: set[str]) -> None:
         if isinstance(module, BATCH_NORMS) and f"{path}.weight" in frozen
     )
     logger.info("MODEL.BACKBONE.FREEZE_AT: %d values and %d batch norms frozen", values, norms)
-
-
-def resolve_bottom_up(cfg: CfgNode) -> list[str]:
-    """Set the pixel normalisation that ``MODEL.FPN_EXT.BOTTOM_UP`` was trained with.
-
-    ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD`` still at Detectron2's defaults
-    are set to the network's, in place. Nothing changes for a network in Detectron2's registry,
-    images without exactly 3 channels, or ``MODEL.FPN_EXT.KEEP_PIXELS``.
-
-    Returns:
-        Notes for the log: one line per key set.
-
-    Raises:
-        ValueError: an unknown network, or a value that is neither the default nor the network's.
-    """
-    wanted = _pixels_of(cfg)
-    if wanted is None:
-        return []
-    given, default = _pixels_in(cfg), _pixels_in(get_detectron2_cfg())
-    agrees = (
-        given.format in (default.format, wanted.format),
-        given.mean == default.mean or _agrees(given.mean, given.format, wanted.mean, wanted.format),
-        given.std == default.std or _agrees(given.std, given.format, wanted.std, wanted.format),
-    )
-    both = (_as_written(given), _as_written(wanted))
-    if not all(agrees):
-        raise ValueError(
-            "\n".join(
-                f"{key} is {value}, but {cfg.MODEL.FPN_EXT.BOTTOM_UP} was trained with "
-                f"{own}" + ("" if key == PIXEL_KEYS[0] else f" ({wanted.format})")
-                for key, value, own, fits in zip(PIXEL_KEYS, *both, agrees, strict=True)
-                if not fits
-            )
-            + "\nTake the network's, or keep yours with MODEL.FPN_EXT.KEEP_PIXELS True"
-        )
-    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = both[1]
-    return [
-        f"{key} is {new}, as {cfg.MODEL.FPN_EXT.BOTTOM_UP} was trained with"
-        for key, old, new in zip(PIXEL_KEYS, *both, strict=True)
-        if old != new
-    ]
-
-
-def _check_pixels_resolved(cfg: CfgNode) -> None:
-    wanted, given = _pixels_of(cfg), _pixels_in(cfg)
-    if wanted is None:
-        return
-    if not (
-        given.format == wanted.format
-        and _close(given.mean, wanted.mean)
-        and _close(given.std, wanted.std)
-    ):
-        raise ValueError(
-            f"INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD are {_as_written(given)}, "
-            f"but {cfg.MODEL.FPN_EXT.BOTTOM_UP} was trained with {_as_written(wanted)}: call "
-            "fpn_ext.resolve_bottom_up(cfg) before building the model, or keep yours with "
-            "MODEL.FPN_EXT.KEEP_PIXELS True"
-        )
-
-
-def _pixels_of(cfg: CfgNode) -> Pixels | None:
-    """The network's pixel normalisation; None if images need not follow it."""
-    own = own_keys(cfg)
-    if not is_from_library(cfg) or own.KEEP_PIXELS or len(cfg.MODEL.PIXEL_MEAN) != 3:
-        return None
-    library, name = library_of(own.BOTTOM_UP)
-    return library.pixels(name)
-
-
-def _pixels_in(cfg: CfgNode) -> Pixels:
-    return Pixels(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
-
-
-def _as_written(pixels: Pixels) -> tuple[Any, ...]:
-    """The values of ``PIXEL_KEYS``, as in a config."""
-    return pixels.format, list(pixels.mean), list(pixels.std)
-
-
-def _agrees(given: tuple, given_format: str, wanted: tuple, wanted_format: str) -> bool:
-    """Whether they agree, in the network's channel order or in the given one."""
-    return _close(given, wanted) or (given_format != wanted_format and _close(given, wanted[::-1]))
-
-
-def _close(some: Sequence[float], others: Sequence[float]) -> bool:
-    return len(some) == len(others) and all(
-        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(some, others, strict=True)
-    )

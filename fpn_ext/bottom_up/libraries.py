@@ -108,7 +108,12 @@ def _check_torchvision(name: str) -> None:
 
 
 def _torchvision_pixels(name: str) -> Pixels:
-    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return torchvision_pixels_of(torchvision.models.get_model_weights(name).DEFAULT)
+
+
+def torchvision_pixels_of(weights: Any) -> Pixels:
+    """What one of torchvision's weights, a member of its enumerations, was trained with."""
+    preset = weights.transforms()
     return _scaled(preset.mean, preset.std)
 
 
@@ -198,7 +203,7 @@ def _what_enters(
 # timm
 
 
-def _timm() -> Any:
+def timm_package() -> Any:
     try:
         import timm
     except ImportError:
@@ -209,7 +214,7 @@ def _timm() -> Any:
 
 
 def _check_timm(name: str) -> None:
-    timm = _timm()
+    timm = timm_package()
     architecture, _, tag = name.partition(".")
     _check("timm", architecture, timm.list_models())
     if tag:
@@ -218,13 +223,13 @@ def _check_timm(name: str) -> None:
 
 
 def _timm_pixels(name: str) -> Pixels:
-    published = _timm().get_pretrained_cfg(name)
+    published = timm_package().get_pretrained_cfg(name)
     return _scaled(published.mean, published.std) if published else IMAGENET
 
 
 def _build_timm(name: str, channels: int) -> Network:
     body = _timm_body(name, channels)
-    published = _timm().get_pretrained_cfg(name)
+    published = timm_package().get_pretrained_cfg(name)
     found = dry_run(body, channels, published.input_size[-1] if published else 0)
     # timm identifies a map by its index among all the network has.
     places = [str(i) for i in body.feature_info.out_indices]
@@ -239,7 +244,7 @@ def _timm_body(name: str, channels: int, **options: Any) -> Any:
     # Attention networks accept other image sizes only with one of these options.
     for any_size in ({"strict_img_size": False}, {"dynamic_img_size": True}, {}):
         try:
-            return _timm().create_model(
+            return timm_package().create_model(
                 name, pretrained=False, features_only=True, in_chans=channels, **options, **any_size
             )
         except TypeError:  # not an option of this network

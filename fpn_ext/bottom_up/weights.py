@@ -1,13 +1,13 @@
 """Loads a network's weights by name from a local file, which is refused if too few fit."""
 
 import logging
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..files.tensor_names import names_in_file
 from ..files.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 # Minimum share of a network's tensors in the file.
 LEAST_SHARE = 0.9
 EXAMPLES = 5
+
+
+class TooFewTensorsError(ValueError):
+    """A file that does not have the weights of the network."""
 
 
 def load_pretrained(network: nn.Module, file: str) -> None:
@@ -31,12 +35,13 @@ def load_pretrained(network: nn.Module, file: str) -> None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it cannot be read, or holds fewer than 90 % of the network's tensors (parameters
-            and running statistics) in the same shape.
+        ValueError: it cannot be read.
+        TooFewTensorsError: it holds fewer than 90 % of the network's tensors (parameters and
+            running statistics) in the same shape; nothing was loaded.
     """
     theirs = _read(Path(file))
     ours = {n: t for n, t in network.state_dict().items() if t.is_floating_point()}
-    name_in_file = _names_in_file(ours, theirs)
+    name_in_file = names_in_file(ours, theirs)
     fitting: dict[str, torch.Tensor] = {}
     other_shape = []
     for name, source in name_in_file.items():
@@ -54,7 +59,7 @@ def load_pretrained(network: nn.Module, file: str) -> None:
         + _examples("not used", theirs.keys() - set(name_in_file.values()))
     )
     if share < LEAST_SHARE:
-        raise ValueError(
+        raise TooFewTensorsError(
             f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: only {report}. At least {LEAST_SHARE:.0%} are "
             "needed: name the file of this very network, or leave the key empty to train from "
             "scratch"
@@ -71,42 +76,6 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     except ValueError as error:
         raise ValueError(f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: {error}") from error
     return {name: torch.as_tensor(tensor) for name, tensor in weights.items()}
-
-
-def _names_in_file(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
-    """Our name -> name in the file, for each tensor in both."""
-    theirs = set(theirs)
-    spellings = {name: _spellings(name) for name in ours}
-    prefixes = {
-        name.removesuffix(spelling)
-        for first in list(spellings.values())[:1]
-        for spelling in first
-        for name in theirs
-        if name.endswith(spelling)
-    }
-    best: dict[str, str] = {}
-    for prefix in sorted(prefixes):
-        found = {
-            name: prefix + spelling
-            for name, spelled in spellings.items()
-            for spelling in reversed(spelled)
-            if prefix + spelling in theirs
-        }
-        best = max(best, found, key=len)
-    return best
-
-
-def _spellings(name: str) -> list[str]:
-    """A tensor's name, and timm's name for it in the whole network.
-
-    >>> _spellings("stages_0.blocks.1.weight")
-    ['stages_0.blocks.1.weight', 'stages.0.blocks.1.weight']
-    >>> _spellings("model.blocks.1.weight")
-    ['model.blocks.1.weight', 'blocks.1.weight']
-    """
-    whole = re.sub(r"^(model|body)\.", "", name)
-    whole = re.sub(r"^(\w+)_(\d+)\.", r"\1.\2.", whole)
-    return list(dict.fromkeys((name, whole)))
 
 
 def _with_channels(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -21,8 +21,9 @@ from detectron2.modeling import (
 )
 
 from .._d2_compat import has_compiled_operators
-from ..bottom_up.build import check_bottom_up_name, is_from_library
+from ..bottom_up.build import check_bottom_up_name
 from ..bottom_up.norms import KINDS
+from ..bottom_up.pixels import is_from_library
 from ..evaluation.coco import settings_problems
 from ..keys import own_keys
 from ..modeling.top_blocks import TOP_BLOCK_REGISTRY

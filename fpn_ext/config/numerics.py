@@ -5,13 +5,13 @@ fastest known for this processor and model. ``exact`` sets all of ``EXPERT_KEYS`
 those that pay off, unless set in a file or on the command line.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
-from ..keys import defaults
+from ..keys import defaults, own_keys
 from ..registries.lookup import is_pyramid
 from ..speed.optimize import has_bfloat16_convolutions
 
@@ -114,6 +114,26 @@ def has_avx512() -> bool:
     # On CPUs that PyTorch counts as AVX-512, oneDNN lacks bfloat16 only if ISA-limited.
     capability = torch.backends.cpu.get_cpu_capability()
     return capability.startswith("AVX512") and has_bfloat16_convolutions()
+
+
+def slow_bfloat16(cfg: CfgNode, training: bool) -> Iterator[str]:
+    """What asks for bfloat16 on a CPU that has no convolutions in it, each with its remedy.
+
+    Args:
+        cfg: a checked config, its device and NUMERICS resolved.
+        training: whether SOLVER counts.
+    """
+    if cfg.MODEL.DEVICE != "cpu" or has_bfloat16_convolutions():
+        return
+    slow = (
+        "this CPU has no bfloat16 convolutions (AVX-512 or AVX-NE-CONVERT): results are right, and "
+        "several times slower than in float32;"
+    )
+    if cfg.MODEL.FPN_EXT.INFERENCE_DTYPE == "bfloat16":
+        yield f"MODEL.FPN_EXT.INFERENCE_DTYPE bfloat16: {slow} set it to float32"
+    solver = cfg.SOLVER
+    if training and solver.AMP.ENABLED and own_keys(cfg, "SOLVER").AMP_DTYPE == "bfloat16":
+        yield f"SOLVER.FPN_EXT.AMP_DTYPE bfloat16: {slow} set SOLVER.AMP.ENABLED False"
 
 
 def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:

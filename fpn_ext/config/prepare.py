@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 import torch
 from detectron2.config import CfgNode
 
-from ..bottom_up.build import is_from_library, resolve_bottom_up
+from ..bottom_up.pixels import is_from_library, resolve_bottom_up
+from ..bottom_up.pretrained import how_to_obtain
 from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
 from .load import load_config, written_keys
-from .numerics import resolve_numerics
+from .numerics import resolve_numerics, slow_bfloat16
 from .unread import unread_notes
 
 # What a command needs of MODEL.WEIGHTS: "start": training starts from it, or from random weights;
@@ -95,11 +96,16 @@ def prepare_loaded(
     yield Stage("config", (), problems_error(cfg, problems) if problems else None, problems)
     yield Stage("keys", [Caution(note) for note in unread_notes(cfg, explicitly_set)])
     yield _stage("weights", lambda: check_weights(cfg, weights))
-    yield _stage("pixels", lambda: resolve_bottom_up(cfg))
-    yield _stage("numerics", lambda: [resolve_numerics(cfg, explicitly_set)])
+    yield _stage("pixels", lambda: [*resolve_bottom_up(cfg), _unknown_pixels(cfg)])
+    yield _stage("numerics", lambda: _numerics(cfg, training, explicitly_set))
 
 
-def _stage(subject: str, step: Callable[[], Iterable[str] | None]) -> Stage:
+def _numerics(cfg: CfgNode, training: bool, explicitly_set: Collection[str]) -> list[str]:
+    chosen = resolve_numerics(cfg, explicitly_set)
+    return [chosen, *(Caution(note) for note in slow_bfloat16(cfg, training))]
+
+
+def _stage(subject: str, step: Callable[[], Iterable[str | None] | None]) -> Stage:
     try:
         return Stage(subject, [note for note in step() or () if note])
     except MISTAKES as error:
@@ -115,6 +121,19 @@ def resolve_device(cfg: CfgNode) -> Caution | None:
         wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
         return Caution(f"MODEL.DEVICE is {wanted!r} and no CUDA device is there: using 'cpu'")
     return None
+
+
+def _unknown_pixels(cfg: CfgNode) -> Caution | None:
+    """A warning if the file that may name its own pixels is missing."""
+    own = cfg.MODEL.FPN_EXT
+    file = own.BOTTOM_UP_WEIGHTS
+    if not is_from_library(cfg) or own.KEEP_PIXELS or not file or os.path.isfile(file):
+        return None
+    return Caution(
+        f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS {file} is not there, and with it what it may say of "
+        f"pixels: those of {own.BOTTOM_UP} are taken. A training's OUTPUT_DIR/config.yaml has its "
+        "pixels; use it as --config-file"
+    )
 
 
 def check_weights(cfg: CfgNode, weights: Weights) -> None:
@@ -140,7 +159,10 @@ def check_weights(cfg: CfgNode, weights: Weights) -> None:
     if file and "://" not in file and not os.path.isfile(file):
         raise FileNotFoundError(f"MODEL.WEIGHTS: no file {file}")
     if not file and bottom_up_file and not os.path.isfile(bottom_up_file):
-        raise FileNotFoundError(f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: no file {bottom_up_file}")
+        raise FileNotFoundError(
+            f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: no file {bottom_up_file}. "
+            + how_to_obtain(cfg.MODEL.FPN_EXT.BOTTOM_UP, bottom_up_file)
+        )
     if weights == "start" and not file and not bottom_up_file:
         frozen = []
         if cfg.MODEL.FPN_EXT.FREEZE:

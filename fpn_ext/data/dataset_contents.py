@@ -71,7 +71,10 @@ KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
         "warning",
         "after the test resize the box is narrower than one cell of the finest map",
     ),
-    "colour-depth": ("warning", "more than 8 bits per colour: Detectron2 cuts the values at 255"),
+    "colour-depth": (
+        "warning",
+        "more than 8 bits a channel: INPUT.FPN_EXT.VALUE_RANGE scales them",
+    ),
     "other-box-mode": ("warning", "boxes that are neither XYXY_ABS nor XYWH_ABS are not checked"),
     "image-without-boxes": ("note", "an image without any object (crowd regions do not count)"),
 }

@@ -209,7 +209,7 @@ def read_voc_annotation(file: Path) -> ElementTree.Element:
     """The root element of one annotation file.
 
     External entities are not read and unbounded entity expansion is an error; expat does both
-    (2.4.1 or newer, as bundled with Python 3.10 to 3.12).
+    (2.4.1 or newer, as bundled with Python 3.10 to 3.14).
 
     Raises:
         FileNotFoundError: no such file.

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from .dataset_contents import printable
+from .reading import load_array
 
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
@@ -53,6 +55,8 @@ def look_at(file: str) -> Look:
             return Look("unreadable-image", f"{printable(file)} is not a file")
     except (OSError, ValueError) as error:
         return Look("missing-image", _where(file, error))
+    if file.lower().endswith(".npy"):
+        return _look_at_array(file)
     try:
         with warnings.catch_warnings():  # about broken metadata and large images
             warnings.simplefilter("ignore")
@@ -63,6 +67,15 @@ def look_at(file: str) -> Look:
                 return Look(None, "", stored[::-1] if turned else stored, stored, image.mode)
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error
         return Look("unreadable-image", f"{type(error).__name__}: {str(error)[:200]}")
+
+
+def _look_at_array(file: str) -> Look:
+    try:
+        array = load_array(Path(file))
+    except (OSError, ValueError) as error:
+        return Look("unreadable-image", f"{type(error).__name__}: {str(error)[:200]}")
+    height, width = array.shape[:2]
+    return Look(None, "", (width, height), (width, height), str(array.dtype))
 
 
 def _orientation(image: Image.Image) -> Any:

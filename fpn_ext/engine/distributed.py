@@ -72,7 +72,7 @@ def launch(main: Main, args: argparse.Namespace, device: str) -> None:
             The others are terminated too.
     """
     on_cpu = device == "cpu"
-    place = _place_unless_launching(args)
+    place = place_unless_launching(args)
     _check_options(args, on_cpu, place)
     if place is not None:
         _check_gpu(place, on_cpu)
@@ -184,7 +184,7 @@ def _number(name: str, environment: Mapping[str, str]) -> int:
     return int(environment[name])
 
 
-def _place_unless_launching(args: argparse.Namespace) -> Place | None:
+def place_unless_launching(args: argparse.Namespace) -> Place | None:
     """None if srun's tasks, one per machine, start that machine's processes themselves."""
     if args.num_machines > 1 and not any(name in os.environ for name in RANK_VARIABLES):
         return None

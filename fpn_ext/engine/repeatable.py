@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.mapper import PictureMapper
+from ..data.summary import DataSummary, summary_of
 from ..keys import declare
+from .testing import changed
 
 declare(
     "SOLVER.FPN_EXT.DETERMINISTIC",
@@ -57,12 +59,13 @@ class RepeatableTrainLoader:
 
     Args:
         cfg: a Detectron2 config; ``SEED`` (negative: random) is the seed.
-        mapper: from a record to the model's input; Detectron2's DatasetMapper by default.
+        mapper: from a record to the model's input; PictureMapper by default.
         records: Detectron2 records, if not those of ``DATASETS.TRAIN``.
 
     Attributes:
         seed (int): of data order and augmentation; may be set before iterating.
         first_batch (int): where iteration starts; may be set before iterating.
+        summary (DataSummary): of the records.
 
     Raises:
         ValueError: grouping is enabled and a record has no ``width`` or ``height``; or the batch
@@ -84,21 +87,18 @@ class RepeatableTrainLoader:
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.first_batch = 0
-        self.mapper = DatasetMapper(cfg, True) if mapper is None else mapper
-        with _random_numbers_of(self.seed, _ORDER):
-            parts = _train_loader_from_config(cfg, self.mapper, dataset=records)
-        self.sampler, self._sampler_seed = parts["sampler"], self.seed
+        self.mapper = PictureMapper(cfg, True) if mapper is None else mapper
+        parts = self._parts(records)
         self.batch_size = parts["total_batch_size"] // world_size
         self.groups = _groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
+        self.summary: DataSummary = summary_of(parts["dataset"])
         # Serialized; the list, gigabytes for COCO, is freed.
         self.records = DatasetFromList(parts["dataset"], copy=False)
 
     def __iter__(self) -> Iterator[list[Any]]:
         # A generator: Detectron2 v0.6 creates the iterator before the start position is known.
         if self.seed != self._sampler_seed:
-            with _random_numbers_of(self.seed, _ORDER):
-                parts = _train_loader_from_config(self.cfg, self.mapper, dataset=self.records)
-            self.sampler, self._sampler_seed = parts["sampler"], self.seed
+            self._parts(self.records)
         batches = itertools.islice(
             batches_of(self.sampler, self.groups, self.batch_size), self.first_batch, None
         )
@@ -114,6 +114,17 @@ class RepeatableTrainLoader:
         )
         while True:
             yield list(itertools.islice(images, self.batch_size))
+
+    def _parts(self, records: Any) -> dict[str, Any]:
+        """What Detectron2 makes a loader of; the sampler in it becomes this loader's."""
+        with _random_numbers_of(self.seed, _ORDER):
+            of_order = comm.shared_random_seed()
+        # v0.6's samplers draw that number; main's are given SEED, and take -1 for a number.
+        cfg = changed(self.cfg, "SEED", of_order)
+        with _random_numbers_of(self.seed, _ORDER):
+            parts: dict[str, Any] = _train_loader_from_config(cfg, self.mapper, dataset=records)
+        self.sampler, self._sampler_seed = parts["sampler"], self.seed
+        return parts
 
 
 def batches_of(

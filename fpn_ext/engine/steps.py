@@ -7,6 +7,7 @@ use Detectron2's SimpleTrainer.
 import contextlib
 import logging
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer, create_ddp_model
+from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
@@ -66,13 +68,36 @@ def build_step(
     return MicroBatchTrainer(model, data_loader, optimizer, batches, dtype)
 
 
+class AfterBackward(HookBase):
+    """Passes the inner step's ``after_backward`` on to the hooks of the outer trainer.
+
+    Registered with the step. Detectron2's DefaultTrainer, made of the same two parts, does not do
+    so. On v0.6 a SimpleTrainer never calls ``after_backward``; a MicroBatchTrainer does.
+
+    Args:
+        trainer: whose hooks are told, each that has an ``after_backward``.
+    """
+
+    def __init__(self, trainer: TrainerBase):
+        self._of_all = weakref.proxy(trainer)
+
+    def after_backward(self) -> None:
+        _tell_after_backward(self._of_all._hooks)
+
+
+def _tell_after_backward(hooks: Iterable[HookBase]) -> None:
+    for hook in hooks:
+        if hasattr(hook, "after_backward"):
+            hook.after_backward()
+
+
 class MicroBatchTrainer(SimpleTrainer):
     """Detectron2's SimpleTrainer and AMPTrainer, on any device, with gradient accumulation.
 
     A step runs, for each of ``batches`` batches, the forward pass under autocast and the backward
-    pass of the losses divided by ``batches``; then the optimizer step. So gradients and logged
-    losses are means over the batches. Under DistributedDataParallel, gradients are synchronized
-    once, in the last backward pass.
+    pass of the losses divided by ``batches``; then the hooks' ``after_backward``, if they have one,
+    and the optimizer step. So gradients and logged losses are means over the batches. Under
+    DistributedDataParallel, gradients are synchronized once, in the last backward pass.
 
     Only float16 needs loss scaling: if the scaled gradients are infinite or NaN, PyTorch's
     GradScaler skips the step and halves the scale. This is not an error; it is logged, and counted
@@ -123,12 +148,20 @@ class MicroBatchTrainer(SimpleTrainer):
                 losses = self._backward(batch)
             for name, loss in losses.items():
                 means[name] += loss.detach() / self.batches  # type: ignore[assignment]
+        self.after_backward()
         self._write_metrics(means, data_time)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.is_enabled():
             self._note_scale(scale)
+
+    def after_backward(self) -> None:
+        """Between the last backward pass of a step and the optimizer: the hooks that ask for it.
+
+        Detectron2 main's trainers call their hooks' ``after_backward`` there; v0.6 knows none.
+        """
+        _tell_after_backward(self._hooks)
 
     def _exchange(self, last: bool) -> AbstractContextManager[Any]:
         if last or not isinstance(self.model, DistributedDataParallel):

@@ -31,16 +31,19 @@ from ..evaluation.evaluators import build_evaluator
 from ..files.checkpoint import SafeCheckpointer
 from ..keys import own_keys
 from ..proposals.loader import build_test_loader, build_validation_loader, training_data
+from ..registries.lookup import is_pyramid
 from ..speed.folded_norms import fold_frozen_norms
 from ..speed.winograd_training import train_with_winograd
 from . import resuming, testing
 from .best import StopTraining, build_best_checkpoint, stoppable
 from .ema import AveragedWeights
 from .nonfinite import NonFiniteGuard
+from .progress import ProgressWriter
 from .repeatable import RepeatableTrainLoader, seeded_iterations
 from .schedule import scale_schedule
-from .steps import build_step, in_all_processes
+from .steps import AfterBackward, build_step, in_all_processes
 from .testing import changed
+from .trained_on import record_in, warn_of_changed_data, write_beside_config
 from .validation_loss import validation_loss
 
 logger = logging.getLogger(__name__)
@@ -74,6 +77,7 @@ class Trainer(TrainerBase):
         scheduler: the learning-rate scheduler.
         checkpointer (SafeCheckpointer): of model, optimizer, hooks and trainer state.
         averaged (AveragedWeights or None): with ``SOLVER.FPN_EXT.EMA_DECAY``.
+        trained_on (TrainedOn): what is in every checkpoint.
         best (BestCheckpoint or None): with ``TEST.FPN_EXT.BEST_METRIC``.
         last_results (dict or None): the latest results of ``test``.
         iter, start_iter, max_iter (int): as in Detectron2: the current iteration, the first of
@@ -91,14 +95,15 @@ class Trainer(TrainerBase):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         self.step = build_step(cfg, in_all_processes(model), data_loader, optimizer)
+        self.step.register_hooks([AfterBackward(self)])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.max_iter = cfg.SOLVER.MAX_ITER
 
         self.checkpointer = SafeCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        self.trained_on = record_in(self.checkpointer, cfg, data_loader)
         self._restored: dict[str, Any] = {}
-
         self.last_results: dict[str, Any] | None = None
         self._validation_loaders = [
             build_validation_loader(cfg, name)
@@ -106,10 +111,9 @@ class Trainer(TrainerBase):
         ]
         self.best = build_best_checkpoint(cfg, self.evaluate, self._export_best)
         self.averaged: AveragedWeights | None = None
-        if own_keys(cfg, "SOLVER").EMA_DECAY > 0:
-            self.averaged = AveragedWeights(
-                self.model, own_keys(cfg, "SOLVER").EMA_DECAY, self.checkpointer
-            )
+        decay = own_keys(cfg, "SOLVER").EMA_DECAY
+        if decay > 0:
+            self.averaged = AveragedWeights(self.model, decay, self.checkpointer)
 
         self.register_hooks(self.build_hooks())
         if cfg.TEST.AUG.ENABLED:
@@ -188,7 +192,7 @@ class Trainer(TrainerBase):
         cfg, main_process = self.cfg, comm.is_main_process()
         around = [
             seeded_iterations(self.data_loader, own_keys(cfg, "SOLVER").ACCUMULATE),
-            hooks.IterationTimer(),
+            hooks.IterationTimer(warmup_iter=1),  # the first line of progress has a time
             hooks.LRScheduler(),
             self._precise_bn(),
             self.averaged,  # before the checkpoint that holds it
@@ -197,7 +201,7 @@ class Trainer(TrainerBase):
             else None,
             # After the checkpoint: a failing evaluation loses nothing.
             self.best or hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
-            hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
+            ProgressWriter(self.build_writers()) if main_process else None,
             NonFiniteGuard(cfg),  # last: it raises
         ]
         return [hook for hook in around if hook is not None]
@@ -228,8 +232,9 @@ class Trainer(TrainerBase):
         """
         weights = self.cfg.MODEL.WEIGHTS
         configured = list(self.scheduler.base_lrs)
-        self.checkpointer.resume_or_load(weights, resume=resume)
+        checkpoint = self.checkpointer.resume_or_load(weights, resume=resume)
         if not (resume and self.checkpointer.has_checkpoint()):
+            weights = weights or (is_pyramid(self.cfg) and own_keys(self.cfg).BOTTOM_UP_WEIGHTS)
             self._say(f"Begun with the weights of {weights}" if weights else "Begun from scratch")
             return
         file = self.checkpointer.file
@@ -245,6 +250,7 @@ class Trainer(TrainerBase):
         resuming.warn_of_changes(
             file, self._restored, self.cfg, self.scheduler.base_lrs, configured
         )
+        warn_of_changed_data(file, checkpoint, self.trained_on)
         self._say(f"Resumed {file}: weights, optimizer, learning rate, order of images")
 
     def extend(self) -> None:
@@ -318,6 +324,7 @@ class Trainer(TrainerBase):
 
     def before_train(self) -> None:
         super().before_train()
+        write_beside_config(self.trained_on, self.cfg.OUTPUT_DIR)
         self._stop_if_exhausted(self.start_iter)
 
     def after_step(self) -> None:

@@ -56,7 +56,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
         return ProposalRecallEvaluator(dataset_name, output_dir)
     if evaluator_type == "coco":
         evaluator = DetectionCOCOEvaluator(
-            dataset_name, output_dir, settings_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS
+            dataset_name,
+            output_dir=output_dir,
+            settings=settings_of(cfg),
+            sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
     else:
         evaluator = VOCEvaluator(dataset_name)

@@ -3,17 +3,19 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ..unwrap import unwrapped
 from .atomic import replacing
+from .tensor_names import names_in_file
 from .weight_files import DamagedFileError, local_file, read_weights
 
 
@@ -29,11 +31,16 @@ class SafeCheckpointer(DetectionCheckpointer):
         file (str): the file loaded last.
         matched (str): how many tensors of the model it matched, by part of the model.
         other_shapes (tuple of str): tensors not loaded because their shapes differ.
+        in_every_file (dict): what is written beside the model into every file: plain values.
     """
 
     file = ""
     matched = ""
     other_shapes: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.in_every_file: dict[str, Any] = {}
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As Detectron2's, for a path or URL (:func:`fpn_ext.files.weight_files.local_file`).
@@ -41,7 +48,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: the file is damaged, requests code, or matches no tensor of the model.
         """
-        return super().load(local_file(path) if path else path, *args, **kwargs)
+        # Past Detectron2's own load. What it does is for a model in DistributedDataParallel, and no
+        # checkpointer holds that wrapper; main's cuts a name at its "?", and after a file that
+        # could not be read fails on every other.
+        return Checkpointer.load(self, local_file(path) if path else path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         self.file = filename
@@ -59,12 +69,21 @@ class SafeCheckpointer(DetectionCheckpointer):
         if needed and missing.issuperset(needed):
             raise ValueError(
                 f"{self.file} fits no tensor of the model: it has {given[:3]} (of {len(given)}), "
-                f"the model {needed[:3]} (of {len(needed)}). Check MODEL.WEIGHTS, and that the "
-                "config builds the model the file was made with"
+                f"the model {needed[:3]} (of {len(needed)}). "
+                + (
+                    _bottom_ups(given, needed)
+                    or "Check MODEL.WEIGHTS, and that the config builds the model the file was "
+                    "made with; weights of a classification network go under "
+                    "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS"
+                )
             )
         say = self.logger.warning if missing else self.logger.info
         self.matched = matched_share(needed, missing)
         say("Weights of %s: %s", self.file, self.matched)
+        in_vain = [name for name in missing if name.startswith(BOTTOM_UP)]
+        hint = _bottom_ups(given, in_vain) if in_vain else ""
+        if hint:
+            self.logger.warning(hint)
         return incompatible
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -76,7 +95,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, **kwargs}
+        data = {"model": self.model.state_dict(), **states, **self.in_every_file, **kwargs}
         self._save(name, data)
         self.tag_last_checkpoint(f"{name}.pth")
 
@@ -92,7 +111,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             OSError: as :meth:`save`.
         """
         if self.save_dir and self.save_to_disk:
-            self._save(name, {"model": unwrapped(model).state_dict(), **kwargs})
+            weights = {"model": unwrapped(model).state_dict()}
+            self._save(name, {**weights, **self.in_every_file, **kwargs})
 
     def _save(self, name: str, data: dict[str, Any]) -> None:
         file = Path(self.save_dir, f"{name}.pth")
@@ -189,6 +209,27 @@ class CompleteCheckpointer(SafeCheckpointer):
         return incompatible
 
 
+def described(file: str, checkpoint: Mapping[str, Any]) -> str:
+    """A checkpoint and how far its training was, in words.
+
+    Args:
+        checkpoint: what the file holds.
+
+    >>> described("model_0000199.pth", {"iteration": 199})
+    'model_0000199.pth, after 200 iterations'
+    >>> best = {"metric": "bbox/AP", "score": 52.128, "iteration": 400}
+    >>> described("model_best.pth", {"best": best})
+    'model_best.pth, the best bbox/AP, 52.13, after 400 iterations'
+    """
+    iteration, best = checkpoint.get("iteration"), checkpoint.get("best")
+    if isinstance(best, Mapping) and {"metric", "score", "iteration"} <= best.keys():
+        return (
+            f"{file}, the best {best['metric']}, {best['score']:.4g}, "
+            f"after {best['iteration']} iterations"
+        )
+    return f"{file}, after {iteration + 1} iterations" if isinstance(iteration, int) else file
+
+
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
     """The checkpoints of a folder to resume from, most recent first."""
     numbers = {f: _number(f.name) for f in Path(folder).glob("*.pth")}
@@ -236,6 +277,18 @@ def matched_share(needed: list[str], missing: set[str]) -> str:
     return f"{', '.join(parts)} tensors matched{rest}"
 
 
+def _bottom_ups(given: list[str], needed: list[str]) -> str:
+    """What to do if a file has most of the bottom-up's tensors, under the bottom-up's own names."""
+    names = [name.removeprefix(BOTTOM_UP) for name in needed if name.startswith(BOTTOM_UP)]
+    if not names or len(names_in_file(names, given)) < 0.5 * len(names):
+        return ""
+    return (
+        "Its tensors are those of the network under the pyramid: name the file in "
+        "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS, and leave MODEL.WEIGHTS empty"
+    )
+
+
+BOTTOM_UP = "backbone.bottom_up."
 _PARTS = ("backbone", "pyramid", "heads")
 
 

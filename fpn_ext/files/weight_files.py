@@ -18,6 +18,7 @@ import torch
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import get_cache_dir
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .safe_pickle import load_pickle
@@ -61,7 +62,7 @@ def local_file(address: str) -> str:
     try:
         file = PathManager.get_local_path(url)
     except (OSError, HTTPException) as error:
-        cached = Path(get_cache_dir(), urlparse(url).path.lstrip("/"))
+        cached = cached_file(address)
         raise ConnectionError(
             f"could not download {url} ({type(error).__name__}: {error}). Download it where there "
             f"is access to it, copy it here and name the copy instead of {address}, or put it at "
@@ -75,6 +76,15 @@ def local_file(address: str) -> str:
             f"with {found[: len(expected[1])]}. Delete it and try again, or ask who offers it"
         )
     return file
+
+
+def cached_file(address: str) -> Path:
+    """Where :func:`local_file` keeps what it downloads from an address, whether it is there or not.
+
+    Raises:
+        FileNotFoundError: no such entry in Detectron2's catalogue.
+    """
+    return Path(get_cache_dir(), urlparse(_url(address)).path.lstrip("/"))
 
 
 def _url(address: str) -> str:
@@ -181,6 +191,24 @@ def _read_torch(file: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+
+
+def metadata_of(file: str) -> dict[str, str]:
+    """The text beside the tensors of a ``.safetensors``; empty for a file of another format.
+
+    Raises:
+        DamagedFileError: it is cut short, or of another format than its name says.
+    """
+    if not file.endswith(".safetensors"):
+        return {}
+    try:
+        handle: Any = safe_open(file, framework="pt")
+        with handle:
+            return dict(handle.metadata() or {})
+    except OSError:
+        raise
+    except Exception as error:  # safetensors' own, which derives from Exception alone
+        raise DamagedFileError(f"{file} is damaged ({_first_line(error)})") from error
 
 
 def _read_safetensors(file: str) -> dict[str, torch.Tensor]:

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
+from ..data.reading import from_rgb
 from ..files.atomic import replacing
 from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import draw_detections
 from ..speed.optimize import model_for_inference
-from .pictures import build_predictor, class_names, detections_of
+from .predictor import build_predictor, detections_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def predict_video(
     has been processed.
 
     Args:
-        cfg: from :func:`fpn_ext.inference.pictures.load_inference_config`.
+        cfg: from :func:`fpn_ext.inference.predictor.load_inference_config`.
         source: a video file, or a camera index from 0.
         output: the video to write, .mp4, .mkv or .avi; OpenCV drops the last row or column of odd
             sizes. Written atomically.
@@ -101,14 +102,15 @@ def predict_video(
         # The JSON lines are closed first, so that they survive a failure to finish the video.
         writer = stack.enter_context(_writing(cv2, output, frames.fps)) if output else None
         lines = stack.enter_context(replacing(json_lines)) if json_lines else None
-        categories = class_names(cfg)
         predictor = build_predictor(cfg)
+        categories = predictor.classes
         predictor.model = model_for_inference(cfg, predictor.model)
         summary = Summary()
         began = time.perf_counter()
         try:
             for seconds, frame in frames:
-                found = detections_of(predictor(frame))  # both use BGR
+                rgb = np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV's are BGR
+                found = detections_of(predictor(from_rgb(rgb, cfg.INPUT.FORMAT)))
                 found = found[found.scores >= min_score]
                 if lines:
                     entry = {"frame": summary.frames, "seconds": round(seconds, 6)}
@@ -118,7 +120,6 @@ def predict_video(
                 summary.detections += len(found)
                 if writer or show:
                     names = list(categories.values())
-                    rgb = np.ascontiguousarray(frame[:, :, ::-1])
                     drawn = draw_detections(rgb, found, names, label_levels=label_levels)
                     drawn_frame = np.ascontiguousarray(np.asarray(drawn)[:, :, ::-1])
                     if writer:

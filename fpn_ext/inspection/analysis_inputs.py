@@ -11,6 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 
 from ..config.prepare import Weights, prepare
+from ..engine.testing import changed
+from ..engine.trained_on import check_test_classes
 from ..engine.trainer import Trainer
 from ..evaluation.recall import ground_truth_of
 from ..files.checkpoint import CompleteCheckpointer
@@ -52,7 +54,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--annotations needs --detections, COCO results of the same images")
     if not args.config_file and not args.annotations:
         raise ValueError(
-            "name what to analyse: --config-file with MODEL.WEIGHTS, or --detections with "
+            "name what to analyse: --run, --config-file with MODEL.WEIGHTS, or --detections with "
             "--annotations"
         )
     if args.annotations and args.dataset:
@@ -135,7 +137,9 @@ def _detect(cfg: CfgNode, dataset: str) -> list[dict[str, Any]]:
         )
     DatasetCatalog.get(dataset)  # COCO-format datasets learn their category ids from their file
     model = Trainer.build_model(cfg)
-    CompleteCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    checkpoint = CompleteCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    tested = changed(cfg, "DATASETS.TEST", (dataset,))
+    check_test_classes(tested, cfg.MODEL.WEIGHTS, checkpoint)
     collected = CollectedDetections(dataset)
     loader = Trainer.build_test_loader(cfg, dataset)
     inference_on_dataset(model_for_inference(cfg, model), loader, collected)

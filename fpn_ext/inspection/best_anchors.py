@@ -173,6 +173,7 @@ class AnchorGrid:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""
+        cfg.MODEL.FPN_EXT.KEEP_PIXELS = True  # they may be those of that file
         if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "ProposalNetwork"):
             raise ValueError(
                 "anchors are those of an RPN (MODEL.META_ARCHITECTURE GeneralizedRCNN or "

@@ -19,10 +19,11 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..config.unread import unread_keys
+from ..data.mapper import PictureMapper
 from ..evaluation.evaluators import build_evaluator
 from ..files.checkpoint import SafeCheckpointer
 from ..files.weight_files import local_file, sha256
-from ..inference.pictures import detections_of
+from ..inference.predictor import detections_of
 from ..reporting.measuring import markdown_table, measure, peak_memory, ratio, ratio_text
 from ..speed.optimize import model_for_inference
 from .agreement import TO_ROUNDING, TO_THE_BIT, Matches, StageByStage, Tolerance, end_to_end_rows
@@ -172,7 +173,10 @@ def _image_pairs(
     sides: dict[str, CfgNode], dataset: str, images: int | None
 ) -> Iterator[dict[str, list[dict]]]:
     """Each image as input for both models, as in Detectron2's evaluation."""
-    loaders = [build_detection_test_loader(cfg, dataset) for cfg in sides.values()]
+    loaders = [
+        build_detection_test_loader(cfg, dataset, mapper=PictureMapper(cfg, False))
+        for cfg in sides.values()
+    ]
     for inputs in itertools.islice(zip(*loaders, strict=True), images):
         yield dict(zip(sides, inputs, strict=True))
 

@@ -12,11 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
-from ..inference.pictures import build_predictor, class_names, detections_of
+from ..data.reading import as_rgb
+from ..inference.predictor import build_predictor, detections_of
 from ..levels import name_of
 from ..reporting.drawing import coloring_field, draw_boxes, draw_detections, draw_legend
 
@@ -37,14 +37,15 @@ def contact_sheet(
     dataset = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)
     names = MetadataCatalog.get(dataset).thing_classes
-    drawn_names = list(class_names(cfg).values())
     predictor = build_predictor(cfg)
+    drawn_names = list(predictor.classes.values())
     pairs = []
     levels: set[int] = set()
     field = None
     for i in np.linspace(0, len(records) - 1, min(num_images, len(records))).astype(int):
         record = records[i]
-        image = read_image(record["file_name"], "RGB")
+        pixels = predictor.read(record["file_name"], record.get("page"))
+        image = as_rgb(pixels, predictor.pixel_format)
         truth = [a for a in record["annotations"] if not a.get("iscrowd")]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
         scale = 320 / max(image.shape[:2])
@@ -55,7 +56,7 @@ def contact_sheet(
             [None] * len(truth),
             scale,
         )
-        detections = detections_of(predictor(image[:, :, ::-1]))  # it takes BGR
+        detections = detections_of(predictor(pixels))
         found = detections[detections.scores >= min_score]
         field = coloring_field(found)
         if field:

@@ -32,21 +32,22 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode, ImageList, Instances
 from PIL import Image, ImageDraw
 from torch import nn
 
+from ..data.reading import as_rgb
 from ..data.training_boxes import ResizedBoxes
 from ..files.atomic import replacing
-from ..inference.pictures import build_predictor, find_pictures, load_inference_config
+from ..inference.pictures import Picture, check_harmless, find_pictures, names_of, pages_of
+from ..inference.predictor import Predictor, build_predictor, load_inference_config
 from ..levels import nearest_level
 from ..names import did_you_mean
 from ..reporting.drawing import LEVEL_COLORS, NO_LEVEL_COLOR, draw_boxes, draw_legend
 from .best_anchors import AnchorGrid, AnchorLevel, levels_of
 
 LONGER_SIDE = 640  # of a drawing, about, if the network input is smaller
+TAGS = ("best_anchors", "cell_anchors", "proposals", "feature_maps")
 GAP, BAND = 6, 28  # pixels between panels, and of the strip with the legend
 MAP_SIDE = 240  # of a feature map's panel
 
@@ -80,8 +81,8 @@ class Inside:
         return dict(zip(self.numbers, self.names, strict=True))
 
 
-def look_inside(predictor: DefaultPredictor, image: np.ndarray) -> Inside:
-    """Run a model on an (H, W, 3) uint8 RGB image and keep its intermediate results.
+def look_inside(predictor: Predictor, image: np.ndarray) -> Inside:
+    """Run a model on an (H, W, C) image, as the model takes it; keep its intermediate results.
 
     Raises:
         ValueError: the model has no RPN.
@@ -99,7 +100,7 @@ def look_inside(predictor: DefaultPredictor, image: np.ndarray) -> Inside:
 
     hook = rpn.register_forward_hook(keep)
     try:
-        predictor(image[:, :, ::-1])  # it takes BGR
+        predictor(image)
     finally:
         hook.remove()
     images, features = seen[0]
@@ -108,7 +109,7 @@ def look_inside(predictor: DefaultPredictor, image: np.ndarray) -> Inside:
     resized = predictor.aug.get_transform(image).apply_image(image)
     assert resized.shape[:2] == (height, width)
     return Inside(
-        image=np.ascontiguousarray(resized),
+        image=as_rgb(resized, predictor.pixel_format),
         names=names,
         maps=[features[name][0].float().cpu() for name in names],
         proposals=proposals_by_level(rpn, images, features),
@@ -266,8 +267,8 @@ def _with_legend(picture: Image.Image, title: str, legend: dict[int, str]) -> Im
 
 def pictures_of_dataset(
     name: str, count: int, ids: Sequence[str] = ()
-) -> Iterable[tuple[Path, np.ndarray]]:
-    """Files of a registered dataset, each with its (R, 4) boxes, XYXY in pixels of the file.
+) -> Iterable[tuple[Picture, np.ndarray]]:
+    """Pictures of a registered dataset, each with its (R, 4) boxes, XYXY in pixels of the file.
 
     Args:
         name: of the dataset.
@@ -294,12 +295,13 @@ def pictures_of_dataset(
     for record in chosen:
         annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd")]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        yield Path(record["file_name"]), np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        picture = Picture(Path(record["file_name"]), record.get("page"))
+        yield picture, np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def draw_all(
     cfg: CfgNode,
-    predictor: DefaultPredictor,
+    predictor: Predictor,
     image: np.ndarray,
     boxes: np.ndarray | None,
     most_proposals: int,
@@ -307,7 +309,7 @@ def draw_all(
     """All drawings for an image, by tag.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, C) in the channels of ``INPUT.FORMAT``.
         boxes: ground truth, (R, 4) XYXY in pixels of ``image``; None if not available.
     """
     inside = look_inside(predictor, image)
@@ -330,20 +332,20 @@ def look(args: argparse.Namespace) -> None:
     """
     if args.num_images < 1 or args.proposals < 1:
         raise ValueError("--num-images and --proposals must be at least 1")
-    cfg = load_inference_config(args.config_file, args.opts)
-    pictures: list[tuple[Path, np.ndarray | None]]
+    cfg = load_inference_config(args.config_file, args.opts, of_run=bool(args.run and args.input))
+    pictures: list[tuple[Picture, np.ndarray | None]]
     if args.input:
-        pictures = [(file, None) for file in find_pictures(args.input)]
+        pictures = [(picture, None) for picture in pages_of(find_pictures(args.input))]
     else:
         dataset = args.dataset or cfg.DATASETS.TEST[0]
         pictures = list(pictures_of_dataset(dataset, args.num_images, args.image_id))
+    names = names_of([picture for picture, _ in pictures])
+    written = [args.output / f"{name}_{tag}.png" for name in names for tag in TAGS]
+    check_harmless([picture.file for picture, _ in pictures], written)
     predictor = build_predictor(cfg)
-    for number, (file, boxes) in enumerate(pictures, start=1):
-        image = read_image(str(file), "RGB")
+    for name, (picture, boxes) in zip(names, pictures, strict=True):
+        image = predictor.read(picture.file, picture.page)
         drawn = draw_all(cfg, predictor, image, boxes, args.proposals)
-        # Inputs may share a name.
-        same = sum(other.stem == file.stem for other, _ in pictures)
-        name = file.stem if same == 1 else f"{file.stem}_{number}"
         _write(drawn, name, args.output, args.tensorboard)
     print(f"wrote the pictures of {len(pictures)} image(s) into {args.output}")
 

@@ -45,7 +45,9 @@ NO_LEVEL = -1
 class PyramidRPN(RPN):
     """Detectron2's RPN with a faster path from scores and deltas to proposals.
 
-    Head, sampling, losses and parameter names are Detectron2's.
+    Head, sampling, losses and parameter names are Detectron2's. Proposals are bit-equal to
+    Detectron2's except for the order of equal scores: v0.6 sorts where this, like main, calls
+    ``topk``, and torch leaves the order of equal numbers undefined in both.
 
     With ``levels``, proposals have a field ``proposal_level``, (R,) int64: the level k of the
     feature map that proposed them. Ground truth that RoI heads add to training proposals has

@@ -28,6 +28,8 @@ from ..config.numerics import unresolved_yaml
 from ..config.prepare import prepare, prepare_loaded
 from ..engine import jobs
 from ..files.atomic import replacing
+from ..files.run_folder import left_by_a_run
+from ..files.trained_on import KEY
 from ..files.weight_files import read_weights
 
 SHARED = "backbone"
@@ -104,7 +106,9 @@ def unify(rpn_file: Path, detector_file: Path, output: Path) -> None:
     Raises:
         ValueError: their backbones differ.
     """
-    rpn, detector = (read_weights(str(file))["model"] for file in (rpn_file, detector_file))
+    rpn, whole = (read_weights(str(file)) for file in (rpn_file, detector_file))
+    rpn, detector = rpn["model"], whole["model"]
+    beside = {KEY: whole[KEY]} if KEY in whole else {}
     shared = [name for name in detector if name.startswith(f"{SHARED}.")]
     different = [n for n in shared if n not in rpn or not torch.equal(rpn[n], detector[n])]
     if different or not shared:
@@ -114,7 +118,7 @@ def unify(rpn_file: Path, detector_file: Path, output: Path) -> None:
         )
     own = {name: tensor for name, tensor in rpn.items() if name.startswith(f"{RPN}.")}
     with replacing(output) as stream:
-        torch.save({"model": {**detector, **own}}, stream)
+        torch.save({"model": {**detector, **own}, **beside}, stream)
 
 
 def check_pair(rpn: CfgNode, detector: CfgNode) -> None:
@@ -171,7 +175,7 @@ def train(
     if not (folder / "model_final.pth").exists():
         arguments = ["train", "--config-file", str(config_file)]
         arguments += ["--num-gpus", str(num_gpus)] if num_gpus else []
-        arguments += ["--resume"] if (folder / "last_checkpoint").exists() else []
+        arguments += ["--resume"] if left_by_a_run(folder) else []
         jobs.run(arguments, folder / "train.log")
     if step.is_rpn:
         datasets = [*detector.DATASETS.TRAIN, *detector.DATASETS.TEST]

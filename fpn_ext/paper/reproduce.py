@@ -28,6 +28,7 @@ from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..data.datasets import register_datasets
 from ..engine import jobs
+from ..files.run_folder import left_by_a_run
 from ..files.shipped import configs
 from ..reporting import provenance
 from ..reporting.json_files import write_json
@@ -230,10 +231,10 @@ class Reproduction:
         if result is None or not (folder / "model_final.pth").exists():
             train = ["train", "--config-file", str(config_file)]
             train += ["--num-gpus", str(self.num_gpus)] if self.num_gpus else []
-            train += ["--resume"] if (folder / "last_checkpoint").exists() else []
+            train += ["--resume"] if left_by_a_run(folder) else []
             # Before training: the checkout may change meanwhile.
             origin = {
-                "continued": "--resume" in train,
+                "continued": (folder / "last_checkpoint").exists(),
                 "commit": provenance.commit(),
                 "hardware": provenance.hardware(cfg.MODEL.DEVICE),
                 "weights": self._weights_digest(),

@@ -12,7 +12,6 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
-    DatasetMapper,
     MapDataset,
     MetadataCatalog,
     build_detection_test_loader,
@@ -23,6 +22,7 @@ from detectron2.structures import BoxMode
 from torch.utils.data import Dataset
 
 from ..data.datasets import check_classes, keep_trainable
+from ..data.mapper import PictureMapper
 from .detectron2_pickle import open_proposals
 from .file import ImageId, ProposalFile, Proposals, first_ids
 
@@ -88,20 +88,20 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
 
 def _test_data(
     cfg: CfgNode, dataset_name: str, is_train: bool
-) -> tuple[list[dict[str, Any]], DatasetMapper]:
+) -> tuple[list[dict[str, Any]], PictureMapper]:
     if cfg.MODEL.LOAD_PROPOSALS:
         file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(dataset_name)]
         proposals = _open_all([dataset_name], [file], "TEST")
         records = _records([dataset_name], proposals)
-        mapper: DatasetMapper = ProposalMapper(cfg, is_train, proposals)
+        mapper: PictureMapper = ProposalMapper(cfg, is_train, proposals)
     else:
         records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-        mapper = DatasetMapper(cfg, is_train)
+        mapper = PictureMapper(cfg, is_train)
     check_classes(cfg, [dataset_name], records)
     return records, mapper
 
 
-def _one_by_one(cfg: CfgNode, records: list[dict[str, Any]], mapper: DatasetMapper) -> Any:
+def _one_by_one(cfg: CfgNode, records: list[dict[str, Any]], mapper: PictureMapper) -> Any:
     images = MappedImages(MapDataset(DatasetFromList(records, copy=False), mapper))
     return build_detection_test_loader(images, mapper=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
@@ -126,8 +126,8 @@ class MappedImages(Dataset):
         return self.data[index]
 
 
-class ProposalMapper(DatasetMapper):
-    """Detectron2's mapper, which first looks up an image's proposals.
+class ProposalMapper(PictureMapper):
+    """A mapper of pictures, which first looks up an image's proposals.
 
     Args:
         cfg, is_train: as in Detectron2; ``DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN`` or ``_TEST``

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.detection_utils import check_image_size, read_image
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.modeling import ProposalNetwork
@@ -24,6 +24,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch.utils.data import SequentialSampler
 
 from ..data.datasets import check_registered, register_datasets
+from ..data.mapper import PictureMapper
 from ..unwrap import unwrapped
 from .detectron2_pickle import summary
 from .file import BoxesAndScores, write_proposals
@@ -70,7 +71,7 @@ def generate_proposals(
     records = _records(dataset_name)
     loader = build_detection_test_loader(
         records,
-        mapper=DatasetMapper(cfg, False),
+        mapper=PictureMapper(cfg, False),
         sampler=SequentialSampler(records),  # all images, even with several processes
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

@@ -35,10 +35,13 @@ def draw_detections(
 ) -> Image.Image:
     """Boxes with class and score, coloured by the levels of :func:`coloring_field`.
 
+    Masks are tinted in the colour of their box; keypoints are dots in it.
+
     Args:
         image: (H, W, 3) uint8 RGB.
         detections: on CPU, with ``pred_boxes`` in pixels of ``image``, ``pred_classes``, ``scores``
-            and, if the model keeps them, ``proposal_level`` and ``pooled_level``.
+            and, if the model has them, ``pred_masks``, ``pred_keypoints``, ``proposal_level`` and
+            ``pooled_level``.
         class_names: by class index.
         scale: size of the drawing relative to ``image``.
         label_levels: put both levels on every box (:func:`level_labels`).
@@ -52,7 +55,30 @@ def draw_detections(
         labels = [f"{label} {levels}".rstrip() for label, levels in zip(labels, own, strict=True)]
     field = coloring_field(detections)
     levels = detections.get(field).tolist() if field else [None] * len(detections)
-    return draw_boxes(image, detections.pred_boxes.tensor.numpy(), labels, levels, scale)
+    if detections.has("pred_masks"):
+        image = _tinted(image, detections.pred_masks.numpy(), levels)
+    boxes = detections.pred_boxes.tensor.numpy()
+    picture = draw_boxes(image, boxes, labels, levels, scale)
+    if detections.has("pred_keypoints"):
+        pen, radius = ImageDraw.Draw(picture), max(1, picture.height // 120)
+        points = detections.pred_keypoints.numpy()[:, :, :2] * scale
+        for of_one, level in zip(points, levels, strict=True):
+            for x, y in of_one.tolist():
+                corners = (x - radius, y - radius, x + radius, y + radius)
+                pen.ellipse(corners, fill=color_of(level), outline="white")
+    return picture
+
+
+def color_of(level: int | None) -> Color:
+    return NO_LEVEL_COLOR if level is None else LEVEL_COLORS.get(level, NO_LEVEL_COLOR)
+
+
+def _tinted(image: np.ndarray, masks: np.ndarray, levels: Sequence[int | None]) -> np.ndarray:
+    """An image, half of it in the colour of the level where an object's mask is."""
+    tinted = image.astype(np.float32)
+    for mask, level in zip(masks.astype(bool), levels, strict=True):
+        tinted[mask] = (tinted[mask] + color_of(level)) / 2
+    return tinted.astype(np.uint8)
 
 
 def coloring_field(detections: Instances) -> str | None:
@@ -100,7 +126,7 @@ def draw_boxes(
     font = ImageFont.load_default(size=max(10, picture.height // 40))
     line_width = max(1, picture.height // 160)
     for box, label, level in zip(boxes * scale, labels, levels, strict=True):
-        color = NO_LEVEL_COLOR if level is None else LEVEL_COLORS.get(level, NO_LEVEL_COLOR)
+        color = color_of(level)
         x0, y0, x1, y1 = (float(v) for v in box)
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line_width)
         if not label:

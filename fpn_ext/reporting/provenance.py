@@ -7,10 +7,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import detectron2
 import torch
 
-from .._d2_compat import has_compiled_operators
+from .. import _d2_compat
 
 PACKAGES = ("torchvision", "numpy", "pycocotools", "fvcore")
 
@@ -50,10 +49,10 @@ def versions() -> dict[str, str]:
     ['python', 'detectron2', 'torch', 'torchvision', 'numpy', 'pycocotools', 'fvcore']
     """
     # Not importlib's: an uncompiled Detectron2 has no metadata.
-    kind = "compiled" if has_compiled_operators() else "uncompiled"
+    kind = "compiled" if _d2_compat.has_compiled_operators() else "uncompiled"
     return {
         "python": platform.python_version(),
-        "detectron2": f"{detectron2.__version__} ({kind})",
+        "detectron2": f"{_d2_compat.version(_d2_compat.detectron2_folder())}, {kind}",
         "torch": torch.__version__,  # with build tag: +cu126, +cpu
         **{package: version(package) for package in PACKAGES},
     }
