@@ -1,6 +1,5 @@
 """fpn-ext analyze, by numbers that can be worked out on paper."""
 
-import argparse
 import io
 import json
 import math
@@ -15,9 +14,10 @@ if not has_hotcoco():
     pytest.skip("hotcoco is not installed", allow_module_level=True)
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from fpn_ext.engine.trainer import Trainer
+from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.inspection.analysis import analyze
 from fpn_ext.inspection.analysis_counts import matches_by_class, renumbered
-from fpn_ext.inspection.analysis_inputs import analysis_of
 from fpn_ext.inspection.analysis_report import figures, html_report
 from tiny import DATASET, options, register
 
@@ -373,34 +373,25 @@ def test_hotcoco_is_asked_for_before_anything_is_read(capsys, monkeypatch):
     assert "not installed: pip install hotcoco" in capsys.readouterr().err
 
 
-def test_a_model_on_a_dataset(tmp_path):
+def test_the_model_of_a_run_folder(tmp_path, capsys):
     """Of random weights: what it detects is counted, the objects are those of the dataset."""
     register(tmp_path / "tiny")
     try:
-        opts = options(tmp_path / "out", "DATASETS.TEST", f"('{DATASET}',)")
+        run = tmp_path / "run"
+        opts = options(run, "DATASETS.TEST", f"('{DATASET}',)")
         opts += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
         cfg = fpn_ext.load_config(CONFIG, opts)
-        from fpn_ext.engine.trainer import Trainer
-        from fpn_ext.files.checkpoint import SafeCheckpointer
-
-        SafeCheckpointer(Trainer.build_model(cfg), str(tmp_path)).save("weights")
-        args = argparse.Namespace(
-            config_file=CONFIG,
-            opts=[*opts, "MODEL.WEIGHTS", str(tmp_path / "weights.pth")],
-            run=None,
-            dataset=None,
-            detections=None,
-            annotations=None,
-            min_score=None,
-            json=None,
-        )
-        report = analysis_of(args)
-        records = DatasetCatalog.get(DATASET)
-        objects = sum(not a["iscrowd"] for r in records for a in r["annotations"])
-        assert report.title == DATASET and report.images == 6
-        assert report.everything.objects == objects > 0
-        assert report.everything.detections > 0
-        assert sum(level.objects for level in report.levels) == objects
+        SafeCheckpointer(Trainer.build_model(cfg), str(run)).save("model_final")
+        (run / "config.yaml").write_text(cfg.dump())
+        result = tmp_path / "result.json"
+        assert main(["analyze", "--run", str(run), "--json", str(result)]) == 0
+        report = json.loads(result.read_text())
+        objects = [a for r in DatasetCatalog.get(DATASET) for a in r["annotations"]]
+        count = sum(not a["iscrowd"] for a in objects)
+        assert report["title"] == DATASET and report["images"] == 6
+        assert report["everything"]["objects"] == count > 0
+        assert report["everything"]["detections"] > 0
+        assert sum(level["objects"] for level in report["levels"]) == count
     finally:
         DatasetCatalog.remove(DATASET)
         MetadataCatalog.remove(DATASET)

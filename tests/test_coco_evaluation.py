@@ -267,6 +267,18 @@ def test_the_log_says_what_counts(annotation_id, hot, caplog):
         assert ("(the id of an annotation is 0)" in caplog.text) == (not hot)
 
 
+@pytest.mark.parametrize("evaluator", ["pycocotools", "auto"])
+def test_some_images_are_scored_as_if_they_were_all(evaluator):
+    """One of two objects is found, that of image 1: AP 51/101, and 1 of image 1 alone."""
+    dataset = two_objects()
+    dataset["images"] = [*IMAGES, {**IMAGES[0], "id": 2}]
+    dataset["annotations"][1]["image_id"] = 2
+    first = found(dataset)[:1]
+    how = CocoSettings(evaluator)
+    assert evaluate_coco(coco(dataset), first, "bbox", how).ap() == pytest.approx(51 / 101)
+    assert evaluate_coco(coco(dataset), first, "bbox", how, [1]).ap() == pytest.approx(1)
+
+
 # The keys.
 
 
