@@ -1,9 +1,9 @@
 """From a YAML file to a config ready for building a model: the one path of every command.
 
 :func:`prepare` takes these steps, in this order: load the file and the overrides; choose the
-device; register datasets; check all that can be checked before building; check weights; set the
-bottom-up's pixel normalisation; apply NUMERICS. The order matters: checks depend on the device,
-pixel normalisation on the weights.
+device; register datasets, and read those of ``--data``; check all that can be checked before
+building; check weights; set the bottom-up's pixel normalisation; apply NUMERICS. The order matters:
+checks depend on the device and the data, pixel normalisation on the weights.
 """
 
 import os
@@ -18,14 +18,17 @@ from ..bottom_up.pretrained import how_to_obtain
 from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
+from .data_keys import resolve_data
 from .load import load_config, written_keys
 from .numerics import resolve_numerics, slow_bfloat16
 from .unread import unread_notes
+from .written import WrittenKeys
 
 # What a command needs of MODEL.WEIGHTS: "start": training starts from it, or from random weights;
 # "optional": may be empty, else must exist; "required": must name a file; "unread": not read.
 Weights = Literal["start", "optional", "required", "unread"]
 MISTAKES = (ValueError, TypeError, OSError)  # errors that a user's mistake raises
+NONE_WRITTEN = WrittenKeys()
 
 
 class Caution(str):
@@ -86,12 +89,13 @@ def prepare(
 
 
 def prepare_loaded(
-    cfg: CfgNode, training: bool, weights: Weights, explicitly_set: Collection[str] = ()
+    cfg: CfgNode, training: bool, weights: Weights, explicitly_set: WrittenKeys = NONE_WRITTEN
 ) -> Iterator[Stage]:
     """The stages of :func:`prepare` after loading, run lazily, in place."""
     note = resolve_device(cfg)
     yield Stage("device", [note] if note else [])
     register_datasets()
+    yield _stage("data", lambda: resolve_data(cfg, training, explicitly_set))
     problems = config_problems(cfg, training)
     yield Stage("config", (), problems_error(cfg, problems) if problems else None, problems)
     yield Stage("keys", [Caution(note) for note in unread_notes(cfg, explicitly_set)])

@@ -15,6 +15,7 @@ from PIL import Image
 from .dataset_contents import printable
 from .reading import load_array
 
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
 
@@ -67,6 +68,25 @@ def look_at(file: str) -> Look:
                 return Look(None, "", stored[::-1] if turned else stored, stored, image.mode)
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error
         return Look("unreadable-image", f"{type(error).__name__}: {str(error)[:200]}")
+
+
+def size_of_picture(file: str | os.PathLike) -> tuple[int, int]:
+    """Width and height as Detectron2 reads an image, turned as its EXIF says; from its header.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no header of an image.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"no file {file}")
+    try:
+        with warnings.catch_warnings():  # about broken metadata and large pictures
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                width, height = image.size
+                return (height, width) if _orientation(image) in TURNED else (width, height)
+    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error
+        raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _look_at_array(file: str) -> Look:

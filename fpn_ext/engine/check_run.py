@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from ..config.level_table import level_table_in_errors
 from ..config.load import load_config, written_keys
 from ..config.prepare import MISTAKES, Caution, Weights, prepare_loaded
+from ..config.written import WrittenKeys
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
 from ..proposals.loader import build_test_loader, training_data
 from ..reporting.findings import Finding, Status
@@ -40,7 +41,7 @@ def examine(
     return findings
 
 
-def _preparation(cfg: CfgNode, eval_only: bool, explicitly_set: set[str]) -> Iterable[Finding]:
+def _preparation(cfg: CfgNode, eval_only: bool, explicitly_set: WrittenKeys) -> Iterable[Finding]:
     weights: Weights = "required" if eval_only else "start"
     for stage in prepare_loaded(cfg, not eval_only, weights, explicitly_set):
         for note in stage.notes:
