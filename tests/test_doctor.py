@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -76,7 +77,7 @@ def test_detectron2_missing_alone(bare_python, tmp_path):
     assert code == 1
     wrong = re.findall(r"^error +(\S+(?: \S+)*)  ", printed, flags=re.M)
     assert wrong == ["Detectron2", "import fpn_ext"]
-    assert "https://github.com/facebookresearch/detectron2.git" in printed
+    assert "detectron2.git" in printed or shutil.which("git") is None  # the remedy needs git
 
 
 def test_only_the_doctor_goes_without_the_package(bare_python):
@@ -104,7 +105,7 @@ def test_the_doctor_needs_the_standard_library_alone():
 def imports(module):
     """The modules that a module of this package imports, and its package.
 
-    At module level, and for a verb, whose file imports its room once it runs, in functions too.
+    At module level; for the verb, which imports its room once it runs, in functions too.
     """
     if module.partition(".")[0] != "fpn_ext":
         return
@@ -113,7 +114,7 @@ def imports(module):
     yield package
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     tree = ast.parse(file.read_text())
-    for node in ast.walk(tree) if package == "fpn_ext.tools" else tree.body:
+    for node in ast.walk(tree) if module == "fpn_ext.tools.doctor" else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

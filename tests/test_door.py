@@ -147,6 +147,7 @@ def arguments(tmp_path):
         "anchors": [],
         "levels": [],
         "look": output,
+        "analyze": [],
         "contact-sheet": output,
         "compare weights": ["--control", DEMO, "--weights", "none.pth"],
         "compare train": ["--control", DEMO, "--seeds", "1", *output],

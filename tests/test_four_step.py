@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fpn_ext import load_config
+from fpn_ext import load_config, prepare
 from detectron2.modeling import build_model
 from fpn_ext.__main__ import main
 from fpn_ext.config.load import written_keys
@@ -82,7 +82,7 @@ def test_the_last_two_become_one_model(output):
 
 
 def test_the_one_model_proposes_what_the_detector_was_trained_on(output, tmp_path):
-    cfg = load_config(str(output / "config.yaml"))
+    cfg = prepare(str(output / "config.yaml")).cfg  # NUMERICS as in step 3
     model = build_model(cfg).eval()
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     name = cfg.DATASETS.TEST[0]

@@ -1,5 +1,6 @@
 """Commit, hardware and versions as stated in reports."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fpn_ext.reporting import provenance
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A git checkout with a stand-in for provenance.py; returns a function that runs git in it."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
 
     def git(*words):
         identity = ["-c", "user.name=n", "-c", "user.email=e"]

@@ -271,6 +271,38 @@ def test_scores_that_are_no_numbers(tmp_path):
     assert best(tmp_path)["iteration"] == 6
 
 
+def test_scores_of_0_before_anything_is_found_are_no_reason_to_stop(tmp_path):
+    class Slow(Scored):
+        scores: ClassVar = {2: 0.0, 4: 0.0, 6: 1.0, 8: 1.0}
+
+    keys = ("TEST.FPN_EXT.BEST_METRIC", "bbox/AP", "TEST.FPN_EXT.EARLY_STOP_PATIENCE", 1)
+    trainer = train(Slow, evaluated(tmp_path, *keys))
+    assert trainer.evaluated == [2, 4, 6, 8] and best(tmp_path)["iteration"] == 6
+    assert trainer.best.num_worse == 1, "counted from iteration 6"
+
+
+def test_a_loss_of_0_is_a_score_to_count_from(tmp_path):
+    class Perfect(Scored):
+        scores: ClassVar = {2: 0.0, 4: 0.0, 6: 1.0, 8: 1.0}
+
+    keys = ("TEST.FPN_EXT.BEST_METRIC", "bbox/AP", "TEST.FPN_EXT.EARLY_STOP_PATIENCE", 1)
+    trainer = train(Perfect, evaluated(tmp_path, *keys, "TEST.FPN_EXT.BEST_MODE", "min"))
+    assert trainer.evaluated == [2, 4]
+
+
+@pytest.mark.parametrize("period", [0, 2, 3])
+@pytest.mark.parametrize("metric", ["", "bbox/AP"])
+def test_the_last_iteration_is_evaluated_once(tmp_path, period, metric):
+    class Counted(Scored):
+        scores: ClassVar = {3: 1.0, **Scored.scores}
+
+    if metric and not period:
+        return  # refused: a best checkpoint needs a period
+    keys = ("TEST.FPN_EXT.BEST_METRIC", metric or "''", "TEST.EVAL_PERIOD", period)
+    trainer = train(Counted, evaluated(tmp_path, *keys))
+    assert trainer.evaluated == {0: [8], 2: [2, 4, 6, 8], 3: [3, 6, 8]}[period]
+
+
 PATIENCE = (
     "TEST.FPN_EXT.BEST_METRIC",
     "bbox/AP",
@@ -284,7 +316,8 @@ PATIENCE = (
 def test_early_stopping_ends_as_training_does(tmp_path, log):
     trainer = train(Scored, evaluated(tmp_path, *PATIENCE))
     assert len(trainer.watch.losses) == 6 == trainer.iter
-    assert trainer.evaluated == [2, 4, 6, 6], "the last one at the end"
+    assert trainer.evaluated == [2, 4, 6], "the last one once"
+    assert trainer.storage.latest()["bbox/AP"] == (10.0, 5), "and it is logged"
     assert (
         "Stopped early after 6 iterations: bbox/AP was no better than 30.0 of iteration 4 in 1 "
         "evaluations (TEST.FPN_EXT.EARLY_STOP_PATIENCE 1)" in log()
@@ -306,6 +339,7 @@ def test_a_kill_before_the_early_stop(tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
     resumed = train(Scored, evaluated(tmp_path, *PATIENCE), resume=True)
     assert resumed.watch.losses == [] and resumed.iter == 6
+    assert resumed.evaluated == [6], "once"
     assert content(tmp_path / "model_final.pth")["/iteration"] == 5
 
 

@@ -24,13 +24,14 @@ from .._d2_compat import has_compiled_operators
 from ..bottom_up.build import check_bottom_up_name
 from ..bottom_up.norms import KINDS
 from ..bottom_up.pixels import is_from_library
+from ..evaluation.coco import settings_problems
 from ..keys import own_keys
 from ..modeling.top_blocks import TOP_BLOCK_REGISTRY
 from ..names import did_you_mean
 from ..registries.lookup import check_norm, has_pyramid_heads, is_pyramid, look_up
 from .check_levels import configured_level_problems
 from .check_training import determinism_problems, recipe_problems, solver_problems
-from .defaults import NAMED_BY_LEVEL, get_cfg, keys_of, leaves, near_keys
+from .defaults import get_cfg, keys_of, leaves, mapping_of, near_keys
 from .level_table import level_table
 
 INFERENCE_DTYPES = ("", "float32", "bfloat16", "float16")
@@ -80,6 +81,7 @@ def config_problems(
         *_resnet_problems(cfg),
         *_inference_problems(cfg),
         *_evaluation_problems(cfg),
+        *settings_problems(cfg),
         *_bottom_up_problems(cfg),
         *determinism_problems(cfg),
         *solver_problems(cfg),
@@ -95,11 +97,7 @@ def _undefined_key_problems(cfg: CfgNode, also_defined: Sequence[str]) -> Iterab
     schema = get_cfg()
     valid = {*keys_of(schema), *also_defined}
     for key, value in leaves(cfg, schema):
-        if (
-            key not in valid
-            and not isinstance(value, CfgNode)
-            and not key.startswith(NAMED_BY_LEVEL)
-        ):
+        if key not in valid and not isinstance(value, CfgNode) and not mapping_of(key):
             yield (
                 f"{key} is set to {value!r}, and nothing defines or reads it; "
                 f"{near_keys(key, valid)}. If it is another project's: "

@@ -7,10 +7,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
-from ..keys import NODES, defaults
+from ..keys import NODES, declared_keys, defaults
 from ..names import did_you_mean
 
-NAMED_BY_LEVEL = "MODEL.FPN_EXT.ANCHOR_SIZES."
 # Old name -> new: training and evaluation keys are no longer under MODEL.
 MOVED = {
     f"MODEL.FPN_EXT.{name}": f"{node}.FPN_EXT.{name}"
@@ -48,6 +47,16 @@ def get_cfg() -> CfgNode:
     cfg = get_detectron2_cfg()
     add_fpn_ext_config(cfg)
     return cfg
+
+
+def mapping_of(key: str) -> str:
+    """The declared key of kind mapping that ``key`` names an entry of; "" if there is none.
+
+    >>> mapping_of("MODEL.FPN_EXT.ANCHOR_SIZES.p2")
+    'MODEL.FPN_EXT.ANCHOR_SIZES'
+    """
+    node = key.rpartition(".")[0]
+    return node if any(k.name == node and k.kind == "mapping" for k in declared_keys()) else ""
 
 
 def near_keys(key: str, valid: Iterable[str]) -> str:

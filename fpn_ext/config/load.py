@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from ..bottom_up.configured_levels import LEVELS
 from ..files.shipped import find_config
-from .defaults import NAMED_BY_LEVEL, flat, get_cfg, keys_of, leaves, near_keys
+from .defaults import flat, get_cfg, keys_of, leaves, mapping_of, near_keys
 from .level_keys import resolve_levels
 from .level_table import level_table_in_errors
 from .written import WrittenKeys
@@ -65,7 +65,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         raise ValueError(
             f"overrides come in pairs KEY VALUE, got {len(opts)} words: {' '.join(opts)}"
         )
-    _declare_levels(cfg, opts[::2])
+    _declare_entries(cfg, opts[::2])
     try:
         cfg.merge_from_list(list(opts))
         _check_no_none(cfg)
@@ -96,12 +96,15 @@ def _check_length(cfg: CfgNode, written: WrittenKeys) -> None:
         )
 
 
-def _declare_levels(cfg: CfgNode, keys: Iterable[str]) -> None:
-    """Add the levels of overrides such as ``MODEL.FPN_EXT.ANCHOR_SIZES.p2`` to ANCHOR_SIZES."""
+def _declare_entries(cfg: CfgNode, keys: Iterable[str]) -> None:
+    """Add the entries of overrides such as ``MODEL.FPN_EXT.ANCHOR_SIZES.p2`` to their mapping."""
     for key in keys:
-        node, _, level = key.rpartition(".")
-        if node == "MODEL.FPN_EXT.ANCHOR_SIZES":
-            cfg.MODEL.FPN_EXT.ANCHOR_SIZES.setdefault(level, [])
+        if mapping := mapping_of(key):
+            parent, _, name = mapping.rpartition(".")
+            node = cfg
+            for part in parent.split("."):
+                node = node[part]
+            node[name].setdefault(key.rpartition(".")[2], [])
 
 
 def _written_in(config_file: str) -> list[set[str]]:
@@ -154,9 +157,9 @@ def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
     if source != "the command line":
         line = _line_of(key, source)
         source += f", line {line}" if line else ""
-    if key not in (valid := set(keys_of(cfg))) and not key.startswith(NAMED_BY_LEVEL):
+    if key not in (valid := set(keys_of(cfg))) and not mapping_of(key):
         return f"{source}: no config key {key!r}; {near_keys(key, valid)}"
-    _declare_levels(cfg, [key])
+    _declare_entries(cfg, [key])
     default = cfg
     for part in key.split("."):
         default = default[part]

@@ -30,7 +30,8 @@ declare(
 declare(
     "TEST.FPN_EXT.EARLY_STOP_PATIENCE",
     0,
-    "Evaluations in a row without a better BEST_METRIC after which training ends; 0 for never.",
+    "Evaluations in a row without a better BEST_METRIC after which training ends; 0 for never. "
+    "Counting starts at the first score above 0 (with BEST_MODE min, at the first score).",
     "training",
 )
 
@@ -51,7 +52,8 @@ class BestCheckpoint(EvalHook):
         metric: its name among the scores, e.g. ``"bbox/AP"``.
         mode: ``"max"`` or ``"min"``: which is better.
         patience: consecutive evaluations without a better score before stopping; 0 for never.
-            Counting starts at the first score; NaN, where nothing was detected, is not a score.
+            Counting starts at the first score; with ``"max"`` at the first one other than 0, which
+            is what a detector scores before it finds anything. NaN is not a score.
 
     Raises:
         ValueError: in the first evaluation, if no score has that name.
@@ -99,6 +101,12 @@ class BestCheckpoint(EvalHook):
         trainer.iter = trainer.storage.iter = iteration
         self._missed = False
 
+    def _do_eval(self) -> None:
+        # An early stop comes after the evaluation of its iteration, and EvalHook evaluates after
+        # training as well.
+        if self._evaluated_at != self._iterations_done():
+            super()._do_eval()
+
     def _evaluate(self) -> dict[str, Any]:
         results = self.evaluate()
         # Only the main process has scores; all need to know whether to stop.
@@ -120,7 +128,7 @@ class BestCheckpoint(EvalHook):
             what = {"metric": self.metric, "score": score, "iteration": self._evaluated_at}
             self.save(best=what)
             return
-        self.num_worse += self.best is not None
+        self.num_worse += self._counting
         logger.info(
             "%s %.5g is no better than %s of iteration %d (%d evaluations without a better one)",
             self.metric,
@@ -129,6 +137,10 @@ class BestCheckpoint(EvalHook):
             self.best_iteration,
             self.num_worse,
         )
+
+    @property
+    def _counting(self) -> bool:
+        return self.best is not None and (self.mode == "min" or self.best != 0)
 
     def _is_better(self, score: float) -> bool:
         if self.best is None or not math.isfinite(score):

@@ -1,5 +1,8 @@
 """Selects the evaluator of a dataset, and extends Detectron2's evaluators."""
 
+import itertools
+import json
+import logging
 import math
 import os
 import tempfile
@@ -22,9 +25,13 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.utils import comm
 
 from ..data.datasets import box_fault, read_voc_annotation, voc_box
+from ..files.atomic import replacing
 from ..keys import own_keys
 from ..reporting.coco_json import levels_of
+from .coco import CocoScores, CocoSettings, evaluate_coco, settings_of
 from .recall import ProposalRecallEvaluator
+
+logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
@@ -35,7 +42,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     inside a two-stage model, in addition to its detections.
 
     Raises:
-        ValueError: the metadata names no evaluator, or one this project does not support.
+        ValueError: the metadata names no evaluator, or one this project does not support; or a key
+            of the evaluation is invalid.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in ("coco", "pascal_voc"):
@@ -47,13 +55,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         return ProposalRecallEvaluator(dataset_name, output_dir)
     if evaluator_type == "coco":
-        # COCO's summary stops at 100 detections per image unless given a higher limit.
-        limit = cfg.TEST.DETECTIONS_PER_IMAGE
         evaluator = DetectionCOCOEvaluator(
             dataset_name,
             output_dir=output_dir,
-            max_dets_per_image=limit if limit > 100 else None,
-            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+            settings=settings_of(cfg),
+            sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
     else:
         evaluator = VOCEvaluator(dataset_name)
@@ -64,11 +70,35 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
 
 
 class DetectionCOCOEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator for detections; proposals are evaluated separately.
+    """Detectron2's COCO evaluator for detections, counted by :func:`evaluate_coco`.
 
+    Proposals are evaluated separately. In addition to Detectron2's scores: ``AP50-<class>`` where
+    there are several classes, and what ``TEST.FPN_EXT.AREA_RANGES`` and ``MAX_DETECTIONS`` ask for.
     With ``MODEL.FPN_EXT.KEEP_LEVELS``, ``coco_instances_results.json`` also has each detection's
     ``proposal_level`` and ``pooled_level``, which COCO tools ignore.
+
+    Args:
+        dataset_name: a registered dataset.
+        output_dir: folder for the detections; None for no files.
+        settings: how detections are counted; as COCO does if None.
+        sigmas: of the keypoints; COCO's if empty.
     """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        settings: CocoSettings | None = None,
+        sigmas: Sequence[float] = (),
+    ):
+        self.settings = settings or CocoSettings()
+        limit = max(self.settings.limits)
+        super().__init__(
+            dataset_name,
+            output_dir=output_dir,
+            max_dets_per_image=None if limit == 100 else limit,
+            kpt_oks_sigmas=sigmas,
+        )
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """As the parent's, less ``proposals``, which the parent would score by its own routine."""
@@ -79,6 +109,72 @@ class DetectionCOCOEvaluator(COCOEvaluator):
             levels = levels_of(output["instances"])
             for detection, its_levels in zip(prediction["instances"], levels, strict=True):
                 detection.update(its_levels)
+
+    def _eval_predictions(
+        self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
+    ) -> None:
+        """As the parent's, counted by :func:`evaluate_coco`."""
+        detections = list(itertools.chain(*(p["instances"] for p in predictions)))
+        self._name_categories(detections)
+        if self._output_dir:
+            with replacing(Path(self._output_dir, "coco_instances_results.json")) as stream:
+                stream.write(json.dumps(detections).encode("ascii"))
+        if not self._do_evaluation:
+            logger.info("the annotation file has no annotations: nothing is scored")
+            return
+        for task in sorted(self._tasks or self._tasks_from_predictions(detections)):
+            if task == "keypoints":
+                self._check_keypoints(detections)
+            scores = (
+                evaluate_coco(
+                    self._coco_api, detections, task, self.settings, img_ids, self._kpt_oks_sigmas
+                )
+                if detections
+                else None
+            )
+            names = self._metadata.get("thing_classes")
+            evaluation = scores and scores.as_coco_eval()
+            self._results[task] = self._derive_coco_results(evaluation, task, class_names=names)
+            if scores:
+                self._results[task] |= self._further_scores(scores, names or [])
+
+    def _name_categories(self, detections: list[dict[str, Any]]) -> None:
+        """Put the dataset's category ids in place of the class indices."""
+        to_index = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if to_index is None:
+            return
+        ids = {index: category_id for category_id, index in to_index.items()}
+        for detection in detections:
+            if detection["category_id"] not in ids:
+                raise ValueError(
+                    f"a detection has class index {detection['category_id']}, and the dataset has "
+                    f"{len(ids)} classes; set the number of classes of the model (for Faster R-CNN "
+                    f"MODEL.ROI_HEADS.NUM_CLASSES) to {len(ids)}"
+                )
+            detection["category_id"] = ids[detection["category_id"]]
+
+    def _check_keypoints(self, detections: list[dict[str, Any]]) -> None:
+        objects = [a for a in self._coco_api.anns.values() if "keypoints" in a]
+        predicted = len(detections[0]["keypoints"]) // 3 if detections else None
+        annotated = len(objects[0]["keypoints"]) // 3 if objects else predicted
+        sigmas = len(self._kpt_oks_sigmas) or 17
+        if detections and not predicted == annotated == sigmas:
+            raise ValueError(
+                f"the model finds {predicted} keypoints of an object, the annotations have "
+                f"{annotated}, and TEST.KEYPOINT_OKS_SIGMAS has {sigmas} (COCO's 17 if empty): "
+                "the three must agree"
+            )
+
+    def _further_scores(self, scores: CocoScores, names: Sequence[str]) -> dict[str, float]:
+        """The scores that Detectron2 does not name, in percent."""
+        further: dict[str, float] = {}
+        if len(names) > 1:
+            further |= {f"AP50-{name}": scores.ap(0.5, category=c) for c, name in enumerate(names)}
+        for size in self.settings.sizes or ():
+            further |= {f"AP{size}": scores.ap(size=size), f"AR{size}": scores.ar(size=size)}
+        if self.settings.ar_by_limit:
+            further |= {f"AR@{limit}": scores.ar(limit) for limit in scores.limits}
+        return {name: 100 * value for name, value in further.items()}
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
