@@ -523,6 +523,16 @@ def test_a_picture_turned_by_exif_has_the_turned_size(tmp_path):
     assert image.instances[0].box == (0, 0, 30, 40)
 
 
+def test_an_array_has_a_size_as_well(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "images" / "a.png").unlink()
+    np.save(tmp_path / "images" / "a.npy", np.zeros((60, 80, 3), np.uint8))
+    assert boxes_of(read(tmp_path)) == OBJECTS
+    (tmp_path / "images" / "a.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 images are missing or cannot be read .*a\.npy"):
+        read(tmp_path)
+
+
 # DeepPCB
 
 

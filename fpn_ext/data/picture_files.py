@@ -15,7 +15,6 @@ from PIL import Image
 from .dataset_contents import printable
 from .reading import load_array
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
 
@@ -80,7 +79,10 @@ def size_of_picture(file: str | os.PathLike) -> tuple[int, int]:
     if not os.path.isfile(file):
         raise FileNotFoundError(f"no file {file}")
     try:
-        with warnings.catch_warnings():  # about broken metadata and large pictures
+        if os.fspath(file).lower().endswith(".npy"):
+            height, width = load_array(Path(file)).shape[:2]
+            return width, height
+        with warnings.catch_warnings():  # about broken metadata and large images
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
                 width, height = image.size

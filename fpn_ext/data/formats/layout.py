@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..data_file import split_named
 from ..dataset import Tally
-from ..picture_files import PICTURE_SUFFIXES
+from ..reading import PICTURE_SUFFIXES
 
 
 class Files:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..data_file import DataFile, Source
 from ..dataset import AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
-from ..picture_files import PICTURE_SUFFIXES, size_of_picture
+from ..picture_files import size_of_picture
+from ..reading import PICTURE_SUFFIXES
 from .layout import Files, by_split, lines_of
 from .pictures import copy_pictures
 
@@ -123,8 +124,7 @@ def _image(
 ) -> AnnotatedImage:
     try:
         width, height = size_of_picture(picture)
-    except (FileNotFoundError, ValueError) as error:
-        tally.fault("images are missing or cannot be read", f"{picture}: {error}")
+    except (FileNotFoundError, ValueError):  # said where all images are looked at
         return AnnotatedImage(picture)
     image = AnnotatedImage(picture, width, height)
     if labels is None:
