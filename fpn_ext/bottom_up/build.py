@@ -22,11 +22,12 @@ from ..keys import declare, own_keys
 from ..levels import LevelError, stride_named
 from ..registries.lookup import look_up
 from .configured_levels import in_features_key
-from .convert_weights import conversion_hint
+from .convert_weights import conversion_hint, tensors_of_package
 from .dry_run import DryRun, FoundMap, parameters_behind
 from .libraries import Network, library_of, names_in_libraries
 from .norms import BATCH_NORMS, replace_norms
 from .pixels import check_pixels_resolved
+from .pretrained import is_package
 from .weights import TooFewTensorsError, load_pretrained
 
 declare(
@@ -40,9 +41,9 @@ declare(
 declare(
     "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS",
     "",
-    "Local file (.pth, .safetensors) with pretrained weights of the bottom-up, read "
-    "unless MODEL.WEIGHTS names those of the whole model. To train from scratch, leave "
-    "both empty.",
+    "Local file (.pth, .safetensors) with pretrained weights of the bottom-up, or a package "
+    "of them that `fpn-ext weights list` shows, read unless MODEL.WEIGHTS names those of the "
+    "whole model. To train from scratch, leave both empty.",
     "FeaturePyramid",
 )
 declare(
@@ -202,6 +203,8 @@ def _load_and_convert(network: nn.Module, cfg: CfgNode) -> None:
             file,
             cfg.MODEL.WEIGHTS,
         )
+    elif is_package(file):
+        load_pretrained(network, file, tensors_of_package(file, own.BOTTOM_UP))
     elif file:
         try:
             load_pretrained(network, file)

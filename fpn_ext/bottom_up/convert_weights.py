@@ -10,6 +10,7 @@ result recognises what is in an image.
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -25,8 +26,10 @@ from ..reporting.json_files import write_json
 from .classify import CLASSIFIERS, classify, whole_network
 from .libraries import Pixels
 from .pixels import pixels_as_metadata, pixels_in_file
-from .pretrained import is_package, package_file, package_named, package_of
+from .pretrained import check_package, is_package, package_file, package_named, package_of
 from .weights import LEAST_SHARE
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("weight", "bias", "running_mean", "running_var")
 
@@ -101,6 +104,31 @@ def convert(source: str, network: str, output: Path, pixels: Pixels | None = Non
     with replacing(output) as stream:
         stream.write(save(tensors, metadata))
     return Conversion(file, network, pairs, metadata)
+
+
+def tensors_of_package(name: str, network: str) -> dict[str, torch.Tensor]:
+    """The weights in an installed package of ``PACKAGES``, under the names of the whole network.
+
+    Args:
+        name: of the package.
+        network: ``MODEL.FPN_EXT.BOTTOM_UP``, which it must have been made for.
+
+    Raises:
+        ValueError: the package is not installed or is for another network; its tensors do not pair
+            with the network's (:func:`pair`).
+    """
+    check_package(name, network)
+    weights = read_tensors(package_file(name))
+    pairs = pair(whole_network(network).state_dict(), weights)
+    logger.info(
+        "%s: all %d tensors paired with those of %s, %d by name, the rest by order, shape and "
+        "kind; fpn-ext weights convert lists the pairs",
+        name,
+        len(pairs),
+        network,
+        sum(p.by == "name" for p in pairs),
+    )
+    return {p.name: weights[p.source] for p in pairs}
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:

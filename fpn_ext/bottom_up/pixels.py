@@ -17,6 +17,7 @@ from ..files.weight_files import metadata_of
 from ..keys import declare, own_keys
 from ..registries.lookup import is_pyramid
 from .libraries import Pixels, library_of
+from .pretrained import is_package, package_named
 
 declare(
     "MODEL.FPN_EXT.KEEP_PIXELS",
@@ -99,9 +100,10 @@ def _pixels_of(cfg: CfgNode) -> tuple[Pixels | None, str]:
     if not is_from_library(cfg) or own.KEEP_PIXELS or len(cfg.MODEL.PIXEL_MEAN) != 3:
         return None, ""
     library, name = library_of(own.BOTTOM_UP)
-    named = pixels_in_file(own.BOTTOM_UP_WEIGHTS)
+    weights = own.BOTTOM_UP_WEIGHTS
+    named = package_named(weights).pixels if is_package(weights) else pixels_in_file(weights)
     if named:
-        return named, f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS {own.BOTTOM_UP_WEIGHTS}"
+        return named, f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS {weights}"
     return library.pixels(name), own.BOTTOM_UP
 
 

@@ -182,6 +182,25 @@ def is_package(name: str) -> bool:
     return _normalized(name) in PACKAGES
 
 
+def check_package(name: str, network: str) -> None:
+    """Raise ValueError unless a known package is installed and made for a network.
+
+    Args:
+        name: of the package.
+        network: ``MODEL.FPN_EXT.BOTTOM_UP``, with or without the tag of its weights.
+    """
+    package = package_named(name)
+    if package.network != network.partition(".")[0]:
+        raise ValueError(
+            f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: {name} has the weights of {package.network}, and "
+            f"MODEL.FPN_EXT.BOTTOM_UP is {network}"
+        )
+    try:
+        package_file(name)
+    except ValueError as error:
+        raise ValueError(f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: {error}") from None
+
+
 def package_for(network: str) -> str:
     """The known package with weights of ``MODEL.FPN_EXT.BOTTOM_UP``; "" if there is none.
 

@@ -1,7 +1,7 @@
 """Loads a network's weights by name from a local file, which is refused if too few fit."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,7 +21,9 @@ class TooFewTensorsError(ValueError):
     """A file that does not have the weights of the network."""
 
 
-def load_pretrained(network: nn.Module, file: str) -> None:
+def load_pretrained(
+    network: nn.Module, file: str, tensors: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Load a network's weights from a file, and log which tensors it has and which it lacks.
 
     Tensors match by name: the network's own, with a prefix common to all of them in the file
@@ -32,6 +34,7 @@ def load_pretrained(network: nn.Module, file: str) -> None:
         network: changed in place.
         file: in any format of :func:`fpn_ext.files.weight_files.read_weights`, which runs no code
             from it.
+        tensors: what the file holds, if it has been read already.
 
     Raises:
         FileNotFoundError: no such file.
@@ -39,7 +42,7 @@ def load_pretrained(network: nn.Module, file: str) -> None:
         TooFewTensorsError: it holds fewer than 90 % of the network's tensors (parameters and
             running statistics) in the same shape; nothing was loaded.
     """
-    theirs = _read(Path(file))
+    theirs = _read(Path(file)) if tensors is None else dict(tensors)
     ours = {n: t for n, t in network.state_dict().items() if t.is_floating_point()}
     name_in_file = names_in_file(ours, theirs)
     fitting: dict[str, torch.Tensor] = {}

@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..bottom_up.pixels import is_from_library, resolve_bottom_up
-from ..bottom_up.pretrained import how_to_obtain
+from ..bottom_up.pretrained import check_package, how_to_obtain, is_package
 from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
@@ -133,6 +133,8 @@ def _unknown_pixels(cfg: CfgNode) -> Caution | None:
     file = own.BOTTOM_UP_WEIGHTS
     if not is_from_library(cfg) or own.KEEP_PIXELS or not file or os.path.isfile(file):
         return None
+    if is_package(file):
+        return None
     return Caution(
         f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS {file} is not there, and with it what it may say of "
         f"pixels: those of {own.BOTTOM_UP} are taken. A training's OUTPUT_DIR/config.yaml has its "
@@ -162,7 +164,9 @@ def check_weights(cfg: CfgNode, weights: Weights) -> None:
     check_address(file)
     if file and "://" not in file and not os.path.isfile(file):
         raise FileNotFoundError(f"MODEL.WEIGHTS: no file {file}")
-    if not file and bottom_up_file and not os.path.isfile(bottom_up_file):
+    if not file and is_package(bottom_up_file):
+        check_package(bottom_up_file, cfg.MODEL.FPN_EXT.BOTTOM_UP)
+    elif not file and bottom_up_file and not os.path.isfile(bottom_up_file):
         raise FileNotFoundError(
             f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: no file {bottom_up_file}. "
             + how_to_obtain(cfg.MODEL.FPN_EXT.BOTTOM_UP, bottom_up_file)
