@@ -26,6 +26,7 @@ from ..bottom_up.norms import KINDS
 from ..keys import own_keys
 from ..modeling.top_blocks import TOP_BLOCK_REGISTRY
 from ..names import did_you_mean
+from ..registries.architectures import class_count, class_count_key
 from ..registries.lookup import check_norm, has_pyramid_heads, is_pyramid, look_up
 from .check_levels import configured_level_problems
 from .check_training import determinism_problems, recipe_problems, solver_problems
@@ -281,9 +282,9 @@ def _bottom_up_problems(cfg: CfgNode) -> Iterable[str]:
 def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     if training and not cfg.DATASETS.TRAIN:
         yield "DATASETS.TRAIN names no dataset to train on"
-    has_classes = (
-        cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and cfg.MODEL.ROI_HEADS.NAME != ""
-    )
+    count_key, count = class_count_key(cfg), class_count(cfg)
+    # Those of another split are found by name (fpn_ext.data.class_names).
+    by_name = _knows_trained_classes(cfg)
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -294,11 +295,22 @@ def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
                 continue
             # Datasets in COCO format may know their classes only once they are read.
             classes = MetadataCatalog.get(name).get("thing_classes")
-            if has_classes and classes and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            if key == "TEST" and by_name:
+                continue
+            if count_key and classes and len(classes) != count:
                 yield (
-                    f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "
-                    f"DATASETS.{key} {name!r} has {len(classes)} classes"
+                    f"{count_key} is {count}, but DATASETS.{key} {name!r} has {len(classes)} "
+                    "classes"
                 )
+
+
+def _knows_trained_classes(cfg: CfgNode) -> bool:
+    count = class_count(cfg)
+    return count > 0 and any(
+        len(MetadataCatalog.get(name).get("thing_classes") or ()) == count
+        for name in cfg.DATASETS.TRAIN
+        if name in DatasetCatalog
+    )
 
 
 def _proposal_problems(cfg: CfgNode, training: bool) -> Iterable[str]:

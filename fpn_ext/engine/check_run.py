@@ -11,8 +11,9 @@ from detectron2.modeling import build_model
 from ..config.level_table import level_table_in_errors
 from ..config.load import load_config, written_keys
 from ..config.prepare import MISTAKES, Caution, Weights, prepare_loaded
+from ..evaluation.rehearsal import rehearse
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
-from ..proposals.loader import build_test_loader, training_data
+from ..proposals.loader import training_data
 from ..reporting.findings import Finding, Status
 from .schedule import learning_rate_note, scale_schedule
 
@@ -34,9 +35,9 @@ def examine(
     findings = list(_preparation(cfg, eval_only, written_keys(config_file, opts)))
     if any(finding.status == "error" for finding in findings):
         return findings
-    findings += [*_model(cfg, eval_only), *_data(cfg, eval_only)]
+    findings += [*_evaluation(cfg), *_model(cfg, eval_only)]
     if not eval_only:
-        findings += _schedule(cfg, world_size)
+        findings += [*_training_data(cfg), *_schedule(cfg, world_size)]
     return findings
 
 
@@ -86,24 +87,29 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
     )
 
 
-def _data(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
-    if not eval_only:
-        try:
-            records = training_data(cfg)["records"]
-            boxes = sum(len(record.get("annotations", ())) for record in records)
-            names = ", ".join(cfg.DATASETS.TRAIN)
-            value = f"{names}: {len(records)} images with {boxes} boxes"
-            per_epoch = len(records) / cfg.SOLVER.IMS_PER_BATCH
-            epochs = cfg.SOLVER.MAX_ITER / per_epoch
-            yield Finding("ok", "training data", f"{value}; {epochs:.1f} epochs")
-        except MISTAKES as error:
-            yield Finding("error", "training data", str(error))
-    for name in cfg.DATASETS.TEST:
-        try:
-            images = len(build_test_loader(cfg, name).dataset)
-            yield Finding("ok", "test data", f"{name}: {images} images")
-        except MISTAKES as error:
-            yield Finding("error", "test data", str(error))
+def _evaluation(cfg: CfgNode) -> Iterable[Finding]:
+    for found in rehearse(cfg):
+        if found.stage != "test data" or not found.error:
+            yield Finding("ok", "test data", f"{found.dataset}: {found.images} images")
+        for note in found.notes:
+            yield Finding("warning", "evaluation", note)
+        if found.error:
+            yield Finding("error", found.stage, found.error)
+        else:
+            yield Finding("ok", "evaluation", f"{found.dataset}: {found.summary}")
+
+
+def _training_data(cfg: CfgNode) -> Iterable[Finding]:
+    try:
+        records = training_data(cfg)["records"]
+        boxes = sum(len(record.get("annotations", ())) for record in records)
+        names = ", ".join(cfg.DATASETS.TRAIN)
+        value = f"{names}: {len(records)} images with {boxes} boxes"
+        per_epoch = len(records) / cfg.SOLVER.IMS_PER_BATCH
+        epochs = cfg.SOLVER.MAX_ITER / per_epoch
+        yield Finding("ok", "training data", f"{value}; {epochs:.1f} epochs")
+    except MISTAKES as error:
+        yield Finding("error", "training data", str(error))
 
 
 def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:

@@ -15,6 +15,7 @@ from ..config.level_table import level_table, level_table_in_errors
 from ..config.load import written_keys
 from ..config.numerics import unresolved_yaml
 from ..config.prepare import Caution, Prepared, Weights, prepare
+from ..evaluation.rehearsal import check_evaluation
 from ..files.checkpoint import CompleteCheckpointer, checkpoints_in
 from ..files.shipped import find_config
 from ..reporting.json_files import write_json
@@ -51,11 +52,14 @@ def start(args: argparse.Namespace) -> None:
     """What ``fpn-ext train`` and ``fpn-ext eval`` do: :func:`main` in every process of the job.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: a user's mistake, before a process is started.
+        FileNotFoundError, TypeError, ValueError: a user's mistake, before a process is started;
+            an evaluation that would fail or score wrong is one.
         RuntimeError: a process failed; says which.
     """
     args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
-    distributed.launch(main, args, prepared(args).cfg.MODEL.DEVICE)
+    cfg = prepared(args).cfg
+    args.evaluation_notes = check_evaluation(cfg)
+    distributed.launch(main, args, cfg.MODEL.DEVICE)
 
 
 def prepared(args: argparse.Namespace) -> Prepared:
@@ -99,6 +103,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logger.info("SOLVER.REFERENCE_WORLD_SIZE: %s", ", ".join(scaled))
     if not args.eval_only:
         notes.append(learning_rate_note(cfg))
+    notes += map(Caution, getattr(args, "evaluation_notes", ()))
     for note in filter(None, notes):
         logger.log(logging.WARNING if isinstance(note, Caution) else logging.INFO, note)
     logger.info("levels:\n%s", level_table(cfg) or "  of no known strides")

@@ -113,6 +113,7 @@ def optimize_for_inference(
             _convert(model, dtype)
         # A convolution whose weight is channels_last makes channels_last maps of any input.
         model.to(memory_format=torch.channels_last)
+        head: Any
         for head in _contiguous_heads(model):
             head.to(memory_format=torch.contiguous_format)
     model.register_forward_pre_hook(_refuse_training)
