@@ -84,6 +84,11 @@ def written_keys(config_file: str, opts: Sequence[str] = ()) -> set[str]:
     return set().union(*_written_in(find_config(config_file)), opts[::2])
 
 
+def written_keys_here(config_file: str, opts: Sequence[str] = ()) -> set[str]:
+    """Those of :func:`written_keys` that the file itself or the overrides give a value to."""
+    return _written_in(find_config(config_file))[-1].union(opts[::2])
+
+
 def _declare_levels(cfg: CfgNode, keys: Iterable[str]) -> None:
     """Give ANCHOR_SIZES the levels of overrides such as ``MODEL.FPN_EXT.ANCHOR_SIZES.p2``."""
     for key in keys:

@@ -17,7 +17,8 @@ from ..bottom_up.build import is_from_library, resolve_bottom_up
 from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
-from .load import load_config, written_keys
+from .idle import idle_notes, slow_notes
+from .load import load_config, written_keys, written_keys_here
 from .numerics import resolve_numerics
 from .unread import unread_notes
 
@@ -77,7 +78,9 @@ def prepare(
     if callable(weights):
         weights = weights(cfg)
     notes: list[str] = []
-    for stage in prepare_loaded(cfg, training, weights, written_keys(config_file, opts)):
+    written = written_keys(config_file, opts)
+    here = written_keys_here(config_file, opts)
+    for stage in prepare_loaded(cfg, training, weights, written, here):
         if stage.error:
             raise stage.error
         notes += stage.notes
@@ -85,15 +88,29 @@ def prepare(
 
 
 def prepare_loaded(
-    cfg: CfgNode, training: bool, weights: Weights, explicitly_set: Collection[str] = ()
+    cfg: CfgNode,
+    training: bool,
+    weights: Weights,
+    explicitly_set: Collection[str] = (),
+    written_here: Collection[str] = (),
 ) -> Iterator[Stage]:
-    """The stages of :func:`prepare` after loading, each taken when it is asked for; in place."""
+    """The stages of :func:`prepare` after loading, each taken when it is asked for; in place.
+
+    Args:
+        explicitly_set: the keys that somebody has written.
+        written_here: those among them that no file has written that others are based on, too.
+    """
     note = resolve_device(cfg)
     yield Stage("device", [note] if note else [])
     register_datasets()
     problems = config_problems(cfg, training)
     yield Stage("config", (), problems_error(cfg, problems) if problems else None, problems)
-    yield Stage("keys", [Caution(note) for note in unread_notes(cfg, explicitly_set)])
+    notes = [
+        *unread_notes(cfg, explicitly_set),
+        *idle_notes(cfg, written_here),
+        *slow_notes(cfg, training),
+    ]
+    yield Stage("keys", [Caution(note) for note in notes])
     yield _stage("weights", lambda: check_weights(cfg, weights))
     yield _stage("pixels", lambda: resolve_bottom_up(cfg))
     yield _stage("numerics", lambda: [resolve_numerics(cfg, explicitly_set)])

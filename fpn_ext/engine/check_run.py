@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from ..config.level_table import level_table_in_errors
-from ..config.load import load_config, written_keys
+from ..config.load import load_config, written_keys, written_keys_here
 from ..config.prepare import MISTAKES, Caution, Weights, prepare_loaded
 from ..evaluation.rehearsal import rehearse
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
@@ -32,7 +32,8 @@ def examine(
         cfg = load_config(config_file, opts)
     except MISTAKES as error:
         return [Finding("error", "config", str(error))]
-    findings = list(_preparation(cfg, eval_only, written_keys(config_file, opts)))
+    written = written_keys(config_file, opts), written_keys_here(config_file, opts)
+    findings = list(_preparation(cfg, eval_only, *written))
     if any(finding.status == "error" for finding in findings):
         return findings
     findings += [*_evaluation(cfg), *_model(cfg, eval_only)]
@@ -41,9 +42,11 @@ def examine(
     return findings
 
 
-def _preparation(cfg: CfgNode, eval_only: bool, explicitly_set: set[str]) -> Iterable[Finding]:
+def _preparation(
+    cfg: CfgNode, eval_only: bool, explicitly_set: set[str], written_here: set[str]
+) -> Iterable[Finding]:
     weights: Weights = "required" if eval_only else "start"
-    for stage in prepare_loaded(cfg, not eval_only, weights, explicitly_set):
+    for stage in prepare_loaded(cfg, not eval_only, weights, explicitly_set, written_here):
         for note in stage.notes:
             status: Status = "warning" if isinstance(note, Caution) else "ok"
             yield Finding(status, stage.subject, note)
@@ -58,8 +61,8 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
     try:
         with level_table_in_errors(cfg):
             model = build_model(cfg)
-    except MISTAKES as error:
-        yield Finding("error", "model", str(error))
+    except Exception as error:  # an AssertionError of Detectron2's, a KeyError of a user's class
+        yield Finding("error", "model", _said(error))
         return
     parameters = sum(p.numel() for p in model.parameters())
     yield Finding("ok", "model", f"{parameters / 1e6:.1f} million parameters")
@@ -71,8 +74,8 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
     checkpointer = CompleteCheckpointer(model) if eval_only else SafeCheckpointer(model)
     try:
         checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    except MISTAKES as error:
-        yield Finding("error", "weights", str(error))
+    except Exception as error:
+        yield Finding("error", "weights", _said(error))
         return
     value = f"{cfg.MODEL.WEIGHTS}: {checkpointer.matched}"
     others = checkpointer.other_shapes
@@ -85,6 +88,10 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
         f"{value}. Of another shape: {'; '.join(others[:3])} (of {len(others)})",
         "right if these are to be trained anew, as for other classes",
     )
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, MISTAKES) else f"{type(error).__name__}: {error}"
 
 
 def _evaluation(cfg: CfgNode) -> Iterable[Finding]:
@@ -108,8 +115,8 @@ def _training_data(cfg: CfgNode) -> Iterable[Finding]:
         per_epoch = len(records) / cfg.SOLVER.IMS_PER_BATCH
         epochs = cfg.SOLVER.MAX_ITER / per_epoch
         yield Finding("ok", "training data", f"{value}; {epochs:.1f} epochs")
-    except MISTAKES as error:
-        yield Finding("error", "training data", str(error))
+    except Exception as error:  # whatever a registered function raises
+        yield Finding("error", "training data", _said(error))
 
 
 def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:
