@@ -57,7 +57,8 @@ CHOICES = {
 }
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
 MASK_FORMATS = ("polygon", "bitmask")
-SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+RANDOM_SUBSET = "RandomSubsetTrainingSampler"
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", RANDOM_SUBSET)
 NOT_OF_PILLOW = {"BGR": 3, "YUV-BT.601": 3}  # formats that Detectron2 makes itself: channels
 
 
@@ -99,7 +100,7 @@ def _pixel_problems(cfg: CfgNode) -> Iterable[str]:
             f"INPUT.FORMAT must be BGR, RGB, L, RGBA, YUV-BT.601 or another mode of Pillow's, got "
             f"{cfg.INPUT.FORMAT!r}"
         )
-    elif channels != len(mean):
+    elif channels != len(mean) == len(std):
         yield (
             f"INPUT.FORMAT {cfg.INPUT.FORMAT} has {channels} channel(s), MODEL.PIXEL_MEAN "
             f"{list(mean)} has {len(mean)}: the two need the same number"
@@ -161,10 +162,15 @@ def _keypoint_problems(cfg: CfgNode) -> Iterable[str]:
 
 def _loading_problems(cfg: CfgNode, values: dict[str, Any]) -> Iterable[str]:
     loader = cfg.DATALOADER
-    known = [name for name in SAMPLERS if hasattr(samplers, name)]
+    known = [
+        name
+        for name in SAMPLERS
+        if hasattr(samplers, name)
+        and (name != RANDOM_SUBSET or "RANDOM_SUBSET_RATIO" in loader)  # v0.6 has not the key
+    ]
     if loader.SAMPLER_TRAIN not in known:
         yield f"DATALOADER.SAMPLER_TRAIN must be one of {known}, got {loader.SAMPLER_TRAIN!r}"
-    if SAMPLERS[2] == loader.SAMPLER_TRAIN and not 0 < loader.RANDOM_SUBSET_RATIO <= 1:
+    elif loader.SAMPLER_TRAIN == RANDOM_SUBSET and not 0 < loader.RANDOM_SUBSET_RATIO <= 1:
         yield (
             "DATALOADER.RANDOM_SUBSET_RATIO must be above 0, up to 1, got "
             f"{loader.RANDOM_SUBSET_RATIO}"

@@ -109,9 +109,10 @@ def _rehearsed(cfg: CfgNode, name: str, records: Records) -> tuple[str, list[str
     if not isinstance(records, list):
         return "a dataset of torch's: not rehearsed", notes
     is_coco = MetadataCatalog.get(name).get("evaluator_type", "coco") == "coco"
+    evaluators = build_evaluators(cfg, name, None)  # what it scores with is checked first
     sample = _sample(cfg, name, records, notes)
     scored = []
-    for evaluator in build_evaluators(cfg, name, None):
+    for evaluator in evaluators:
         notes += getattr(evaluator, "notes", [])
         nothing = sample or records[:1]
         _score(evaluator, nothing, (_detections(cfg, record, []) for record in nothing))

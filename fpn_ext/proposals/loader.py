@@ -101,6 +101,11 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
 def _test_data(
     cfg: CfgNode, dataset_name: str, is_train: bool
 ) -> tuple[list[dict[str, Any]], DatasetMapper]:
+    if not is_train and cfg.MODEL.KEYPOINT_ON:
+        # Detectron2's mapper would look for the keypoints' names in DATASETS.TRAIN, to flip them.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.KEYPOINT_ON = False
     if cfg.MODEL.LOAD_PROPOSALS:
         file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(dataset_name)]
         proposals = _open_all([dataset_name], [file], "TEST")
