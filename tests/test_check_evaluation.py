@@ -16,6 +16,7 @@ from fpn_ext.engine import check_run
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.evaluation.rehearsal import check_evaluation, rehearse
 from fpn_ext.proposals.loader import build_validation_loader, training_data
+from pycocotools.coco import COCO
 
 
 @pytest.fixture
@@ -107,6 +108,15 @@ def test_detectron2_scores_annotation_0_as_missed(data, tmp_path):
         objects = [(c, box) for i, c, box in OBJECTS if i == image]
         theirs.process([{"image_id": image}], [found(objects)])
     assert theirs.evaluate()["bbox"]["AP-cat"] < 60 < ours == pytest.approx(100)
+
+
+def test_a_pycocotools_that_asks_for_info(data, tmp_path, monkeypatch):
+    """As 2.0.9 and 2.0.10 do, which pyproject.toml leaves out."""
+    load = COCO.loadRes
+    asking = lambda self, results: (self.dataset["info"], load(self, results))[1]  # noqa: E731
+    monkeypatch.setattr(COCO, "loadRes", asking)
+    name = data.write("val", changed(lambda content: content.pop("info")))
+    assert not check_evaluation(config(tmp_path, test=[name]))
 
 
 def test_what_is_mended_is_logged_once(data, tmp_path, caplog):
