@@ -288,7 +288,7 @@ def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     if training and not cfg.DATASETS.TRAIN:
         yield "DATASETS.TRAIN names no dataset to train on"
     count_key, count = class_count_key(cfg), class_count(cfg)
-    # Those of another split are found by name (fpn_ext.data.class_names).
+    # Those of another split are found by name (fpn_ext.data.class_numbers).
     by_name = _knows_trained_classes(cfg)
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:

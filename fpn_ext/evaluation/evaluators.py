@@ -22,7 +22,7 @@ from detectron2.evaluation import (
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.utils import comm
 
-from ..data.class_names import trained_classes
+from ..data.class_numbers import trained_classes
 from ..data.datasets import box_fault, read_voc_annotation, voc_box
 from ..keys import own_keys
 from ..registries.architectures import is_architecture
@@ -45,7 +45,7 @@ def build_evaluators(
     Detections are scored as the dataset's metadata asks for (``evaluator_type``; as COCO where it
     says nothing), proposals by their average recall: those of an RPN alone (ProposalNetwork), and
     with ``TEST.FPN_EXT.EVALUATE_PROPOSALS`` those inside a two-stage model, beside its detections.
-    Classes are the model's (:func:`fpn_ext.data.class_names.trained_classes`).
+    Classes are the model's (:func:`fpn_ext.data.class_numbers.trained_classes`).
 
     Args:
         output_dir: folder for what they write; None to write nothing.

@@ -19,7 +19,7 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
-from ..data.class_names import class_names, numbers_in, unknown_class
+from ..data.class_numbers import class_names, numbers_in, unknown_class
 from ..data.coco_file import Faults, check_coco_file, read_coco_json
 from ..data.dataset_contents import four_numbers, number_of, short
 from ..data.loading import Records, check_records, load_records

@@ -19,7 +19,7 @@ from detectron2.data import (
 from detectron2.structures import BoxMode
 from torch.utils.data import Dataset
 
-from ..data.class_names import in_trained_order, trained_classes
+from ..data.class_numbers import in_trained_order, trained_classes
 from ..data.datasets import check_classes, keep_trainable
 from ..data.loading import check_records, check_training_targets, load_records, say_classes
 from .detectron2_pickle import open_proposals
