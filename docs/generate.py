@@ -1,4 +1,4 @@
-"""Write the generated parts of the reference: config keys, and the commands' --help.
+"""Write the generated parts of the documents: config keys, the commands' --help, tables of results.
 
     python docs/generate.py          # rewrite them; `make docs` does
     python docs/generate.py --check  # exit status 1 if one of them is out of date
@@ -127,17 +127,83 @@ def measured() -> str:
     )
 
 
-def generated() -> dict[Path, str]:
-    """Every page with a generated part, as it should be."""
-    texts = {
-        REFERENCE / "keys.md": ("keys", key_tables(declared())),
-        REFERENCE / "commands.md": ("commands", command_help()),
-        PROJECT / "README.md": ("measured", measured()),
+def matrix(results: Path, short: bool = False) -> str:
+    """A table of what the suite was run with: a row for each file of tests/matrix.py.
+
+    Args:
+        results: the folder of the files; without any, nothing is claimed.
+        short: without flags, commit and names, and without runs of a part of the suite.
+    """
+    cells = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
+    cells = [cell for cell in cells if cell["whole"] or not short]
+    if not cells:
+        return "No run of the whole suite is recorded."
+    cells.sort(key=lambda cell: (numbers(cell["python"]), numbers(cell["torch"]), cell["name"]))
+    rows = [short_row(cell) if short else full_row(cell) for cell in cells]
+    return "\n".join(
+        f"| {' | '.join(row)} |" for row in ([*rows[0]], ["---"] * len(rows[0]), *_values(rows))
+    )
+
+
+def _values(rows: list[dict[str, str]]) -> list[list[str]]:
+    return [[cell(value) for value in row.values()] for row in rows]
+
+
+def numbers(version: str) -> list[int]:
+    """[2, 11, 0] of "2.11.0+cu130"."""
+    return [int(number) for number in version.partition("+")[0].split(".") if number.isdigit()]
+
+
+def short_row(run: dict[str, Any]) -> dict[str, str]:
+    """A run of the suite, by the heads of its columns."""
+    failed = run["failed"] + run["errors"]
+    return {
+        "Python": run["python"],
+        "torch": run["torch"].partition("+")[0],
+        "Detectron2": f"{run['detectron2']}, {'compiled' if run['compiled'] else 'uncompiled'}",
+        "vector instructions": run["capability"],
+        "passed": str(run["passed"]),
+        "failed": str(failed),
+        "skipped": str(run["skipped"]),
     }
-    pages = {}
-    for page, (name, text) in texts.items():
+
+
+def full_row(run: dict[str, Any]) -> dict[str, str]:
+    """The same, with where it was run and what failed."""
+    row = short_row(run)
+    if run["detectron2_commit"]:
+        row["Detectron2"] += f", {run['detectron2_commit']}"
+    if run["overrides"]:
+        settings = (f"`{name}={value}`" for name, value in run["overrides"].items())
+        row["vector instructions"] += f" ({', '.join(settings)})"
+    if "detectron2_tests" in run:
+        theirs = run["detectron2_tests"]
+        row["Detectron2"] += (
+            f"; its own tests: {theirs['passed']} passed, {theirs['failed']} failed"
+        )
+    what = [f"`{run['command']}`"] if not run["whole"] else []
+    return {
+        "run": run["name"],
+        **row,
+        "processor": f"{run['processor']} ({' '.join(run['flags'])})",
+        "commit": f"{run['commit']}{' with changes' if run['dirty'] else ''}, {run['date']}",
+        "remarks": "; ".join([*what, *(f"`{name}`" for name in run["failures"])]),
+    }
+
+
+def generated() -> dict[Path, str]:
+    """Every page with generated parts, as it should be."""
+    texts = [
+        (REFERENCE / "keys.md", "keys", key_tables(declared())),
+        (REFERENCE / "commands.md", "commands", command_help()),
+        (PROJECT / "README.md", "measured", measured()),
+        (PROJECT / "README.md", "matrix", matrix(PROJECT / "results/matrix", short=True)),
+        (PROJECT / "docs/start/install.md", "matrix", matrix(PROJECT / "results/matrix")),
+    ]
+    pages: dict[Path, str] = {}
+    for page, name, text in texts:
         begin, end = f"<!-- generated: {name} -->", "<!-- end -->"
-        before, _, rest = page.read_text().partition(begin)
+        before, _, rest = pages.get(page, page.read_text()).partition(begin)
         if end not in rest:
             raise ValueError(f"{page} has no {begin} with an {end} after it")
         pages[page] = f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"

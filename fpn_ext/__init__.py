@@ -1,13 +1,13 @@
 """Feature Pyramid Networks (Lin et al., CVPR 2017) for Detectron2, written from the paper.
 
-``import fpn_ext`` registers, by these names for YAML:
+``import fpn_ext`` registers these names, for use in YAML:
 
 ===========================  ==================================================
 registry                     names
 ===========================  ==================================================
-BACKBONE_REGISTRY            ``FeaturePyramid``; of the paper's ablations
+BACKBONE_REGISTRY            ``FeaturePyramid``; the paper's ablations
                              ``BottomUpPyramid``, ``TopDownPyramid``,
-                             ``FinestLevelPyramid``; of other papers
+                             ``FinestLevelPyramid``; from other papers
                              ``PathAggregationPyramid``, ``BiFPN``,
                              ``BilinearPyramid``,
                              ``LearnedUpsamplingPyramid``,
@@ -19,11 +19,11 @@ ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``,
                              ``UnsharedROIHeads``, ``AllLevelsROIHeads``
 ===========================  ==================================================
 
-Nothing heavy is imported by it: the components are imported when Detectron2's models first are, or
-when one of the names below is asked for (:mod:`fpn_ext.registration`). On an uncompiled Detectron2
-v0.6, which it makes importable, ``import fpn_ext`` stands before ``import detectron2``.
+The import is light: components load when Detectron2's models are first imported, or when a name
+below is first accessed (:mod:`fpn_ext.registration`). With an uncompiled Detectron2 v0.6, which it
+makes importable, ``import fpn_ext`` must precede ``import detectron2``.
 
-What ``__all__`` names is public; anything else may change.
+Names in ``__all__`` are public; anything else may change.
 """
 
 # ruff: noqa: F405

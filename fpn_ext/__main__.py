@@ -1,8 +1,8 @@
 """The command line: ``fpn-ext VERB ...``, the same as ``python -m fpn_ext VERB ...``.
 
-Nothing heavy is imported before a verb has read its arguments, so that ``--help`` and a wrong
-option answer at once. A user's mistake ends as one message and exit status 2, from every verb; a
-bug keeps its traceback.
+Nothing heavy is imported before a verb has parsed its arguments, so ``--help`` and a wrong option
+answer at once. In every verb a user's mistake ends in one message and exit status 2; a bug keeps
+its traceback.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import dis
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from difflib import get_close_matches
 from types import ModuleType, TracebackType
 from typing import NamedTuple
@@ -24,11 +24,11 @@ class Verb(NamedTuple):
     module: str
 
     def load(self) -> ModuleType:
-        """Its file, which imports nothing heavy until it runs."""
+        """Its module, which imports nothing heavy until run."""
         return importlib.import_module(f"fpn_ext.tools.{self.module}")
 
     def parser(self) -> argparse.ArgumentParser:
-        """Of its arguments; the rest of the module's docstring is the epilog of --help."""
+        """Its argument parser; the module's docstring becomes its --help."""
         module = self.load()
         description, _, examples = (module.__doc__ or "").partition("\n\n")
         parser = argparse.ArgumentParser(
@@ -53,6 +53,7 @@ VERBS = {
         ("anchors", "whether the anchors fit the boxes of a dataset, and which would"),
         ("levels", "how many boxes of a dataset are pooled from each pyramid level"),
         ("look", "best anchors, proposals by level and feature maps, drawn"),
+        ("analyze", "what a detector gets right and wrong: classes, errors, levels, as HTML too"),
         ("contact-sheet", "ground truth beside detections in one picture, and training curves"),
         ("compare weights", "two configs with the same weights: every stage, scores, time, memory"),
         ("compare train", "two configs trained from the same seeds"),
@@ -62,6 +63,8 @@ VERBS = {
         ("proposals validate", "check a file of proposals against a dataset"),
         ("proposals stats", "average recall and counts of a file of proposals"),
         ("proposals convert", "convert Detectron2's .pkl to .safetensors, or back"),
+        ("weights list", "pretrained weights that can be had, and whether they are here"),
+        ("weights convert", "convert pretrained weights whose names differ, and prove it"),
         ("reproduce", "train and score all rows of the paper's Tables 1 to 3"),
         ("four-step", "the paper's alternating training: RPN and detector on one backbone"),
         ("pretrain", "train a classifier of generated shapes, for reproduce --scale small"),
@@ -70,7 +73,7 @@ VERBS = {
     )
 }
 
-# What this package raises for a user's mistake, and for a run that failed: one that diverged, say.
+# Raised by this package for a user's mistake, and for a failed run (e.g. one that diverged).
 MISTAKES = (ValueError, TypeError, OSError, ImportError)
 FAILURES = (RuntimeError, FloatingPointError)
 
@@ -86,17 +89,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Args:
-        argv: the verb, its options and overrides; None for those of the command line.
+        argv: the verb, its options and overrides; None for ``sys.argv[1:]``.
 
     Returns:
         The exit status: 0; 1 for a check that found errors, or a failed run; 2 for a user's
         mistake.
     """
+    yield_the_core_while_waiting(os.environ)
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except BrokenPipeError:  # what reads the output has ended, as `head` does
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
-        return 141  # as a shell counts SIGPIPE
+        return 141  # 128 + SIGPIPE, as in shells
+
+
+# What says how OpenMP's threads wait for one another: the standard, GNU's and Intel's.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def yield_the_core_while_waiting(environment: MutableMapping[str, str]) -> None:
+    """Have OpenMP's threads sleep soon where they wait, unless the user has said how they wait.
+
+    By default a thread that is done occupies its core until the others are done as well, which
+    are then not scheduled where another process wants a core. OpenMP reads these variables once,
+    when torch is loaded. docs/evidence/speed.md has what it costs and gains.
+
+    >>> environment = {}
+    >>> yield_the_core_while_waiting(environment)
+    >>> environment
+    {'OMP_WAIT_POLICY': 'PASSIVE', 'GOMP_SPINCOUNT': '1000'}
+    >>> environment = {"KMP_BLOCKTIME": "200"}
+    >>> yield_the_core_while_waiting(environment)
+    >>> environment
+    {'KMP_BLOCKTIME': '200'}
+    """
+    if not any(name in environment for name in WAITING):
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        environment["GOMP_SPINCOUNT"] = "1000"  # GNU's OpenMP: instead of 0, which PASSIVE means
 
 
 def _run(words: list[str]) -> int:
@@ -109,7 +138,7 @@ def _run(words: list[str]) -> int:
     verb = VERBS[name]
     try:
         args = verb.parser().parse_intermixed_args(words[len(name.split()) :])
-    except SystemExit as end:  # argparse has said what is wrong, or printed its help
+    except SystemExit as end:  # argparse has printed the error, or its help
         return end.code if isinstance(end.code, int) else 2
     try:
         return verb.load().run(args) or 0
@@ -125,10 +154,10 @@ def _run(words: list[str]) -> int:
 
 
 def is_users(error: Exception) -> bool:
-    """Whether an error was raised on purpose, to tell the user something; else it is a bug of ours.
+    """Whether an error was raised deliberately, to inform the user; otherwise it is our bug.
 
-    Of the system's errors (no such file, no space left) all are. Any other is if a ``raise``
-    statement of this package raised it, as opposed to what Python, PyTorch or Detectron2 did.
+    Every OSError (no such file, no space left) counts. Any other error does if a ``raise``
+    statement in this package raised it, as opposed to Python, PyTorch or Detectron2.
     """
     if isinstance(error, OSError):
         return True
@@ -148,7 +177,7 @@ def _listing(verbs: dict[str, Verb]) -> str:
 
 
 def _no_such_verb(words: Sequence[str]) -> int:
-    """Say what there is instead; the exit status."""
+    """Print what exists instead; returns the exit status."""
     under = {name: verb for name, verb in VERBS.items() if name.startswith(f"{words[0]} ")}
     if under and (len(words) == 1 or words[1].startswith("-")):
         asked = words[1:2] in (["-h"], ["--help"])

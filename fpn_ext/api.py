@@ -1,9 +1,9 @@
-"""What ``fpn_ext.__all__`` names, and every module that declares a config key."""
+"""The names in ``fpn_ext.__all__``, and every module that declares a config key."""
 
 # ruff: noqa: F401, F403
 
 from .bottom_up import freezing
-from .bottom_up.build import resolve_bottom_up
+from .bottom_up.pixels import resolve_bottom_up
 from .components import *
 from .config.check import check_config
 from .config.defaults import add_fpn_ext_config, get_cfg
@@ -11,6 +11,7 @@ from .config.level_keys import resolve_levels
 from .config.level_table import level_table
 from .config.load import load_config
 from .config.prepare import prepare
+from .data import class_names, reading
 from .engine import best, ema, repeatable, steps, validation_loss
 from .evaluation import recall
 from .modeling.level_rules import assign_levels

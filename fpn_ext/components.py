@@ -1,8 +1,8 @@
 """Every module that registers a component with Detectron2.
 
-Importing this one is what ``import fpn_ext`` comes to: :mod:`fpn_ext.registration` imports it as
-soon as Detectron2's registries are there, which may be half-way through the import of
-``detectron2.engine``; so nothing here needs more of Detectron2 than its models.
+:mod:`fpn_ext.registration` imports this module as soon as Detectron2's registries exist, possibly
+halfway through the import of ``detectron2.engine``; so nothing here may import more of Detectron2
+than its models.
 """
 
 # ruff: noqa: E402, F401
@@ -11,7 +11,7 @@ from . import _d2_compat
 
 _d2_compat.apply()
 
-import detectron2.modeling  # the registries, before anything of ours
+import detectron2.modeling  # the registries, before our components
 
 from .modeling.anchors import PyramidAnchorGenerator
 from .modeling.fpn import FeaturePyramid

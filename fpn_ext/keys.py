@@ -1,8 +1,8 @@
 """Config keys: each is declared once, by the component that reads it.
 
-A component says beside its class what it reads, with default and meaning; ``fpn_ext.get_cfg`` adds
-all of them to Detectron2's config, and the tables of keys in docs/ are made from the same
-declarations.
+Each component declares the keys it reads beside its class, with default and meaning;
+``fpn_ext.get_cfg`` adds them all to Detectron2's config, and the key tables in docs/ are generated
+from them.
 
     declare("MODEL.FPN_EXT.BIFPN_REPEATS", 3, "Layers of weighted fusion.", "BiFPN")
 """
@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
-# The nodes of a config that keys may be declared under.
-NODES = ("MODEL.FPN_EXT", "SOLVER.FPN_EXT", "TEST.FPN_EXT")
+# The config nodes under which keys may be declared.
+NODES = ("MODEL.FPN_EXT", "INPUT.FPN_EXT", "SOLVER.FPN_EXT", "TEST.FPN_EXT")
 
 
 class Key(NamedTuple):
     """One config key.
 
     Attributes:
-        name: in full, e.g. ``"MODEL.FPN_EXT.TOP_BLOCK"``.
-        default: its value where no file sets it; its type is the key's.
-        comment: what it means, in a sentence or two.
-        readers: the registered components that read it, with their subclasses; or what of a
-            command reads it (``"training"``, ``"evaluation"``, ``"inference"``).
+        name: full name, e.g. ``"MODEL.FPN_EXT.TOP_BLOCK"``.
+        default: value if no file sets one; its type is the key's.
+        comment: meaning, in a sentence or two.
+        readers: registered components that read it, as do their subclasses; or the kinds of
+            command that do (``"training"``, ``"evaluation"``, ``"inference"``).
     """
 
     name: str
@@ -34,7 +34,7 @@ class Key(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The type of its values: ``"str"``, ``"int"``, ``"list"``, ``"mapping"``, ..."""
+        """Type of its values: ``"str"``, ``"int"``, ``"list"``, ``"mapping"``, ..."""
         return "mapping" if isinstance(self.default, dict) else type(self.default).__name__
 
 
@@ -45,13 +45,13 @@ def declare(name: str, default: Any, comment: str, *readers: str) -> None:
     """Declare a key, at import.
 
     Args:
-        name: in full, under one of ``NODES``.
-        default: of the type that all its values have; ``{}`` for a mapping of the user's.
-        comment: what it means.
+        name: full name, under one of ``NODES``.
+        default: of the type all its values have; ``{}`` for a user-defined mapping.
+        comment: meaning.
         readers: as in :class:`Key`.
 
     Raises:
-        ValueError: another declaration of the same key, or a key of another node.
+        ValueError: a conflicting declaration of the key, or a key of another node.
     """
     key = Key(name, default, " ".join(comment.split()), readers)
     if name.rpartition(".")[0] not in NODES:
@@ -68,7 +68,7 @@ def declared_keys() -> list[Key]:
 
 
 def defaults(node: str) -> dict[str, Any]:
-    """Copies of the defaults of a node's keys, by the last part of their names."""
+    """Copies of the defaults of a node's keys, by last part of the name."""
     return {
         name.rpartition(".")[2]: copy.deepcopy(key.default)
         for name, key in _declared.items()
@@ -77,9 +77,9 @@ def defaults(node: str) -> dict[str, Any]:
 
 
 def own_keys(cfg: CfgNode, parent: str = "MODEL") -> CfgNode:
-    """The node ``FPN_EXT`` under ``MODEL``, ``SOLVER`` or ``TEST`` of a config, to read from.
+    """The node ``FPN_EXT`` under a parent (``MODEL``, ``SOLVER``, ...) of a config, for reading.
 
-    A config of Detectron2's own ``get_cfg``, in which only names are swapped, has none: it means
+    A config from Detectron2's ``get_cfg``, with only component names changed, has none and gets
     the defaults.
     """
     if "FPN_EXT" in cfg[parent]:

@@ -1,8 +1,8 @@
-"""Level k, stride 2^k and name "p{k}": the one place that knows how they hang together.
+"""Conversions between level k, stride 2^k and name "p{k}", all in one place.
 
-The paper names a feature map after its level k; one step on it is 2^k pixels of the network
+The paper names a feature map after its level k; one cell of it is 2^k pixels of the network
 input (C2..C5 and P2..P6 have strides 4, 8, 16, 32, 64; Lin et al. 2017, Sec. 3). A level whose
-stride t is no power of two is named after the stride, "ps{t}".
+stride t is not a power of two is named after it, "ps{t}".
 """
 
 import itertools
@@ -11,14 +11,14 @@ import re
 from collections.abc import Sequence
 
 # Fields of proposals and detections (MODEL.FPN_EXT.KEEP_LEVELS), (R,) int64 levels k: the one that
-# proposed a box, and the one that its features were pooled from.
+# proposed a box, and the one its features were pooled from.
 LEVEL_FIELDS = ("proposal_level", "pooled_level")
 
 
 class LevelError(ValueError):
-    """Levels of a pyramid, or of what reads it, that do not fit together.
+    """Inconsistent levels, in a pyramid or in the components that read it.
 
-    Whoever has the config adds the table of its levels to the message.
+    Callers that hold the config append its level table to the message.
     """
 
 
@@ -52,14 +52,14 @@ def level_of(stride: float) -> int:
     if not (math.isfinite(stride) and stride >= 1):
         raise ValueError(f"a stride is a number of pixels >= 1, got {stride}")
     level = round(math.log2(stride))
-    # 1/stride travels through YAML and Detectron2 as a float scale, so exact equality is too much.
+    # 1/stride passes through YAML and Detectron2 as a float: exact equality is too strict.
     if not math.isclose(stride, 2**level, rel_tol=1e-6):
         raise ValueError(f"a pyramid level needs a stride that is a power of two, got {stride}")
     return level
 
 
 def nearest_level(stride: float) -> int:
-    """Level k whose stride is nearest to the given one, by ratio; that of 2^k is k.
+    """Level k whose stride is nearest to the given one, by ratio; k for 2^k.
 
     >>> [nearest_level(stride) for stride in (4, 6, 12, 32)]
     [2, 3, 4, 5]
@@ -71,7 +71,7 @@ def nearest_level(stride: float) -> int:
 
 
 def map_name(stride: float, letter: str = "p") -> str:
-    """Name of a map of any stride: of the pyramid (``"p"``) or of the bottom-up (``"c"``).
+    """Name of a feature map of any stride, in the pyramid ("p") or the bottom-up ("c").
 
     >>> map_name(32), map_name(6), map_name(32, "c"), map_name(6, "c")
     ('p5', 'ps6', 'c5', 's6')
@@ -84,9 +84,9 @@ def map_name(stride: float, letter: str = "p") -> str:
 
 
 def stride_named(name: str) -> int | None:
-    """Stride of the map a name stands for; None for a name that says nothing of it.
+    """Stride encoded in a feature map's name; None if it encodes none.
 
-    The bottom-up's maps are ``"c{k}"``, ``"res{k}"`` in a ResNet of Detectron2's, or ``"s{t}"``.
+    The bottom-up's maps are ``"c{k}"``, ``"res{k}"`` in Detectron2's ResNets, or ``"s{t}"``.
 
     >>> [stride_named(name) for name in ("p5", "ps6", "c5", "res5", "s6", "stem", "ps8")]
     [32, 6, 32, 32, 6, None, None]
@@ -101,7 +101,7 @@ def stride_named(name: str) -> int | None:
 
 
 def names_above(name: str, count: int) -> list[str]:
-    """Names of so many coarser levels, each of twice the stride of the one before.
+    """Names of the next ``count`` levels, each with twice the stride of the last.
 
     >>> names_above("p5", 2), names_above("ps24", 1)
     (['p6', 'p7'], ['ps48'])
@@ -112,9 +112,9 @@ def names_above(name: str, count: int) -> list[str]:
 
 
 def check_fine_to_coarse(strides: Sequence[float]) -> None:
-    """Raise LevelError unless strides are those of a pyramid: numbers >= 1, each above the last.
+    """Raise LevelError unless strides are non-empty, >= 1 and strictly increasing.
 
-    Levels may be missing between them, and they need not be powers of two.
+    Levels may be skipped, and strides need not be powers of two.
     """
     if not strides:
         raise LevelError("a pyramid needs at least one level, got none")

@@ -1,13 +1,13 @@
-"""Names that were not found: what may have been meant. Rows of text."""
+"""Suggestions for unknown names, and aligned text tables."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
-MOST_NAMES = 30  # of a message that finds none near
+MOST_NAMES = 30  # listed if none is near
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """The valid names nearest to a wrong one, as the end of an error message.
+    """The valid names nearest to an unknown one, to end an error message.
 
     >>> did_you_mean("FeaturePyramide", ["FeaturePyramid", "build_resnet_backbone"])
     "nearest valid: 'FeaturePyramid'"
@@ -23,7 +23,7 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text, indented, one line each, the columns below one another.
+    """Rows of cells as indented text, one line per row, columns aligned.
 
     >>> print(aligned([["level", "stride"], ["p2", "4"]]))
       level  stride

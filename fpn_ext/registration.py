@@ -1,24 +1,28 @@
-"""Registers the components with Detectron2 when its models are first imported, and not before.
+"""Registers the components with Detectron2 when its models are first imported, not before.
 
-``import fpn_ext`` must register everything, and a command's ``--help``, or the doctor of a broken
-installation, must not import PyTorch for it. So ``import fpn_ext`` puts a finder in front of
-Python's: before ``detectron2`` is executed it applies what an old one needs
-(:mod:`fpn_ext._d2_compat`), and after ``detectron2.modeling`` it imports
-:mod:`fpn_ext.components`. Where these are imported already, both happen at once.
+``import fpn_ext`` must register everything, yet ``--help``, or ``doctor`` on a broken installation,
+must not import PyTorch. So ``import fpn_ext`` installs an import hook ahead of Python's finders:
+before ``detectron2`` executes it applies the compatibility patches (:mod:`fpn_ext._d2_compat`), and
+after ``detectron2.modeling`` it imports :mod:`fpn_ext.components`. If these are already imported,
+both happen immediately. What Detectron2 gives to TorchScript is imported without the warning that
+this is deprecated.
 """
 
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, ClassVar
 
+from . import _d2_compat
+
 
 def install() -> None:
-    """Have the components registered as soon as Detectron2's registries are there."""
-    # One, whatever was reloaded: that of a module that is gone would ask this one, and this one it.
+    """Register the components as soon as Detectron2's registries exist."""
+    # Only one, even after a reload: two of these finders would call each other forever.
     others = [finder for finder in sys.meta_path if not getattr(finder, "registers_fpn_ext", False)]
     sys.meta_path[:] = [_Finder(), *others]
     if "detectron2" in sys.modules:
@@ -28,7 +32,7 @@ def install() -> None:
 
 
 def _make_importable() -> None:
-    importlib.import_module("fpn_ext._d2_compat").apply()
+    _d2_compat.apply()
 
 
 def _register() -> None:
@@ -36,37 +40,43 @@ def _register() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds what Python finds, with something to do before or after it is executed."""
+    """Finds modules as Python does, and adds a callback before, around or after their execution."""
 
     registers_fpn_ext = True
     BEFORE: ClassVar[dict[str, Callable[[], None]]] = {"detectron2": _make_importable}
+    WHILE: ClassVar[dict[str, Callable[[], AbstractContextManager[None]]]] = dict.fromkeys(
+        _d2_compat.SCRIPTED_AT_IMPORT, _d2_compat.without_torchscript_warnings
+    )
     AFTER: ClassVar[dict[str, Callable[[], None]]] = {"detectron2.modeling": _register}
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in self.BEFORE and name not in self.AFTER:
+        if not any(name in names for names in (self.BEFORE, self.WHILE, self.AFTER)):
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         specs = (finder.find_spec(name, path, target) for finder in others)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is None or spec.loader is None:
             return None
-        spec.loader = _Loader(spec.loader, self.BEFORE.get(name), self.AFTER.get(name))
+        during = self.WHILE.get(name, nullcontext)
+        spec.loader = _Loader(spec.loader, self.BEFORE.get(name), during, self.AFTER.get(name))
         return spec
 
 
 class _Loader(Loader):
-    """A loader, and what is called before and after it executes the module."""
+    """A loader with callbacks before, around and after it executes the module."""
 
     def __init__(
         self,
         loader: Any,
         before: Callable[[], None] | None,
+        during: Callable[[], AbstractContextManager[None]],
         after: Callable[[], None] | None,
     ):
         self.loader = loader
         self.before = before
+        self.during = during
         self.after = after
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -79,11 +89,12 @@ class _Loader(Loader):
         module.__loader__ = self.loader
         if self.before is not None:
             self.before()
-        self.loader.exec_module(module)
+        with self.during():
+            self.loader.exec_module(module)
         if self.after is not None:
             self.after()
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # not there yet, while it is copied or unpickled
+        if name == "loader":  # not set yet while being copied or unpickled
             raise AttributeError(name)
         return getattr(self.loader, name)

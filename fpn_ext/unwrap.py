@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 def unwrapped(model: Any) -> Any:
     """The model itself, whether or not it is wrapped in DistributedDataParallel.
 
-    Two names for one thing: both have the same weights, but only the wrapped one's state dict has
-    its keys behind ``module.``, and only it averages gradients over processes.
+    Both share the same weights, but only the wrapper prefixes state-dict keys with ``module.`` and
+    averages gradients across processes.
     """
     return model.module if isinstance(model, DistributedDataParallel) else model

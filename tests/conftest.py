@@ -3,7 +3,7 @@ import os
 import tempfile
 from pathlib import Path
 
-# First: once Python's own distutils is imported, setuptools, which TensorBoard asks for, refuses.
+# First: setuptools, needed by TensorBoard, fails once Python's own distutils is imported.
 import setuptools  # noqa: F401
 
 # isort: split
@@ -15,10 +15,10 @@ from fpn_ext.data import demo_data
 from fpn_ext.data.datasets import register_datasets
 from fuzzing import tried
 
-# Tests name configs and documents from the project's root, wherever pytest is started.
+# Tests use paths relative to the project root, wherever pytest is started.
 os.chdir(Path(__file__).parents[1])
 
-# No test reads or makes data in the project's own folder.
+# No test reads or writes data in the project folder.
 _datasets = tempfile.TemporaryDirectory(prefix="fpn_ext_tests_")
 os.environ["DETECTRON2_DATASETS"] = _datasets.name
 register_datasets()
@@ -26,7 +26,7 @@ register_datasets()
 
 @pytest.fixture(scope="session")
 def demo_images():
-    """``demo_multiscale_{train,val}`` with a handful of images; its folder."""
+    """``demo_multiscale_{train,val}`` with a few images; its folder."""
     root = Path(_datasets.name, "demo_multiscale")
     demo_data.ensure(root, num_train=6, num_val=4)
     return root
@@ -51,7 +51,7 @@ def same_random_numbers():
 
 @pytest.fixture
 def number_of_threads():
-    """``torch.set_num_threads``, undone afterwards."""
+    """``torch.set_num_threads``, restored afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

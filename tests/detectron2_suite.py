@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 FILES = ("test_anchor_generator.py", "test_roi_pooler.py", "test_rpn.py", "test_roi_heads.py")
 
-# Detectron2's class, and ours in its place.
+# Detectron2's class: our replacement.
 SWAPPED = {
     "DefaultAnchorGenerator": "PyramidAnchorGenerator",
     "ROIPooler": "LevelMappedROIPooler",
@@ -27,7 +27,7 @@ SWAPPED = {
     "StandardROIHeads": "PyramidROIHeads",
 }
 
-# Tests that are left out, and why.
+# Skipped tests, and why.
 ROTATED = {
     "TestAnchorGenerator::test_rrpn_anchor_generator": "tests RotatedAnchorGenerator",
     "TestROIPooler::test_roialignv2_roialignrotated_match_cpu": "pools by ROIAlignRotated",
@@ -55,7 +55,7 @@ def files_of(source: str) -> list[Path]:
 
 
 def swap() -> None:
-    """Let Detectron2's names stand for our classes, for the rest of this process."""
+    """Replace Detectron2's classes by ours for the rest of this process."""
     import fpn_ext
     from detectron2 import modeling
     from detectron2.modeling import poolers
@@ -87,7 +87,7 @@ def swap() -> None:
 
 
 def find_configs(source: Path) -> None:
-    """The model zoo's configs from the checkout, where the installed Detectron2 has none."""
+    """The model zoo's configs from the checkout, if the installed Detectron2 has none."""
     from detectron2.model_zoo import model_zoo
 
     if (Path(model_zoo.__file__).parent / "configs").is_dir():
@@ -148,7 +148,7 @@ def main() -> int:
     root = Path(source).resolve()
     find_configs(root)
     suite = Suite()
-    # The checkout's own settings and detectron2 package are not looked at.
+    # Ignore the checkout's settings and detectron2 package.
     options = ["-c", os.devnull, f"--rootdir={root}", f"--confcutdir={root}"]
     options += ["--import-mode=importlib", "-p", "no:cacheprovider", "--disable-warnings", "-v"]
     options += ["--continue-on-collection-errors"]

@@ -1,4 +1,4 @@
-"""Inputs that nobody foresaw: how many are tried, how they are made, and what they may cost."""
+"""Fuzzing: number of inputs, how they are generated, and their resource limits."""
 
 import functools
 import os
@@ -9,11 +9,11 @@ from collections import Counter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-# Few in the suite; `make fuzz` tries thousands.
+# Few in the test suite; `make fuzz` tries thousands.
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
-SECONDS, MEGABYTES = 20, 512  # for one input: more is a hang, or a blow-up of memory
+SECONDS, MEGABYTES = 20, 512  # per input: more is a hang or runaway memory
 
-tried: Counter[str] = Counter()  # inputs of each test, said at the end of the session
+tried: Counter[str] = Counter()  # inputs per test, printed at the end of the session
 
 
 def fuzz(**strategies):
@@ -40,11 +40,11 @@ def fuzz(**strategies):
 
 
 def _peak_megabytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
 
 
 def corrupted(content):
-    """Pieces of some bytes cut out, doubled, or overwritten."""
+    """Bytes with pieces cut out, duplicated or overwritten."""
     edit = st.tuples(
         st.integers(0, len(content)),
         st.integers(0, 40),

@@ -1,4 +1,4 @@
-"""Kills a training (SIGKILL) again and again, goes on with --resume, and compares the bits.
+"""Repeatedly kills a training (SIGKILL), resumes it with --resume, and compares the bits.
 
     python tests/kill_resume.py --kills 20 --workers 2
 
@@ -18,7 +18,7 @@ import time
 import traceback
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch; and a process with threads cannot be forked
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch; a multithreaded process cannot be forked
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.chdir(ROOT)
@@ -32,7 +32,7 @@ from fpn_ext.engine import train  # noqa: E402, F401  # before the processes are
 
 
 def start(folder, options, resume):
-    """``fpn-ext train`` in a process of its own, without importing everything again."""
+    """``fpn-ext train`` in a forked process, without repeating the imports."""
     process = os.fork()
     if process:
         return process
@@ -51,7 +51,7 @@ def start(folder, options, resume):
 
 
 def wait(process, until=lambda: False):
-    """Whether the process ended before ``until()`` was true."""
+    """Whether the process exited before ``until()`` was true."""
     while not until():
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
@@ -64,13 +64,13 @@ def half_written(folder):
     """The files being written, or left by a kill: {(name, time)}"""
     found = set()
     for file in folder.glob("*.partial"):
-        with contextlib.suppress(FileNotFoundError):  # it was complete meanwhile
+        with contextlib.suppress(FileNotFoundError):  # completed meanwhile
             found.add((file.name, file.stat().st_mtime_ns))
     return found
 
 
 def kill(process, after, at):
-    """Kill it when so many seconds have passed and ``at()`` is true, or see it end before that."""
+    """Kill it once the time has passed and ``at()`` is true, unless it exits first."""
     deadline = time.monotonic() + after
     status = wait(process, lambda: time.monotonic() > deadline and at())
     if status is None:
@@ -118,7 +118,7 @@ def run(work, args, moments):
         *("SOLVER.FPN_EXT.DETERMINISTIC", True),
     ]
     straight, folder = work / "straight", work / "killed"
-    defaults.collect_env_info = str  # it asks compilers for their versions: seconds per start
+    defaults.collect_env_info = str  # runs compilers for their versions: seconds per start
     began = time.monotonic()
     if wait(start(straight, options, resume=False)):
         raise SystemExit(straight.with_suffix(".log").read_text()[-3000:])

@@ -1,4 +1,4 @@
-"""Registered datasets of noise, for tests."""
+"""Registered datasets of noise images, for tests."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""Files of proposals for tests, sound and otherwise."""
+"""Proposal files for tests, valid and invalid."""
 
 import json
 import struct
@@ -26,7 +26,7 @@ def write_random(file, counts, dataset=""):
 
 
 def rewrite(file, metadata=None, drop=(), **tensors):
-    """The file again, by safetensors' own writer, with other tensors and metadata."""
+    """Rewrite the file with safetensors' own writer, changing tensors and metadata."""
     with open(file, "rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         old = json.loads(opened.read(length))["__metadata__"]

@@ -1,4 +1,4 @@
-"""Detectron2's TorchScript export, which v0.6 does not let current PyTorch import."""
+"""Detectron2's TorchScript export, which v0.6 cannot import with current PyTorch."""
 
 import importlib
 import sys

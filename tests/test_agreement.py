@@ -1,4 +1,4 @@
-"""Two models compared stage by stage: small ones whose differences are known."""
+"""Stage-by-stage comparison of two small models with known differences."""
 
 import math
 
@@ -83,7 +83,7 @@ def test_all_stages_of_the_same_model_are_equal_to_the_bit(cfg):
 
 
 def test_a_stage_is_given_what_the_controls_stage_before_it_returned(cfg):
-    """A wrong weight early shows in its own map and in those made of it, and nowhere later."""
+    """A wrong early weight shows only in its own map and in maps computed from it."""
     control, ours = pair(cfg)
     ours.backbone.fpn_lateral3.weight.data[0, 0] += 0.5
     assert beyond(compared(control, ours)) == ["p2", "p3"]

@@ -1,4 +1,4 @@
-"""What the report says of anchors, and that what it suggests fits better."""
+"""The anchor report, and that the suggested anchors fit better."""
 
 import json
 
@@ -23,7 +23,7 @@ def demo(*opts):
 
 
 def one_shape(count=12, width=60, height=20):
-    """Boxes of one shape all over pictures of 128 x 128."""
+    """Boxes of one shape all over 128 x 128 images."""
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 128 - np.array([width, height]), (count, 2)).tolist()
     return {
@@ -82,7 +82,7 @@ def test_the_suggestion_fits_boxes_of_one_shape(tmp_path):
 
 
 def test_what_is_suggested_is_a_config(tmp_path):
-    """Written into a config, it has the shares that were promised, and is not bettered again."""
+    """In a config, the suggestion yields the reported fractions, and is not improved further."""
     with registered("written", tmp_path, one_shape()):
         found = read_boxes(["written"])
         report = report_anchors(demo(), found)

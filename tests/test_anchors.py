@@ -134,6 +134,7 @@ def test_nothing_is_kept_in_checkpoints():
     assert not PyramidAnchorGenerator(**FPN, aspect_ratios=RATIOS).state_dict()
 
 
+@pytest.mark.torchscript
 def test_torchscript_equals_eager():
     generator = PyramidAnchorGenerator(**FPN, aspect_ratios=RATIOS, offset=0.5)
     generator(maps((64, 64), FPN["strides"]))  # something in the cache
@@ -177,7 +178,7 @@ def test_wrong_arguments(change, message):
 
 
 def test_sizes_by_level():
-    """Found by the strides, whatever their order; others are passed over."""
+    """Matched by stride, in any order; others are ignored."""
     sizes = {"ps12": [60, 70], "p5": [9], "p2": [32]}
     generator = PyramidAnchorGenerator(
         sizes=sizes, aspect_ratios=[[1]], strides=[4, 12], offset=0.0

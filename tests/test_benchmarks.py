@@ -1,4 +1,4 @@
-"""The benchmark of the whole model, where its figures mean nothing: it runs, it agrees."""
+"""The whole-model benchmark on a tiny model: it runs, and the models agree."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def is_positive(number):
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    """What all parts wrote; memory measured in this process, which spares four imports."""
+    """The output of all parts; memory measured in this process, which saves four imports."""
     folder = tmp_path_factory.mktemp("whole_model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(whole_model, "in_a_fresh_process", whole_model.memory_of_one)
@@ -113,7 +113,7 @@ def test_memory_in_a_process_of_its_own():
 
 
 def test_the_document_shows_what_was_measured():
-    """Its ratios are those of the committed run, digit by digit."""
+    """Its ratios match the committed run digit by digit."""
     figures = json.loads(Path("results/speed-cpu/whole_model.json").read_text())
     page = Path("docs/evidence/speed.md").read_text()
     table = page[page.index("| inference at 800x1333") :].partition("\n\n")[0].splitlines()

@@ -1,4 +1,4 @@
-"""The best anchor of a box: by hand, and the same as among all anchors."""
+"""The best anchor of a box: hand-computed, and against an exhaustive search."""
 
 import fpn_ext
 import numpy as np
@@ -53,7 +53,7 @@ def test_by_hand_with_a_boundary():
 
 
 def random_boxes(rng, count, image_size):
-    """Within the image, across its border, outside of it, larger than it, tiny."""
+    """Inside the image, across its border, outside it, larger than it, tiny."""
     height, width = image_size
     middle = rng.uniform(-0.4, 1.4, (count, 2)) * (width, height)
     half = np.exp(rng.uniform(np.log(0.5), np.log(max(image_size)), (count, 2)))
@@ -104,7 +104,7 @@ def test_iou_is_detectron2s():
 
 
 def test_the_best_among_the_anchors_of_a_model(small_cfg):
-    """From the config alone what the model's RPN has on the maps of an image."""
+    """The anchors from the config alone equal those of the model's RPN on an image."""
     model = build_model(small_cfg)
     boxes = random_boxes(np.random.default_rng(3), 60, (100, 150)).clip(0, 100)
     boxes = boxes[(boxes[:, 2:] - boxes[:, :2] > 1).all(axis=1)]

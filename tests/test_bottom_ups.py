@@ -1,4 +1,4 @@
-"""Bottom-ups by name. Networks of this size, with random weights: nothing is downloaded."""
+"""Bottom-ups by name. Random weights: nothing is downloaded."""
 
 import copy
 import importlib.util
@@ -210,6 +210,7 @@ def test_a_family_that_fails_is_a_row_that_says_why(tmp_path):
 
 
 @pytest.mark.parametrize("name", [n for n in SMALLEST if n != "detectron2/regnetx_400mf"])
+@pytest.mark.torchscript
 def test_torchscript(cfg, name):
     """Not Detectron2's RegNet, whose own forward cannot be scripted."""
     backbone = build_backbone(resolved(cfg, name)).eval()
@@ -387,7 +388,7 @@ def test_a_norm_where_there_is_none_to_replace(cfg):
     "name", ["torchvision/resnet18", pytest.param("timm/test_convnext", marks=needs_timm)]
 )
 def test_pretrained_weights(cfg, tmp_path, name):
-    """Those of the whole network, classifier included, as its library saves them."""
+    """Weights of the whole network, including the classifier, as saved by its library."""
     library, _, network = name.partition("/")
     if library == "timm":
         import timm

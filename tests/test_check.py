@@ -1,4 +1,4 @@
-"""The report on a config: what it finds, all at once, and what it leaves to be found later."""
+"""The report on a config: it lists all findings at once, and what it does not check."""
 
 import json
 import logging

@@ -5,7 +5,7 @@ import pytest
 from coco_files import Datasets, coco, config
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
 from detectron2.modeling import RetinaNet as Detectron2RetinaNet
-from fpn_ext.config import check_values, idle
+from fpn_ext.config import check_values, numerics
 from fpn_ext.config.check import config_problems
 from fpn_ext.config.prepare import Caution, prepare
 from fpn_ext.evaluation.rehearsal import check_evaluation
@@ -235,10 +235,10 @@ def test_keys_that_do_something_are_not(opts):
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_bfloat16_where_the_processor_has_none(is_there, monkeypatch):
-    monkeypatch.setattr(idle, "has_bfloat16_convolutions", lambda: is_there)
+    monkeypatch.setattr(numerics, "has_bfloat16_convolutions", lambda: is_there)
     opts = [*CPU, "MODEL.FPN_EXT.INFERENCE_DTYPE", "bfloat16"]
     said = [note for note in prepare(DEMO, opts).notes if "no bfloat16 convolutions" in note]
     assert len(said) == (not is_there)
     opts = [*CPU, "SOLVER.AMP.ENABLED", "True", "SOLVER.FPN_EXT.AMP_DTYPE", "bfloat16"]
     said = prepare(DEMO, opts, training=True).notes
-    assert any("AMP_DTYPE bfloat16: this machine" in note for note in said) == (not is_there)
+    assert any("AMP_DTYPE bfloat16: this CPU" in note for note in said) == (not is_there)

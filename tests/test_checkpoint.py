@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, passed over where damaged, and how much of a model they fill."""
+"""Checkpoints: atomic writes, skipping damaged files, and the share of tensors matched."""
 
 import errno
 import logging
@@ -8,15 +8,17 @@ import signal
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from fpn_ext.files.atomic import replacing
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.files.weight_files import DamagedFileError
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 from unsafe import touches
 
 
 class Counter:
-    """A checkpointable that tells which checkpoint was read."""
+    """A checkpointable that records which checkpoint was read."""
 
     iteration = -1
 
@@ -81,7 +83,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def full_disk(folder, name):
-    """Linux's device that is always full, where the file would be written first."""
+    """Linux's always-full device in place of the temporary file."""
     (folder / f"{name}.partial").symlink_to("/dev/full")
 
 
@@ -110,7 +112,7 @@ def test_a_full_disk_before_the_first_checkpoint(tmp_path):
 
 
 def test_a_disk_that_fills_up_within_a_file(saved, tmp_path):
-    """torch's writer then raises an error of its own that says nothing of the disk."""
+    """torch's writer then raises its own error, which does not mention the disk."""
     saved.checkpointables["big"] = nn.Linear(1000, 3)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -172,6 +174,31 @@ def test_a_damaged_last_checkpoint_is_passed_over(saved, tmp_path, damage, caplo
     assert "model_0000005.pth" in warning
     assert f"Going on from the one before: {tmp_path}/model_0000003.pth" in warning
     damage(tmp_path / "model_0000003.pth")
+    reader.resume_or_load("", resume=True)
+    assert iteration_of(reader) == 1
+
+
+def load_of_main(self, path, *args, **kwargs):
+    """As Detectron2 main's: it notes the address, and not that reading it has failed."""
+    assert getattr(self, "noted", None) is None
+    self.noted, _, query = path.partition("?")
+    assert not query, f"{self.noted} is no file"
+    content = Checkpointer.load(self, path, *args, **kwargs)
+    self.noted = None
+    return content
+
+
+@pytest.mark.parametrize("folder", [".", "a?b"])
+def test_a_damaged_checkpoint_is_passed_over_on_main(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(DetectionCheckpointer, "load", load_of_main)
+    folder = tmp_path / folder
+    folder.mkdir(exist_ok=True)
+    writer = checkpointer(folder)
+    for iteration in (1, 3):
+        writer.checkpointables["trainer"].iteration = iteration
+        writer.save(f"model_{iteration:07d}")
+    cut(folder / "model_0000003.pth")
+    reader = checkpointer(folder)
     reader.resume_or_load("", resume=True)
     assert iteration_of(reader) == 1
 

@@ -1,4 +1,4 @@
-"""Two configs set against each other from the command line, on a handful of generated images."""
+"""Comparing two configs from the command line, on a few generated images."""
 
 import hashlib
 import itertools
@@ -68,14 +68,14 @@ def checkpoint(tmp_path_factory):
 
 
 def command(*words):
-    """The exit status of ``fpn-ext compare`` with these words."""
+    """The exit status of ``fpn-ext compare`` with these arguments."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fpn-ext", "compare", *words])
         return main()
 
 
 def weights(checkpoint, *arguments, opts=EXACT, ours=OURS, control=CONTROL):
-    """The exit status of the command; two images of each dataset, nothing timed."""
+    """The exit status of the command, on two images per dataset without timing."""
     return command(
         "weights", "--config-file", str(ours), "--control", str(control),
         "--weights", str(checkpoint), "--num-images", "2", "--rounds", "0", *arguments, *opts,
@@ -83,7 +83,7 @@ def weights(checkpoint, *arguments, opts=EXACT, ours=OURS, control=CONTROL):
 
 
 def said(capsys, status, expected=2):
-    """The message of a command that ended with this exit status."""
+    """The message of a command that exited with this status."""
     assert status == expected
     message = capsys.readouterr().err
     assert "Traceback" not in message
@@ -99,7 +99,7 @@ def beyond(found):
 
 
 def table(markdown, heading):
-    """The rows of cells of the first table below a heading."""
+    """The rows of the first table below a heading."""
     lines = markdown.partition(f"\n## {heading}\n")[2].splitlines()
     rows = list(itertools.takewhile(lambda x: x[:1] == "|", itertools.dropwhile(
         lambda x: x[:1] != "|", lines)))  # fmt: skip
@@ -312,7 +312,7 @@ def test_what_only_one_of_them_reads_is_no_difference(another):
 
 
 def test_a_bottom_up_by_name_brings_its_pixels_as_in_train_net():
-    """Which its control does not have, and that is a difference."""
+    """The control lacks it, which counts as a difference."""
     opts = ["MODEL.FPN_EXT.BOTTOM_UP", "torchvision/resnet18", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"]
     sides = load_sides(OURS, CONTROL, ["MODEL.DEVICE", "cpu", *opts], False)
     assert sides["ours"].INPUT.FORMAT == "RGB" and sides["control"].INPUT.FORMAT == "BGR"
@@ -322,6 +322,7 @@ def test_a_bottom_up_by_name_brings_its_pixels_as_in_train_net():
 
 def test_what_numerics_choose_for_each_is_no_difference(another, monkeypatch):
     """The control's components have nothing to choose among; a key that is written counts."""
+    monkeypatch.setattr(numerics, "has_avx512", lambda: True)
     monkeypatch.setattr(numerics, "has_bfloat16_convolutions", lambda: True)
     sides = load_sides(OURS, CONTROL, SMALL, False)
     chosen = [cfg.MODEL.FPN_EXT.INFERENCE_DTYPE for cfg in sides.values()]
@@ -465,7 +466,7 @@ def test_runs_of_another_config_are_not_taken_for_these(trained, capsys):
 
 @pytest.fixture
 def fails(tmp_path, monkeypatch):
-    """A Python that says what it was to run, and fails."""
+    """A Python stub that prints what it was asked to run, and fails."""
     script = tmp_path / "python"
     script.write_text('#!/bin/sh\necho "$PWD: $*"\necho iteration 3\necho loss is NaN\nexit 1\n')
     script.chmod(0o755)

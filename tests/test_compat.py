@@ -1,4 +1,4 @@
-"""The patches for an uncompiled Detectron2 v0.6: what they do there, and nothing elsewhere."""
+"""The patches for an uncompiled Detectron2 v0.6: their effect there, and none elsewhere."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ V06_LINES = {
 
 
 def fresh(code, **env):
-    """Run code in a new Python that has imported nothing of Detectron2; returns what it prints."""
+    """Run code in a fresh Python without Detectron2 imported; returns its output."""
     # Loaded from its file: importing the package would apply the patches.
     load = (
         "import importlib.util, sys, numpy, PIL.Image\n"
@@ -97,14 +97,122 @@ def test_an_attribute_that_exists_is_left_alone(tmp_path):
     assert out.splitlines() == ["[]", "theirs theirs"]
 
 
-def test_without_detectron2_the_error_says_how_to_get_it(tmp_path):
+# Finders that know no module of a name; one may be the import hook of an editable install.
+WITHOUT = """
+class Without:
+    def __init__(self, finder, name): self.finder, self.name = finder, name
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] != self.name: return self.finder.find_spec(name, path, target)
+def forget(name): sys.meta_path[:] = [Without(finder, name) for finder in sys.meta_path]
+"""
+
+
+def test_without_detectron2_the_error_says_how_to_get_it():
     out = fresh(
-        "sys.path = [p for p in sys.path if not "
-        "(__import__('pathlib').Path(p) / 'detectron2').is_dir()]\n"
+        WITHOUT + "forget('detectron2')\n"
         "try: compat.apply()\n"
         "except ModuleNotFoundError as error: print(error)\n"
     )
     assert "make setup" in out and "from source" in out
+
+
+def test_an_editable_install_is_found(tmp_path):
+    """It lies in no folder of sys.path: an import hook knows where."""
+    fake_detectron2(tmp_path, V06_LINES, compiled=True)
+    out = fresh(
+        WITHOUT + "forget('detectron2')\n"
+        "class Editable:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'detectron2':\n"
+        f"            folder = {str(tmp_path / 'detectron2')!r}\n"
+        "            return importlib.util.spec_from_file_location(\n"
+        "                name, folder + '/__init__.py', submodule_search_locations=[folder])\n"
+        "sys.meta_path.append(Editable())\n"
+        "print(compat.detectron2_folder(), compat.has_compiled_operators())\n"
+    )
+    assert out == f"{tmp_path / 'detectron2'} True"
+
+
+@pytest.mark.parametrize(
+    ("init", "loop", "expected"),
+    [
+        ('__version__ = "0.6"', "", "0.6 (tag)"),
+        ('__version__ = "0.6"', "    def after_backward(self):", "0.6, after the tag (main)"),
+        ('__version__ = "0.7"', "    def after_backward(self):", "0.7"),
+        ("", "", "of unknown version"),
+    ],
+)
+def test_main_is_told_from_the_tag_of_its_number(tmp_path, init, loop, expected):
+    fake_detectron2(tmp_path, {"__init__.py": init, "engine/train_loop.py": loop})
+    assert _d2_compat.version(tmp_path / "detectron2") == expected
+
+
+# The model zoo and pkg_resources, which setuptools has until version 81.
+
+MODEL_ZOO = """import pkg_resources
+from importlib import resources  # a module that is imported meanwhile
+file = pkg_resources.resource_filename("detectron2.model_zoo", "configs/a.yaml")
+"""
+
+
+def fake_model_zoo(tmp_path):
+    files = {"model_zoo/model_zoo.py": MODEL_ZOO, "model_zoo/__init__.py": ""}
+    return fake_detectron2(tmp_path, files, compiled=True)
+
+
+def test_the_model_zoo_without_pkg_resources(tmp_path):
+    """It gets the one function it calls; nobody else sees a pkg_resources."""
+    out = fresh(
+        WITHOUT + "forget('pkg_resources')\n"
+        "print(compat.apply(), compat.apply())\n"
+        "from detectron2.model_zoo import model_zoo\n"
+        "print(model_zoo.file)\n"
+        "try: import pkg_resources\n"
+        "except ImportError as error: print(error)\n",
+        **fake_model_zoo(tmp_path),
+    )
+    assert out.splitlines() == [
+        "['pkg_resources'] []",
+        str(tmp_path / "detectron2" / "model_zoo" / "configs" / "a.yaml"),
+        "No module named 'pkg_resources'",
+    ]
+
+
+def test_an_old_setuptools_is_used_and_its_warning_is_not_the_users(tmp_path):
+    (tmp_path / "pkg_resources.py").write_text(
+        "import warnings\n"
+        "warnings.warn('pkg_resources is deprecated as an API.', UserWarning, stacklevel=2)\n"
+        "def resource_filename(package, resource): return 'theirs'\n"
+    )
+    out = fresh(
+        "import warnings; warnings.simplefilter('error')\n"
+        "compat.apply()\n"
+        "from detectron2.model_zoo import model_zoo\n"
+        "print(model_zoo.file)\n",
+        **fake_model_zoo(tmp_path),
+    )
+    assert out == "theirs"
+
+
+def test_the_installed_model_zoo_without_pkg_resources():
+    """Whichever setuptools is installed, as with one that has none."""
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error:pkg_resources",
+            "-c",
+            "import sys\n" + WITHOUT + "forget('pkg_resources')\n"
+            "import fpn_ext\n"
+            "from detectron2 import model_zoo\n"
+            "try: print(model_zoo.get_config_file('none.yaml'))\n"
+            "except RuntimeError as error: print(error)\n",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert out.stdout.strip() == "none.yaml not available in Model Zoo!", out.stderr
 
 
 def test_the_installed_detectron2_works_after_import_fpn_ext():

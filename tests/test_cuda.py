@@ -1,4 +1,4 @@
-"""The components on a GPU, against the CPU. Skipped where there is none.
+"""The components on a GPU, against the CPU. Skipped without a GPU.
 
 On a machine with one: make test, or python -m pytest tests/test_cuda.py
 """

@@ -76,7 +76,7 @@ def test_a_broken_file_is_named(tmp_path):
 
 
 def test_registering_reads_nothing_and_can_be_repeated():
-    """The tests' own folder of datasets is empty, or holds what test_train has generated."""
+    """The tests' dataset folder is empty, or holds what test_train generated."""
     register_datasets()  # conftest.py has done it already
     for name in ("demo_multiscale_train", "demo_multiscale_val", "bccd_trainval", "bccd_test"):
         assert name in DatasetCatalog

@@ -1,4 +1,4 @@
-"""Every kind of fault in a dataset is found and named; nothing in a file ends in a traceback."""
+"""Every kind of fault in a dataset is detected and named; no file content causes a traceback."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from voc import CLASSES, write_voc
 
 
 def coco():
-    """Two pictures of 80 x 60, a cat and a dog on each."""
+    """Two 80 x 60 images, each with a cat and a dog."""
     boxes = [[1, 2, 30, 40], [50, 20, 29, 39], [0, 0, 80, 60], [10, 30, 5, 6]]
     return {
         "images": [
@@ -339,7 +339,7 @@ def test_a_file_name_cannot_command_the_terminal(tmp_path):
 
 
 def boxes_of(form, count, spread):
-    """Boxes of 10 to 200 pixels on 640 x 480, written as their form says."""
+    """Boxes of 10 to 200 pixels on 640 x 480, in the given format."""
     numbers = random.Random(count)
     made = []
     for i in range(count):

@@ -1,4 +1,4 @@
-"""The synthetic dataset: what it promises about its content, and how it is created."""
+"""The synthetic dataset: guarantees on its content, and its creation."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_same_options_give_identical_files(tmp_path: Path) -> None:
 
 
 def test_the_first_image_is_what_it_always_was() -> None:
-    """Another box would be another dataset, which GENERATOR_VERSION has to tell apart."""
+    """A changed box means a different dataset: GENERATOR_VERSION must be incremented."""
     assert demo_data.GENERATOR_VERSION == 2
     _, scene = make_scene(np.random.default_rng([0, 0, 0]), 224)
     made = [annotation_of(scene, number) for number in range(len(scene.items))]
@@ -258,7 +258,7 @@ def test_image_files_agree_with_the_annotations(root: Path) -> None:
 
 
 def _mean_colours(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each object's class and mean RGB colour, and the median distance of its surroundings'."""
+    """Each object's class, mean RGB colour, and median colour distance to its surroundings."""
     coco = COCO(str(root / "annotations" / "instances_train.json"))
     classes, colours, contrasts = [], [], []
     for ann in coco.anns.values():

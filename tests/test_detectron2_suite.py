@@ -1,4 +1,4 @@
-"""``make test-detectron2``, on stand-ins for the files of a checkout."""
+"""``make test-detectron2``, on a stand-in for a Detectron2 checkout."""
 
 import subprocess
 import sys

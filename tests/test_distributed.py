@@ -1,4 +1,4 @@
-"""Several processes: how they are started, what is the same as in one, and what ends them.
+"""Several processes: starting them, equivalence with one process, and termination.
 
 tests/two_processes.py is what runs in two.
 """
@@ -284,7 +284,7 @@ def results(folder):
 
 
 def test_an_evaluation_is_that_of_one_process(folder, found, tmp_path):
-    """COCO's, Pascal VOC's, and the recall of proposals, over an odd number of images, too."""
+    """COCO, Pascal VOC and proposal recall, also with an odd number of images."""
     weights = str(folder / "usual" / "model_final.pth")
     two_processes.evaluate(config(tmp_path, *two_processes.USUAL), weights)
     expected = results(tmp_path)
@@ -329,7 +329,7 @@ def test_a_folder_that_is_not_shared_is_not_resumed_from(found):
 
 
 def running(parents):
-    """Numbers of the running processes that descend from ``parents``, those included."""
+    """PIDs of ``parents`` and their running descendants."""
     found, grew = set(parents), True
     status = {}
     for file in Path("/proc").glob("[0-9]*/stat"):

@@ -1,9 +1,10 @@
-"""The doctor finds what is wrong, names the command that mends it, and never fails itself."""
+"""The doctor finds faults, names the command that fixes each, and never fails itself."""
 
 import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -11,7 +12,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
-from fpn_ext.doctor import installation, machine
+from fpn_ext.doctor import installation, machine, remedies
 from fpn_ext.reporting.findings import Finding, table
 
 PROJECT = str(Path(__file__).parents[1])
@@ -38,7 +39,7 @@ def only(findings):
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
-    """A virtual environment with nothing in it."""
+    """An empty virtual environment."""
     folder = tmp_path_factory.mktemp("bare")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     return str(folder / "bin" / "python")
@@ -58,7 +59,9 @@ def test_nothing_installed(bare_python, tmp_path):
     findings = json.loads((tmp_path / "report.json").read_text())["findings"]
     wrong = {f["subject"]: f for f in findings if f["status"] == "error"}
     assert {"torch", "numpy", "Pillow", "Detectron2", "import fpn_ext"} <= set(wrong)
-    assert wrong["torch"]["remedy"] == f"uv pip install --python {bare_python} 'torch>=2.4'"
+    # Whichever way to install there is here; each of them is tested below.
+    assert bare_python in wrong["torch"]["remedy"]
+    assert wrong["torch"]["remedy"].endswith(" 'torch>=2.4'")
     assert "make setup" in wrong["Detectron2"]["remedy"]
     assert all(f["remedy"] for f in wrong.values())
     assert f"-> {wrong['torch']['remedy']}" in printed
@@ -74,7 +77,7 @@ def test_detectron2_missing_alone(bare_python, tmp_path):
     assert code == 1
     wrong = re.findall(r"^error +(\S+(?: \S+)*)  ", printed, flags=re.M)
     assert wrong == ["Detectron2", "import fpn_ext"]
-    assert "https://github.com/facebookresearch/detectron2.git" in printed
+    assert "detectron2.git" in printed or shutil.which("git") is None  # the remedy needs git
 
 
 def test_only_the_doctor_goes_without_the_package(bare_python):
@@ -88,7 +91,7 @@ def test_only_the_doctor_goes_without_the_package(bare_python):
 
 
 def test_the_doctor_needs_the_standard_library_alone():
-    """What the door, the verb's file and all that they import from this package import."""
+    """The transitive imports of the entry point and the verb's file."""
     todo, seen = ["fpn_ext.__main__", "fpn_ext.tools.doctor"], set()
     while todo:
         module = todo.pop()
@@ -126,7 +129,14 @@ def test_the_requirements_are_those_of_the_project():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10")
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     assert installation.requirements() == project["dependencies"]
-    assert project["requires-python"] == ">=3.10,<3.13"  # what python_version() judges by
+    assert remedies.python_bounds() == project["requires-python"] == ">=3.10,<3.15"
+
+
+def test_an_installed_package_knows_the_same_bounds(outside_the_checkout, monkeypatch):
+    asked = {"Requires-Python": "<3.15,>=3.10"}
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: asked)
+    assert remedies.python_bounds() == "<3.15,>=3.10"
+    assert list(remedies.minor_versions()) == [10, 11, 12, 13, 14]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +164,158 @@ def test_a_version_out_of_bounds(monkeypatch):
     assert found["fvcore"].remedy.endswith("pip install 'fvcore>=0.1.5,<0.1.6'")
 
 
-def test_a_python_too_new(monkeypatch):
-    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
-    assert next(iter(installation.python_version())).status == "error"
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [
+        ("3.9.18", "error"),
+        ("3.10.0", "ok"),
+        ("3.14.9", "ok"),
+        ("3.15.0a1", "error"),
+    ],
+)
+def test_pythons_out_of_bounds(monkeypatch, version, status):
+    monkeypatch.setattr("platform.python_version", lambda: version)
+    finding = next(iter(installation.python_version()))
+    assert finding.status == status and finding.text.startswith(version)
+    assert bool(finding.remedy) == (status == "error")
+
+
+# Remedies name what is on this machine, and nothing else.
+
+
+@pytest.fixture
+def only_these_programs(monkeypatch, tmp_path):
+    """Sets which programs there are, in a folder that is the whole of PATH."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))  # without the uv that `make setup` brings
+
+    def programs(*names):
+        for name in names:
+            (folder / name).write_text("#!/bin/sh\n")
+            (folder / name).chmod(0o755)
+        return folder
+
+    remedies.pip_install.cache_clear()
+    yield programs
+    remedies.pip_install.cache_clear()
+
+
+@pytest.fixture
+def only_these_modules(monkeypatch):
+    """Sets which of pip and ensurepip this Python has."""
+
+    def modules(*names):
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name, package=None: name in names or None
+        )
+
+    return modules
+
+
+@pytest.fixture
+def outside_the_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(remedies, "PROJECT", tmp_path / "site-packages")
+
+
+@pytest.mark.parametrize(
+    ("modules", "programs", "command"),
+    [
+        (["pip", "ensurepip"], ["uv"], "{python} -m pip install"),
+        (["ensurepip"], ["uv"], "uv pip install --python {python}"),
+        (["ensurepip"], ["apt-get"], "{python} -m ensurepip && {python} -m pip install"),
+        ([], ["apt-get"], "apt-get install python3-pip; then {python} -m pip install"),
+        ([], ["dnf"], "dnf install python3-pip; then {python} -m pip install"),
+        ([], [], "install pip for {python}; then {python} -m pip install"),
+    ],
+)
+def test_how_packages_are_installed(
+    only_these_programs, only_these_modules, modules, programs, command
+):
+    only_these_programs(*programs)
+    only_these_modules(*modules)
+    assert remedies.install("yacs") == command.format(python=sys.executable) + " 'yacs'"
+
+
+def test_the_uv_that_set_up_brought(only_these_programs, only_these_modules):
+    only_these_programs()
+    only_these_modules("ensurepip")
+    uv = Path(sys.prefix, ".uv", "bin", "uv")
+    uv.parent.mkdir(parents=True)
+    uv.touch(0o755)
+    assert remedies.pip_install() == f"{uv} pip install --python {sys.executable}"
+
+
+def test_a_python_that_the_system_manages(only_these_programs, monkeypatch, tmp_path):
+    """Debian's pip installs nothing outside of an environment (PEP 668)."""
+    only_these_programs("apt-get")
+    monkeypatch.setattr(sys, "base_prefix", sys.prefix)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert "-m venv" not in remedies.install("yacs")
+    remedies.pip_install.cache_clear()
+    (tmp_path / "EXTERNALLY-MANAGED").touch()
+    made, _, then = remedies.install("yacs").partition(" && ")
+    assert made == f"{sys.executable} -m venv NEW_FOLDER"
+    assert then == "NEW_FOLDER/bin/python -m pip install 'yacs'"
+
+
+def test_set_up_is_offered_in_the_checkout_alone(only_these_programs, monkeypatch, request):
+    monkeypatch.chdir(PROJECT)
+    only_these_programs()
+    stated = {"PYTHON": "python3.14", "VENV": "v"}
+    assert remedies.set_up(**stated) == "PYTHON=python3.14 sh requirements/install.sh v"
+    only_these_programs("make")
+    assert remedies.set_up() == "make setup"
+    assert remedies.set_up(**stated) == "make setup PYTHON=python3.14 VENV=v"
+    monkeypatch.chdir("/")
+    assert remedies.set_up() == f"cd {PROJECT!r} && make setup"
+    request.getfixturevalue("outside_the_checkout")
+    assert remedies.set_up() == ""
+    assert "make" not in remedies.any_detectron2()
+    fault = "ModuleNotFoundError: No module named 'torch'"
+    assert only(installation.package({}, fault)).remedy == "the remedies above"
+
+
+def test_a_python_that_fits(only_these_programs, outside_the_checkout, monkeypatch):
+    monkeypatch.setattr(
+        "importlib.metadata.metadata", lambda n: {"Requires-Python": "<3.12,>=3.10"}
+    )
+    assert remedies.new_environment() == "install one of python3.10, python3.11"
+    folder = only_these_programs("uv")
+    assert remedies.new_environment() == "uv venv --python 3.11 NEW_FOLDER"
+    only_these_programs("python3.10", "python3.12")
+    assert remedies.new_environment() == f"{folder}/python3.10 -m venv NEW_FOLDER"
+
+
+def test_a_python_that_fits_in_the_checkout(only_these_programs, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    folder = only_these_programs("make", "python3.12", "python3.14", "python3.15")
+    expected = f"make setup PYTHON={folder}/python3.14 VENV=.venv-new"
+    assert remedies.new_environment() == expected
+
+
+@pytest.mark.parametrize(
+    ("programs", "first"),
+    [
+        (["c++", "apt-get"], ""),
+        (["apt-get"], "apt-get install g++; then "),
+        (["dnf"], "dnf install gcc-c++; then "),
+        (["pacman"], "pacman -S gcc; then "),
+        ([], "install gcc-c++; then "),
+    ],
+)
+def test_detectron2_is_built_with_what_there_is(
+    only_these_programs, only_these_modules, programs, first
+):
+    only_these_modules("pip")
+    only_these_programs(*programs)
+    begin = f"{first}{sys.executable} -m pip install --no-build-isolation"
+    without_git = remedies.build_detectron2()
+    assert without_git.startswith(begin) and "git+https" not in without_git
+    only_these_programs("git")
+    with_git = remedies.build_detectron2()
+    assert with_git.startswith(begin) and with_git.endswith("detectron2.git'")
 
 
 # Probes.
@@ -203,7 +362,7 @@ def test_a_package_that_does_not_import(fault, remedy):
 
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-    """A compiled Detectron2, as far as files tell; returns a setter of what its probe answers."""
+    """A compiled Detectron2, judging by its files; returns a setter for its probe's answer."""
     (tmp_path / "__init__.py").write_text('__version__ = "0.6"\n')
     monkeypatch.setattr(installation, "detectron2_folder", lambda: tmp_path)
     monkeypatch.setattr(installation, "has_compiled_operators", lambda: True)
@@ -224,7 +383,7 @@ def compiled(tmp_path, monkeypatch):
 def test_compiled_operators_that_load(compiled, built, torch, status):
     compiled(({"cuda": built, "compiler": "GCC 12"}, ""))
     folder, operators = installation.detectron2(torch)
-    assert folder.text.startswith("0.6, ")
+    assert folder.text.startswith("0.6 (tag), ")
     assert operators.status == status
     assert built in operators.text
     assert ("--no-build-isolation" in operators.remedy) == (status == "error")
@@ -240,7 +399,7 @@ def test_compiled_operators_that_do_not_load(compiled):
 
 
 def test_a_compiled_module_that_is_none(tmp_path, monkeypatch):
-    """The real probe, on a file that is no library."""
+    """The real probe, on a file that is not a library."""
     package = tmp_path / "detectron2"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -299,6 +458,35 @@ def test_triton():
     assert finding.status == "warning" and "install 'triton'" in finding.remedy
 
 
+def test_triton_needs_a_compiler(only_these_programs):
+    only_these_programs("dnf")
+    remedy = only(installation.triton(TORCH, {"fused": "no C compiler"})).remedy
+    assert remedy.startswith("dnf install gcc; then ")
+    only_these_programs("cc")
+    remedy = only(installation.triton(TORCH, {"fused": "no C compiler"})).remedy
+    assert "gcc" not in remedy
+
+
+def test_the_cuda_toolkit_that_is_here(monkeypatch):
+    monkeypatch.setattr(
+        installation, "printed_by", lambda *command, pattern: "12.4" if command[0] == "nvcc" else ""
+    )
+    for there in (True, False):
+        monkeypatch.setattr(Path, "is_dir", lambda self, there=there: there)
+        _, compiler = installation.cuda(TORCH)
+        assert ("export CUDA_HOME=/usr/local/cuda-13.0" in compiler.remedy) == there
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_gpu_that_is_hidden(monkeypatch, hidden):
+    monkeypatch.setattr(installation, "printed_by", lambda *command, pattern: "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    finding = only(installation.cuda({**TORCH, "available": False}))
+    assert ("unset CUDA_VISIBLE_DEVICES" in finding.remedy) == hidden
+
+
 # The machine.
 
 
@@ -351,6 +539,10 @@ def test_little_room(monkeypatch, tmp_path):
         finding = only(machine.shared_memory())
         assert finding.text.startswith("/dev/shm has 64 MB")
         assert "DATALOADER.NUM_WORKERS 0" in finding.remedy
+        for file, remedy in (("none", "mount -o remount"), ("is", "container with --shm-size")):
+            (tmp_path / "is").touch()
+            monkeypatch.setattr(machine, "CONTAINER_FILES", (str(tmp_path / file),))
+            assert remedy in only(machine.shared_memory()).remedy
 
 
 def test_every_fault_has_its_remedy_in_the_table():

@@ -1,4 +1,4 @@
-"""The door `fpn-ext VERB`: what it lists, what it refuses, and whose mistake an error is."""
+"""The entry point `fpn-ext VERB`: listing, refusals, and user errors versus internal ones."""
 
 import errno
 import re
@@ -74,7 +74,7 @@ def test_the_help_of_every_verb_has_examples_that_parse(verb, capsys, monkeypatc
 
 
 def test_one_option_means_one_thing(capsys, monkeypatch):
-    """What it takes, in every verb; and that of the most common, in words."""
+    """Metavars in every verb; help texts of the most common options."""
     takes, helps = defaultdict(dict), defaultdict(set)
     for verb in VERBS:
         printed = help_of(verb, capsys, monkeypatch).split("\noptions:\n")
@@ -86,7 +86,7 @@ def test_one_option_means_one_thing(capsys, monkeypatch):
         if "KEY VALUE" in printed[0]:
             takes["KEY VALUE"][verb] = ""
     others = {
-        "output": {"video": "VIDEO", "pretrain": "FILE"},  # they write no folder
+        "output": {"video": "VIDEO", "pretrain": "FILE", "weights convert": "FILE"},  # no folder
         "input": {"video": "VIDEO"},
     }
     for option, by_verb in takes.items():
@@ -120,12 +120,13 @@ def test_help_and_usage_errors_import_nothing_heavy(words):
 
 def test_python_m_is_the_same_door():
     done = subprocess.run(
-        [sys.executable, "-m", "fpn_ext", "predict", "--config-file", "none.yaml"],
+        [sys.executable, "-m", "fpn_ext", "predict", "README.md"],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2
-    assert "fpn-ext predict: error: the following arguments are required: --input" in done.stderr
+    required = "one of the arguments --config-file --run is required"
+    assert f"fpn-ext predict: error: {required}" in done.stderr
 
 
 # A user's mistake: one message, status 2.
@@ -133,7 +134,7 @@ def test_python_m_is_the_same_door():
 
 @pytest.fixture
 def arguments(tmp_path):
-    """The least that each verb with a config takes beside it."""
+    """The minimal arguments of each verb, besides the config."""
     Image.new("RGB", (20, 20)).save(tmp_path / "photo.png")
     output = ["--output", str(tmp_path / "out")]
     return {
@@ -146,6 +147,7 @@ def arguments(tmp_path):
         "anchors": [],
         "levels": [],
         "look": output,
+        "analyze": [],
         "contact-sheet": output,
         "compare weights": ["--control", DEMO, "--weights", "none.pth"],
         "compare train": ["--control", DEMO, "--seeds", "1", *output],
@@ -160,7 +162,7 @@ VERBS_WITH_CONFIG = [
 
 
 def mistake(verb, words, capsys):
-    """What a verb says of the user's mistake, and nothing else; `check` reports it as a finding."""
+    """A verb's output on a user error: only the message; `check` reports it as a finding."""
     if verb == "video":
         pytest.importorskip("cv2", reason="OpenCV, the extra video, is not installed")
     status = main([*verb.split(), *words])
@@ -242,13 +244,13 @@ def test_detectron2s_own_script_has_the_same_door(monkeypatch, tmp_path, capsys)
 
 
 def a_verb_that(monkeypatch, action):
-    """`fpn-ext doctor`, as if it did this."""
+    """`fpn-ext doctor`, made to do this."""
     monkeypatch.setattr("fpn_ext.tools.doctor.run", lambda args: action())
     return ["doctor"]
 
 
 def compiled(source):
-    """A function of a module in this package, whatever module the tests are."""
+    """A function defined in a module of this package, not of the tests."""
     scope = {"__name__": "fpn_ext.somewhere"}
     exec(compile(source, "somewhere.py", "exec"), scope)
     return scope["act"]
@@ -312,7 +314,7 @@ def test_ctrl_c_is_no_error(monkeypatch, capsys):
 
 @pytest.mark.parametrize("opts", [["MODEL.RPN.IN_FEATURES", "['p9']"], ["SOLVER.MAX_ITR", "3"]])
 def test_a_mistake_is_one_message_where_several_processes_are_asked_for(opts, capsys):
-    """It is found before they are started."""
+    """It is detected before they are started."""
     words = ["train", "--num-processes", "2", "--config-file", DEMO, "MODEL.DEVICE", "cpu"]
     assert main([*words, *opts]) == 2
     said = capsys.readouterr().err

@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Toy(nn.Module):
-    """Gives what ``maps`` makes of the image and of each other; has one parameter each."""
+    """Returns feature maps computed by ``maps``; one parameter each."""
 
     def __init__(self, **maps):
         super().__init__()
@@ -20,7 +20,7 @@ class Toy(nn.Module):
 
 
 def halved(times, padding=1):
-    """Max pooling of 3 x 3 cells, so many times, with stride 2."""
+    """3x3 max pooling with stride 2, applied a number of times."""
 
     def run(x):
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""Training with frozen norms in the convolutions: the same gradients, parameters, checkpoints."""
+"""Training with frozen norms folded into convolutions: same gradients, parameters, checkpoints."""
 
 import copy
 

@@ -1,10 +1,10 @@
-"""The 4-step training: what each step starts from, freezes and gives to the next."""
+"""The 4-step training: what each step starts from, freezes and passes to the next."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from fpn_ext import load_config
+from fpn_ext import load_config, prepare
 from detectron2.modeling import build_model
 from fpn_ext.__main__ import main
 from fpn_ext.config.load import written_keys
@@ -82,7 +82,7 @@ def test_the_last_two_become_one_model(output):
 
 
 def test_the_one_model_proposes_what_the_detector_was_trained_on(output, tmp_path):
-    cfg = load_config(str(output / "config.yaml"))
+    cfg = prepare(str(output / "config.yaml")).cfg  # NUMERICS as in step 3
     model = build_model(cfg).eval()
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     name = cfg.DATASETS.TEST[0]
@@ -172,7 +172,7 @@ def test_a_bottom_up_by_name_brings_the_same_pixels_to_both(tmp_path, monkeypatc
 
 
 def test_numerics_choose_for_every_step(output, monkeypatch):
-    """As they would for a training of its config alone: a step's file sets none of its keys."""
+    """As for a training with its config alone: a step's file sets none of its keys."""
     for step in STEPS:
         written = written_keys(str(output / step.name / "four_step.yaml"))
         assert "MODEL.FPN_EXT.NUMERICS" in written

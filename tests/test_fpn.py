@@ -11,7 +11,7 @@ from fpn_ext.modeling.top_blocks import Subsample
 
 
 class Stub(Backbone):
-    """A bottom-up network whose maps a test hands over; keeps what it was given."""
+    """A bottom-up network with maps supplied by the test; records its input."""
 
     def __init__(self, channels, strides):
         super().__init__()
@@ -237,7 +237,7 @@ def test_a_pyramid_can_stand_on_a_pyramid(small_cfg):
 
 
 def test_a_top_block_may_read_the_bottom_up():
-    """Detectron2's LastLevelP6P7 on C5, as RetinaNet has it, plugs in."""
+    """Detectron2's LastLevelP6P7 on C5, as in RetinaNet, works."""
     pyramid = FeaturePyramid(
         bottom_up=Pooling(8),
         in_features=["c3", "c4", "c5"],
@@ -249,6 +249,7 @@ def test_a_top_block_may_read_the_bottom_up():
     assert list(out) == ["p3", "p4", "p5", "p6", "p7"]
 
 
+@pytest.mark.torchscript
 def test_torchscript_equals_eager(small_cfg):
     backbone = build_backbone(small_cfg).eval()
     before = copy.deepcopy(backbone.state_dict())
@@ -268,6 +269,7 @@ def test_torchscript_equals_eager(small_cfg):
     [{}, {"fuse_type": "avg"}, {"norm": "GN"}, {"top_block": LastLevelP6P7(8, 32, "c5")}],
     ids=str,
 )
+@pytest.mark.torchscript
 def test_torchscript_of_the_variants(variant):
     pyramid = FeaturePyramid(
         bottom_up=Pooling(8), in_features=["c3", "c4", "c5"], out_channels=32, **variant
@@ -277,6 +279,7 @@ def test_torchscript_of_the_variants(variant):
         torch.testing.assert_close(eager, scripted(image)[name], rtol=0, atol=0)
 
 
+@pytest.mark.torchscript
 def test_torchscript_beside_detectron2s_own_preparation(small_cfg, monkeypatch):
     """detectron2.export gives ResNet a preparation of its own, which must find it untouched."""
 
@@ -295,7 +298,7 @@ def test_torchscript_beside_detectron2s_own_preparation(small_cfg, monkeypatch):
 
 
 def test_padding_constraints_are_those_of_the_bottom_up():
-    """A property of Detectron2's main branch, there on every Backbone."""
+    """A property of every Backbone in Detectron2's main branch."""
 
     class Square(Pooling):
         padding_constraints = {"square_size": 64}  # noqa: RUF012

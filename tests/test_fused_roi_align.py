@@ -246,7 +246,7 @@ def test_a_map_of_more_than_2_to_the_31_numbers():
 
 @runs_the_kernel
 def test_a_box_of_many_thousand_samples():
-    """32768 px on a map of 3 x 4 cells. Went the kernel through all samples, this took minutes."""
+    """32768 px on a 3 x 4 map. If the kernel visited all samples, this would take minutes."""
     features = torch.ones(1, 1, 3, 4, device=DEVICE)
     roi = torch.tensor([[0.0, -16384, -16384, 16384, 16384]], device=DEVICE)
     level = torch.zeros(1, dtype=torch.int64, device=DEVICE)
@@ -296,7 +296,7 @@ def test_no_boxes_launch_nothing_and_stay_in_the_graph(mode, request, monkeypatc
 @runs_the_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_deterministic_gradient(dtype, monkeypatch, request):
-    """Another route, the same gradient as that of the atomics to rounding, equal in repeats."""
+    """An alternative without atomics: same gradient up to rounding, deterministic."""
     maps, (rois, levels) = pyramid(dtype=dtype), boxes_and_levels()
     arguments = (maps, rois, levels, SCALES, (2, 1), 0, True)
     default = with_gradients(roi_align_cuda.roi_align, *arguments)
@@ -314,7 +314,7 @@ def test_the_deterministic_gradient(dtype, monkeypatch, request):
 
 
 def test_the_deterministic_route_makes_its_tensors_where_the_boxes_are():
-    """What it made without naming a device would be on "meta" here, and clash."""
+    """A tensor created without a device would be on "meta" here, and clash."""
     maps, (rois, levels) = pyramid(), boxes_and_levels()
     settings = Settings(tuple(SCALES), (2, 2), 0, True)
     gradient = torch.randn(len(rois), 5, 2, 2, device=DEVICE)
@@ -373,7 +373,7 @@ def test_fused_does_not_serve_maps_on_cpu():
 
 
 def test_what_auto_takes(monkeypatch):
-    """Asked with what stands for maps, so that no CUDA device is needed."""
+    """Uses stand-ins for maps, so that no CUDA device is needed."""
 
     def choice(device, dtype, **kwargs):
         features = SimpleNamespace(
@@ -479,7 +479,7 @@ def test_in_the_interpreter():
 
 
 class AbsentGPU:
-    """As much of a Triton driver as compiling takes."""
+    """The part of a Triton driver needed for compiling."""
 
     def __init__(self, capability):
         from triton.backends.compiler import GPUTarget

@@ -1,4 +1,4 @@
-"""Whatever stands in a config, a file of weights or of proposals, or in a box: errors of ours."""
+"""Any content of a config, weight or proposal file, or box raises one of our errors at most."""
 
 import io
 import pickle
@@ -33,7 +33,7 @@ value = st.recursive(
 
 
 def load_and_check(file, opts=()):
-    """Reads and checks a config; what is wrong with it must be one of our errors."""
+    """Reads and checks a config; any failure must be one of our errors."""
     try:
         cfg = fpn_ext.load_config(str(file), opts)
         fpn_ext.check_config(cfg, training=True)

@@ -1,4 +1,4 @@
-"""Our components where Detectron2's stood, built as a script of its own would build them.
+"""Our components in place of Detectron2's, built as in a user's script.
 
 That is: from the config of Detectron2's ``get_cfg``, which has none of this project's keys, or by
 Detectron2's keywords alone. What its own unit tests of anchors, pooler, RPN and RoI heads ask of
@@ -101,6 +101,7 @@ def test_the_pooler_by_keyword_is_detectron2s_to_the_bit():
     assert torch.equal(ours, pooled_by(ROIPooler(**POOLER)))
 
 
+@pytest.mark.torchscript
 def test_the_scripted_pooler_is_the_pooler_to_the_bit():
     pooler = fpn_ext.LevelMappedROIPooler(**POOLER)
     assert torch.equal(pooled_by(pooler), pooled_by(torch.jit.script(pooler)))
@@ -135,6 +136,7 @@ def test_losses_and_proposals_of_the_rpn():
         assert torch.equal(a.objectness_logits, b.objectness_logits)
 
 
+@pytest.mark.torchscript
 def test_the_scripted_rpn_gives_the_same_proposals():
     cfg = get_cfg()
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PyramidRPN"
@@ -172,6 +174,7 @@ def test_losses_of_the_roi_heads():
         torch.testing.assert_close(loss, theirs[name], rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.torchscript
 def test_the_scripted_roi_heads_give_the_same_detections():
     scripting = detectron2_scripting()
     cfg, images, features = detector_cfg(), two_images(), c4_maps()
@@ -205,7 +208,7 @@ def test_the_scripted_roi_heads_give_the_same_detections():
 )
 @pytest.mark.parametrize("backbone", ["FeaturePyramid", "BiFPN"])
 def test_names_swapped_in_a_config_of_detectron2s(backbone, heads):
-    """The documented defaults take the place of the keys that are not there."""
+    """Missing keys get the documented defaults."""
     found = []
     for make in (get_cfg, fpn_ext.get_cfg):
         cfg = make()

@@ -1,4 +1,4 @@
-"""JSON files that are whole or not there, and what of a detection goes into COCO's."""
+"""JSON files are written atomically; detections in COCO's format."""
 
 import json
 import math

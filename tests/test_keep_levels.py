@@ -1,4 +1,4 @@
-"""Proposals and detections that say which levels they come from, to the last of them."""
+"""Every proposal and detection keeps the levels it comes from."""
 
 import json
 
@@ -15,8 +15,9 @@ from detectron2.utils.events import EventStorage
 from fpn_ext.config.unread import unread_keys
 from fpn_ext.data import demo_data
 from fpn_ext.evaluation.evaluators import build_evaluator
-from fpn_ext.inference.pictures import annotations_of, detections_of
+from fpn_ext.inference.predictor import detections_of
 from fpn_ext.modeling.roi_heads import LevelKeepingOutputLayers
+from fpn_ext.reporting.coco_json import annotations_of
 from fpn_ext.reporting.drawing import LEVEL_COLORS, NO_LEVEL_COLOR, draw_detections
 
 SIZES = {2: (60, 80), 3: (30, 40), 4: (15, 20), 5: (8, 10)}
@@ -147,7 +148,7 @@ def objects():
 
 
 def step(cfg, keep):
-    """Losses of one training step, and the boxes that the RoI heads sampled for it."""
+    """Losses of one training step, and the boxes sampled by the RoI heads."""
     cfg.MODEL.FPN_EXT.KEEP_LEVELS = keep
     torch.manual_seed(2)
     model = build_model(cfg).train()
@@ -248,7 +249,7 @@ def test_the_levels_are_those_of_the_proposal(cfg, name):
 
 
 def test_proposals_without_levels_leave_the_field_out(cfg):
-    """Those of a file, or of Detectron2's RPN."""
+    """Proposals from a file, or from Detectron2's RPN."""
     found = heads_on(cfg, given_proposals([30.0, 130.0], None))
     assert found.has("pooled_level") and not found.has("proposal_level")
 

@@ -1,4 +1,4 @@
-"""The same keywords mean the same as in Detectron2: names and defaults, by introspection."""
+"""Keywords match Detectron2's: names and defaults, by introspection."""
 
 import inspect
 
@@ -25,7 +25,7 @@ ONLY_THEIRS = {("FPN", "square_pad")}
 
 
 def keywords(component):
-    """{name: default} of a class's explicit constructor, those it hands on to parents included."""
+    """{name: default} of a class's explicit constructor, including those passed on to parents."""
     found = {}
     for ancestor in component.__mro__:
         if "__init__" not in vars(ancestor):
@@ -40,7 +40,7 @@ def keywords(component):
 
 
 def differing(ours, theirs):
-    """Names of Detectron2's keywords that ours has not, or has with another default."""
+    """Names of Detectron2's keywords that ours lacks, or has with a different default."""
     given = keywords(ours)
     return {
         (theirs.__name__, name)
@@ -56,14 +56,14 @@ def test_every_keyword_of_detectron2s_with_its_default(ours, theirs):
 
 
 def test_an_exception_is_a_default_where_detectron2_has_none():
-    """So a swap of theirs for ours changes nothing that was written."""
+    """So swapping theirs for ours requires no other change."""
     assert keywords(FPN)["out_channels"] is inspect.Parameter.empty
     assert keywords(fpn_ext.FeaturePyramid)["out_channels"] == 256
 
 
 @pytest.mark.parametrize("name", [name for name in pyramids() if name != "FeaturePyramid"])
 def test_a_variant_has_the_defaults_of_the_pyramid(name):
-    """But for the norm, which NormalizedLateralPyramid cannot do without."""
+    """Except the norm, which NormalizedLateralPyramid requires."""
     variant = BACKBONE_REGISTRY.get(name)
     excepted = {"norm"} if name == "NormalizedLateralPyramid" else set()
     changed = {key for _, key in differing(variant, fpn_ext.FeaturePyramid)}

@@ -1,4 +1,4 @@
-"""The short form of tests/kill_resume.py, which is a command of its own for longer ones."""
+"""A short run of tests/kill_resume.py, which is a command for longer runs."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""One key for the levels: what follows from it, what contradicts it, and the table."""
+"""One key for the levels: derived keys, contradictions, and the table."""
 
 import re
 
@@ -59,7 +59,7 @@ def test_one_line_gives_the_papers_levels():
 
 
 def test_one_line_moves_the_pyramid_a_level_down():
-    """And another puts it on a network that has a map of stride 2."""
+    """And another uses a network that has a map of stride 2."""
     cfg = load(["p1", "p2", "p3", "p4", "p5"], *BOTTOM_UP)
     assert keys(cfg) == {
         "pyramid": ["c1", "c2", "c3", "c4", "c5"],
@@ -79,7 +79,7 @@ def test_one_line_moves_the_pyramid_a_level_down():
     ],
 )
 def test_a_model_of_these_levels(levels, maps, pooled):
-    """Trains and infers on an image whose sides nothing divides; every parameter has a gradient."""
+    """Trains and infers on an image with indivisible sides; every parameter has a gradient."""
     cfg = load(levels)
     assert (maps, maps) == (cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.RESNETS.OUT_FEATURES)
     assert pooled == cfg.MODEL.ROI_HEADS.IN_FEATURES
@@ -135,7 +135,7 @@ def test_the_outputs_of_the_pyramid_are_the_levels():
 
 
 def test_a_key_of_the_base_is_replaced_and_one_beside_the_levels_stays(tmp_path):
-    """The demo's own IN_FEATURES and SIZES stand in the file that this one is based on."""
+    """The demo's IN_FEATURES and SIZES are set in its base file."""
     text = """
 MODEL:
   FPN_EXT: {LEVELS: ["p2", "p3", "p4", "p5"]}
@@ -195,7 +195,7 @@ def test_a_pyramid_whose_levels_are_not_resolved_is_not_built(small_cfg):
     ],
 )
 def test_levels_that_are_none_name_their_key(small_cfg, levels, wrong):
-    """However they got there: a config of Python's is built without any check."""
+    """Wherever they are set: a config built in Python is not checked."""
     small_cfg.MODEL.FPN_EXT.LEVELS = levels
     message = rf"MODEL\.FPN_EXT\.LEVELS .*: {wrong} are no levels\. A level is p1 to p7"
     for refuse in (build_backbone, resolve_levels, fpn_ext.check_config):

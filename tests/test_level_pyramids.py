@@ -1,4 +1,4 @@
-"""Pyramids of all kinds of levels: what is put on top, gaps, other strides, P1 and P7; export."""
+"""Pyramids with various levels: extra levels on top, gaps, other strides, P1 and P7; export."""
 
 import importlib.util
 
@@ -66,7 +66,7 @@ def test_subsampling_twice_by_hand():
 
 
 def test_convolutions_by_hand():
-    """Of weight 1 in the middle: every second cell, and what is negative does not reach P7."""
+    """With centre weight 1: every second cell; negative values do not reach P7."""
     block = Convolutions("p5", 1, 1, ["p6", "p7"])
     for parameter in block.parameters():
         parameter.data.zero_()
@@ -169,7 +169,7 @@ def test_recorded_and_unrecorded_sums_are_the_same():
 
 
 def test_a_model_of_strides_6_12_24_48():
-    """All of it, trained and asked, on a bottom-up with names of its own for its maps."""
+    """All of it, training and inference, on a bottom-up with custom map names."""
     if "build_sixes" not in BACKBONE_REGISTRY:
         BACKBONE_REGISTRY._do_register("build_sixes", lambda cfg, shape: Strided([6, 12, 24]))
     levels = ["ps6", "ps12", "ps24", "ps48"]
@@ -261,6 +261,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.torchscript
 def test_export_and_torchscript(name, shape):
     levels = SHAPES[shape]
     if name == "build_resnet_backbone" and "p1" in levels:

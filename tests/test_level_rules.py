@@ -1,4 +1,4 @@
-"""Rules from boxes to levels, and what pools by them."""
+"""Rules that assign boxes to levels, and the poolers that use them."""
 
 import math
 import sys
@@ -137,6 +137,7 @@ def test_constants(name):
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.torchscript
 def test_torchscript(name):
     for strides in (FPN, [4, 32]):
         rule = LEVEL_RULE_REGISTRY.get(name)(strides, 224, 4)
@@ -192,7 +193,7 @@ def test_levels_with_gaps_and_other_strides(implementation, strides, rule, sides
 
 
 def test_a_box_on_stride_6_is_where_it_is():
-    """Of a map whose value is its x, in pixels: bins of 24 px have their centres at 72 and 96."""
+    """On a map whose value is its x in pixels: bins of 24 px have their centres at 72 and 96."""
     x = (torch.arange(40.0) + 0.5) * 6
     pool = pooler([6, 12], "StrideRule")
     maps = [x.expand(1, 1, 40, 40), torch.zeros(1, 1, 20, 20)]
@@ -200,6 +201,7 @@ def test_a_box_on_stride_6_is_where_it_is():
     torch.testing.assert_close(pooled[0, 0], torch.tensor([[72.0, 96.0], [72.0, 96.0]]))
 
 
+@pytest.mark.torchscript
 def test_torchscript_of_a_pooler_with_gaps():
     pool = pooler([4, 32], "RoundedRule")
     scripted = torch.jit.script(pool)
@@ -208,6 +210,7 @@ def test_torchscript_of_a_pooler_with_gaps():
     assert torch.equal(scripted(maps, found), pool(maps, found))
 
 
+@pytest.mark.torchscript
 def test_all_levels_by_hand():
     found = [Boxes(boxes(50.0, 300.0, 700.0))]
     for fusion, value in (("max", 32.0), ("sum", 4.0 + 8 + 16 + 32)):

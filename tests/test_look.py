@@ -1,4 +1,4 @@
-"""Pictures of what a model has inside, of a tiny one with random weights."""
+"""Drawings of a model's internals, for a tiny one with random weights."""
 
 import numpy as np
 import pytest
@@ -157,8 +157,8 @@ def test_pictures_of_the_users_own(options, tmp_path):
     assert look(options, "--input", *inputs, "--output", tmp_path / "out") == 0
     drawn = sorted(f.name for f in (tmp_path / "out").iterdir())
     assert drawn == [
-        f"photo_{n}_{tag}.png"
-        for n in (1, 2)
+        f"{name}_{tag}.png"
+        for name in ("photo_2", "photo")
         for tag in ("cell_anchors", "feature_maps", "proposals")
     ]
 

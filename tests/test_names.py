@@ -1,4 +1,4 @@
-"""A component is ours by its class: ours, a subclass of a user's, or none of the two."""
+"""A component counts as ours by its class: ours, a user's subclass of it, or neither."""
 
 import contextlib
 
@@ -54,7 +54,7 @@ def build_users_pyramid(cfg, input_shape):
 
 
 def pooled_column(cfg):
-    """Of the level table, for each level that boxes are pooled from."""
+    """From the level table, for each pooled level."""
     rows = [line.split("  ") for line in fpn_ext.level_table(cfg).splitlines()[1:]]
     return [row[-1].strip() for row in rows if row[-1].strip() not in ("-", "") and "p" in row[1]]
 

@@ -1,4 +1,4 @@
-"""A training that meets NaN or infinity says where it started, why, and keeps what is needed."""
+"""On NaN or infinity, training reports origin and cause, and saves what reproduces it."""
 
 import copy
 import json
@@ -53,7 +53,7 @@ def train(cfg, model, batches, guard=True):
 
 
 def failure(cfg, model, batches):
-    """What the training says, and its report and folder."""
+    """The training's message, its report and folder."""
     with pytest.raises(FloatingPointError) as error:
         train(cfg, model, batches)
     (folder,) = (Path(cfg.OUTPUT_DIR) / "nonfinite").iterdir()

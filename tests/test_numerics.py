@@ -1,4 +1,6 @@
-"""``MODEL.FPN_EXT.NUMERICS``: what each choice sets, where, and what it leaves alone."""
+"""``MODEL.FPN_EXT.NUMERICS``: what each choice sets, where, and what it does not touch."""
+
+import re
 
 import fpn_ext
 import pytest
@@ -6,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from fpn_ext.__main__ import VERBS
 from fpn_ext.config import numerics
-from fpn_ext.config.prepare import prepare
+from fpn_ext.config.prepare import Caution, prepare
 from fpn_ext.engine.train import setup
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -21,7 +23,7 @@ WITH_AVX512 = ("auto", True, True, True, "float32")
 
 @pytest.fixture
 def avx512(monkeypatch):
-    """Whether this CPU has it, as a test says."""
+    """Set whether this CPU has AVX-512."""
     return lambda there: monkeypatch.setattr(numerics, "has_avx512", lambda: there)
 
 
@@ -45,12 +47,41 @@ def test_exact_is_detectron2s_arithmetic_everywhere(avx512, there):
 
 
 def test_fast_on_a_cpu(avx512):
-    """The default. Without AVX-512 each of the keys is slower than going without."""
+    """The default. Without AVX-512 each of these keys slows things down."""
     avx512(True)
     assert chosen()[0] == chosen("MODEL.FPN_EXT.NUMERICS", "fast")[0] == WITH_AVX512
     avx512(False)
     values, (said,) = chosen()
     assert values == DEFAULTS and "without AVX-512" in said
+
+
+BFLOAT16 = ["MODEL.FPN_EXT.INFERENCE_DTYPE", "bfloat16"]
+IN_BFLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.FPN_EXT.AMP_DTYPE", "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("opts", "training", "remedies"),
+    [
+        (BFLOAT16, False, ["INFERENCE_DTYPE bfloat16: .* set it to float32"]),
+        (IN_BFLOAT16, False, []),
+        (IN_BFLOAT16, True, [r"AMP_DTYPE bfloat16: .* set SOLVER\.AMP\.ENABLED False"]),
+        (BFLOAT16 + IN_BFLOAT16, True, ["INFERENCE_DTYPE", "AMP_DTYPE"]),
+        ([], True, []),
+    ],
+)
+def test_bfloat16_where_there_is_none_is_said_first(monkeypatch, opts, training, remedies):
+    """A warning before anything is built, and none on a CPU or GPU that has it."""
+
+    def cautions(supported):
+        monkeypatch.setattr(numerics, "has_bfloat16_convolutions", lambda: supported)
+        notes = prepare(DEMO, [*CPU, *opts], training=training).notes
+        return [note for note in notes if isinstance(note, Caution)]
+
+    assert cautions(True) == []
+    said = cautions(False)
+    assert len(said) == len(remedies)
+    for note, remedy in zip(said, remedies, strict=True):
+        assert re.search(remedy, note) and "no bfloat16 convolutions" in note
 
 
 def test_fast_on_a_gpu(avx512, monkeypatch):

@@ -1,4 +1,4 @@
-"""optimize_for_inference: the same detections from another module tree."""
+"""optimize_for_inference: the same detections from a different module tree."""
 
 import copy
 import os
@@ -58,7 +58,7 @@ def images():
 
 
 def assert_same_stages(model, optimised, tolerance=2e-5):
-    """Every stage on the same inputs, as the issue of equal results is decided."""
+    """Every stage on the same inputs."""
     with torch.no_grad():
         batch = ImageList.from_tensors([image["image"] - 128 for image in images()], 32)
         expected = model.backbone(batch.tensor)
@@ -83,7 +83,7 @@ def assert_same_stages(model, optimised, tolerance=2e-5):
 
 
 def assert_same_boxes(found, expected, tolerance):
-    """Box by box in the same order, but for pairs whose scores are equal to rounding."""
+    """Box by box in the same order, except for pairs whose scores are equal up to rounding."""
     assert len(found) == len(expected) > 10
     distance = (found.tensor[:, None] - expected.tensor).abs().amax(dim=2)
     assert (distance.diagonal() <= tolerance).float().mean() >= 0.9

@@ -1,4 +1,4 @@
-"""Ours and Detectron2's components, in all 16 combinations, are one and the same model.
+"""All 16 combinations of our and Detectron2's components are the same model.
 
 Same weights, same images, same random samples: losses, gradients and detections are compared with
 those of the model made of Detectron2's components alone. The operations are the same, and so is
@@ -119,7 +119,7 @@ def test_same_masks_and_keypoints(cfg, names):
 
 
 def test_the_fast_pooler_trains_and_detects_the_same_to_rounding(cfg):
-    """Its sums are the same in another order. Compared on the same samples and proposals."""
+    """The same sums in a different order. Compared on the same samples and proposals."""
     weights, batch = weights_of_control(cfg), images_with_objects(cfg)
     control = build(cfg, CONTROL, weights)
     cfg.MODEL.FPN_EXT.POOLER_IMPLEMENTATION = "weighted_rows"
@@ -159,7 +159,14 @@ def test_an_rpn_alone(cfg):
         with torch.no_grad():
             results.append([out["proposals"] for out in model(batch)])
     for ours, theirs in zip(*results, strict=True):
-        assert torch.equal(ours.proposal_boxes.tensor, theirs.proposal_boxes.tensor)
+        assert torch.equal(ours.objectness_logits, theirs.objectness_logits)
+        assert in_order(ours) == in_order(theirs)
+
+
+def in_order(proposals):
+    """(score, box) of each; those of one score, whose order nothing defines, by their boxes."""
+    boxes, scores = proposals.proposal_boxes.tensor.tolist(), proposals.objectness_logits.tolist()
+    return sorted(zip(scores, boxes, strict=True), reverse=True)
 
 
 def test_an_input_of_odd_size_direct(cfg):

@@ -23,7 +23,7 @@ def pyramid(batch=2, channels=3, size=256, requires_grad=False, dtype=torch.floa
 
 
 def random_boxes(count, size=256, seed=0):
-    """Boxes of sides 4 to 2 x size, some of them across the border."""
+    """Boxes with sides from 4 to 2 x size, some across the border."""
     generator = torch.Generator().manual_seed(seed)
     side = 4 * (size / 2) ** torch.rand(count, 2, generator=generator)
     centre = torch.rand(count, 2, generator=generator) * size
@@ -219,7 +219,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("levels", [4, 1])
 @pytest.mark.parametrize("implementation", ["per_level", "auto"])
 def test_boxes_that_are_no_boxes(pooler_type, sampling_ratio, levels, implementation, caplog):
-    """Zero rows, no gradient, counted, said once; their neighbours are not touched."""
+    """Zero rows, no gradient, counted, logged once; their neighbours are unaffected."""
     pool = pooler(
         pooler_type,
         sampling_ratio=sampling_ratio,
@@ -268,7 +268,7 @@ def test_the_limit_of_coordinates_is_inclusive():
 @pytest.mark.parametrize("implementation", ["per_level", "weighted_rows"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_maps_are_pooled_where_the_box_is(dtype, implementation):
-    """Coordinates are not rounded to the dtype of the maps: bfloat16 knows no 257."""
+    """Coordinates are not rounded to the dtype of the maps: bfloat16 cannot represent 257."""
     maps = [torch.arange(512.0).expand(1, 1, 8, 512).to(dtype)]
     pool = pooler(output_size=1, scales=[1.0], implementation=implementation)
     pooled = pool(maps, [Boxes(torch.tensor([[253.0, 1, 262, 6]]))])
@@ -327,7 +327,7 @@ def test_weighted_rows(pooler_type, sampling_ratio, output_size, size):
 
 @st.composite
 def pooling_problems(draw):
-    """Maps, boxes and a pooler of any shape, boxes that are no boxes among them."""
+    """Maps, boxes and a pooler of any shape, including invalid boxes."""
     coarsest = draw(st.integers(2, 6))
     levels = list(range(draw(st.integers(1, coarsest)), coarsest + 1))
     side = 2**coarsest * draw(st.integers(1, max(1, 160 >> coarsest)))
@@ -452,7 +452,7 @@ def test_weighted_rows_of_half_precision(dtype):
     ],
 )
 def test_the_cells_of_a_bin(high, samples, length, cells, weights):
-    """A bin from 0 to ``high`` on a map of so many cells, worked out on paper."""
+    """A bin from 0 to ``high`` on a map of the given number of cells, computed by hand."""
     settings = roi_align_cpu.Settings((1.0,), (1, 1), samples, aligned=False)
     ends = torch.tensor([[0.0], [high]])
     found = roi_align_cpu.taps_along(
@@ -554,6 +554,7 @@ def test_what_weighted_rows_cannot_serve_is_an_error():
         pooler("ROIPool", implementation="weighted_rows")(maps, boxes)
 
 
+@pytest.mark.torchscript
 def test_torchscript_equals_eager():
     maps, boxes = pyramid(), [random_boxes(30), random_boxes(5, seed=1)]
     boxes[0].tensor[3, 0] = NAN
@@ -564,6 +565,7 @@ def test_torchscript_equals_eager():
         assert eager.num_degenerate == scripted.num_degenerate == 1
 
 
+@pytest.mark.torchscript
 def test_a_trace_serves_any_number_of_boxes():
     class Traceable(torch.nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Prediction on generated videos, and before cameras that are none."""
+"""Prediction on generated videos and fake cameras."""
 
 import json
 import re
@@ -15,7 +15,8 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from fpn_ext.__main__ import main
-from fpn_ext.inference.pictures import load_inference_config, predict
+from fpn_ext.inference.pictures import predict
+from fpn_ext.inference.predictor import load_inference_config
 from fpn_ext.inference.video import predict_video
 from PIL import Image
 
@@ -49,7 +50,7 @@ def weights(tmp_path_factory, demo_images):
 
 
 def picture(number, size=(128, 96)):
-    """A red square that goes right, (H, W, 3) RGB."""
+    """A red square moving right, (H, W, 3) RGB."""
     image = np.full((size[1], size[0], 3), 90, dtype=np.uint8)
     image[30:70, 10 + 4 * number : 50 + 4 * number] = RED
     return image
@@ -82,11 +83,12 @@ def video(cv2, tmp_path):
 
 
 class Stub:
-    """Stands in for a predictor: finds the pixels that are red, once it sees BGR."""
+    """Stand-in for a predictor: detects red pixels in BGR."""
 
     model = None
 
     def __init__(self):
+        self.classes = {1: "red"}
         self.frames = []
         self.most_alive = 0
 
@@ -331,7 +333,7 @@ def test_without_opencv(monkeypatch, cfg, tmp_path, capsys):
 
 
 class Camera:
-    """Stands in for cv2.VideoCapture: a camera that gives these pictures, and no frame rate."""
+    """Stand-in for cv2.VideoCapture: a camera with these frames and no frame rate."""
 
     def __init__(self, images, cv2, fps=0.0):
         self.images = list(images)
@@ -358,7 +360,7 @@ class Camera:
 
 @pytest.fixture
 def camera(cv2, monkeypatch):
-    """A camera 0, whose frames come every half second by the clock there."""
+    """Camera 0, with a frame every half second on a fake clock."""
     camera = Camera([picture(i) for i in range(4)], cv2)
     original = cv2.VideoCapture
     monkeypatch.setattr(cv2, "VideoCapture", lambda s: camera if s == 0 else original(s))
@@ -392,7 +394,7 @@ def test_frames_of_several_sizes(cv2, cfg, stub, camera, tmp_path):
 
 @pytest.mark.parametrize("way", ["q", "Esc", "closed", "end"])
 def test_a_window(cv2, cfg, stub, camera, monkeypatch, way):
-    """Stands in for the window: it is given frames in BGR until q, Esc, or the user closes it."""
+    """Stand-in for the window: receives BGR frames until q, Esc, or the user closes it."""
     shown, closed = [], []
     keys = {"q": ord("q"), "Esc": 27}
     monkeypatch.setattr(cv2, "namedWindow", lambda *arguments: None)

@@ -1,4 +1,4 @@
-"""One preparation for every command: its order, what it says, and who goes through it."""
+"""One preparation for every command: its order, its messages, and which commands use it."""
 
 import fpn_ext
 import pytest
@@ -19,7 +19,7 @@ TABLE = "The levels as configured:"
 
 @pytest.fixture
 def a_gpu(monkeypatch):
-    """``torch.cuda.is_available()`` as a test says."""
+    """``torch.cuda.is_available()`` set by a test."""
     return lambda there: monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
 
 
@@ -40,7 +40,7 @@ def test_the_stages_in_their_order():
 
 
 def test_a_stage_is_taken_when_it_is_asked_for():
-    """So that a check stops where a command would."""
+    """So that a check stops at the same point as a command."""
     cfg = fpn_ext.load_config(DEMO, [*CPU, "MODEL.FPN_EXT.NUMERICS", "exact"])
     stages = prepare_loaded(cfg, training=False, weights="unread")
     while next(stages).subject != "pixels":
@@ -108,7 +108,7 @@ FROZEN = ["MODEL.FPN_EXT.FREEZE", "['backbone']"]
      ("required", False, False)],
 )  # fmt: skip
 def test_what_the_weights_are_to_a_command(weights, empty, missing, checkpoint):
-    """Whether none, and a file that does not exist, will do."""
+    """Whether no weights, or a missing file, are acceptable."""
     cfg = prepare(DEMO, [*CPU, "MODEL.WEIGHTS", checkpoint], weights=weights).cfg
     assert checkpoint == cfg.MODEL.WEIGHTS
     for file, accepted in (("", empty), ("none.pth", missing)):
@@ -174,7 +174,7 @@ def test_the_check_adds_the_table_once():
 
 @pytest.mark.parametrize("verb", ["train", "eval", "predict", "proposals generate"])
 def test_whoever_builds_adds_the_table_once(verb, arguments, monkeypatch, capsys):
-    """Where only building finds it, as with a network of unknown strides."""
+    """Where only building detects it, as for a network of unknown strides."""
     monkeypatch.setattr(preparing, "config_problems", lambda *_: [])
     assert main([*arguments(verb), *WRONG_LEVELS]) == 2
     message = capsys.readouterr().err
@@ -194,13 +194,13 @@ PREPARE = (
 BUILD_NONE = (
     *("data", "anchors", "levels", "contact-sheet", "proposals ground-truth"),
     *("proposals selective-search", "proposals validate", "proposals stats", "proposals convert"),
-    *("reproduce", "pretrain", "demo-data", "doctor"),
+    *("weights list", "weights convert", "reproduce", "pretrain", "demo-data", "doctor"),
 )
 
 
 @pytest.fixture
 def arguments(tmp_path, checkpoint, demo_images):
-    """A verb's words, with everything there that it needs."""
+    """A verb's arguments, with all its inputs in place."""
     picture, output = str(next(demo_images.glob("val/*"))), str(tmp_path / "out")
     rpn, detector = (f"configs/paper/table5/{name}_R_50.yaml" for name in ("rpn", "fast_rcnn"))
     of = {

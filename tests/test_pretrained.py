@@ -9,7 +9,7 @@ from unsafe import touches
 
 
 def network(channels=3):
-    """10 tensors that count: two convolutions, two norms of 4 each; no bias."""
+    """10 counted tensors: two convolutions, two norms of 4 each; no bias."""
     return nn.Sequential(
         nn.Conv2d(channels, 4, 3, bias=False),
         nn.BatchNorm2d(4),
@@ -107,7 +107,7 @@ def test_weights_of_another_network(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_stem_for_another_number_of_channels(tmp_path, channels):
-    """A grey image in all channels gives what the same image gave in three."""
+    """A grey image in all channels gives the same result as in three."""
     tensors = filled()
     loaded = load(tmp_path, tensors, network(channels))
     grey = torch.rand(1, 1, 9, 9)

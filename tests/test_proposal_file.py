@@ -54,7 +54,7 @@ def test_an_entry_by_hand(file):
 
 
 def test_it_is_an_ordinary_safetensors_file(file):
-    """Read by the library's own function, which wants all bytes accounted for."""
+    """Read by the library's own function, which requires all bytes to be accounted for."""
     written = write_random(file, COUNTS)
     (header,) = struct.unpack("<Q", file.read_bytes()[:8])
     assert header % 8 == 0, "so that the tensors are aligned"
@@ -282,7 +282,7 @@ def test_a_changed_byte_is_found(file):
 
 
 def read_all(file):
-    """Everything there is to read; whether a damaged file got that far."""
+    """Read everything; return whether a damaged file got that far."""
     try:
         with ProposalFile(file) as proposals:
             for image_id in proposals:

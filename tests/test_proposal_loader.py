@@ -47,7 +47,7 @@ def datasets(tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """A file of proposals for each dataset; inside of 60 x 60, so inside of every image."""
+    """A proposal file for each dataset; boxes inside 60 x 60, so inside every image."""
     for seed, (name, counts) in enumerate(COUNTS.items()):
         made = random_proposals(counts.values(), seed=seed)
         write_proposals(tmp_path / f"{name}.safetensors", counts, made, dataset=name, source="")
@@ -276,7 +276,7 @@ if __name__ == "__main__":  # a spawned worker imports this file: it is to find 
 
 
 def test_a_worker_that_starts_afresh(demo_images, tmp_path):
-    """Spawned, as forkserver's (Python 3.14), it has imported nothing when it gets the images."""
+    """A spawned or forkserver (Python 3.14) worker gets the images before any import."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}

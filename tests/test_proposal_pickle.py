@@ -1,4 +1,4 @@
-"""Detectron2's pickles: read in every form they come in, and refused in every other."""
+"""Detectron2's pickles: every valid form is read, all others are refused."""
 
 import os
 import pickle
@@ -195,7 +195,7 @@ def test_an_address_is_fetched_by_detectron2(file, monkeypatch):
 
 
 class Instance:
-    """Setting its state would set attributes of whatever is named."""
+    """Setting its state would set attributes of any named object."""
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

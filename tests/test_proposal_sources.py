@@ -51,7 +51,7 @@ def cfg(small_cfg):
 
 
 class FixedBoxes(nn.Module):
-    """An RPN that finds the same boxes everywhere, given in shares of the resized image."""
+    """An RPN that returns fixed boxes, relative to the resized image."""
 
     def __init__(self, *shares):
         super().__init__()
@@ -85,7 +85,7 @@ class Model(nn.Module):
 
 
 def test_boxes_are_mapped_to_the_original_image_and_clipped(cfg, file):
-    """Of four boxes one sticks out, and one is outside: by hand for a 100 x 80 image."""
+    """Of four boxes, one crosses the border and one is outside a 100 x 80 image."""
     model = Model(FixedBoxes((0, 0, 1, 1), (0.25, 0.5, 0.5, 0.75), (2, 0, 3, 1), (0.5, 0.5, 2, 2)))
     generate_proposals(cfg, model, NAME, file)
     boxes, scores = ProposalFile(file)[7]
@@ -98,7 +98,7 @@ def test_boxes_are_mapped_to_the_original_image_and_clipped(cfg, file):
 
 @pytest.mark.parametrize("architecture", ["ProposalNetwork", "GeneralizedRCNN"])
 def test_the_proposals_are_those_of_detectron2s_own_network(cfg, file, architecture):
-    """Also those of the RPN inside of a detector; for every image; in any mode."""
+    """Also from the RPN inside a detector; for every image; in any mode."""
     cfg.MODEL.META_ARCHITECTURE = architecture
     model = build_model(cfg).train()
     weights = model.state_dict()
@@ -214,7 +214,7 @@ def test_a_dataset_that_tells_too_little(file, record, message):
 
 @pytest.fixture
 def stub(monkeypatch):
-    """Stands in for cv2: what OpenCV's class is asked to do, and two boxes, XYWH."""
+    """Stand-in for cv2: records calls of OpenCV's class, returns two boxes, XYWH."""
     calls = []
 
     class Search:
@@ -266,7 +266,7 @@ def test_without_opencv_or_its_contributed_modules(monkeypatch, file, installed)
 
 
 def test_the_real_one(tmp_path, file):
-    """Where it is installed: boxes in the image, and the same ones on the second call."""
+    """If installed: boxes inside the image, and the same ones on the second call."""
     pytest.importorskip("cv2.ximgproc", reason="the extra selective-search is not installed")
     images = {i: ((60, 40), []) for i in range(3)}
     with registered("test_real", tmp_path / "own", images) as records:

@@ -1,4 +1,4 @@
-"""The commands: check, convert, measure, and a Fast R-CNN from end to end."""
+"""The proposal commands: check, convert, measure, and an end-to-end Fast R-CNN."""
 
 import json
 import math

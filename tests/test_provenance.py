@@ -1,5 +1,6 @@
-"""Commit, hardware and versions, as reports state them."""
+"""Commit, hardware and versions as stated in reports."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from fpn_ext.reporting import provenance
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A git checkout that holds a file taken for provenance.py; returns what runs git in it."""
+    """A git checkout with a stand-in for provenance.py; returns a function that runs git in it."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
 
     def git(*words):
         identity = ["-c", "user.name=n", "-c", "user.email=e"]
@@ -34,7 +37,7 @@ def test_commit_of_a_clean_and_of_a_changed_checkout(checkout):
 
 
 def test_the_checkout_of_another_project_has_no_say(checkout):
-    """As where the package lies in a virtual environment inside somebody's repository."""
+    """As for a package in a virtual environment inside another repository."""
     checkout("commit", "-qm", "without the file", "--allow-empty")
     assert provenance.commit() == ""
 

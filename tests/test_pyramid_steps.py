@@ -1,4 +1,4 @@
-"""The three steps of a pyramid's forward, the second and third on maps alone."""
+"""The three steps of a pyramid's forward, the second and third on feature maps only."""
 
 import weakref
 
@@ -46,7 +46,7 @@ def maps_of(*values):
 
 
 def pyramid_of_ones(variant=FeaturePyramid, bottom_up=None, **kwargs):
-    """Every convolution passes its map on."""
+    """Every convolution is the identity."""
     bottom_up = bottom_up or Shapes()
     pyramid = variant(
         bottom_up=bottom_up, in_features=bottom_up._out_features, out_channels=1, **kwargs
@@ -140,7 +140,7 @@ def test_path_aggregation_is_its_third_step():
 
 
 def test_bifpn_fuses_what_the_top_block_has_made():
-    """The layers get all five levels, P6 of P5 among them."""
+    """The layers get all five levels, including P6 from P5."""
     pyramid = pyramid_of_ones(BiFPN, top_block=Subsample("p5"), repeats=2)
     given = []
     for layer in pyramid.bifpn:
@@ -152,7 +152,7 @@ def test_bifpn_fuses_what_the_top_block_has_made():
 
 @pytest.mark.parametrize("variant", [FeaturePyramid, BottomUpPyramid, BiFPN, TopDownPyramid])
 def test_a_c_k_lives_until_its_lateral_connection_has_read_it(variant):
-    """Where no gradient is recorded; each lateral connection runs with the coarser C_k gone."""
+    """Without gradients, each lateral connection runs after the coarser C_k is freed."""
     bottom_up = Maps()
     pyramid = pyramid_of_ones(variant, bottom_up)
     alive = []

@@ -1,4 +1,4 @@
-"""Pyramids of other papers: by hand, and on levels, sizes and networks of all kinds."""
+"""Pyramids of other papers: hand-computed, and on various levels, sizes and networks."""
 
 import importlib.util
 import re
@@ -162,7 +162,7 @@ def test_a_layer_of_constants():
 
 
 def test_each_edge_has_a_weight_of_its_own():
-    """With all weight on the input, a layer passes its input on; on the other edge, that."""
+    """With all weight on the input, a layer is the identity; on the other edge, it returns that."""
     names = ["p3", "p4", "p5"]
     maps = [torch.rand(1, 1, s, s) for s in (8, 4, 2)]
     layer = layer_of_means(names)
@@ -288,6 +288,7 @@ def test_without_a_norm_there_is_nothing_to_do():
         ([4, 6], ["p2", "ps6", "ps12", "ps24"]),
     ],
 )
+@pytest.mark.torchscript
 def test_any_levels_any_size_export_and_torchscript(variant, strides, names):
     top_block = Subsample(names[len(strides) - 1], num_levels=2)
     kwargs = {"repeats": 1} if variant is BiFPN else {}
@@ -466,6 +467,7 @@ def test_what_they_cost_is_what_the_document_says():
     assert sorted(measured) == sorted([name, *figures] for name, _, _, *figures in documented)
 
 
+@pytest.mark.torchscript
 def test_the_example_of_a_pyramid_of_ones_own(tmp_path):
     document = Path("docs/guides/variants.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", document, flags=re.S)

@@ -1,4 +1,4 @@
-"""Average recall of proposals: by hand, against pycocotools called plainly, and independently."""
+"""Average recall of proposals: hand-computed, against plain pycocotools, and independently."""
 
 import contextlib
 import io
@@ -144,7 +144,7 @@ HAND_PROPOSALS = in_order(
 
 
 def test_by_hand():
-    """Two objects times ten thresholds are 20 to find; the third, a crowd, is none."""
+    """Two objects at ten thresholds make 20 matches; the third, a crowd, does not count."""
     found = recall.average_recall(HAND, *HAND_PROPOSALS, limits=(1, 2, 3, 4))
     assert found == pytest.approx(
         {
@@ -161,7 +161,7 @@ def test_by_hand():
 
 
 def test_a_proposal_takes_its_best_object_whatever_comes_after():
-    """0.833 and 0.857; 0.769 and 0.929: the second cannot have back what the first has taken."""
+    """0.833 and 0.857; 0.769 and 0.929: the second cannot get the object matched by the first."""
     truth = coco_of({1: [(0, 0, 10, 10), (0, 0, 10, 14)]})
     boxes, scores = in_order({1: [(0, 0, 10, 12), (0, 0, 10, 13)]})
     # Both up to 0.75, one each at 0.80, 0.85 (the first takes the second object) and 0.90.

@@ -1,4 +1,4 @@
-"""Best checkpoint, early stopping, validation loss, averaged weights; alone, together, resumed."""
+"""Best checkpoint, early stopping, validation loss, EMA weights; alone, together, resumed."""
 
 import contextlib
 from typing import ClassVar
@@ -31,11 +31,11 @@ def images(tmp_path_factory):
 
 
 class Killed(Exception):
-    """In place of a kill."""
+    """Simulates a kill."""
 
 
 class Watch(HookBase):
-    """Keeps the losses of each iteration; stops after some."""
+    """Records the losses of each iteration; stops early."""
 
     def __init__(self, stop_after=None):
         self.losses = []
@@ -64,7 +64,7 @@ class Scored(Trainer):
 
 
 class Detectron2Trainer(DefaultTrainer):
-    """Detectron2's own trainer, with the images and random numbers of ours."""
+    """Detectron2's trainer, with our data order and random numbers."""
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -132,7 +132,7 @@ EVERYTHING = [
 
 @pytest.fixture(scope="module")
 def straight(images, tmp_path_factory):
-    """The folder and losses of 8 iterations with everything, without a break."""
+    """The folder and losses of 8 uninterrupted iterations with everything enabled."""
     folder = tmp_path_factory.mktemp("straight")
     return folder, train(Losses, evaluated(folder, *EVERYTHING)).watch.losses
 
@@ -170,7 +170,7 @@ def test_a_config_without_the_keys_is_trained_as_by_detectron2(plain, tmp_path):
 
 
 def test_watching_a_training_does_not_alter_it(plain, tmp_path):
-    """Validation loss, average and looking for the best: the same weights, moments, losses."""
+    """With validation loss, EMA and best checkpoint: the same weights, moments, losses."""
     folder, unwatched = plain
     trainer = train(Losses, evaluated(tmp_path, *EVERYTHING[6:]))
     assert trainer.watch.losses == unwatched.watch.losses
@@ -178,6 +178,23 @@ def test_watching_a_training_does_not_alter_it(plain, tmp_path):
     kept = [p for p in before if p.startswith(("/model/", "/trainer/_trainer/"))]
     assert len(kept) > 100 and any("running_mean" in p for p in kept)
     assert_same_bits({p: before[p] for p in kept}, {p: after[p] for p in kept})
+
+
+class CountsBackward(HookBase):
+    def __init__(self):
+        self.counted = 0
+
+    def after_backward(self):
+        self.counted += 1
+
+
+def test_hooks_of_the_trainer_are_told_of_the_backward_pass(tmp_path):
+    """Once an iteration, of two batches each."""
+    trainer = Trainer(config(tmp_path, "SOLVER.FPN_EXT.ACCUMULATE", 2, "SOLVER.MAX_ITER", 3))
+    counts = CountsBackward()
+    trainer.register_hooks([counts])
+    trainer.train()
+    assert counts.counted == 3
 
 
 # The best checkpoint and early stopping.
@@ -206,7 +223,7 @@ def test_the_best_of_a_metric_to_be_small(tmp_path):
 
 
 def test_the_best_is_remembered(tmp_path):
-    """Detectron2's hook would begin anew and take the first score that comes, that of 6."""
+    """Detectron2's hook would start over and take the first score, that of iteration 6."""
     cfg = evaluated(tmp_path, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP")
     train(Scored, cfg, stop_after=5)
     resumed = train(Scored, cfg, resume=True)
@@ -244,7 +261,7 @@ def test_a_metric_that_is_none(tmp_path):
 
 
 def test_scores_that_are_no_numbers(tmp_path):
-    """As AP where nothing is detected: not the best, and no reason to stop before there is one."""
+    """Like AP without detections: not the best, and no reason to stop before the first score."""
 
     class Late(Scored):
         scores: ClassVar = {2: float("nan"), 4: float("nan"), 6: 1.0, 8: float("nan")}
@@ -252,6 +269,38 @@ def test_scores_that_are_no_numbers(tmp_path):
     keys = ("TEST.FPN_EXT.BEST_METRIC", "bbox/AP", "TEST.FPN_EXT.EARLY_STOP_PATIENCE", 1)
     assert train(Late, evaluated(tmp_path, *keys)).evaluated == [2, 4, 6, 8]
     assert best(tmp_path)["iteration"] == 6
+
+
+def test_scores_of_0_before_anything_is_found_are_no_reason_to_stop(tmp_path):
+    class Slow(Scored):
+        scores: ClassVar = {2: 0.0, 4: 0.0, 6: 1.0, 8: 1.0}
+
+    keys = ("TEST.FPN_EXT.BEST_METRIC", "bbox/AP", "TEST.FPN_EXT.EARLY_STOP_PATIENCE", 1)
+    trainer = train(Slow, evaluated(tmp_path, *keys))
+    assert trainer.evaluated == [2, 4, 6, 8] and best(tmp_path)["iteration"] == 6
+    assert trainer.best.num_worse == 1, "counted from iteration 6"
+
+
+def test_a_loss_of_0_is_a_score_to_count_from(tmp_path):
+    class Perfect(Scored):
+        scores: ClassVar = {2: 0.0, 4: 0.0, 6: 1.0, 8: 1.0}
+
+    keys = ("TEST.FPN_EXT.BEST_METRIC", "bbox/AP", "TEST.FPN_EXT.EARLY_STOP_PATIENCE", 1)
+    trainer = train(Perfect, evaluated(tmp_path, *keys, "TEST.FPN_EXT.BEST_MODE", "min"))
+    assert trainer.evaluated == [2, 4]
+
+
+@pytest.mark.parametrize("period", [0, 2, 3])
+@pytest.mark.parametrize("metric", ["", "bbox/AP"])
+def test_the_last_iteration_is_evaluated_once(tmp_path, period, metric):
+    class Counted(Scored):
+        scores: ClassVar = {3: 1.0, **Scored.scores}
+
+    if metric and not period:
+        return  # refused: a best checkpoint needs a period
+    keys = ("TEST.FPN_EXT.BEST_METRIC", metric or "''", "TEST.EVAL_PERIOD", period)
+    trainer = train(Counted, evaluated(tmp_path, *keys))
+    assert trainer.evaluated == {0: [8], 2: [2, 4, 6, 8], 3: [3, 6, 8]}[period]
 
 
 PATIENCE = (
@@ -267,7 +316,8 @@ PATIENCE = (
 def test_early_stopping_ends_as_training_does(tmp_path, log):
     trainer = train(Scored, evaluated(tmp_path, *PATIENCE))
     assert len(trainer.watch.losses) == 6 == trainer.iter
-    assert trainer.evaluated == [2, 4, 6, 6], "the last one at the end"
+    assert trainer.evaluated == [2, 4, 6], "the last one once"
+    assert trainer.storage.latest()["bbox/AP"] == (10.0, 5), "and it is logged"
     assert (
         "Stopped early after 6 iterations: bbox/AP was no better than 30.0 of iteration 4 in 1 "
         "evaluations (TEST.FPN_EXT.EARLY_STOP_PATIENCE 1)" in log()
@@ -289,6 +339,7 @@ def test_a_kill_before_the_early_stop(tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
     resumed = train(Scored, evaluated(tmp_path, *PATIENCE), resume=True)
     assert resumed.watch.losses == [] and resumed.iter == 6
+    assert resumed.evaluated == [6], "once"
     assert content(tmp_path / "model_final.pth")["/iteration"] == 5
 
 
@@ -307,7 +358,7 @@ class DropPath(nn.Module):
 
 
 class Model(nn.Module):
-    """Its losses: the image, through norms and what drops some of it; and a random number."""
+    """Its losses: the image through norms and dropout; and a random number."""
 
     def __init__(self):
         super().__init__()
@@ -433,6 +484,9 @@ def test_averaged_weights_are_evaluated_and_exported(straight):
     folder, _ = straight
     final, ema = content(folder / "model_final.pth"), content(folder / "model_final_ema.pth")
     for path, value in ema.items():
+        if path.startswith("/trained_on/"):
+            assert value == final[path]
+            continue
         assert torch.equal(value, final[path.replace("/model/", "/ema/module.")])
     parameters = [p for p in ema if "fpn_" in p and p.endswith(("weight", "bias"))]
     # P5 pools few boxes: this weight has moved from 1 by four roundings, too few for an average.

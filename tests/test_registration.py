@@ -1,4 +1,4 @@
-"""``import fpn_ext`` registers the components whatever of Detectron2 is imported next."""
+"""``import fpn_ext`` registers the components, whichever part of Detectron2 is imported next."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ REGISTERED = (
 
 
 def run(code):
-    """What it prints in a process where nothing is imported yet; it must end well."""
+    """Its output in a fresh process, which must succeed."""
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -36,7 +36,7 @@ def run(code):
     ],
 )
 def test_in_any_order(first):
-    """As in a training script of somebody's own, in a process where nothing is imported yet."""
+    """As in a user's training script, in a fresh process."""
     code = f"import fpn_ext; {first}; {REGISTERED}"
     run(code)
 
@@ -55,13 +55,13 @@ def test_detectron2_before_this_project():
     ],
 )
 def test_imported_again_before_detectron2(again):
-    """One finder is left: two of them would ask each other for ever."""
+    """One finder remains: two would call each other forever."""
     code = f"import sys, fpn_ext; {again}; import fpn_ext; {REGISTERED}"
     run(code)
 
 
 def test_a_config_of_detectron2s_with_the_names_alone_is_built():
-    """Where nothing else of this package is imported: every key a component reads is declared."""
+    """With nothing else of this package imported: every key a component reads is declared."""
     code = """if True:
         import fpn_ext
         from detectron2.config import get_cfg
@@ -82,3 +82,26 @@ def test_a_config_of_detectron2s_with_the_names_alone_is_built():
         print(type(build_model(cfg).roi_heads.box_pooler).__name__)
     """
     assert run(code) == "LevelMappedROIPooler\n"
+
+
+WARNED = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    {code}
+print([w.category.__name__ for w in caught if {of_it}])
+"""
+FUTURE = "issubclass(w.category, FutureWarning) or 'torch.jit' in str(w.message)"
+
+
+def test_importing_warns_of_nothing_in_the_future():
+    """fvcore and Detectron2 give functions to TorchScript, which is deprecated, at import."""
+    code = f"import fpn_ext, detectron2.engine, detectron2.evaluation; {REGISTERED}"
+    assert run(WARNED.format(code=code, of_it=FUTURE)) == "[]\n"
+
+
+@pytest.mark.torchscript
+def test_a_users_own_torchscript_still_warns():
+    warned = WARNED.format(code="torch.jit.script(torch.nn.Identity())", of_it=FUTURE)
+    alone = run(f"import torch{warned}")
+    assert run(f"import torch, fpn_ext, detectron2.modeling{warned}") == alone

@@ -1,4 +1,4 @@
-"""The training loader: Detectron2's order and batches, from any batch on, with any workers."""
+"""The training loader: Detectron2's order and batches, from any batch, with any workers."""
 
 import itertools
 import random
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.common import AspectRatioGroupedDataset
+from detectron2.data.samplers import TrainingSampler
+from fpn_ext.engine import repeatable
 from fpn_ext.engine.repeatable import (
     RepeatableTrainLoader,
     SeededIterations,
@@ -35,7 +37,7 @@ def records():
 
 
 def mapper(record):
-    """An image's number and what its augmentation would draw."""
+    """An image's index and the random numbers of its augmentation."""
     return record["image_id"], np.random.rand(), random.random(), torch.rand(1).item()
 
 
@@ -97,6 +99,34 @@ def test_the_seed_may_be_set_later():
     assert first(other) == first(loader())
 
 
+@pytest.fixture
+def as_main(monkeypatch):
+    """Detectron2 main gives its samplers the SEED of the config, -1 too."""
+    parts_of = repeatable._train_loader_from_config
+
+    def parts_on_main(cfg, mapper, dataset):
+        parts = parts_of(cfg, mapper, dataset=dataset)
+        return {**parts, "sampler": TrainingSampler(len(dataset), seed=cfg.SEED)}
+
+    def apply():
+        monkeypatch.setattr(repeatable, "_train_loader_from_config", parts_on_main)
+
+    return apply
+
+
+def test_the_order_is_the_same_on_main(as_main):
+    expected = first(loader())
+    as_main()
+    assert first(loader()) == expected
+    test_the_seed_may_be_set_later()
+
+
+def test_without_a_seed_main_has_another_order_each_time(as_main):
+    as_main()
+    images = [[[i for i, *_ in b] for b in first(loader("SEED", "-1"))] for _ in range(4)]
+    assert any(order != images[0] for order in images)
+
+
 def test_loading_leaves_the_models_random_numbers_alone():
     def draws():
         return torch.rand(1).item(), np.random.rand(), random.random()
@@ -127,7 +157,7 @@ def test_the_batch_is_divided_among_processes(monkeypatch):
 
 
 def test_processes_divide_the_images(monkeypatch):
-    """Of one order, each its own part, with random numbers of its own."""
+    """Each takes its share of one order, with separate random numbers."""
     opts = ["DATALOADER.ASPECT_RATIO_GROUPING", "False", "SOLVER.IMS_PER_BATCH", "2"]
     alone = first(loader(*opts), 14)
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)

@@ -1,4 +1,4 @@
-"""fpn_ext.paper.reproduce: what is trained, what is not trained again, and what the tables say."""
+"""fpn_ext.paper.reproduce: which runs are trained or skipped, and the tables."""
 
 import json
 import os
@@ -76,7 +76,7 @@ OTHERS += ["table5/rpn_R_101", "table5/fast_rcnn_R_101"]
     "row", [f"table{t}/{row}" for t in published.TABLES for row in published.TABLES[t]] + OTHERS
 )
 def test_every_row_trains_and_is_scored(row, tmp_path, demo_images):
-    """Two steps and an evaluation, detectors on ground truth for proposals."""
+    """Two steps and an evaluation; detectors use ground truth as proposals."""
     cfg = load_config(str(reproduce.CONFIGS / f"{row}.yaml"))
     cfg.merge_from_file(str(reproduce.CONFIGS / "scale" / "small.yaml"))
     # Batch norm: with frozen ones, the activations of random weights grow with the depth.
@@ -222,7 +222,7 @@ def test_pictures_are_crops_in_bgr_and_half_of_them_are_mirrored(monkeypatch):
 
 
 def test_one_row_end_to_end_and_again(reproduction, demo_images, capsys, monkeypatch):
-    """Trained, proposed, trained on these; the second time there is nothing to do."""
+    """Train, propose, train on the proposals; the second time there is nothing to do."""
     monkeypatch.setattr(pretrain, "PICTURES", 20)
     monkeypatch.setattr(pretrain, "BATCH", 4)
     weights = ["pretrain", "--output", str(reproduction.weights), "--iterations", "2"]
@@ -295,7 +295,7 @@ def test_the_commit_is_that_of_the_training(reproduction, trained):
 
 
 def test_a_result_that_cannot_be_written_whole_is_none(reproduction, trained, monkeypatch):
-    """Nor does it take the place of one that was: what decides whether a row is done is whole."""
+    """Nor does it replace a completed one: the file marking a row as done is atomic."""
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -333,7 +333,7 @@ def test_as_many_at_a_time_as_asked_for(reproduction, monkeypatch):
 
 
 def test_the_papers_recipe_is_for_8_gpus(tmp_path):
-    """Fewer get a smaller batch, a lower rate and a longer schedule, by Detectron2's own rule."""
+    """Fewer GPUs get a smaller batch, lower rate and longer schedule, by Detectron2's rule."""
     config = Reproduction("coco", tmp_path, tmp_path).config(Run(3, "c", 1))
     assert config.SOLVER.REFERENCE_WORLD_SIZE == 8
     assert (
@@ -366,7 +366,7 @@ def test_a_command_that_fails_says_why(tmp_path):
 
 
 def in_place_of_ours(folder, code):
-    """A package that a process started in a folder takes for this one."""
+    """A package that shadows this one in processes started in a folder."""
     (folder / "fpn_ext").mkdir()
     (folder / "fpn_ext" / "__main__.py").write_text(code)
 
@@ -383,14 +383,15 @@ def test_a_command_runs_in_its_folder_with_its_threads(tmp_path):
     "arguments, message",
     [
         (["--table", "1", "--rows", "z"], "--rows z: the tables have a b c"),
-        (["--table", "9"], "invalid choice: 9"),
+        (["--table", "9"], "invalid choice: "),
         (["--table", "1", "--scale", "huge"], "invalid choice: 'huge'"),
         (["--table", "1", "--num-gpus", "99"], "99 GPU"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
     assert main(["reproduce", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said and arguments[-1] in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")

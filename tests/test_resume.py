@@ -1,4 +1,4 @@
-"""Training, stopped and gone on with: the same bits; and the three ways to begin one."""
+"""Training, interrupted and resumed: the same bits; and the three ways to start one."""
 
 import contextlib
 import logging
@@ -23,11 +23,11 @@ def images(tmp_path_factory):
 
 
 class Killed(Exception):
-    """In place of a kill; tests/kill_resume.py does it in earnest."""
+    """Simulates a kill; tests/kill_resume.py does a real one."""
 
 
 class Watch(HookBase):
-    """Keeps the losses and the rate of each iteration; stops after some."""
+    """Records the losses and learning rate of each iteration; stops early."""
 
     def __init__(self, stop_after=None):
         self.seen = {}
@@ -68,7 +68,7 @@ def assert_same_bits(one, other):
 
 @pytest.fixture(scope="module")
 def straight(images, tmp_path_factory):
-    """The folder and the losses of 8 iterations without a break."""
+    """The folder and losses of 8 uninterrupted iterations."""
     folder = tmp_path_factory.mktemp("straight")
     return folder, train(config(folder))
 

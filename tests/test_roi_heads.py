@@ -53,7 +53,7 @@ def test_an_empty_pooler_type_hands_the_head_whole_maps(small_cfg):
 
 
 def test_explicit_construction(small_cfg):
-    """The keyword door: the parts, no config."""
+    """The explicit constructor: components, no config."""
     built = build_roi_heads(small_cfg, SHAPES)
     pooler = LevelMappedROIPooler(7, [1 / 4, 1 / 8], 0, "ROIAlignV2")
     heads = PyramidROIHeads(
@@ -138,6 +138,7 @@ def test_a_wrong_pooler_names_its_branch(small_cfg):
         build_roi_heads(small_cfg, SHAPES)
 
 
+@pytest.mark.torchscript
 def test_torchscript_of_the_whole_model(small_cfg):
     """By Detectron2's own recipe for scripting a model with Instances."""
     scripting = detectron2_scripting()

@@ -1,4 +1,4 @@
-"""PyramidRPN gives Detectron2's proposals, bit for bit, with less work."""
+"""PyramidRPN returns Detectron2's proposals, bit for bit, with less work."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def assert_same(generators, predictions):
 
 @pytest.fixture
 def suppressions(monkeypatch):
-    """How many boxes each call of the suppression was given."""
+    """The number of boxes in each NMS call."""
     counts = []
     original = PyramidRPN._without_overlaps
 
@@ -89,7 +89,7 @@ def test_fewer_anchors_than_are_asked_for(generators, predictions):
 @pytest.mark.parametrize("where", ["logits", "deltas"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite(generators, predictions, where, value):
-    """Dropped in inference; in training it is the sign of a loss that diverged."""
+    """Dropped in inference; in training it indicates a diverged loss."""
     _, logits, deltas, _ = predictions
     broken = logits[0] if where == "logits" else deltas[0][..., 0]
     broken[0, 5:5000:7] = value

@@ -1,4 +1,4 @@
-"""Pickles of arrays are read; of anything else, nothing is run."""
+"""Pickles of arrays are read; no code in any pickle is executed."""
 
 import pickle
 import struct

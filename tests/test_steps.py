@@ -1,11 +1,10 @@
-"""A step of several batches, in mixed precision, or both; and what float16's scaler skips."""
+"""Steps with gradient accumulation, mixed precision, or both; and steps skipped by GradScaler."""
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from fpn_ext.engine.first_nonfinite import diagnose
 from fpn_ext.engine.nonfinite import NonFiniteGuard, amp_dtype
 from fpn_ext.engine.steps import MOST_SKIPPED, MicroBatchTrainer
@@ -55,7 +54,7 @@ def test_a_step_takes_its_number_of_batches():
 
 @pytest.fixture
 def one_process():
-    """A group of processes, of this one alone."""
+    """A process group of one."""
     store = distributed.HashStore()
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
@@ -247,6 +246,27 @@ def test_the_dtype_is_the_configs(small_cfg):
 
 
 def test_metrics_are_those_of_detectron2():
-    with EventStorage():
-        names = set(train(Squares(), [FOUR], 1).storage.latest())
-    assert names == {"data_time", "total_loss"}
+    """Of the one that is installed: main's has one more than v0.6's."""
+    ours, detectron2s = (
+        set(train(Squares(), [FOUR], 1, trainer_class=trainer_class).storage.latest())
+        for trainer_class in (MicroBatchTrainer, SimpleTrainer)
+    )
+    assert ours == detectron2s >= {"data_time", "total_loss"}
+
+
+class WatchesGradients(HookBase):
+    """Keeps what the gradient and the weight are after the backward passes of each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_backward(self):
+        weight = self.trainer.model.weight
+        self.seen.append((weight.grad.item(), weight.item()))
+
+
+def test_hooks_are_told_once_a_step_after_all_backward_passes():
+    """By hand: the gradient is 2 (10 w - 6) / 4, so -3 at w = 0, and w is 3 / 4 then."""
+    watch = WatchesGradients()
+    train(Squares(), [FOUR[:2], FOUR[2:]] * 2, 2, batches=2, hooks=[watch])
+    assert watch.seen == [(-3.0, 0.0), (0.75, 0.75)]

@@ -1,4 +1,4 @@
-"""What holds the project together: who imports whom, and that what the documents name exists."""
+"""The project's structure: imports between rooms, and that names in the docs exist."""
 
 import ast
 import re
@@ -83,14 +83,14 @@ def test_an_upward_import_is_seen(tmp_path, monkeypatch):
 
 
 def test_the_three_components_do_not_import_one_another():
-    """What makes them swappable one by one."""
+    """This makes them swappable one by one."""
     components = {("modeling", name) for name in ("fpn", "anchors", "pooler")}
     for _, name in components:
         assert not components & set(imports_of(PACKAGE / "modeling" / f"{name}.py"))
 
 
 def test_rooms_that_need_detectron2s_models_register_ours_first():
-    """Otherwise a module of theirs that is imported first would be imported again half-way."""
+    """Otherwise importing one of their modules first would be a circular import."""
     for room in ROOMS[1:]:
         needs = any(
             re.search(r"^(from|import) detectron2\.(modeling|engine)", file.read_text(), re.M)
@@ -136,7 +136,7 @@ def test_the_table_of_what_is_changed_where_is_read():
 
 
 def test_files_are_read_by_the_modules_that_guard_it():
-    """Detectron2's own loading and pickle run what a file says; these modules stand before them."""
+    """Detectron2's loaders and pickle execute code in files; these modules guard them."""
     guarded = {
         r"\bDetectionCheckpointer\(": set(),  # SafeCheckpointer
         r"\bDefaultPredictor\(": {"fpn_ext/inference/pictures.py"},
@@ -148,6 +148,29 @@ def test_files_are_read_by_the_modules_that_guard_it():
         text = file.read_text()
         for pattern, allowed in guarded.items():
             assert not re.search(pattern, text) or str(file) in allowed, f"{file}: {pattern}"
+
+
+def test_nothing_is_given_to_torchscript_at_import():
+    """What the package uses of torch.jit are notes to it, and questions whether it is at work."""
+    used = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch.jit":
+                used.add(node.attr)
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                assert "torch.jit" not in ast.unparse(node), file
+    assert used == {"Final", "unused", "is_scripting", "is_tracing"}
+
+
+@pytest.mark.parametrize("file", sorted(Path("tests").glob("test_*.py")), ids=str)
+def test_tests_that_rest_on_torchscript_say_so(file):
+    source = file.read_text()
+    used = r"torch\.jit\.(script|trace)\(|\.scripting_with_instances\("
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            marks = [ast.unparse(mark) for mark in node.decorator_list]
+            uses = re.search(used, ast.get_source_segment(source, node))
+            assert bool(uses) == ("pytest.mark.torchscript" in marks), node.name
 
 
 def test_the_components_are_written_from_scratch():
@@ -215,7 +238,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("document", "command"), COMMANDS, ids=str)
 def test_a_command_of_a_document_exists(document, command):
-    """Its verb and every option are there."""
+    """Its verb and every option exist."""
     words = "".join(command).replace("\\\n", " ").partition(" #")[0].split()
     if words[0] == "VERB":
         return

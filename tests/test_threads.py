@@ -1,4 +1,4 @@
-"""Work divided among threads: all of it is done, once, and nothing else changes."""
+"""Work divided among threads: all of it is done exactly once, and nothing else changes."""
 
 import os
 import threading

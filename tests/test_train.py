@@ -1,4 +1,4 @@
-"""From the command line to pictures, on a handful of generated images."""
+"""End to end, from the command line to drawings, on a few generated images."""
 
 import json
 import os
@@ -11,7 +11,8 @@ import pytest
 import torch
 from fpn_ext.__main__ import VERBS, main
 from fpn_ext.engine.train import setup
-from fpn_ext.inference.pictures import build_predictor, find_pictures, load_inference_config
+from fpn_ext.inference.pictures import find_pictures
+from fpn_ext.inference.predictor import build_predictor, load_inference_config
 from fpn_ext.inspection.contact_sheet import draw_curves
 from PIL import Image
 from unsafe import touches

@@ -1,4 +1,4 @@
-"""The trainer as it is put together: each part once, in a fixed order, and a subclass's instead."""
+"""Assembly of the trainer: each part once, in a fixed order, overridable in a subclass."""
 
 import warnings
 
@@ -29,7 +29,7 @@ def images(tmp_path_factory):
 
 
 class AP(DatasetEvaluator):
-    """Scores every model with the number it is given."""
+    """Returns the given score for every model."""
 
     def __init__(self, value):
         self.value = value
@@ -45,7 +45,7 @@ class AP(DatasetEvaluator):
 
 
 class Names(HookBase):
-    """Notes the names of the hooks' classes, in the order in which they are called."""
+    """Records the hooks' class names in call order."""
 
     def __init__(self, names):
         self.names = names
@@ -66,7 +66,7 @@ class Names(HookBase):
     ],
 )
 def test_the_step_is_built_once(tmp_path, monkeypatch, opts, kind):
-    """And none is built to be thrown away, which AMPTrainer would warn of on a CPU."""
+    """And no GradScaler is built needlessly, which makes AMPTrainer warn on a CPU."""
     built = []
     construct = SimpleTrainer.__init__
 
@@ -136,12 +136,12 @@ def test_the_order_of_the_hooks(tmp_path, opts, expected):
 
 
 def test_what_a_checkpoint_holds(tmp_path):
-    """These names are what older checkpoints are resumed by."""
+    """Older checkpoints are resumed by these names."""
     opts = (*AMP, *TESTED, "SOLVER.FPN_EXT.EMA_DECAY", 0.5, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP")
     trainer = Trainer(config(tmp_path, *opts, "TEST.EVAL_PERIOD", 8))
     trainer.checkpointer.save("model_0000001", iteration=1)
     saved = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
-    assert list(saved) == ["model", "trainer", "ema", "iteration"]
+    assert list(saved) == ["model", "trainer", "ema", "trained_on", "iteration"]
     assert list(saved["trainer"]) == ["iteration", "hooks", "_trainer", "schedule", "config"]
     assert set(saved["trainer"]["hooks"]) == {"SeededIterations", "LRScheduler", "BestCheckpoint"}
     assert set(saved["trainer"]["_trainer"]) == {"iteration", "optimizer"}

@@ -1,4 +1,4 @@
-"""Boxes as training sees them: those of Detectron2's own mapper."""
+"""Boxes as seen in training: the same as from Detectron2's mapper."""
 
 import fpn_ext
 import numpy as np

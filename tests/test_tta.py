@@ -87,7 +87,7 @@ def assert_equal(found, expected):
 
 
 def assert_close(found, expected):
-    """Sums in another order: what overlaps by just the threshold may be decided otherwise."""
+    """Sums in a different order: NMS may differ for overlaps near the threshold."""
     for ours, theirs in zip(found, expected, strict=True):
         assert len(ours) == len(theirs) > 10
         torch.testing.assert_close(ours.scores[:10], theirs.scores[:10], rtol=0, atol=1e-4)
@@ -116,7 +116,7 @@ def test_every_size_and_flip_takes_part(cfg):
 
 
 def test_pooled_levels_are_let_go(cfg):
-    """A detection is the best of several images': there is no one level."""
+    """A detection merges several images: there is no single level."""
     plain = augmented(cfg, model_of(cfg))
     cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
     keeping = augmented(cfg, model_of(cfg))
@@ -147,7 +147,7 @@ def test_other_ways_to_infer(cfg, kind):
 
 
 def test_one_size_the_models_own_and_no_flip_is_plain_inference(cfg):
-    """The same scores, to the bit; the boxes, scaled in another order, to rounding."""
+    """The same scores, bit for bit; the boxes, scaled in a different order, up to rounding."""
     cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP = (80,), False
     model = model_of(cfg)
     with torch.no_grad():  # one by one: in a batch, convolutions round otherwise

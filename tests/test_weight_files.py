@@ -1,4 +1,4 @@
-"""Weights of every format are read, no code in any is run, damage is seen."""
+"""Weights of every format are read, no code is executed, damage is detected."""
 
 import hashlib
 import pickle
@@ -145,7 +145,7 @@ def test_the_unsafe_files_are(tmp_path):
 
 
 def test_torchs_tar_archives_are_not_read(tmp_path):
-    """torch before 2.6 unpickles them blindly, asked for weights alone or not."""
+    """torch before 2.6 unpickles them blindly even with weights_only."""
     (tmp_path / "pickle").write_bytes(pickle.dumps(touches(tmp_path / "canary")))
     with tarfile.open(tmp_path / "a.pth", "w") as archive:
         archive.add(tmp_path / "pickle", "storages")
@@ -168,7 +168,7 @@ def test_a_cut_file_is_damaged(tmp_path, zipped):
 
 
 def test_an_altered_byte_is_seen_or_changes_nothing(tmp_path):
-    """torch's own reader takes other numbers for the weights without a word."""
+    """torch's own reader silently accepts altered weights."""
     file = tmp_path / "a.pth"
     weights = {"w": torch.arange(500.0)}
     torch.save(weights, file)
@@ -208,7 +208,7 @@ def test_an_unprotected_address_is_refused():
 
 @pytest.fixture
 def downloads(monkeypatch, tmp_path):
-    """What was asked for; every download gives the same file."""
+    """Records the requests; every download returns the same file."""
     asked = []
     (tmp_path / "file").write_bytes(b"weights")
 

@@ -1,4 +1,4 @@
-"""The wheel: every room and config is in it, and it trains outside the checkout."""
+"""The wheel contains every room and config, and trains outside the checkout."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
 
@@ -38,36 +39,76 @@ def test_it_has_every_room_and_every_config(wheel):
     assert others == {"fpn_ext/configs/README.md"}
 
 
-def test_it_trains_outside_the_checkout(wheel, demo_images, tmp_path):
-    site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps"]
-    subprocess.run([*pip, "--target", str(site), str(wheel)], check=True, capture_output=True)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+@pytest.fixture(scope="module")
+def bare(wheel, tmp_path_factory):
+    """Installs the wheel, by name alone, into an environment with nothing in it but pip's sight.
+
+    What the wheel requires comes from this environment's folder, so that nothing is downloaded; a
+    requirement that this folder does not satisfy is an error. Gives the environment's folder, and
+    sets which entries of this environment it sees.
+    """
+
+    def environment(seen):
+        folder = tmp_path_factory.mktemp("bare")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        libraries = folder / "libraries"
+        libraries.mkdir()
+        for entry in Path(torch.__file__).parents[1].iterdir():
+            # An editable fpn_ext is a .pth file and a record.
+            if entry.suffix != ".pth" and "fpn_ext" not in entry.name and seen(entry.name):
+                (libraries / entry.name).symlink_to(entry)
+        (site,) = folder.glob("lib/python*/site-packages")
+        (site / "libraries.pth").write_text(str(libraries))
+        install = ["install", "--no-index", "--find-links", str(wheel.parent), "fpn-ext"]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder)]
+        done = subprocess.run([*pip, *install], capture_output=True, text=True, env=clean())
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return environment
+
+
+def clean(**more):
+    """The environment variables, without what tells Python or pip where things are."""
+    hidden = ("PYTHON", "PIP_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+    return {**kept, "OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull, **more}
+
+
+def test_it_trains_outside_the_checkout(bare, demo_images, tmp_path):
+    folder = bare(lambda name: True)
     command = [
-        *(str(site / "bin" / "fpn-ext"), "train", "--config-file", DEMO),
+        *(str(folder / "bin" / "fpn-ext"), "train", "--config-file", DEMO),
         *("OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2"),
-        *(
-            "SOLVER.IMS_PER_BATCH",
-            "2",
-            "INPUT.MIN_SIZE_TRAIN",
-            "(64,)",
-            "INPUT.MIN_SIZE_TEST",
-            "64",
-        ),
-        *("DATALOADER.NUM_WORKERS", "0", "TEST.EVAL_PERIOD", "0"),
+        *("SOLVER.IMS_PER_BATCH", "2"),
+        *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
+        *("DATALOADER.NUM_WORKERS", "2", "TEST.EVAL_PERIOD", "0"),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    strict = clean(PYTHONWARNINGS="error::FutureWarning")
+    done = subprocess.run(command, cwd=tmp_path, env=strict, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "model_final.pth").is_file()
     # The package that ran is the installed one, with its own configs.
-    where = "import fpn_ext.files.shipped as s; print(s.configs())"
-    found = subprocess.run(
-        [sys.executable, "-c", where],
-        cwd=elsewhere,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    where = [
+        folder / "bin" / "python",
+        "-c",
+        "import fpn_ext.files.shipped as s; print(s.configs())",
+    ]
+    found = subprocess.run(where, cwd=tmp_path, env=clean(), capture_output=True, text=True)
+    (site,) = folder.glob("lib/python*/site-packages")
     assert found.stdout.strip() == str(site / "fpn_ext" / "configs")
+
+
+def test_without_detectron2_the_first_command_says_how_to_get_it(bare, tmp_path):
+    folder = bare(lambda name: "detectron2" not in name)
+    command = [folder / "bin" / "fpn-ext", "train", "--config-file", DEMO]
+    done = subprocess.run(command, cwd=tmp_path, env=clean(), capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    message = done.stderr.strip()
+    assert message.startswith("fpn-ext train: error: fpn_ext needs Detectron2, which is not inst")
+    assert "no release on PyPI" in message and "fpn-ext doctor" in message
+    doctor = [folder / "bin" / "fpn-ext", "doctor"]
+    said = subprocess.run(doctor, cwd=tmp_path, env=clean(), capture_output=True, text=True)
+    assert said.returncode == 1
+    remedy = said.stdout.partition("Detectron2          not installed")[2].splitlines()[1]
+    assert "make setup" not in remedy and "--no-build-isolation" in remedy

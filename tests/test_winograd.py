@@ -1,4 +1,4 @@
-"""Winograd's convolution against torch's, and against sums worked by hand."""
+"""Winograd convolution against torch's, and against hand-computed sums."""
 
 import threading
 
@@ -59,7 +59,7 @@ def test_relu_and_plain_memory():
 
 
 def test_one_call_leaves_nothing_for_the_next():
-    """The strip is reused: what a larger map left in its border must not be seen."""
+    """The strip buffer is reused: border values left by a larger map must not leak."""
     small, large = torch.randn(1, 8, 6, 6), torch.randn(1, 8, 70, 90)
     convolution = WinogradConv2d(torch.randn(8, 8, 3, 3), None)
     before = convolution(small)

@@ -1,4 +1,4 @@
-"""Training with Winograd's convolution: the same gradients, parameters and checkpoints."""
+"""Training with Winograd convolution: the same gradients, parameters and checkpoints."""
 
 import copy
 
@@ -23,7 +23,7 @@ def every_convolution_however_small(monkeypatch):
 
 
 def calls(monkeypatch):
-    """The maps that Winograd's convolution is called with from here on."""
+    """Records the maps passed to the Winograd convolution."""
     seen, convolve = [], winograd.convolve
     monkeypatch.setattr(
         winograd, "convolve", lambda x, *rest: seen.append(x.shape) or convolve(x, *rest)

@@ -1,4 +1,4 @@
-"""A training of seconds: a few generated images and a detector of some 10 000 weights."""
+"""A training that takes seconds: a few generated images and a detector of about 10 000 weights."""
 
 import fpn_ext
 from detectron2.data import DatasetCatalog

@@ -1,4 +1,4 @@
-"""One training step of two models that are equal to rounding."""
+"""One training step of two models that are equal up to rounding."""
 
 import torch
 from detectron2.structures import Boxes, Instances

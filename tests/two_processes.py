@@ -1,4 +1,4 @@
-"""Two processes on the CPU, with the variables that srun or torchrun sets; what they find.
+"""Two processes on the CPU, with the variables set by srun or torchrun, and their results.
 
     python tests/two_processes.py FOLDER
 
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 if __name__ == "__main__":
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch; and a process with threads cannot be forked
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch; a multithreaded process cannot be forked
     os.chdir(ROOT)
 
 import tiny
@@ -71,7 +71,7 @@ USUAL = [
 
 
 def options_of(words):
-    """What `fpn-ext train` has for several processes."""
+    """The arguments of `fpn-ext train` for several processes."""
     parser = argparse.ArgumentParser()
     add_processes(parser)
     return parser.parse_args(words)
@@ -93,11 +93,11 @@ def unregister():
 
 
 class Stopped(Exception):
-    """In place of a kill."""
+    """Simulates a kill."""
 
 
 class Watch(HookBase):
-    """Keeps the mean losses over all processes, which the main one knows; stops after some."""
+    """Records the mean losses over all processes, known to the main one; stops early."""
 
     def __init__(self, stop_after=None):
         self.losses = {}
@@ -130,7 +130,7 @@ def evaluate(cfg, weights):
 
 
 def images_of(loader, batches=5):
-    """What each of the first batches holds: image and whether it was flipped or resized."""
+    """The contents of the first batches: image, and whether it was flipped or resized."""
     stream = iter(loader)
     return [
         [(image["image_id"], *image["image"].shape, image["image"].sum().item()) for image in batch]
@@ -200,7 +200,7 @@ class SaysItTrains(HookBase):
 
 
 def train_for_long(args):
-    """What a test kills; ``args.folder`` gets the processes' numbers once they train."""
+    """The target of a kill; ``args.folder`` gets the PIDs once training runs."""
     register(args.folder)
     opts = [*USUAL, "SOLVER.MAX_ITER", 100000, "DATALOADER.NUM_WORKERS", 1]
     trainer = Trainer(tiny.config(args.folder / "long", *opts))
@@ -234,7 +234,7 @@ def variables(kind, rank, port):
 
 
 def start(task, kind, folder):
-    """Fork two processes and wait for them; whether both ended well."""
+    """Fork two processes and wait for them; whether both succeeded."""
     port = distributed.free_port()
     children = []
     for rank in range(2):

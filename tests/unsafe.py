@@ -1,4 +1,4 @@
-"""An object that runs code when it is unpickled, for tests that nothing of a file is run."""
+"""An object that executes code when unpickled, for tests that files are read safely."""
 
 
 class Runs:
@@ -12,5 +12,5 @@ class Runs:
 
 
 def touches(file):
-    """Makes ``file``, whose presence tells that code was run."""
+    """Creates ``file``, whose presence shows that code was executed."""
     return Runs(eval, f"open({str(file)!r}, 'w')")

@@ -1,4 +1,4 @@
-"""A dataset in Pascal VOC's layout, written for a test."""
+"""A test dataset in Pascal VOC layout."""
 
 from PIL import Image
 

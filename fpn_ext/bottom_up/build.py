@@ -1,33 +1,33 @@
 """The network under the pyramid, by name: ``MODEL.FPN_EXT.BOTTOM_UP``.
 
 A name in Detectron2's registry (``"build_resnet_backbone"``), or ``"library/network"``: any
-classification network of torchvision, any network of timm that gives maps, and those of
-Detectron2's that have no builder (:mod:`fpn_ext.bottom_up.libraries`). What such a network gives is
-measured (:mod:`fpn_ext.bottom_up.dry_run`), and only what the pyramid asks for is built.
+classification network of torchvision, any network of timm with feature maps, and Detectron2's
+networks without a builder (:mod:`fpn_ext.bottom_up.libraries`). The feature maps of such a network
+are measured (:mod:`fpn_ext.bottom_up.dry_run`), and only the parts the pyramid needs are built.
 """
 
 import copy
 import logging
-import math
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import fx, nn
 
 from ..keys import declare, own_keys
 from ..levels import LevelError, stride_named
-from ..registries.lookup import is_pyramid, look_up
+from ..registries.lookup import look_up
 from .configured_levels import in_features_key
+from .convert_weights import conversion_hint
 from .dry_run import DryRun, FoundMap, parameters_behind
-from .libraries import Network, Pixels, library_of, names_in_libraries
+from .libraries import Network, library_of, names_in_libraries
 from .norms import BATCH_NORMS, replace_norms
-from .weights import load_pretrained
+from .pixels import check_pixels_resolved
+from .weights import TooFewTensorsError, load_pretrained
 
 declare(
     "MODEL.FPN_EXT.BOTTOM_UP",
@@ -51,27 +51,17 @@ declare(
     'What the bottom-up\'s batch norms become: "" (they stay), "FrozenBN", "SyncBN", "GN".',
     "FeaturePyramid",
 )
-declare(
-    "MODEL.FPN_EXT.KEEP_PIXELS",
-    False,
-    "False: MODEL.PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT follow a bottom-up of "
-    "torchvision, timm or detectron2/...; True: they stay as written.",
-    "FeaturePyramid",
-)
-
 logger = logging.getLogger(__name__)
-
-PIXEL_KEYS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 
 
 class MeasuredBottomUp(Backbone):
-    """A network of another library as a Detectron2 backbone: its maps under the names ``"c{k}"``.
+    """A network of another library as a Detectron2 backbone with feature maps ``"c{k}"``.
 
     Args:
-        body: image (N, C, H, W) -> list of maps, or dictionary of them.
-        maps: what each of them was found to be, by name, from fine to coarse.
-        places: the place of each of these among what ``body`` returns.
-        divisor: the sides of an image must be multiples of it.
+        body: image (N, C, H, W) -> list or dictionary of feature maps.
+        maps: measured properties of each feature map by name, fine to coarse.
+        places: index of each of these in the output of ``body``.
+        divisor: image sides must be multiples of it.
     """
 
     returns_dictionary: Final[bool]
@@ -82,7 +72,7 @@ class MeasuredBottomUp(Backbone):
         super().__init__()
         self.body = body
         self.places = list(places)
-        # What torchvision takes out of a network is a traced one, and returns a dictionary.
+        # torchvision's feature extractors are traced, and return a dictionary.
         self.returns_dictionary = isinstance(body, fx.GraphModule)
         self.channels_last = [found.channels_last for found in maps.values()]
         self._out_features = list(maps)
@@ -92,7 +82,7 @@ class MeasuredBottomUp(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The sides of an image must be multiples of it; 0 for any sides."""
+        """Image sides must be multiples of it; 0 for any sides."""
         return self._size_divisibility
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -108,7 +98,7 @@ class MeasuredBottomUp(Backbone):
         return named
 
     def __deepcopy__(self, memo: dict) -> "MeasuredBottomUp":
-        # A copy of what torchvision takes out of a network is in training mode, whatever it was.
+        # A copy of a torchvision feature extractor is always in training mode.
         result = type(self).__new__(type(self))
         memo[id(self)] = result
         result.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -119,22 +109,22 @@ class MeasuredBottomUp(Backbone):
 
 
 def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, list[str]]:
-    """The network that ``MODEL.FPN_EXT.BOTTOM_UP`` names, and the names of its maps to build on.
+    """The network named by ``MODEL.FPN_EXT.BOTTOM_UP``, and the names of its maps to build on.
 
-    These are what ``MODEL.FPN_EXT.IN_FEATURES`` or ``MODEL.FPN.IN_FEATURES`` asks for; of a network
-    out of a library, ``"res3"`` and ``"c3"`` both are the map of stride 2^3, as they are of any
-    other that has no map of that name.
+    The maps are those in ``MODEL.FPN_EXT.IN_FEATURES`` or ``MODEL.FPN.IN_FEATURES``. For a library
+    network, or any network without a map of that name, ``"res3"`` and ``"c3"`` both mean the map of
+    stride 2^3.
 
     Args:
         cfg: a config with this project's keys.
-        input_shape: its ``channels`` are those of the image.
+        input_shape: only ``channels``, of the image, is read.
 
     Raises:
-        ValueError: there is no such network; it does not give the maps asked for (the table of
-            what it gives is in the message); ``MODEL.BACKBONE.FREEZE_AT``,
-            ``MODEL.FPN_EXT.BOTTOM_UP_NORM`` or ``BOTTOM_UP_WEIGHTS`` asks for what cannot be done
-            to it; the config normalises images otherwise than it was trained with.
-        FileNotFoundError: no file ``MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS``.
+        ValueError: an unknown network; maps it does not have (the message has a table of those it
+            has); a ``MODEL.BACKBONE.FREEZE_AT``, ``MODEL.FPN_EXT.BOTTOM_UP_NORM`` or
+            ``BOTTOM_UP_WEIGHTS`` that cannot be applied to it; pixel normalisation other than it
+            was trained with.
+        FileNotFoundError: ``MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS`` does not exist.
     """
     own = own_keys(cfg)
     asked = list(own.IN_FEATURES or cfg.MODEL.FPN.IN_FEATURES)
@@ -145,7 +135,7 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, lis
         return bottom_up, [_own_name(name, bottom_up) for name in asked]
 
     library, name = library_of(own.BOTTOM_UP)
-    _check_pixels_resolved(cfg)
+    check_pixels_resolved(cfg)
     channels = input_shape.channels
     try:
         network = library.build(name, channels)
@@ -160,19 +150,14 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> tuple[Backbone, lis
     _freeze_unread(body, chosen, network, channels)
     _load_and_convert(body, cfg)
     _freeze(body, frozen)
-    if isinstance(body, Backbone):  # Detectron2's keep their names, which checkpoints have
+    if isinstance(body, Backbone):  # Detectron2's keep the names that checkpoints use
         return body, [found.key for found in maps.values()]
     places = [chosen.index(found.key) for found in maps.values()]
     return MeasuredBottomUp(body, maps, places, network.found.divisor), list(maps)
 
 
-def is_from_library(cfg: CfgNode) -> bool:
-    """Whether a config's pyramid stands on a network out of a library, ``"library/network"``."""
-    return is_pyramid(cfg) and "/" in own_keys(cfg).BOTTOM_UP
-
-
 def check_bottom_up_name(name: str) -> None:
-    """Raise ValueError, with the nearest valid names, if there is no such bottom-up."""
+    """Raise ValueError, with the nearest valid names, for an unknown bottom-up."""
     if "/" in name:
         library_of(name)
         return
@@ -185,7 +170,7 @@ def check_bottom_up_name(name: str) -> None:
 
 
 def _own_name(name: str, bottom_up: Backbone) -> str:
-    """What the network itself calls the map; if it has none such, the name as it is."""
+    """The network's name for the map; unchanged if it has no such map."""
     shapes = bottom_up.output_shape() if isinstance(bottom_up, Backbone) else {}
     if name in shapes:
         return name
@@ -218,7 +203,11 @@ def _load_and_convert(network: nn.Module, cfg: CfgNode) -> None:
             cfg.MODEL.WEIGHTS,
         )
     elif file:
-        load_pretrained(network, file)
+        try:
+            load_pretrained(network, file)
+        except TooFewTensorsError as error:
+            hint = conversion_hint(file, own.BOTTOM_UP)
+            raise ValueError(f"{error}. {hint}" if hint else str(error)) from error
     if kind:
         count = replace_norms(network, kind)
         if not count:
@@ -230,7 +219,7 @@ def _load_and_convert(network: nn.Module, cfg: CfgNode) -> None:
 
 
 def _freeze_unread(body: nn.Module, chosen: Sequence[str], network: Network, channels: int) -> None:
-    """No gradient for parameters that no map depends on: distributed training would wait for it."""
+    """Freeze parameters that no map depends on: distributed training would wait for them."""
     behind = parameters_behind(body, channels, network.found.sizes[0])
     read: set[str] = set()
     for key, names in behind.items():
@@ -249,9 +238,9 @@ def _freeze_unread(body: nn.Module, chosen: Sequence[str], network: Network, cha
 
 def _frozen_up_to(stage: int, network: Network, channels: int) -> set[str]:
     """Parameters that ``MODEL.BACKBONE.FREEZE_AT`` freezes: as in Detectron2, 1 for the stem, 2
-    for all that C2 is made of.
+    for everything C2 depends on.
 
-    The name of a stage means something else in every network; what a map depends on does not.
+    Stage names differ between networks; the dependencies of a feature map do not.
     """
     if stage < 1:
         return set()
@@ -266,7 +255,7 @@ def _frozen_up_to(stage: int, network: Network, channels: int) -> set[str]:
     behind = parameters_behind(network.body, channels, network.found.sizes[0])
     frozen = behind[maps[f"c{stage}"].key]
     coarser = [found.key for found in maps.values() if found.stride > 2**stage]
-    # A map may have a norm for itself; all else is to be on the way to the coarser ones.
+    # A map may have a norm of its own; all else must feed the coarser maps, too.
     weights = {name for name, p in network.body.named_parameters() if p.dim() > 1}
     if coarser and not frozen & weights <= behind[coarser[0]]:
         raise ValueError(
@@ -290,91 +279,3 @@ def _freeze(body: nn.Module, frozen: set[str]) -> None:
         if isinstance(module, BATCH_NORMS) and f"{path}.weight" in frozen
     )
     logger.info("MODEL.BACKBONE.FREEZE_AT: %d values and %d batch norms frozen", values, norms)
-
-
-def resolve_bottom_up(cfg: CfgNode) -> list[str]:
-    """Normalise images as the network of ``MODEL.FPN_EXT.BOTTOM_UP`` was trained with.
-
-    ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD`` that are at Detectron2's
-    defaults are set to the network's; in place. Nothing changes with a network of Detectron2's
-    registry, images of other than 3 channels, or ``MODEL.FPN_EXT.KEEP_PIXELS``.
-
-    Returns:
-        What to say: one line for each key that was set.
-
-    Raises:
-        ValueError: there is no such network, or a value that is neither the default nor the
-            network's.
-    """
-    wanted = _pixels_of(cfg)
-    if wanted is None:
-        return []
-    given, default = _pixels_in(cfg), _pixels_in(get_detectron2_cfg())
-    agrees = (
-        given.format in (default.format, wanted.format),
-        given.mean == default.mean or _agrees(given.mean, given.format, wanted.mean, wanted.format),
-        given.std == default.std or _agrees(given.std, given.format, wanted.std, wanted.format),
-    )
-    both = (_as_written(given), _as_written(wanted))
-    if not all(agrees):
-        raise ValueError(
-            "\n".join(
-                f"{key} is {value}, but {cfg.MODEL.FPN_EXT.BOTTOM_UP} was trained with "
-                f"{own}" + ("" if key == PIXEL_KEYS[0] else f" ({wanted.format})")
-                for key, value, own, fits in zip(PIXEL_KEYS, *both, agrees, strict=True)
-                if not fits
-            )
-            + "\nTake the network's, or keep yours with MODEL.FPN_EXT.KEEP_PIXELS True"
-        )
-    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = both[1]
-    return [
-        f"{key} is {new}, as {cfg.MODEL.FPN_EXT.BOTTOM_UP} was trained with"
-        for key, old, new in zip(PIXEL_KEYS, *both, strict=True)
-        if old != new
-    ]
-
-
-def _check_pixels_resolved(cfg: CfgNode) -> None:
-    wanted, given = _pixels_of(cfg), _pixels_in(cfg)
-    if wanted is None:
-        return
-    if not (
-        given.format == wanted.format
-        and _close(given.mean, wanted.mean)
-        and _close(given.std, wanted.std)
-    ):
-        raise ValueError(
-            f"INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD are {_as_written(given)}, "
-            f"but {cfg.MODEL.FPN_EXT.BOTTOM_UP} was trained with {_as_written(wanted)}: call "
-            "fpn_ext.resolve_bottom_up(cfg) before building the model, or keep yours with "
-            "MODEL.FPN_EXT.KEEP_PIXELS True"
-        )
-
-
-def _pixels_of(cfg: CfgNode) -> Pixels | None:
-    """What the network was trained with, where images are to follow it."""
-    own = own_keys(cfg)
-    if not is_from_library(cfg) or own.KEEP_PIXELS or len(cfg.MODEL.PIXEL_MEAN) != 3:
-        return None
-    library, name = library_of(own.BOTTOM_UP)
-    return library.pixels(name)
-
-
-def _pixels_in(cfg: CfgNode) -> Pixels:
-    return Pixels(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
-
-
-def _as_written(pixels: Pixels) -> tuple[Any, ...]:
-    """The values of ``PIXEL_KEYS``, as a config has them."""
-    return pixels.format, list(pixels.mean), list(pixels.std)
-
-
-def _agrees(given: tuple, given_format: str, wanted: tuple, wanted_format: str) -> bool:
-    """In the network's order of channels, or in another that is given with them."""
-    return _close(given, wanted) or (given_format != wanted_format and _close(given, wanted[::-1]))
-
-
-def _close(some: Sequence[float], others: Sequence[float]) -> bool:
-    return len(some) == len(others) and all(
-        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(some, others, strict=True)
-    )

@@ -1,4 +1,4 @@
-"""Which levels a config asks for, and on which of the bottom-up's maps they stand."""
+"""The levels a config asks for, and the bottom-up's maps they are built on."""
 
 import math
 from collections.abc import Sequence
@@ -36,15 +36,15 @@ def in_features_key(cfg: CfgNode) -> str:
 
 
 def names_added(cfg: CfgNode, laterals: Sequence[str]) -> list[str]:
-    """Names of the levels that go on top of those on the bottom-up's maps.
+    """Names of the levels added above those with a lateral connection.
 
-    Up to the coarsest of ``MODEL.FPN_EXT.LEVELS``; without that key one.
+    Up to the coarsest of ``MODEL.FPN_EXT.LEVELS``; one if that key is unset.
 
     Args:
-        laterals: names of the levels on the bottom-up's maps, fine to coarse.
+        laterals: names of the levels with a lateral connection, fine to coarse.
 
     Raises:
-        LevelError: the two together are not the levels that the key asks for.
+        LevelError: together they are not the levels the key asks for.
     """
     levels = list(own_keys(cfg).LEVELS)
     if not levels:
@@ -71,7 +71,7 @@ def names_added(cfg: CfgNode, laterals: Sequence[str]) -> list[str]:
 
 
 def strides_of(levels: Sequence[str]) -> list[int]:
-    """Strides of ``MODEL.FPN_EXT.LEVELS``; raises ValueError unless they are levels, in order."""
+    """Strides of ``MODEL.FPN_EXT.LEVELS``; raises LevelError unless they are valid, in order."""
     strides, wrong = [], []
     for name in levels:
         stride = stride_named(name) if isinstance(name, str) and name[:1] == "p" else None

@@ -1,7 +1,7 @@
-"""What a network really gives, found by running it: strides, channels, layout, what feeds what.
+"""A network's feature maps, measured by running it: strides, channels, layout, dependencies.
 
-What networks say of themselves cannot be trusted (levels that are not powers of two, channels
-last, maps out of order), so nothing here asks them.
+A network's own metadata cannot be trusted (levels that are not powers of two, channels last, maps
+out of order), so none of it is read here.
 """
 
 import contextlib
@@ -17,21 +17,21 @@ from ..levels import map_name
 from ..names import aligned
 
 # Added to the height for the second run: a multiple of 64 and of 7, so that strides 1, 2, 4, ...
-# 64 and 7, 14, 28, ... come out exactly, whatever the padding; of others, those below 15.
+# 64 and 7, 14, 28, ... are exact with any padding, as are all others below 15.
 MORE_HEIGHT, MORE_WIDTH = 448, 64
 
 
 @dataclass(frozen=True)
 class FoundMap:
-    """One output of a network, as found at two input sizes.
+    """One output of a network, measured at two input sizes.
 
     Attributes:
-        key: what the network calls it, or its number.
+        key: the network's name for it, or its index.
         shapes: of the output at the smaller and at the larger input, batch first.
-        stride: input pixels per step, the same down and across; 0 if it is no feature map.
-        channels: 0 if it is no feature map.
+        stride: input pixels per cell, the same along y and x; 0 if not a feature map.
+        channels: 0 if not a feature map.
         channels_last: (N, H, W, C) instead of (N, C, H, W).
-        note: why it is no feature map, or what to know about it.
+        note: why it is not a feature map, or a remark about it.
     """
 
     key: str
@@ -44,12 +44,12 @@ class FoundMap:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a network gave.
+    """The measured outputs of a network.
 
     Attributes:
         sizes: (H, W) of the two inputs.
-        divisor: the sides of an input must be multiples of it; 1 for any sides.
-        maps: one for each output, in the network's order.
+        divisor: input sides must be multiples of it; 1 for any sides.
+        maps: one per output, in the network's order.
     """
 
     sizes: tuple[tuple[int, int], tuple[int, int]]
@@ -57,15 +57,15 @@ class DryRun:
     maps: tuple[FoundMap, ...]
 
     def by_name(self) -> dict[str, FoundMap]:
-        """The feature maps from fine to coarse, the last of each stride.
+        """The last feature map of each stride, fine to coarse.
 
-        ``"c3"`` is that of stride 2^3, ``"s6"`` that of stride 6.
+        ``"c3"`` has stride 2^3, ``"s6"`` stride 6.
         """
         last = {found.stride: found for found in self.maps if found.stride}
         return {map_name(stride, "c"): last[stride] for stride in sorted(last)}
 
     def table(self) -> str:
-        """All that was found, as text; one line for each output."""
+        """All outputs as a text table, one line each."""
         names = {found: name for name, found in self.by_name().items()}
         header = ["name", "output", *(f"at {h}x{w}" for h, w in self.sizes), "stride", "channels"]
         lines = [[*header, ""]]
@@ -78,28 +78,28 @@ class DryRun:
 
 
 def dry_run(network: nn.Module, channels: int, native: int = 0) -> DryRun:
-    """Run a network at two input sizes and see what it gives.
+    """Run a network at two input sizes and measure its outputs.
 
     Odd sides are tried first, then multiples of 32, of 64 and of ``native``.
 
     Args:
-        network: image (N, channels, H, W) -> list of tensors, or dictionary of them. It is run
-            on its device, in evaluation mode, and left as it was.
+        network: image (N, channels, H, W) -> list or dictionary of tensors. It runs on its device
+            in evaluation mode, and its mode is restored.
         channels: of the image.
-        native: side of the images it was made for; 0 if not known.
+        native: image side it was designed for; 0 if unknown.
 
     Raises:
-        ValueError: it takes none of these sizes.
+        ValueError: it accepts none of these sizes.
     """
     refused = ""
     with _evaluating(network):
         for divisor in dict.fromkeys((1, 32, 64, native or 64)):
             sizes = _sizes(divisor)
             try:
-                # Traced networks print where they stumbled.
+                # Traced networks print where they failed.
                 with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
                     small, large = (_outputs(_run(network, channels, size)) for size in sizes)
-            # A forward may stumble over a size with any error; the last one is told.
+            # A forward may fail at a size with any error; the last is reported.
             except Exception as error:
                 refused = f"at {sizes[1][0]}x{sizes[1][1]} {type(error).__name__}: {error}"
                 continue
@@ -111,12 +111,12 @@ def dry_run(network: nn.Module, channels: int, native: int = 0) -> DryRun:
 def parameters_behind(
     network: nn.Module, channels: int, size: tuple[int, int]
 ) -> dict[str, set[str]]:
-    """Names of the parameters, of those that want a gradient, which each output depends on.
+    """Names of the trainable parameters that each output depends on.
 
     Args:
         network: as for :func:`dry_run`.
         channels: of the image.
-        size: (H, W) of an image that it takes.
+        size: (H, W) of an image it accepts.
     """
     trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     behind: dict[str, set[str]] = {}
@@ -135,7 +135,7 @@ def parameters_behind(
 @contextlib.contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
     training = network.training
-    network.eval()  # batch norms keep their statistics, and no random number is drawn
+    network.eval()  # batch norms keep their statistics, and nothing is random
     try:
         yield
     finally:

@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:
-    """Keep parts of a model as they are in training; in place, each said in the log.
+    """Freeze parts of a model, in place, and log each.
 
-    Parameters of a part get ``requires_grad`` False; its batch norms become frozen ones, which
-    use their running statistics and never change them. Call it before the optimizer is built.
+    Parameters get ``requires_grad`` False; batch norms become frozen ones, which use their
+    running statistics and never update them. Call it before building the optimizer.
 
     Args:
-        model: a whole model, whose parts the names belong to.
-        names: of modules or parameters, as ``model.named_modules()`` gives them, e.g.
-            ``"backbone.bottom_up.stem"``; all that lies under a module goes with it. A name's
-            last part is whole, too: ``"backbone.bottom_up.res"`` does not stand for ``res2``.
+        model: the whole model.
+        names: of modules or parameters, as in ``model.named_modules()``, e.g.
+            ``"backbone.bottom_up.stem"``; a module's descendants are frozen with it. Names match
+            whole parts only: ``"backbone.bottom_up.res"`` does not match ``res2``.
 
     Raises:
-        ValueError: nothing has such a name, or nothing is left to train.
-        TypeError: a batch norm whose frozen form is not known.
+        ValueError: an unknown name, or nothing left to train.
+        TypeError: a batch norm with no known frozen form.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
     >>> freeze(model, ["0", "1"])

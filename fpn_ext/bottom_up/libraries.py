@@ -1,7 +1,7 @@
-"""Networks by name from torchvision, timm and Detectron2, and the maps they can give.
+"""Networks by name from torchvision, timm and Detectron2, and their feature maps.
 
-``"torchvision/resnet50"``, ``"timm/convnext_tiny"``, ``"detectron2/regnetx_4gf"``. Random weights:
-nothing here downloads.
+``"torchvision/resnet50"``, ``"timm/convnext_tiny"``, ``"detectron2/regnetx_4gf"``. Weights are
+random: nothing is downloaded here.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ KEY = "MODEL.FPN_EXT.BOTTOM_UP"
 
 
 class Pixels(NamedTuple):
-    """What a network's images were normalised with when it was trained.
+    """Pixel normalisation that a network was trained with.
 
     Attributes:
-        format: order of the channels, ``"RGB"`` or ``"BGR"``, as in ``INPUT.FORMAT``.
+        format: channel order, ``"RGB"`` or ``"BGR"``, as in ``INPUT.FORMAT``.
         mean: per channel, in that order, on the scale 0 to 255.
         std: likewise.
     """
@@ -39,14 +39,14 @@ IMAGENET = Pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 class Network(NamedTuple):
-    """A network and what it was found to give.
+    """A network and its measured feature maps.
 
     Attributes:
         body: image -> list or dictionary of all its maps, in the order of ``found.maps``.
-        found: what they are.
-        only: keys of some of these maps, in their order -> the network that gives them alone, in
-            that order, without the parts that only others need. Detectron2's networks are
-            Backbones, and may go on giving others, too.
+        found: their measured properties.
+        only: keys of some of these maps, in their order -> the network that returns only them, in
+            that order, without the parts only other maps need. Detectron2's networks are Backbones
+            and may still return others.
     """
 
     body: nn.Module
@@ -55,11 +55,11 @@ class Network(NamedTuple):
 
 
 class Library(NamedTuple):
-    """Where networks come from.
+    """A source of networks.
 
     Attributes:
-        check: raises ValueError for a name there is not.
-        pixels: name -> what its published weights were trained with.
+        check: raises ValueError for an unknown name.
+        pixels: name -> pixel normalisation of its published weights.
         build: name, channels of the image -> the network.
     """
 
@@ -69,10 +69,10 @@ class Library(NamedTuple):
 
 
 def library_of(bottom_up: str) -> tuple[Library, str]:
-    """The library of ``"library/name"``, and the name in it, which is there.
+    """The library of ``"library/name"``, and the name, which is checked.
 
     Raises:
-        ValueError: it is not; the nearest valid names are given.
+        ValueError: an unknown library or name; gives the nearest valid ones.
     """
     prefix, _, name = bottom_up.partition("/")
     if prefix not in LIBRARIES:
@@ -108,14 +108,19 @@ def _check_torchvision(name: str) -> None:
 
 
 def _torchvision_pixels(name: str) -> Pixels:
-    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return torchvision_pixels_of(torchvision.models.get_model_weights(name).DEFAULT)
+
+
+def torchvision_pixels_of(weights: Any) -> Pixels:
+    """What one of torchvision's weights, a member of its enumerations, was trained with."""
+    preset = weights.transforms()
     return _scaled(preset.mean, preset.std)
 
 
 def _build_torchvision(name: str, channels: int) -> Network:
     options = {}
     if name in ("googlenet", "inception_v3"):
-        # Their weights want other statistics than torchvision's, and convert from these.
+        # Their weights expect other statistics, and transform_input converts.
         options = {"transform_input": channels == 3, "aux_logits": False, "init_weights": True}
     model = torchvision.models.get_model(name, weights=None, **options)
     if channels != 3:
@@ -133,7 +138,7 @@ def _build_torchvision(name: str, channels: int) -> Network:
 
 
 def _take_channels(model: nn.Module, channels: int) -> None:
-    """Put a convolution of so many channels in the place of the one that reads the image."""
+    """Replace the convolution that reads the image by one for this many channels."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             first = nn.Conv2d(
@@ -150,13 +155,13 @@ def _take_channels(model: nn.Module, channels: int) -> None:
 
 
 def _stage_outputs(model: nn.Module, channels: int, native: int) -> list[str]:
-    """The nodes of a network where its stages end: for each stride, what goes on to the next.
+    """The nodes that end a network's stages: for each stride, the input of the next stage.
 
-    "The last node of a stride" alone would be inside the first block of the next stage, before
-    the convolution there that has stride 2.
+    Simply the last node of a stride would lie inside the next stage's first block, before its
+    stride-2 convolution.
     """
     in_training, in_evaluation = get_graph_node_names(model, suppress_diff_warning=True)
-    # A classifier that is a convolution gives maps too, of class scores.
+    # A convolutional classifier gives maps, too: of class scores.
     names = [n for n in in_evaluation if n in in_training and not n.startswith("classifier")]
     graph = create_feature_extractor(model, names, suppress_diff_warning=True).eval()
     found = dry_run(graph, channels, native)
@@ -167,7 +172,7 @@ def _stage_outputs(model: nn.Module, channels: int, native: int) -> list[str]:
     ends, stride = [], 1
     for name in names:
         if maps[name].stride > stride:
-            if stride > 1:  # of stride 1 it is the image
+            if stride > 1:  # at stride 1 it is the image
                 ends += _what_enters(name, nodes, maps, stride)
             stride = maps[name].stride
     ends += [name for name in names if maps[name].stride == stride][-1:]
@@ -177,9 +182,9 @@ def _stage_outputs(model: nn.Module, channels: int, native: int) -> list[str]:
 def _what_enters(
     name: str, nodes: dict[str, fx.Node], maps: dict[str, FoundMap], stride: int
 ) -> list[str]:
-    """The one map of ``stride`` that enters the outermost module around a node.
+    """The one map of ``stride`` that feeds the outermost module around a node.
 
-    That module is one which reads nothing but this map; an empty list if there is none.
+    That module must read no other map; an empty list if there is none.
     """
     name_of = {node: n for n, node in nodes.items()}
     parts = name.split(".")
@@ -198,7 +203,7 @@ def _what_enters(
 # timm
 
 
-def _timm() -> Any:
+def timm_package() -> Any:
     try:
         import timm
     except ImportError:
@@ -209,7 +214,7 @@ def _timm() -> Any:
 
 
 def _check_timm(name: str) -> None:
-    timm = _timm()
+    timm = timm_package()
     architecture, _, tag = name.partition(".")
     _check("timm", architecture, timm.list_models())
     if tag:
@@ -218,15 +223,15 @@ def _check_timm(name: str) -> None:
 
 
 def _timm_pixels(name: str) -> Pixels:
-    published = _timm().get_pretrained_cfg(name)
+    published = timm_package().get_pretrained_cfg(name)
     return _scaled(published.mean, published.std) if published else IMAGENET
 
 
 def _build_timm(name: str, channels: int) -> Network:
     body = _timm_body(name, channels)
-    published = _timm().get_pretrained_cfg(name)
+    published = timm_package().get_pretrained_cfg(name)
     found = dry_run(body, channels, published.input_size[-1] if published else 0)
-    # A map is known by its place among those the network can give.
+    # timm identifies a map by its index among all the network has.
     places = [str(i) for i in body.feature_info.out_indices]
 
     def only(keys: Sequence[str]) -> nn.Module:
@@ -236,13 +241,13 @@ def _build_timm(name: str, channels: int) -> Network:
 
 
 def _timm_body(name: str, channels: int, **options: Any) -> Any:
-    # Networks with attention take images of other sizes only when told so, in these words.
+    # Attention networks accept other image sizes only with one of these options.
     for any_size in ({"strict_img_size": False}, {"dynamic_img_size": True}, {}):
         try:
-            return _timm().create_model(
+            return timm_package().create_model(
                 name, pretrained=False, features_only=True, in_chans=channels, **options, **any_size
             )
-        except TypeError:  # this network does not know the word
+        except TypeError:  # not an option of this network
             if not any_size:
                 raise
         except (RuntimeError, NotImplementedError, AssertionError, AttributeError) as error:
@@ -252,7 +257,7 @@ def _timm_body(name: str, channels: int, **options: Any) -> Any:
     raise AssertionError("the last of the loop returns or raises")
 
 
-# Detectron2. Its builders serve ResNets; these networks are classes without one.
+# Detectron2. It has builders for ResNets only; these are classes without one.
 
 
 def _regnet(depth: int, w_0: int, w_a: float, w_m: float, group_width: int, se: float) -> Any:
@@ -278,7 +283,7 @@ def _swin(embed_dim: int, depth: int, heads: int, drop_path: float) -> Any:
         num_heads=tuple(heads * 2**i for i in range(4)),
         drop_path_rate=drop_path,
     )
-    network._size_divisibility = 32  # what its property reads, and its constructor misspells
+    network._size_divisibility = 32  # its property reads this, its constructor misspells it
     return network
 
 
@@ -295,7 +300,7 @@ def _mvit(embed_dim: int, heads: int, last_blocks: tuple[int, ...], drop_path: f
 
 
 def _vit(embed_dim: int, depth: int, heads: int, drop_path: float) -> Any:
-    """ViTDet's plain ViT, which has one map, and the simple pyramid that makes four of it."""
+    """ViTDet's plain ViT, with one map, and the simple pyramid that makes four of it."""
     per_window_group = depth // 4
     net = backbone.ViT(
         embed_dim=embed_dim,
@@ -310,11 +315,11 @@ def _vit(embed_dim: int, depth: int, heads: int, drop_path: float) -> Any:
     return backbone.SimpleFeaturePyramid(net, "last_feat", 256, (4.0, 2.0, 1.0, 0.5), norm="LN")
 
 
-# What Detectron2's RegNets were trained with: RGB statistics in BGR order.
+# Detectron2's RegNets were trained with ImageNet statistics in BGR order.
 BGR = Pixels("BGR", IMAGENET.mean[::-1], IMAGENET.std[::-1])
 
 # RegNet: Radosavovic et al. 2020, as in torchvision, and the 4 GF of Detectron2's own configs.
-# The others: Detectron2's configs of its main branch, where these classes are.
+# The others: configs of Detectron2's main branch, which has these classes.
 DETECTRON2: dict[str, tuple[Callable[..., Any], tuple, Pixels]] = {
     "regnetx_400mf": (_regnet, (22, 24, 24.48, 2.54, 16, 0.0), BGR),
     "regnetx_800mf": (_regnet, (16, 56, 35.73, 2.28, 16, 0.0), BGR),

@@ -1,4 +1,4 @@
-"""Another normalisation in the place of a network's batch norms, with what they have learned."""
+"""Replacing a network's batch norms by other norms that keep what was learned."""
 
 import math
 from typing import Any
@@ -11,23 +11,23 @@ KINDS = ("FrozenBN", "SyncBN", "GN")
 
 
 def replace_norms(model: nn.Module, kind: str, name: str = "") -> int:
-    """Put another norm in the place of each batch norm of ``model`` at or under ``name``.
+    """Replace each batch norm of ``model`` at or under ``name``.
 
-    - ``"FrozenBN"``: batch norm by running statistics that never change; nothing to train in it.
-    - ``"SyncBN"``: batch norm by the statistics of all processes' batches together.
-    - ``"GN"``: group norm, in 32 groups or as many as divide both 32 and the channels. It takes
-      over scale and shift; running statistics have no use in it.
+    - ``"FrozenBN"``: batch norm with fixed running statistics and no trainable parameters.
+    - ``"SyncBN"``: batch norm with statistics over the batches of all processes.
+    - ``"GN"``: group norm, in gcd(32, channels) groups. It keeps scale and shift, and
+      drops running statistics.
 
     Args:
         model: changed in place; not a batch norm itself.
         kind: one of the above.
-        name: of a module of ``model``; ``""`` is the whole model.
+        name: of a module of ``model``; ``""`` for the whole model.
 
     Returns:
         How many were replaced.
 
     Raises:
-        TypeError: a batch norm of a kind that does more, for which no other form is known.
+        TypeError: a batch norm that does more than ``nn.BatchNorm2d``, with no known replacement.
     """
     count = 0
     for path, module in list(model.named_modules()):
@@ -40,7 +40,7 @@ def replace_norms(model: nn.Module, kind: str, name: str = "") -> int:
 
 
 def _replaced(norm: Any, kind: str) -> nn.Module:
-    # Detectron2's synchronised norm has a forward of its own, which only counts otherwise.
+    # Detectron2's synchronised norm has its own forward: only its statistics differ.
     if _is_plain(norm) or type(norm).__module__.startswith("detectron2."):
         if kind == "FrozenBN":
             return FrozenBatchNorm2d.convert_frozen_batchnorm(norm)

@@ -1,43 +1,47 @@
-"""Weights of a network from a local file: by name, counted, and refused if too few fit."""
+"""Loads a network's weights by name from a local file, which is refused if too few fit."""
 
 import logging
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..files.tensor_names import names_in_file
 from ..files.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
-# Share of a network's tensors that must be in the file.
+# Minimum share of a network's tensors in the file.
 LEAST_SHARE = 0.9
 EXAMPLES = 5
 
 
-def load_pretrained(network: nn.Module, file: str) -> None:
-    """Load what of a network's weights is in a file; what is, and is not, is in the log.
+class TooFewTensorsError(ValueError):
+    """A file that does not have the weights of the network."""
 
-    Tensors are found by name: as the network calls them, behind a prefix that all of them have in
-    the file (``"module."``, ``"backbone."``), or as timm calls them in the whole network. A first
-    convolution for another number of channels takes over the mean of the file's, scaled to keep
-    the sum.
+
+def load_pretrained(network: nn.Module, file: str) -> None:
+    """Load a network's weights from a file, and log which tensors it has and which it lacks.
+
+    Tensors match by name: the network's own, with a prefix common to all of them in the file
+    (``"module."``, ``"backbone."``), or timm's for the whole network. A first convolution with
+    another number of input channels gets the mean of the file's filters, scaled to keep the sum.
 
     Args:
         network: changed in place.
-        file: as :func:`fpn_ext.files.weight_files.read_weights` reads it, without running code from
-        it.
+        file: in any format of :func:`fpn_ext.files.weight_files.read_weights`, which runs no code
+            from it.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it cannot be read, or fewer than 90 % of the network's tensors (parameters and
-            running statistics) are in it in the same shape.
+        ValueError: it cannot be read.
+        TooFewTensorsError: it holds fewer than 90 % of the network's tensors (parameters and
+            running statistics) in the same shape; nothing was loaded.
     """
     theirs = _read(Path(file))
     ours = {n: t for n, t in network.state_dict().items() if t.is_floating_point()}
-    name_in_file = _names_in_file(ours, theirs)
+    name_in_file = names_in_file(ours, theirs)
     fitting: dict[str, torch.Tensor] = {}
     other_shape = []
     for name, source in name_in_file.items():
@@ -55,7 +59,7 @@ def load_pretrained(network: nn.Module, file: str) -> None:
         + _examples("not used", theirs.keys() - set(name_in_file.values()))
     )
     if share < LEAST_SHARE:
-        raise ValueError(
+        raise TooFewTensorsError(
             f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: only {report}. At least {LEAST_SHARE:.0%} are "
             "needed: name the file of this very network, or leave the key empty to train from "
             "scratch"
@@ -74,44 +78,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     return {name: torch.as_tensor(tensor) for name, tensor in weights.items()}
 
 
-def _names_in_file(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
-    """Our name of each tensor that is in the file, and its name there."""
-    theirs = set(theirs)
-    spellings = {name: _spellings(name) for name in ours}
-    prefixes = {
-        name.removesuffix(spelling)
-        for first in list(spellings.values())[:1]
-        for spelling in first
-        for name in theirs
-        if name.endswith(spelling)
-    }
-    best: dict[str, str] = {}
-    for prefix in sorted(prefixes):
-        found = {
-            name: prefix + spelling
-            for name, spelled in spellings.items()
-            for spelling in reversed(spelled)
-            if prefix + spelling in theirs
-        }
-        best = max(best, found, key=len)
-    return best
-
-
-def _spellings(name: str) -> list[str]:
-    """A tensor's name, and what timm calls it before it takes a network apart for its maps.
-
-    >>> _spellings("stages_0.blocks.1.weight")
-    ['stages_0.blocks.1.weight', 'stages.0.blocks.1.weight']
-    >>> _spellings("model.blocks.1.weight")
-    ['model.blocks.1.weight', 'blocks.1.weight']
-    """
-    whole = re.sub(r"^(model|body)\.", "", name)
-    whole = re.sub(r"^(\w+)_(\d+)\.", r"\1.\2.", whole)
-    return list(dict.fromkeys((name, whole)))
-
-
 def _with_channels(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Weights of a convolution on 3 channels, for one of as many as ``shape`` has."""
+    """A 3-channel convolution's weights, for as many channels as in ``shape``."""
     wider = tensor.dim() == 4 and tensor.shape[1] == 3 and shape[1] != 3
     if not wider or tensor.shape[0] != shape[0] or tensor.shape[2:] != shape[2:]:
         return tensor

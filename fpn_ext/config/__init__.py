@@ -1,3 +1,3 @@
-"""From a YAML file to a config that a model can be built from."""
+"""From a YAML file to a config ready for building a model."""
 
 from .. import components as components

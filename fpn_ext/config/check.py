@@ -1,4 +1,4 @@
-"""What is checked before anything is built: names, shapes and files that a config asks for."""
+"""Checks of a config's names, shapes and files, before anything is built."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -21,8 +21,10 @@ from detectron2.modeling import (
 )
 
 from .._d2_compat import has_compiled_operators
-from ..bottom_up.build import check_bottom_up_name, is_from_library
+from ..bottom_up.build import check_bottom_up_name
 from ..bottom_up.norms import KINDS
+from ..bottom_up.pixels import is_from_library
+from ..evaluation.coco import settings_problems
 from ..keys import own_keys
 from ..modeling.top_blocks import TOP_BLOCK_REGISTRY
 from ..names import did_you_mean
@@ -31,7 +33,7 @@ from ..registries.lookup import check_norm, has_pyramid_heads, is_pyramid, look_
 from .check_levels import configured_level_problems
 from .check_training import determinism_problems, recipe_problems, solver_problems
 from .check_values import value_problems
-from .defaults import NAMED_BY_LEVEL, get_cfg, keys_of, leaves, near_keys
+from .defaults import get_cfg, keys_of, leaves, mapping_of, near_keys
 from .level_table import level_table
 
 INFERENCE_DTYPES = ("", "float32", "bfloat16", "float16")
@@ -44,15 +46,15 @@ RESNET_BUILDERS = (
 
 
 def check_config(cfg: CfgNode, training: bool = False, also_defined: Sequence[str] = ()) -> None:
-    """Check, before anything is built, that the names and shapes in a config fit together.
+    """Check, before anything is built, that the names and shapes in a config are consistent.
 
     Args:
-        training: also require what only training needs.
-        also_defined: keys of another project's, within the nodes that Detectron2 or this project
-            define; nodes of their own need not be named.
+        training: also check what only training needs.
+        also_defined: another project's keys within nodes defined by Detectron2 or this project;
+            its own nodes need not be listed.
 
     Raises:
-        ValueError: lists every violation with the key, what it holds and what it needs.
+        ValueError: lists every problem with the key, its value and what is required.
     """
     problems = config_problems(cfg, training, also_defined)
     if problems:
@@ -60,7 +62,7 @@ def check_config(cfg: CfgNode, training: bool = False, also_defined: Sequence[st
 
 
 def problems_error(cfg: CfgNode, problems: Sequence[str]) -> ValueError:
-    """Problems of a config as one error, with the level table if levels are among them."""
+    """A config's problems as one error, with the level table if any concern levels."""
     table = level_table(cfg) if list(configured_level_problems(cfg)) else ""
     return ValueError(
         f"{len(problems)} problem(s) in the config:\n"
@@ -72,7 +74,7 @@ def problems_error(cfg: CfgNode, problems: Sequence[str]) -> ValueError:
 def config_problems(
     cfg: CfgNode, training: bool = False, also_defined: Sequence[str] = ()
 ) -> list[str]:
-    """What :func:`check_config` raises, one violation each."""
+    """The problems :func:`check_config` raises, one each."""
     return [
         *_undefined_key_problems(cfg, also_defined),
         *_name_problems(cfg),
@@ -81,6 +83,7 @@ def config_problems(
         *_resnet_problems(cfg),
         *_inference_problems(cfg),
         *_evaluation_problems(cfg),
+        *settings_problems(cfg),
         *_bottom_up_problems(cfg),
         *determinism_problems(cfg),
         *solver_problems(cfg),
@@ -93,15 +96,11 @@ def config_problems(
 
 
 def _undefined_key_problems(cfg: CfgNode, also_defined: Sequence[str]) -> Iterable[str]:
-    """Values that Python code has set under names nobody reads: yacs takes any name there."""
+    """Unknown keys set by Python code: yacs accepts any name there."""
     schema = get_cfg()
     valid = {*keys_of(schema), *also_defined}
     for key, value in leaves(cfg, schema):
-        if (
-            key not in valid
-            and not isinstance(value, CfgNode)
-            and not key.startswith(NAMED_BY_LEVEL)
-        ):
+        if key not in valid and not isinstance(value, CfgNode) and not mapping_of(key):
             yield (
                 f"{key} is set to {value!r}, and nothing defines or reads it; "
                 f"{near_keys(key, valid)}. If it is another project's: "
@@ -156,7 +155,7 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
 
 
 def _place_problems(cfg: CfgNode) -> Iterable[str]:
-    """Where it runs, and where it writes."""
+    """Device and output folder."""
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
@@ -193,7 +192,7 @@ def _operator_problems(cfg: CfgNode) -> Iterable[str]:
 
 
 def _resnet_problems(cfg: CfgNode) -> Iterable[str]:
-    """What Detectron2's ResNet builder answers with a bare KeyError or AssertionError."""
+    """Mistakes on which Detectron2's ResNet builder raises a bare KeyError or AssertionError."""
     model, resnets = cfg.MODEL, cfg.MODEL.RESNETS
     own = is_pyramid(cfg)
     if (model.FPN_EXT.BOTTOM_UP if own else model.BACKBONE.NAME) not in RESNET_BUILDERS:
@@ -237,7 +236,7 @@ def _evaluation_problems(cfg: CfgNode) -> Iterable[str]:
                 f"ProposalNetwork), got {model.META_ARCHITECTURE}; leave it False"
             )
     if cfg.TEST.AUG.ENABLED:
-        # What Detectron2's test-time augmentation answers with an AssertionError, after training.
+        # Detectron2's test-time augmentation raises AssertionErrors on these, after training.
         key = "TEST.AUG.ENABLED"
         if not _is_architecture(cfg, GeneralizedRCNN):
             yield (
@@ -257,10 +256,10 @@ def _has_precomputed_proposals(cfg: CfgNode) -> bool:
 
 
 def _is_architecture(cfg: CfgNode, *architectures: type) -> bool:
-    """Whether the model is one of them, or of a class that inherits from one."""
+    """Whether the model's class is one of them, or a subclass."""
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in META_ARCH_REGISTRY:
-        return True  # said elsewhere
+        return True  # reported elsewhere
     found = META_ARCH_REGISTRY.get(name)
     return isinstance(found, type) and issubclass(found, architectures)
 
@@ -298,7 +297,7 @@ def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
                     + did_you_mean(name, DatasetCatalog.keys())
                 )
                 continue
-            # Datasets in COCO format may know their classes only once they are read.
+            # COCO-format datasets may know their classes only once loaded.
             classes = MetadataCatalog.get(name).get("thing_classes")
             if key == "TEST" and by_name:
                 continue
@@ -319,7 +318,7 @@ def _knows_trained_classes(cfg: CfgNode) -> bool:
 
 
 def _proposal_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
-    """Proposals made beforehand: the keys that go together, and a file for each dataset."""
+    """Precomputed proposals: keys that go together, and one file per dataset."""
     name, load = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.LOAD_PROPOSALS
     if name == "PrecomputedProposals" and not load:
         yield "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals needs MODEL.LOAD_PROPOSALS True"

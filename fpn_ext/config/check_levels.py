@@ -1,4 +1,4 @@
-"""The levels of pyramid, anchors and pooler, which have to fit together."""
+"""Checks that the levels of pyramid, anchors and pooler are consistent."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ from .level_table import level_rule
 
 
 def configured_level_problems(cfg: CfgNode) -> Iterable[str]:
-    """The levels of pyramid, anchors and pooler, which have to fit together."""
+    """Inconsistencies between the levels of pyramid, anchors and pooler."""
     model = cfg.MODEL
     contradictions = level_problems(cfg)
     for problem in contradictions:
@@ -47,7 +47,7 @@ def _anchor_problems(cfg: CfgNode) -> Iterable[str]:
     for key in ("SIZES", "ASPECT_RATIOS"):
         lists = anchors[key]
         if not lists or not isinstance(lists[0], list | tuple):
-            continue  # one list for all levels, or what the generator itself refuses
+            continue  # one list for all levels, or invalid and rejected by the generator
         if len(lists) not in (1, len(maps)):
             yield (
                 f"MODEL.ANCHOR_GENERATOR.{key} has {len(lists)} lists {lists} for the "
@@ -73,7 +73,7 @@ def _rule_problems(cfg: CfgNode) -> Iterable[str]:
     try:
         level_rule(cfg)
     except ValueError as error:
-        if "fine to coarse" not in str(error):  # said of the key, for every component
+        if "fine to coarse" not in str(error):  # reported for the key already
             yield str(error)
 
 
@@ -94,7 +94,7 @@ def _resnet_pyramid_problems(cfg: CfgNode) -> Iterable[str]:
             f"{resnets.OUT_FEATURES} does not give; add them there"
         )
         return
-    # A ResNet's res{k} has stride 2^k, unless its res5 is dilated: then the build will tell.
+    # A ResNet's res{k} has stride 2^k, unless its res5 is dilated: then building checks.
     if resnets.RES5_DILATION == 1:
         yield from _absent_map_problems(cfg)
 

@@ -1,4 +1,4 @@
-"""What only training reads: solver, mixed precision, averages, the best checkpoint, determinism."""
+"""Checks of training keys: solver, mixed precision, EMA, best checkpoint, determinism."""
 
 from collections.abc import Iterable
 

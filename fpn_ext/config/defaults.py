@@ -1,4 +1,4 @@
-"""The config: Detectron2's keys and this project's, and what a key may have been meant to be."""
+"""Default config with Detectron2's keys and this project's, and suggestions for unknown keys."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,11 +7,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
-from ..keys import NODES, defaults
+from ..keys import NODES, declared_keys, defaults
 from ..names import did_you_mean
 
-NAMED_BY_LEVEL = "MODEL.FPN_EXT.ANCHOR_SIZES."
-# Keys that had another name: what is of training and of evaluation is not of the model.
+# Old name -> new: training and evaluation keys are no longer under MODEL.
 MOVED = {
     f"MODEL.FPN_EXT.{name}": f"{node}.FPN_EXT.{name}"
     for node, names in {
@@ -28,8 +27,8 @@ MOVED = {
 def add_fpn_ext_config(cfg: CfgNode) -> None:
     """Add this project's keys to a Detectron2 config, in place.
 
-    They are under ``MODEL.FPN_EXT``, ``SOLVER.FPN_EXT`` and ``TEST.FPN_EXT``. Those that the config
-    already has keep their values.
+    They are under ``MODEL.FPN_EXT``, ``INPUT.FPN_EXT``, ``SOLVER.FPN_EXT`` and ``TEST.FPN_EXT``.
+    Keys already in the config keep their values.
     """
     from .. import api  # noqa: F401  (declares the keys of the rooms above this one)
 
@@ -49,8 +48,18 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
+def mapping_of(key: str) -> str:
+    """The declared key of kind mapping that ``key`` names an entry of; "" if there is none.
+
+    >>> mapping_of("MODEL.FPN_EXT.ANCHOR_SIZES.p2")
+    'MODEL.FPN_EXT.ANCHOR_SIZES'
+    """
+    node = key.rpartition(".")[0]
+    return node if any(k.name == node and k.kind == "mapping" for k in declared_keys()) else ""
+
+
 def near_keys(key: str, valid: Iterable[str]) -> str:
-    """The keys that may be meant; if none is near, those beside it in its node."""
+    """The nearest valid keys; if none is near, the other keys of its node."""
     if key in MOVED:
         return f"it is {MOVED[key]} now"
     valid = list(valid)
@@ -61,7 +70,7 @@ def near_keys(key: str, valid: Iterable[str]) -> str:
 
 
 def leaves(values: dict[str, Any], schema: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(key, value) of a file's values, down to what ``schema`` does not divide further."""
+    """(key, value) pairs of nested values, as deep as ``schema`` has nodes."""
     for name, value in values.items():
         known = schema.get(name)
         if isinstance(value, dict) and isinstance(known, CfgNode):
@@ -87,7 +96,7 @@ def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         if not isinstance(value, CfgNode):
             values[prefix + key] = value
-        elif value.is_new_allowed():  # a mapping of the user's, the value of one key
+        elif value.is_new_allowed():  # a user-defined mapping, the value of one key
             values[prefix + key] = dict(value)
         else:
             values |= flat(value, f"{prefix}{key}.")

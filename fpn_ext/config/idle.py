@@ -1,13 +1,11 @@
-"""Keys of Detectron2's that do nothing with the parts chosen, and values that are slow here."""
+"""Keys of Detectron2's that do nothing with the parts chosen."""
 
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-import torch
 from detectron2.config import CfgNode
 
 from ..registries.architectures import reads_node
-from ..speed.optimize import has_bfloat16_convolutions
 from .defaults import flat, get_cfg
 
 
@@ -113,36 +111,6 @@ def idle_notes(cfg: CfgNode, written: Collection[str]) -> list[str]:
             verb = "does" if len(keys) == 1 else "do"
             notes.append(f"{', '.join(keys)} {verb} nothing: {idle.why}")
     return notes
-
-
-def slow_notes(cfg: CfgNode, training: bool) -> list[str]:
-    """Half precision that this machine computes right, and slowly."""
-    asked = [
-        key
-        for key, is_asked in (
-            (
-                "MODEL.FPN_EXT.INFERENCE_DTYPE bfloat16",
-                cfg.MODEL.FPN_EXT.INFERENCE_DTYPE == "bfloat16",
-            ),
-            (
-                "SOLVER.FPN_EXT.AMP_DTYPE bfloat16",
-                training and cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.FPN_EXT.AMP_DTYPE == "bfloat16",
-            ),
-        )
-        if is_asked
-    ]
-    if not asked or _computes_bfloat16(cfg.MODEL.DEVICE):
-        return []
-    return [
-        f"{' and '.join(asked)}: this machine has no bfloat16 convolutions on "
-        f"{cfg.MODEL.DEVICE}; the results are right and several times slower than in float32"
-    ]
-
-
-def _computes_bfloat16(device: str) -> bool:
-    if device == "cpu":
-        return has_bfloat16_convolutions()
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0)
 
 
 def _is_one(key: str, keys: Collection[str]) -> bool:

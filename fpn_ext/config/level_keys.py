@@ -1,11 +1,11 @@
-"""One key for the levels, ``MODEL.FPN_EXT.LEVELS``, and what follows from it.
+"""One key for the levels, ``MODEL.FPN_EXT.LEVELS``, and the keys derived from it.
 
     LEVELS: ["p2", "p3", "p4", "p5", "p6"]
 
-says what the pyramid gives and the RPN reads. A level of stride up to 32 stands on the bottom-up's
-map of that stride, and boxes are pooled from these; coarser ones are added on top. Where an anchor
-has no size of its own, it is ``SIZE_IN_STRIDES`` cells wide, as the paper's (Lin et al. 2017,
-Sec. 4.1: 32 px on P2 to 512 px on P6).
+lists the pyramid's outputs, all read by the RPN. A level of stride up to 32 is built on the
+bottom-up's map of that stride, and boxes are pooled from these; coarser levels are added on top.
+Anchors without a configured size are ``SIZE_IN_STRIDES`` cells wide, as in the paper (Lin et al.
+2017, Sec. 4.1: 32 px on P2 to 512 px on P6).
 """
 
 import math
@@ -26,18 +26,18 @@ RESNET = "build_resnet_backbone"
 
 
 def resolve_levels(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> None:
-    """Set every key that follows from ``MODEL.FPN_EXT.LEVELS`` or ``ANCHOR_SIZES``, in place.
+    """Set every key derived from ``MODEL.FPN_EXT.LEVELS`` or ``ANCHOR_SIZES``, in place.
 
-    These are the IN_FEATURES of MODEL.FPN (or of MODEL.FPN_EXT, where the config uses that), of
-    MODEL.RPN and of MODEL.ROI_HEADS, MODEL.RESNETS.OUT_FEATURES under a ResNet of Detectron2's, and
-    MODEL.ANCHOR_GENERATOR.SIZES. With neither key nothing changes.
+    These are IN_FEATURES of MODEL.FPN (or MODEL.FPN_EXT, if set there), MODEL.RPN and
+    MODEL.ROI_HEADS, MODEL.RESNETS.OUT_FEATURES with Detectron2's ResNets, and
+    MODEL.ANCHOR_GENERATOR.SIZES. With neither key set, nothing changes.
 
     Args:
-        explicitly_set: keys that stay as they are, such as ``"MODEL.RPN.IN_FEATURES"``.
+        explicitly_set: keys left unchanged, such as ``"MODEL.RPN.IN_FEATURES"``.
 
     Raises:
-        LevelError: names that are no levels, levels that the bottom-up or the top block does not
-            give, or a key explicitly set that contradicts.
+        LevelError: invalid level names, levels that neither the bottom-up nor the top block
+            provides, or an explicitly set key that contradicts.
     """
     own = own_keys(cfg)
     if own.LEVELS:
@@ -102,7 +102,7 @@ def _sizes_by_level(cfg: CfgNode) -> list[list[float]]:
 
 
 def level_problems(cfg: CfgNode) -> list[str]:
-    """In what the keys contradict ``MODEL.FPN_EXT.LEVELS``, one line each; none without it."""
+    """Contradictions of ``MODEL.FPN_EXT.LEVELS``, one line each; none if it is unset."""
     own = own_keys(cfg)
     if not own.LEVELS:
         return []
@@ -133,13 +133,13 @@ def level_problems(cfg: CfgNode) -> list[str]:
 
 
 def levels_given(cfg: CfgNode) -> list[str] | None:
-    """The levels of a config's pyramid, as far as the names of the bottom-up's maps tell.
+    """The levels of a config's pyramid, derived from the names of the bottom-up's maps.
 
     Returns:
-        Names from fine to coarse; None if the names say nothing of their strides.
+        Names, fine to coarse; None if the maps' names do not encode strides.
 
     Raises:
-        LevelError: these are not those of ``MODEL.FPN_EXT.LEVELS``.
+        LevelError: they differ from ``MODEL.FPN_EXT.LEVELS``.
     """
     strides = [stride_named(name) for name in value_of(cfg, in_features_key(cfg))]
     if not strides or any(stride is None for stride in strides):
@@ -150,7 +150,7 @@ def levels_given(cfg: CfgNode) -> list[str] | None:
 
 
 def _maps_under(cfg: CfgNode) -> list[str]:
-    """Names of the bottom-up's maps that the levels stand on."""
+    """Names of the bottom-up's maps the levels are built on."""
     strides = [stride_named(name) for name in own_keys(cfg).LEVELS]
     on_maps = [t for t in strides if t is not None and t <= COARSEST_ON_A_MAP]
     if not on_maps:
@@ -159,7 +159,7 @@ def _maps_under(cfg: CfgNode) -> list[str]:
             f"{COARSEST_ON_A_MAP}. Which maps of the bottom-up coarser ones are to stand on, "
             f"{in_features_key(cfg)} must say"
         )
-    if is_finest_level_alone(cfg):  # the whole pyramid is built, for the finest map alone
+    if is_finest_level_alone(cfg):  # the whole pyramid, though only its finest is output
         steps = range(int(math.log2(COARSEST_ON_A_MAP / on_maps[0])) + 1)
         on_maps = [on_maps[0] * 2**i for i in steps]
     names = [map_name(stride, "c") for stride in on_maps]

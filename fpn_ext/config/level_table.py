@@ -1,4 +1,4 @@
-"""The table of levels: each one's map, anchors, and the boxes that are pooled from it."""
+"""The level table: map, anchors and pooled boxes of each level."""
 
 import contextlib
 import math
@@ -17,11 +17,11 @@ from ..registries.lookup import has_pyramid_heads, is_pyramid, look_up, pools_fr
 
 
 def level_table(cfg: CfgNode) -> str:
-    """What becomes of every level: stride, map, anchors and the boxes that are pooled from it.
+    """Table of the levels as configured: stride, map, anchors and pooled boxes.
 
     Returns:
-        Text, one line for each level and one for all anchors; empty if the model has no levels of
-        known strides.
+        Text, one line per level and one for the total of anchors; empty if the model has no levels
+        of known stride.
     """
     asked = [*_rpn_levels(cfg), *_pooled_levels(cfg), *own_keys(cfg).LEVELS]
     strides = {str(name): stride_named(str(name)) for name in asked}
@@ -59,13 +59,13 @@ def level_table(cfg: CfgNode) -> str:
 
 @contextlib.contextmanager
 def level_table_in_errors(cfg: CfgNode) -> Iterator[None]:
-    """Within, an error about levels that do not fit together ends with the table of them all.
+    """Context in which every LevelError gets the level table appended.
 
-    Components say what is wrong with what they are given; whoever prepares a config or builds a
-    model from it adds the table, once.
+    Components report what is wrong with their arguments; the code that prepares a config or builds
+    a model from it adds the table, once.
 
     Raises:
-        LevelError: the message of the one that was raised, and the table below it.
+        LevelError: the original message, with the table below it.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def _pooled_levels(cfg: CfgNode) -> list[str]:
 
 
 def _input_size(cfg: CfgNode) -> tuple[int, int]:
-    """Of a wide image (5:3) as the test resizes it; Detectron2's default makes it 800 x 1333."""
+    """(H, W) of a 5:3 image as resized for testing; 800 x 1333 by default."""
     height = cfg.INPUT.MIN_SIZE_TEST or 800
     return height, min(round(height * 5 / 3), max(cfg.INPUT.MAX_SIZE_TEST, height))
 
@@ -99,7 +99,7 @@ def _padding(cfg: CfgNode) -> int:
 
 
 def _sources(cfg: CfgNode, strides: Sequence[int]) -> dict[int, str]:
-    """For each stride the map of the bottom-up, or the top block, that the level is made from."""
+    """For each stride, the bottom-up's map or the top block that makes the level."""
     if not is_pyramid(cfg):
         return {}
     maps = {stride_named(name): name for name in value_of(cfg, in_features_key(cfg))}
@@ -109,7 +109,7 @@ def _sources(cfg: CfgNode, strides: Sequence[int]) -> dict[int, str]:
 
 
 def _anchor_cells(cfg: CfgNode) -> dict[str, tuple[str, int]]:
-    """Sizes and number of anchors at a location, for each level that the RPN reads."""
+    """Anchor sizes, and anchors per location, for each level the RPN reads."""
     names = _rpn_levels(cfg)
     node = cfg.MODEL.ANCHOR_GENERATOR
     sizes, ratios = (_lists(values, len(names)) for values in (node.SIZES, node.ASPECT_RATIOS))
@@ -152,16 +152,16 @@ def _rule(cfg: CfgNode) -> Any:
 
 
 def level_rule(cfg: CfgNode) -> Any:
-    """The level rule of a config's RoI heads; None if they have none, or their maps no strides.
+    """The level rule of a config's RoI heads; None without one, or with unknown strides.
 
     Raises:
-        ValueError: there is no such rule, or none for these strides.
+        ValueError: an unknown rule, or one that cannot handle these strides.
     """
     own = own_keys(cfg)
     strides = [stride_named(name) for name in _pooled_levels(cfg)]
     if pools_from_all_levels(cfg) or not strides or None in strides:
         return None
-    if not has_pyramid_heads(cfg):  # Detectron2's own
+    if not has_pyramid_heads(cfg):  # Detectron2's heads
         return PaperRule([stride for stride in strides if stride], 224, 4)
     rule = look_up(LEVEL_RULE_REGISTRY, own.LEVEL_RULE, "MODEL.FPN_EXT.LEVEL_RULE")
     return rule(strides, own.CANONICAL_BOX_SIZE, own.CANONICAL_LEVEL)

@@ -1,4 +1,4 @@
-"""A YAML file and the overrides of a command line as a config; what is wrong with them, in full."""
+"""Loads a config from a YAML file and command-line overrides, and reports all their mistakes."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from ..bottom_up.configured_levels import LEVELS
 from ..files.shipped import find_config
-from .defaults import NAMED_BY_LEVEL, flat, get_cfg, keys_of, leaves, near_keys
+from .defaults import flat, get_cfg, keys_of, leaves, mapping_of, near_keys
 from .level_keys import resolve_levels
 from .level_table import level_table_in_errors
 
@@ -19,16 +19,15 @@ ANCHOR_SIZES_AS_LIST = "MODEL.ANCHOR_GENERATOR.SIZES"
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The config of a YAML file (and its ``_BASE_``) with ``KEY VALUE ...`` overrides, unfrozen.
 
-    YAML is read by the safe loader: a config cannot run code. Where ``MODEL.FPN_EXT.LEVELS`` is
-    set, what follows from it is, too (:func:`resolve_levels`); keys written in the same file, or in
-    what comes after it, count as explicitly set, and those of the files it is based on do not.
+    YAML is read by the safe loader: a config cannot run code. If ``MODEL.FPN_EXT.LEVELS`` is set,
+    so are the keys derived from it (:func:`resolve_levels`); keys in the same file, or in later
+    ones, count as explicitly set, those in its ``_BASE_`` files do not.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: text that is not YAML, a key nobody defined (the nearest valid ones are named),
-            a value of the wrong type, an override without a value, levels that do not fit together.
-            All there are at once.
-        TypeError: the file holds no mapping of keys.
+        ValueError: invalid YAML, unknown keys (with the nearest valid ones), values of the wrong
+            type, an override without a value, inconsistent levels. Lists all mistakes at once.
+        TypeError: the file is not a mapping of keys.
     """
     config_file = find_config(config_file)
     if not os.path.isfile(config_file):
@@ -64,7 +63,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         raise ValueError(
             f"overrides come in pairs KEY VALUE, got {len(opts)} words: {' '.join(opts)}"
         )
-    _declare_levels(cfg, opts[::2])
+    _declare_entries(cfg, opts[::2])
     try:
         cfg.merge_from_list(list(opts))
         _check_no_none(cfg)
@@ -80,7 +79,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def written_keys(config_file: str, opts: Sequence[str] = ()) -> set[str]:
-    """Every key that a file, the files it is based on, or the overrides give a value to."""
+    """Every key set in a file, its ``_BASE_`` files or the overrides."""
     return set().union(*_written_in(find_config(config_file)), opts[::2])
 
 
@@ -89,29 +88,32 @@ def written_keys_here(config_file: str, opts: Sequence[str] = ()) -> set[str]:
     return _written_in(find_config(config_file))[-1].union(opts[::2])
 
 
-def _declare_levels(cfg: CfgNode, keys: Iterable[str]) -> None:
-    """Give ANCHOR_SIZES the levels of overrides such as ``MODEL.FPN_EXT.ANCHOR_SIZES.p2``."""
+def _declare_entries(cfg: CfgNode, keys: Iterable[str]) -> None:
+    """Add the entries of overrides such as ``MODEL.FPN_EXT.ANCHOR_SIZES.p2`` to their mapping."""
     for key in keys:
-        node, _, level = key.rpartition(".")
-        if node == "MODEL.FPN_EXT.ANCHOR_SIZES":
-            cfg.MODEL.FPN_EXT.ANCHOR_SIZES.setdefault(level, [])
+        if mapping := mapping_of(key):
+            parent, _, name = mapping.rpartition(".")
+            node = cfg
+            for part in parent.split("."):
+                node = node[part]
+            node[name].setdefault(key.rpartition(".")[2], [])
 
 
 def _written_in(config_file: str) -> list[set[str]]:
-    """The keys that are written in each of the files behind a config, its bases first."""
+    """The keys set in each of a config's files, bases first."""
     with open(config_file, encoding="utf-8") as file:
         content = yaml.safe_load(file)
     bases = content.pop("_BASE_", [])
     written = []
     for base in [bases] if isinstance(bases, str) else bases:
-        # Relative to the file that names it, as Detectron2 reads it.
+        # Relative to the file that names it, as in Detectron2.
         path = os.path.join(os.path.dirname(config_file), os.path.expanduser(base))
         written += _written_in(path)
     return [*written, set(flat(CfgNode(content)))]
 
 
 def _written_since(key: str, written: Sequence[set[str]]) -> set[str]:
-    """All keys in the last of these sets that has ``key``, or a key of that node, and after it."""
+    """All keys in the last set that has ``key``, or a key under it, and in the sets after it."""
     having = [
         i
         for i, keys in enumerate(written)
@@ -128,7 +130,7 @@ def _check_is_mapping(config_file: str) -> None:
 
 
 def _check_no_none(cfg: CfgNode) -> None:
-    """yacs takes None for a value of any type. Few keys have it as their default."""
+    """Reject None, which yacs accepts for any type, unless it is the key's default."""
     defaults = flat(get_cfg())
     for key, value in flat(cfg).items():
         if value is None and defaults[key] is not None:
@@ -136,9 +138,9 @@ def _check_no_none(cfg: CfgNode) -> None:
 
 
 def _mistakes(values: Iterable[tuple[str, Any]], source: str, error: Exception) -> ValueError:
-    """All that is wrong with the values of a file or of the command line, as one error.
+    """All mistakes in the values of a file or of the command line, as one error.
 
-    yacs stops at the first: here each is merged alone. ``error`` is what yacs said of them all.
+    yacs stops at the first; here each is merged alone. ``error`` is the one yacs raised.
     """
     cfg = get_cfg()
     faults = [_fault(cfg, key, value, source) for key, value in values]
@@ -153,13 +155,13 @@ def _mistakes(values: Iterable[tuple[str, Any]], source: str, error: Exception) 
 
 
 def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
-    """What is wrong with one value; it is merged into ``cfg`` if nothing is."""
+    """The mistake in one value; if there is none, it is merged into ``cfg``."""
     if source != "the command line":
         line = _line_of(key, source)
         source += f", line {line}" if line else ""
-    if key not in (valid := set(keys_of(cfg))) and not key.startswith(NAMED_BY_LEVEL):
+    if key not in (valid := set(keys_of(cfg))) and not mapping_of(key):
         return f"{source}: no config key {key!r}; {near_keys(key, valid)}"
-    _declare_levels(cfg, [key])
+    _declare_entries(cfg, [key])
     default = cfg
     for part in key.split("."):
         default = default[part]
@@ -175,7 +177,7 @@ def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
 
 
 def _line_of(key: str, config_file: str) -> int:
-    """The line of a file in which it gives a value to a key; 0 if it does not, but its base."""
+    """The line of a file that sets a key; 0 if it is set in a base."""
     with open(config_file, encoding="utf-8") as file:
         node = yaml.compose(file, Loader=yaml.SafeLoader)
     line = 0

@@ -1,17 +1,17 @@
 """One switch for speed: ``MODEL.FPN_EXT.NUMERICS``, ``exact`` or ``fast``.
 
-``exact`` is bit-equal to Detectron2 on CPU. ``fast`` is equal within rounding error, and whatever
-is quickest on this processor for this model. ``exact`` sets all of ``EXPERT_KEYS``; ``fast`` sets
-those that pay, of what nobody has written in a file or on the command line.
+``exact`` is bit-equal to Detectron2 on CPU. ``fast`` is equal within rounding error, and the
+fastest known for this processor and model. ``exact`` sets all of ``EXPERT_KEYS``; ``fast`` sets
+those that pay off, unless set in a file or on the command line.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
-from ..keys import defaults
+from ..keys import defaults, own_keys
 from ..registries.architectures import is_architecture
 from ..registries.lookup import is_pyramid
 from ..speed.optimize import has_bfloat16_convolutions
@@ -24,9 +24,9 @@ EXACT: dict[str, Any] = {
     "FOLD_NORMS": False,
     "INFERENCE_DTYPE": "",
 }
-EXPERT_KEYS = tuple(EXACT)  # by the last part of their names
-# Measured for Detectron2's ResNets on CPUs with AVX-512 (results/speed-cpu). Without AVX-512 these
-# settings slow a model down; for other networks and on a GPU nothing was measured.
+EXPERT_KEYS = tuple(EXACT)  # last parts of the key names
+# Measured for Detectron2's ResNets on CPUs with AVX-512 (results/speed-cpu). Without AVX-512 they
+# slow a model down; other networks and GPUs were not measured.
 FAST_WITH_AVX512: dict[str, Any] = {
     "CHANNELS_LAST": True,
     "WINOGRAD": True,
@@ -36,19 +36,19 @@ FAST_WITH_AVX512: dict[str, Any] = {
 
 
 def resolve_numerics(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
-    """Set the expert keys as ``MODEL.FPN_EXT.NUMERICS`` asks for it, in place.
+    """Set the expert keys according to ``MODEL.FPN_EXT.NUMERICS``, in place.
 
     Args:
         cfg: a checked config, its device resolved.
-        explicitly_set: full names of the keys that somebody has written; these stay as they are.
+        explicitly_set: full names of keys set in a file or on the command line; left unchanged.
 
     Returns:
-        What was chosen, for the log: one line. Empty with ``fast`` and another backbone than this
-        project's, for which nothing is chosen.
+        One line for the log with the choice. Empty with ``fast`` and a backbone that is not this
+        project's, where nothing is changed.
 
     Raises:
-        ValueError: NUMERICS is neither; or it is ``exact`` and an expert key is explicitly set to
-            something else.
+        ValueError: NUMERICS is neither value; or it is ``exact`` and an expert key is explicitly
+            set to something else.
     """
     own = cfg.MODEL.FPN_EXT
     if own.NUMERICS not in CHOICES:
@@ -78,7 +78,7 @@ def resolve_numerics(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
 
 
 def as_chosen(cfg: CfgNode) -> dict[str, Any]:
-    """The expert keys by their full names, as NUMERICS sets those that are not explicitly set.
+    """Full name -> value of the expert keys, as NUMERICS sets them by itself.
 
     Args:
         cfg: a checked config, its device resolved.
@@ -93,13 +93,13 @@ def as_chosen(cfg: CfgNode) -> dict[str, Any]:
 
 
 def unresolved_yaml(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
-    """A config as the YAML of a command that prepares it, and has NUMERICS choose there.
+    """A config as YAML for another command to prepare, with NUMERICS left to choose there.
 
-    A dump writes every key, and one that is written is explicitly set.
+    A plain dump writes every key, which makes all of them explicitly set.
 
     Args:
-        cfg: a config as it was loaded.
-        explicitly_set: full names of the keys that somebody has written.
+        cfg: a config as loaded.
+        explicitly_set: full names of keys set in a file or on the command line.
     """
     cfg = cfg.clone()
     for key in EXPERT_KEYS:
@@ -110,11 +110,31 @@ def unresolved_yaml(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
 
 
 def has_avx512() -> bool:
-    """Whether PyTorch and oneDNN use AVX-512 here; ``ATEN_CPU_CAPABILITY`` and
-    ``ONEDNN_MAX_CPU_ISA`` count."""
-    # Of the CPUs that PyTorch takes for AVX-512 ones, oneDNN lacks bfloat16 only if it was told to.
+    """Whether PyTorch and oneDNN use AVX-512 here, given ``ATEN_CPU_CAPABILITY`` and
+    ``ONEDNN_MAX_CPU_ISA``."""
+    # On CPUs that PyTorch counts as AVX-512, oneDNN lacks bfloat16 only if ISA-limited.
     capability = torch.backends.cpu.get_cpu_capability()
     return capability.startswith("AVX512") and has_bfloat16_convolutions()
+
+
+def slow_bfloat16(cfg: CfgNode, training: bool) -> Iterator[str]:
+    """What asks for bfloat16 on a CPU that has no convolutions in it, each with its remedy.
+
+    Args:
+        cfg: a checked config, its device and NUMERICS resolved.
+        training: whether SOLVER counts.
+    """
+    if cfg.MODEL.DEVICE != "cpu" or has_bfloat16_convolutions():
+        return
+    slow = (
+        "this CPU has no bfloat16 convolutions (AVX-512 or AVX-NE-CONVERT): results are right, and "
+        "several times slower than in float32;"
+    )
+    if cfg.MODEL.FPN_EXT.INFERENCE_DTYPE == "bfloat16":
+        yield f"MODEL.FPN_EXT.INFERENCE_DTYPE bfloat16: {slow} set it to float32"
+    solver = cfg.SOLVER
+    if training and solver.AMP.ENABLED and own_keys(cfg, "SOLVER").AMP_DTYPE == "bfloat16":
+        yield f"SOLVER.FPN_EXT.AMP_DTYPE bfloat16: {slow} set SOLVER.AMP.ENABLED False"
 
 
 def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:

@@ -1,9 +1,9 @@
-"""From a YAML file to a config that a model can be built from: the one way for every command.
+"""From a YAML file to a config ready for building a model: the one path of every command.
 
-:func:`prepare` takes these steps, in this order: load the file and the overrides; the device that
-is there; the datasets by name; check what can be checked before anything is built; the weights; the
-pixels the bottom-up was trained with; what NUMERICS chooses. The order matters: what is checked
-depends on the device, and the normalisation of pixels on the weights.
+:func:`prepare` takes these steps, in this order: load the file and the overrides; choose the
+device; register datasets; check all that can be checked before building; check weights; set the
+bottom-up's pixel normalisation; apply NUMERICS. The order matters: checks depend on the device,
+pixel normalisation on the weights.
 """
 
 import os
@@ -13,33 +13,34 @@ from typing import Literal, NamedTuple
 import torch
 from detectron2.config import CfgNode
 
-from ..bottom_up.build import is_from_library, resolve_bottom_up
+from ..bottom_up.pixels import is_from_library, resolve_bottom_up
+from ..bottom_up.pretrained import how_to_obtain
 from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
-from .idle import idle_notes, slow_notes
+from .idle import idle_notes
 from .load import load_config, written_keys, written_keys_here
-from .numerics import resolve_numerics
+from .numerics import resolve_numerics, slow_bfloat16
 from .unread import unread_notes
 
-# What MODEL.WEIGHTS is to a command: a training starts from it, a file or random weights; it may be
-# empty, and a file that is named must exist; it must name a file; it is not read.
+# What a command needs of MODEL.WEIGHTS: "start": training starts from it, or from random weights;
+# "optional": may be empty, else must exist; "required": must name a file; "unread": not read.
 Weights = Literal["start", "optional", "required", "unread"]
 MISTAKES = (ValueError, TypeError, OSError)  # errors that a user's mistake raises
 
 
 class Caution(str):
-    """A note that the log gives as a warning."""
+    """A note to be logged as a warning."""
 
 
 class Stage(NamedTuple):
-    """One step of the preparation, after it was taken.
+    """The outcome of one step of the preparation.
 
     Attributes:
-        subject: what it is about: ``"device"``, ``"config"``, ``"weights"``, ``"pixels"``, ...
-        notes: what there is to say, one line each.
-        error: what is wrong, if anything is.
-        problems: the same, a sentence each.
+        subject: ``"device"``, ``"config"``, ``"weights"``, ``"pixels"``, ...
+        notes: for the log, one line each.
+        error: None if the step succeeded.
+        problems: those in ``error``, a sentence each.
     """
 
     subject: str
@@ -49,7 +50,7 @@ class Stage(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A config that a model can be built from, unfrozen, and what there is to say of it."""
+    """A config ready for building a model, unfrozen, and notes for the log."""
 
     cfg: CfgNode
     notes: list[str]
@@ -62,17 +63,17 @@ def prepare(
     training: bool = False,
     weights: Weights | Callable[[CfgNode], Weights] = "unread",
 ) -> Prepared:
-    """The config of a YAML file and overrides, checked and made to fit this machine.
+    """The config of a YAML file and overrides, checked and adapted to this machine.
 
     Args:
         config_file: a YAML file.
         opts: ``KEY VALUE ...`` on top of the file.
         training: also check what only training needs.
-        weights: what MODEL.WEIGHTS is to the command, or a function that tells from the config.
+        weights: what the command needs of MODEL.WEIGHTS, or a function of the config.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: the first stage with an error; the level table is
-            in the message where levels do not fit together.
+        FileNotFoundError, TypeError, ValueError: that of the first stage to fail; for inconsistent
+            levels the message has the level table.
     """
     cfg = load_config(config_file, opts)
     if callable(weights):
@@ -94,11 +95,11 @@ def prepare_loaded(
     explicitly_set: Collection[str] = (),
     written_here: Collection[str] = (),
 ) -> Iterator[Stage]:
-    """The stages of :func:`prepare` after loading, each taken when it is asked for; in place.
+    """The stages of :func:`prepare` after loading, run lazily, in place.
 
     Args:
         explicitly_set: the keys that somebody has written.
-        written_here: those among them that no file has written that others are based on, too.
+        written_here: those among them that no base file has written.
     """
     note = resolve_device(cfg)
     yield Stage("device", [note] if note else [])
@@ -108,15 +109,19 @@ def prepare_loaded(
     notes = [
         *unread_notes(cfg, explicitly_set),
         *idle_notes(cfg, written_here),
-        *slow_notes(cfg, training),
     ]
     yield Stage("keys", [Caution(note) for note in notes])
     yield _stage("weights", lambda: check_weights(cfg, weights))
-    yield _stage("pixels", lambda: resolve_bottom_up(cfg))
-    yield _stage("numerics", lambda: [resolve_numerics(cfg, explicitly_set)])
+    yield _stage("pixels", lambda: [*resolve_bottom_up(cfg), _unknown_pixels(cfg)])
+    yield _stage("numerics", lambda: _numerics(cfg, training, explicitly_set))
 
 
-def _stage(subject: str, step: Callable[[], Iterable[str] | None]) -> Stage:
+def _numerics(cfg: CfgNode, training: bool, explicitly_set: Collection[str]) -> list[str]:
+    chosen = resolve_numerics(cfg, explicitly_set)
+    return [chosen, *(Caution(note) for note in slow_bfloat16(cfg, training))]
+
+
+def _stage(subject: str, step: Callable[[], Iterable[str | None] | None]) -> Stage:
     try:
         return Stage(subject, [note for note in step() or () if note])
     except MISTAKES as error:
@@ -124,9 +129,9 @@ def _stage(subject: str, step: Callable[[], Iterable[str] | None]) -> Stage:
 
 
 def resolve_device(cfg: CfgNode) -> Caution | None:
-    """Set ``MODEL.DEVICE`` to "cpu" if it asks for CUDA and there is none; returns what to say.
+    """Set ``MODEL.DEVICE`` to "cpu" if it is CUDA and none is available; returns a note if so.
 
-    Detectron2's default is "cuda", and the configs here are meant for both kinds of machine.
+    Detectron2's default is "cuda", and configs here are meant for machines with and without it.
     """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
@@ -134,16 +139,29 @@ def resolve_device(cfg: CfgNode) -> Caution | None:
     return None
 
 
+def _unknown_pixels(cfg: CfgNode) -> Caution | None:
+    """A warning if the file that may name its own pixels is missing."""
+    own = cfg.MODEL.FPN_EXT
+    file = own.BOTTOM_UP_WEIGHTS
+    if not is_from_library(cfg) or own.KEEP_PIXELS or not file or os.path.isfile(file):
+        return None
+    return Caution(
+        f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS {file} is not there, and with it what it may say of "
+        f"pixels: those of {own.BOTTOM_UP} are taken. A training's OUTPUT_DIR/config.yaml has its "
+        "pixels; use it as --config-file"
+    )
+
+
 def check_weights(cfg: CfgNode, weights: Weights) -> None:
-    """Check that the weights a config names are there, before a model is built for them.
+    """Check that a config's weights exist, before a model is built for them.
 
     Args:
-        weights: what they are to the command; ``"unread"`` checks nothing.
+        weights: what the command needs; ``"unread"`` checks nothing.
 
     Raises:
         FileNotFoundError: a local file does not exist.
-        ValueError: an http:// address; no checkpoint though one is required: random weights
-            detect nothing; or a training would freeze random weights.
+        ValueError: an http:// address; no checkpoint though one is required (random weights
+            detect nothing); or training would freeze random weights.
     """
     if weights == "unread":
         return
@@ -157,12 +175,15 @@ def check_weights(cfg: CfgNode, weights: Weights) -> None:
     if file and "://" not in file and not os.path.isfile(file):
         raise FileNotFoundError(f"MODEL.WEIGHTS: no file {file}")
     if not file and bottom_up_file and not os.path.isfile(bottom_up_file):
-        raise FileNotFoundError(f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: no file {bottom_up_file}")
+        raise FileNotFoundError(
+            f"MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS: no file {bottom_up_file}. "
+            + how_to_obtain(cfg.MODEL.FPN_EXT.BOTTOM_UP, bottom_up_file)
+        )
     if weights == "start" and not file and not bottom_up_file:
         frozen = []
         if cfg.MODEL.FPN_EXT.FREEZE:
             frozen.append(f"MODEL.FPN_EXT.FREEZE {cfg.MODEL.FPN_EXT.FREEZE}")
-        # A ResNet of Detectron2's does not follow suit: there, this trains, as in Detectron2.
+        # With Detectron2's ResNets this trains, as it does in Detectron2.
         if is_from_library(cfg) and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
             frozen.append(f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}")
         if frozen:

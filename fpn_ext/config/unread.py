@@ -1,4 +1,4 @@
-"""Keys that a config gives a value to and none of its components reads."""
+"""Keys that a config sets and none of its components reads."""
 
 from collections.abc import Collection
 from typing import Any
@@ -15,7 +15,7 @@ from ..keys import declared_keys
 from ..registries.lookup import inherits
 from .defaults import flat, get_cfg
 
-# The key that names a config's component, by the registry of its kind.
+# Config node whose NAME selects a component -> the registry it is in.
 REGISTRIES: dict[str, Any] = {
     "BACKBONE": BACKBONE_REGISTRY,
     "ANCHOR_GENERATOR": ANCHOR_GENERATOR_REGISTRY,
@@ -25,7 +25,7 @@ REGISTRIES: dict[str, Any] = {
 
 
 def unread_keys(cfg: CfgNode) -> set[str]:
-    """The keys of components that the config has no component to read.
+    """Component keys that no component of this config reads.
 
     >>> sorted(unread_keys(get_cfg()))[2:4]  # of Detectron2's components
     ['MODEL.FPN_EXT.BOTTOM_UP', 'MODEL.FPN_EXT.BOTTOM_UP_NORM']
@@ -50,10 +50,10 @@ def _has(cfg: CfgNode, component: str) -> bool:
 
 
 def unread_notes(cfg: CfgNode, explicitly_set: Collection[str]) -> list[str]:
-    """A line for each key that is written with another value than its default, and does nothing.
+    """A line for each explicitly set, non-default key that has no effect.
 
     Args:
-        explicitly_set: full names of the keys that somebody has written.
+        explicitly_set: full names of keys set in a file or on the command line.
     """
     values, defaults = flat(cfg), flat(get_cfg())
     return [

@@ -1,8 +1,8 @@
-"""Annotations of any quality: what can be used of them, and every problem met in reading them.
+"""Read annotations of any quality: keep what is usable and list every problem.
 
-Three readers (COCO JSON, Pascal VOC's layout, the records of any registered dataset) give the same
-:class:`Contents`. Whatever stands in a file becomes a :class:`Problem`, never an exception; only a
-file that is not there raises one. :mod:`fpn_ext.data.check` looks further.
+Three readers (COCO JSON, Pascal VOC, records of any registered dataset) return the same
+:class:`Contents`. Malformed content becomes a :class:`Problem`, never an exception; only a missing
+file raises. :mod:`fpn_ext.data.check` checks further.
 """
 
 import functools
@@ -37,7 +37,7 @@ from .datasets import read_voc_annotation, voc_box, voc_image_ids
 
 
 def read_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> Contents:
-    """The contents of a COCO instances JSON whose pictures lie under ``image_root``.
+    """The contents of a COCO instances JSON with images under ``image_root``.
 
     Raises:
         FileNotFoundError: no such JSON.
@@ -66,7 +66,7 @@ def read_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> Co
 def _entries(
     data: dict[str, Any], key: str, contents: Contents
 ) -> Iterable[tuple[str, dict[str, Any]]]:
-    """The objects in one of the JSON's lists, each with its place, ``images[3]``."""
+    """The objects in one of the JSON's lists, each with its path, e.g. ``images[3]``."""
     entries = data.get(key)
     if not isinstance(entries, list):
         contents.report("bad-field", f"{key!r} must be a list, got {short(entries)}")
@@ -107,7 +107,7 @@ def _coco_pictures(
     entries: Iterable[tuple[str, dict[str, Any]]], image_root: str, contents: Contents
 ) -> dict[Name, Picture]:
     pictures: dict[Name, Picture] = {}
-    files: dict[str, str] = {}  # file: place of its first use
+    files: dict[str, str] = {}  # file: path of its first use
     for place, entry in entries:
         key, name = id_of(entry.get("id")), entry.get("file_name")
         if key is None or not isinstance(name, str) or not name:
@@ -188,7 +188,7 @@ def _read_coco_annotation(
 def _mask_extent(
     segmentation: Any, picture: Picture, key: Name, contents: Contents
 ) -> Corners | None:
-    """XYXY of an object's polygons; None without polygons. Reports what Detectron2 cannot use."""
+    """XYXY of an object's polygons; None if it has none. Reports what Detectron2 cannot use."""
     if not segmentation:
         return None
     if isinstance(segmentation, dict):
@@ -204,7 +204,7 @@ def _mask_extent(
             )
         return None
     polygons = segmentation if isinstance(segmentation, list) else []
-    # Detectron2 drops polygons of the wrong length, and then objects that have none left.
+    # Detectron2 drops polygons of invalid length, then objects with no polygons left.
     of_right_length = [
         p for p in polygons if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0
     ]
@@ -232,11 +232,11 @@ def read_voc(root: str | os.PathLike, split: str, classes: Sequence[str] | None 
     """The contents of one split of a dataset in Pascal VOC's layout.
 
     Args:
-        classes: the class names there may be; None for those that the files use.
+        classes: the allowed class names; None for those used in the files.
 
     Raises:
-        FileNotFoundError: no list of images ``ImageSets/Main/{split}.txt``.
-        ValueError: that list is not text.
+        FileNotFoundError: no image list ``ImageSets/Main/{split}.txt``.
+        ValueError: the image list is not text.
     """
     root = Path(root)
     contents = Contents(f"{root}, split {split}", classes=list(classes or []))
@@ -303,7 +303,7 @@ def _parsed(text: str) -> float | None:
         return None
 
 
-@functools.lru_cache(maxsize=1024)  # the same wrong name comes back with every object of it
+@functools.lru_cache(maxsize=1024)  # a wrong name recurs with every object
 def _nearest(name: str, classes: tuple[str, ...]) -> str:
     return did_you_mean(name, classes)
 
@@ -332,7 +332,7 @@ def read_records(
             contents.report("duplicate-image-id", f"record {number}: id {short(key)} again", name)
         if key is not None:
             keys.add(key)
-        # Both may be left out; Detectron2 then takes the picture's.
+        # Both are optional; Detectron2 falls back to the image's.
         size = size_of(record.get("width"), record.get("height"))
         if size is None and ("width" in record or "height" in record):
             contents.report(

@@ -1,20 +1,20 @@
-"""Whether boxes were written in another format than the one they are read in."""
+"""Detect boxes stored in a different format from the one they are read as."""
 
 from collections.abc import Iterable, Sequence
 
 from .dataset_contents import Box, Corners, Problem
 
-# Pixels a box may reach beyond its image: conventions differ by a half and by one.
+# Pixels a box may extend beyond its image: conventions differ by 0.5 and by 1.
 SLACK = 1.0
-# When boxes are taken for the other format, see _other_format.
+# Thresholds for assuming the other format, see _other_format.
 LEAST_SUSPECTS, SUSPECT_SHARE, FITTING_SHARE = 3, 0.2, 0.98
 
 
 def format_problems(boxes: Sequence[tuple[Box, tuple[int, int]]]) -> Iterable[Problem]:
-    """What all boxes of a dataset together tell: corners for XYWH, the reverse, or fractions.
+    """Format problems visible over a whole dataset: XYXY read as XYWH, the reverse, or fractions.
 
     Args:
-        boxes: each with the (width, height) of its image in pixels.
+        boxes: each paired with its image's (width, height) in pixels.
     """
     if len(boxes) >= LEAST_SUSPECTS and all(max(map(abs, b.written)) <= 1 for b, _ in boxes):
         yield Problem("looks-relative", None, None, f"all {len(boxes)} boxes lie in 0..1")
@@ -37,14 +37,13 @@ def format_problems(boxes: Sequence[tuple[Box, tuple[int, int]]]) -> Iterable[Pr
 def _other_format(
     boxes: Iterable[tuple[Corners, tuple[int, int]]], as_xywh: bool
 ) -> tuple[int, int]:
-    """How many boxes fit their image only when read in the other format, and how many then fit.
+    """How many boxes fit their image only in the other format, and how many fit in it at all.
 
-    Corners read as XYWH give a right edge of x0 + x1, twice the box's centre: beyond the image for
-    every box whose centre lies right of the middle (or below it), about three in four. And each
-    corner pair has x1 > x0 and y1 > y0, which widths and heights have by chance only: in boxes
-    truly XYWH some are narrower than their distance from the edge. Both must hold, the first for
-    a fifth of the boxes, the second for all but a fiftieth; a few boxes drawn beyond the edge
-    give the first without the second.
+    XYXY read as XYWH gives a right edge of x0 + x1, twice the box's centre: outside the image for
+    every box centred right of (or below) the middle, about three in four. And XYXY always has
+    x1 > x0 and y1 > y0, which true XYWH satisfies only by chance: some boxes are narrower than
+    their distance from the edge. Both must hold, the first for a fifth of the boxes, the second
+    for all but a fiftieth; a few boxes drawn beyond the edge satisfy only the first.
     """
     suspects = fitting = 0
     for (x, y, a, b), (width, height) in boxes:

@@ -1,11 +1,11 @@
-"""Check a dataset before training on it: every problem at once, in minutes instead of days.
+"""Check a dataset before training: reports every problem at once.
 
     fpn-ext data --dataset bccd_trainval --config-file CONFIG
     fpn-ext data --coco annotations.json --images folder/ --json report.json
     fpn-ext data --voc folder/ --split train --classes cat dog
 
-Every picture is decoded, every annotation looked at; nothing is ever written but the report. Exit
-code: 0 without errors (warnings may be there), 1 with errors, 2 if the call itself is wrong.
+Decodes every image and checks every annotation; writes nothing but the report. Exit code: 0 without
+errors (there may be warnings), 1 with errors, 2 for invalid arguments.
 """
 
 from collections.abc import Iterable
@@ -28,12 +28,12 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes of more than
 def read_registered(name: str) -> Contents:
     """The contents of a dataset registered in Detectron2's ``DatasetCatalog``.
 
-    Of COCO-format and Pascal VOC sets the files themselves are read; of others, the records that
-    the registered function gives.
+    COCO-format and Pascal VOC datasets are read from their files, others from the records that the
+    registered function returns.
 
     Raises:
         ValueError: nothing is registered under ``name``.
-        FileNotFoundError: its annotations are not there.
+        FileNotFoundError: its annotations are missing.
     """
     if name not in DatasetCatalog:
         known = did_you_mean(name, DatasetCatalog.keys())
@@ -48,13 +48,13 @@ def read_registered(name: str) -> Contents:
 
 
 def check(contents: Contents, cfg: CfgNode | None = None, workers: int = 1) -> DatasetReport:
-    """Decode every picture and look at every box.
+    """Decode every image and check every box.
 
     Args:
         cfg: also check the data against this config: ``MODEL.ROI_HEADS.NUM_CLASSES``, boxes that
-            ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST`` make tiny, and what
-            ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` does to images without boxes.
-        workers: processes that decode.
+            become tiny at ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``, and the effect of
+            ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` on images without boxes.
+        workers: number of decoding processes.
     """
     looks = look_at_pictures([picture.file for picture in contents.pictures], workers)
     problems = [*contents.problems, *_dataset_problems(contents, cfg)]
@@ -65,7 +65,7 @@ def check(contents: Contents, cfg: CfgNode | None = None, workers: int = 1) -> D
         problems += _duplicate_boxes(picture)
         if all(box.crowd for box in picture.boxes):
             problems.append(Problem("image-without-boxes", picture.name, None, _fate(cfg)))
-        # A wrong size is one problem, reported above; it is not one of every box as well.
+        # A wrong image size is reported once above, not again for every box.
         size = picture.size or look.size
         for box in picture.boxes:
             problems += _box_problems(picture, box, size)
@@ -174,9 +174,9 @@ def _tiny(
 
 
 def scale_at_test(cfg: CfgNode, size: tuple[int, int]) -> float:
-    """The factor by which a config's test resize scales an image of size (width, height).
+    """The scale factor of a config's test-time resize for an image of size (width, height).
 
-    Detectron2's default: the shorter side to 800, the longer one to at most 1333.
+    Detectron2's default: shorter side 800, longer side at most 1333.
 
     >>> from detectron2.config import get_cfg
     >>> scale_at_test(get_cfg(), (640, 480)), scale_at_test(get_cfg(), (4000, 1000))
@@ -188,6 +188,6 @@ def scale_at_test(cfg: CfgNode, size: tuple[int, int]) -> float:
 
 
 def _finest_stride(cfg: CfgNode) -> int:
-    """Of the maps the RPN reads, by their names: p2 has stride 4, res4 has 16."""
+    """The finest stride among the RPN's input maps, from their names: p2 has 4, res4 has 16."""
     found = [stride_named(name) for name in cfg.MODEL.RPN.IN_FEATURES]
     return min((stride for stride in found if stride), default=4)

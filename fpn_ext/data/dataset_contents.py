@@ -1,7 +1,6 @@
-"""What annotations of any quality hold: pictures, boxes, and the problems met in reading them.
+"""The contents of annotation files: images, boxes, and problems found while reading.
 
-Whatever stands in a file becomes a :class:`Problem` of one of the :data:`KINDS`, never an
-exception.
+Malformed content becomes a :class:`Problem` of one of the :data:`KINDS`, never an exception.
 """
 
 import math
@@ -12,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-MAX_DETAIL = 400  # characters: a detail may quote what somebody put into a file
+MAX_DETAIL = 400  # characters: a detail may quote file contents
 
 Name = int | str
 Corners = tuple[float, float, float, float]
 
-# Every kind of problem: its severity, and what it means or what to do. An error loses data, ends a
-# training or teaches the model something false; a warning may be meant; a note only informs.
+# Every kind of problem: its severity, and what it means or what to do. An error loses data, aborts
+# training or teaches the model something false; a warning may be intended; a note only informs.
 KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
     "unreadable-annotations": ("error", "the file is not JSON or XML: write it again"),
     "bad-field": ("error", "a field is missing or of a wrong type"),
@@ -72,7 +71,10 @@ KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
         "warning",
         "after the test resize the box is narrower than one cell of the finest map",
     ),
-    "colour-depth": ("warning", "more than 8 bits per colour: Detectron2 cuts the values at 255"),
+    "colour-depth": (
+        "warning",
+        "more than 8 bits a channel: INPUT.FPN_EXT.VALUE_RANGE scales them",
+    ),
     "other-box-mode": ("warning", "boxes that are neither XYXY_ABS nor XYWH_ABS are not checked"),
     "image-without-boxes": ("note", "an image without any object (crowd regions do not count)"),
 }
@@ -80,11 +82,11 @@ KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, in one place."""
+    """One problem at one place."""
 
     kind: str  # a key of KINDS
-    image: str | None  # its file name as the annotations have it, or its id
-    annotation: Name | None  # id in COCO JSON; number from 0 within its image otherwise
+    image: str | None  # file name as in the annotations, or image id
+    annotation: Name | None  # id in COCO JSON; otherwise 0-based index within its image
     detail: str
 
     @property
@@ -94,7 +96,7 @@ class Problem:
 
 @dataclass(slots=True)
 class Box:
-    """A box whose four numbers are finite."""
+    """A box with four finite coordinates."""
 
     annotation: Name
     written: Corners  # as in the file
@@ -113,24 +115,24 @@ class Box:
 
     @property
     def sides(self) -> tuple[float, float]:
-        """Width and height by which training keeps or drops it; VOC's are one pixel less."""
+        """Width and height that decide whether training keeps it; VOC's are one pixel less."""
         x, y, a, b = self.written
         return (a, b) if self.form == "XYWH" else (a - x, b - y)
 
 
 @dataclass(slots=True)
 class Picture:
-    """An image as the annotations know it."""
+    """An image as described by the annotations."""
 
     name: str
     file: str
-    size: tuple[int, int] | None  # width, height; None if the annotations do not say
+    size: tuple[int, int] | None  # width, height; None if not in the annotations
     boxes: list[Box] = field(default_factory=list)
 
 
 @dataclass
 class Contents:
-    """What could be read of a dataset."""
+    """Everything that could be read from a dataset."""
 
     source: str
     classes: list[str] = field(default_factory=list)
@@ -144,7 +146,7 @@ class Contents:
 
 
 class _Short(reprlib.Repr):
-    """repr() that stays short and shallow, whatever somebody has put into a file."""
+    """A repr() that stays short and shallow for any file contents."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,12 +158,12 @@ short = _Short().repr
 
 
 def printable(text: str) -> str:
-    """A string of a file, safe for a terminal: short, without control characters."""
+    """A string from a file made safe for a terminal: short, no control characters."""
     return text if text.isprintable() and len(text) <= 300 else short(text)
 
 
 def id_of(value: Any) -> Name | None:
-    """An id: a whole number (1.0 is one too) or a string; None for anything else."""
+    """An id: an integer (1.0 counts) or a string; None for anything else."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
@@ -174,19 +176,19 @@ def number_of(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except OverflowError:  # a whole number of more than 308 digits
+    except OverflowError:  # an integer of more than 308 digits
         return math.inf
 
 
 def size_of(width: Any, height: Any) -> tuple[int, int] | None:
-    """Width and height, if both are whole numbers of pixels above 0."""
+    """Width and height, if both are positive integers."""
     sides = [number_of(width), number_of(height)]
     whole = [int(side) for side in sides if side and side > 0 and side.is_integer()]
     return (whole[0], whole[1]) if len(whole) == 2 else None
 
 
 def four_numbers(value: Any) -> Corners | None:
-    """A box's numbers, if they are four and finite."""
+    """A box's coordinates, if they are four finite numbers."""
     if type(value) is list and len(value) == 4 and all(type(v) is float for v in value):
         x, y, a, b = value  # quick, for files of a million boxes
         if math.isfinite(x + y + a + b):

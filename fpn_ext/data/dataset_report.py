@@ -1,4 +1,4 @@
-"""The report on a dataset: its problems by kind, in text and as plain values."""
+"""The report on a dataset: its problems by kind, as text and as JSON values."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -26,11 +26,11 @@ class DatasetReport:
         self.problems_of = {kind: by_kind[kind] for kind in kinds if by_kind[kind]}
 
     def count(self, severity: str) -> int:
-        """How many problems are an ``"error"``, a ``"warning"`` or a ``"note"``."""
+        """Number of problems of severity ``"error"``, ``"warning"`` or ``"note"``."""
         return sum(len(p) for kind, p in self.problems_of.items() if KINDS[kind][0] == severity)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values for :func:`fpn_ext.reporting.json_files.write_json`."""
+        """The report as plain values for :func:`fpn_ext.reporting.json_files.write_json`."""
         return {
             "source": self.source,
             "images": self.num_images,

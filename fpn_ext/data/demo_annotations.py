@@ -1,4 +1,4 @@
-"""The COCO annotations of a demo picture, from the pixels that are seen of each object."""
+"""COCO annotations of a demo image, from the visible pixels of each object."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def _boundary_loops(mask: Mask) -> Iterator[list[tuple[int, int]]]:
-    """The closed outlines (x, y) of a mask along pixel edges; holes run the other way round."""
+    """The closed outlines (x, y) of a mask along pixel edges; holes have opposite orientation."""
     padded = np.pad(mask, 1).astype(np.int8)
     following: dict[tuple[int, int], list[tuple[int, int]]] = {}
     # Walk with the mask on the right: top edges go right, bottom edges left, and so on.
@@ -50,11 +50,10 @@ def _signed_area(loop: list[tuple[int, int]]) -> float:
 
 
 def polygons(mask: Mask, left: int, top: int) -> list[list[float]]:
-    """COCO polygons of a mask whose top left pixel is at (left, top) in the image.
+    """COCO polygons of a mask whose top-left pixel is at (left, top) in the image.
 
-    COCO joins the polygons of an object, so a hole cannot be one of them.  Where there is a hole,
-    all outlines become a single polygon instead, joined by bridges that are walked both ways and
-    so enclose nothing.
+    COCO takes the union of an object's polygons, so a hole cannot be one of them. A mask with holes
+    becomes a single polygon, its outlines joined by bridges of zero area.
     """
     loops = list(_boundary_loops(mask))
     if any(_signed_area(loop) < 0 for loop in loops):
@@ -66,7 +65,7 @@ def polygons(mask: Mask, left: int, top: int) -> list[list[float]]:
 
 
 def rle_counts(mask: Mask) -> list[int]:
-    """Uncompressed COCO run lengths: column by column, starting with a run of zeros."""
+    """Uncompressed COCO RLE counts: column-major, starting with a run of zeros."""
     flat = mask.flatten(order="F")
     changes = np.flatnonzero(np.diff(flat)) + 1
     bounds = np.concatenate([[0], changes, [flat.size]])
@@ -75,7 +74,7 @@ def rle_counts(mask: Mask) -> list[int]:
 
 
 def annotation_of(scene: Scene, index: int) -> dict[str, Any]:
-    """The COCO annotation of one item, from its visible pixels; ids are left to the caller."""
+    """The COCO annotation of one item, from its visible pixels; the caller adds ids."""
     item, mask = scene.items[index], scene.owner == index
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])

@@ -1,6 +1,6 @@
-"""What the objects of the demo dataset lie on, and the patterns that they are filled with.
+"""Backgrounds of the demo dataset, and fill patterns for its objects.
 
-Canvases are (height, width, 3) RGB in 0..255, which the functions named ``add_*`` paint on.
+Canvases are (height, width, 3) RGB in 0..255; the ``add_*`` functions paint on them in place.
 """
 
 import math
@@ -39,7 +39,7 @@ def ramp(height: int, width: int, rng: np.random.Generator) -> Floats:
 
 
 def waves(height: int, width: int, period: float, rng: np.random.Generator) -> Floats:
-    """Parallel stripes in -1..1 with a period in pixels."""
+    """Parallel stripes in -1..1, ``period`` in pixels."""
     angle, phase = rng.uniform(0, 2 * math.pi, size=2)
     y, x = np.mgrid[0:height, 0:width]
     along: Floats = x * math.cos(angle) + y * math.sin(angle)
@@ -48,7 +48,7 @@ def waves(height: int, width: int, period: float, rng: np.random.Generator) -> F
 
 
 def cloud(height: int, width: int, cell: float, rng: np.random.Generator) -> Floats:
-    """Smooth noise, about -1..1, whose lumps have a size of ``cell`` pixels."""
+    """Smooth noise, roughly in -1..1, with features of about ``cell`` pixels."""
     rows, columns = (max(2, round(side / cell) + 1) for side in (height, width))
     grid = Image.fromarray(rng.uniform(-1, 1, size=(rows, columns)).astype(np.float32))
     smooth = grid.resize((width, height), Image.Resampling.BICUBIC)
@@ -74,7 +74,7 @@ def blend(canvas: Floats, alpha: Floats, colour: Floats) -> None:
 
 
 def add_blob(canvas: Floats, rng: np.random.Generator) -> None:
-    """A soft stain: blurred so much that it has no outline to take for a disc's."""
+    """A soft stain, too blurred to be mistaken for a disc."""
     height, width = canvas.shape[:2]
     radius = rng.uniform(10, 40)
     angles = np.linspace(0, 2 * math.pi, 14, endpoint=False)
@@ -89,16 +89,16 @@ def add_blob(canvas: Floats, rng: np.random.Generator) -> None:
 
 
 def _stroke_paths(extent: float, rng: np.random.Generator) -> tuple[list[Floats], float]:
-    """The polylines of one thing drawn with a pen, around the origin, and the pen's width."""
+    """The polylines of one pen drawing, centred on the origin, and the pen's width."""
     kind = rng.integers(3)
     if kind == 0:  # a straight line
         end = rng.uniform(-1, 1, size=2) * extent * 0.6
         return [np.stack([-end, end])], rng.uniform(1, 5)
-    # Upright, give or take 20 degrees, as most things are: triangles and stars point up.
+    # Upright within 20 degrees, like the triangles and stars.
     turn = -math.pi / 2 + rng.uniform(-0.35, 0.35)
     cos, sin = math.cos(turn), math.sin(turn)
     rotation = np.array([[cos, sin], [-sin, cos]])
-    if kind == 1:  # a cubic Bezier curve; its points advance, as a closed loop would look a ring
+    if kind == 1:  # a cubic Bezier curve; advancing, as a loop would look like a ring
         control = np.stack([np.linspace(-0.4, 0.4, 4), rng.uniform(-0.6, 0.6, size=4)], axis=1)
         control = control @ rotation * extent
         t = np.linspace(0, 1, 40)[:, None]

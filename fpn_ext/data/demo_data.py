@@ -1,16 +1,15 @@
 """A small synthetic detection dataset in COCO format, with objects of every COCO size.
 
-Five shapes (disc, square, triangle, star, ring) in random colours lie on cluttered backgrounds.
-Colour, texture and size are drawn without regard to the class, so that only the shape tells the
-classes apart; with distractors, only the shape tells an object from what is none.  Sides range
-from about 17 to 210 pixels, which spreads the boxes over all levels of a feature pyramid.  Only
-NumPy, Pillow and the standard library are needed.
+Five shapes (disc, square, triangle, star, ring) in random colours on cluttered backgrounds.
+Colour, texture and size are independent of the class, so only the shape distinguishes classes,
+and objects from distractors. Box sides range from about 17 to 210 pixels, which spreads the boxes
+over all levels of a feature pyramid. Needs only NumPy, Pillow and the standard library.
 
     fpn-ext demo-data --root datasets/demo_multiscale
 
 writes ``train/``, ``val/``, ``annotations/instances_{train,val}.json`` and ``info.json``.
 
-All coordinates are in pixels with the origin at the top left corner; boxes are XYWH.
+All coordinates are in pixels with the origin in the top-left corner; boxes are XYWH.
 """
 
 import json
@@ -27,7 +26,7 @@ from .demo_scenes import make_scene
 from .demo_shapes import CLASS_NAMES
 
 SPLITS = ("train", "val")
-# Part of the identity of a dataset: raise it with every change that alters a pixel or a box.
+# Part of a dataset's identity: increment with every change that alters a pixel or a box.
 GENERATOR_VERSION = 2
 MIN_IMAGE_SIZE = 128
 _JPEG_QUALITY = 92
@@ -40,7 +39,7 @@ def _area_bin(area: float) -> str:
 
 
 def _summarize(dataset: dict[str, Any]) -> dict[str, Any]:
-    """Counts of one split; boxes are those of single objects, without the crowd regions."""
+    """Counts of one split; boxes exclude crowd regions."""
     single = [ann for ann in dataset["annotations"] if not ann["iscrowd"]]
     occupied = {ann["image_id"] for ann in dataset["annotations"]}
     by_class = dict.fromkeys(CLASS_NAMES, 0)
@@ -67,7 +66,7 @@ def _write_split(root: Path, split: str, options: dict[str, int]) -> dict[str, A
     annotations: list[dict[str, Any]] = []
     (root / split).mkdir()
     for index in range(options[f"num_{split}"]):
-        # A stream of its own makes each image independent of how many others there are.
+        # A separate random stream per image: independent of the number of images.
         rng = np.random.default_rng([options["seed"], SPLITS.index(split), index])
         image, scene = make_scene(rng, options["image_size"], options["distractors"])
         name, image_id = f"{index + 1:06d}.jpg", index + 1
@@ -103,7 +102,7 @@ def _write_split(root: Path, split: str, options: dict[str, int]) -> dict[str, A
 
 
 def _check_options(**options: Any) -> dict[str, int]:
-    """The options as a dict; ValueError for a value that no dataset can be made with."""
+    """The options as a dict; ValueError for an invalid value."""
     least = {
         "seed": 0,
         "num_train": 1,
@@ -119,16 +118,16 @@ def _check_options(**options: Any) -> dict[str, int]:
 
 
 def _load_existing(root: Path, options: dict[str, int]) -> dict[str, Any] | None:
-    """The summary of the dataset in ``root``; None if there is nothing.
+    """The summary of the dataset in ``root``; None if it is empty or missing.
 
-    Raises ValueError if ``root`` holds something else than what ``options`` ask for.
+    Raises ValueError if ``root`` holds anything other than a dataset with these ``options``.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
     advice = f"delete {root} or choose another root"
     try:
         info = json.loads((root / "info.json").read_text(encoding="utf-8"))
-        # Sets made before there was such an option have no distractors.
+        # Datasets without this option have no distractors.
         version = info["generator_version"]
         found = {"generator_version": version, "distractors": 0, **info["options"]}
         summary: dict[str, Any] = info["summary"]
@@ -146,7 +145,7 @@ def _load_existing(root: Path, options: dict[str, int]) -> dict[str, Any] | None
 
 
 def _create(target: Path, options: dict[str, int]) -> dict[str, Any]:
-    """Make a dataset beside ``target`` and move it there once complete; returns its summary."""
+    """Generate a dataset beside ``target``, move it there when complete, return its summary."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         staged = Path(temporary) / "data"  # a folder with the usual permissions, unlike its parent
@@ -157,7 +156,7 @@ def _create(target: Path, options: dict[str, int]) -> dict[str, Any]:
         try:
             os.replace(staged, target)
         except OSError:
-            # Another process may have been faster; its result is as good if it is the same set.
+            # Another process may have been faster; its dataset will do if the options match.
             existing = _load_existing(target, options)
             if existing is None:
                 raise
@@ -174,20 +173,20 @@ def generate(
     image_size: int = 224,
     distractors: int = 0,
 ) -> dict[str, Any]:
-    """Make the dataset in ``root``, which must not exist or be empty.
+    """Generate the dataset in ``root``, which must be empty or not exist.
 
     Args:
-        root: folder to create.  It appears only when complete.
+        root: folder to create; it appears only when complete.
         seed: non-negative; the same options give the same images and annotations.
-        num_train, num_val: how many images, at least 1 each.
-        image_size: the longer side of the images in pixels, at least 128.  Objects have the same
-            size in pixels whatever this is, so under about 200 fewer large ones fit.
-        distractors: at most so many other shapes (plus, half-disc, hourglass, chevron, arch) in an
-            image, drawn as the objects are and not annotated: to find the objects one has to know
-            their shapes, however small they are.
+        num_train, num_val: number of images, at least 1 each.
+        image_size: longer side of the images in pixels, at least 128. Object sizes in pixels do
+            not depend on it, so below about 200 fewer large objects fit.
+        distractors: max number of other shapes (plus, half-disc, hourglass, chevron, arch) per
+            image, drawn like the objects but not annotated, so that only the shape identifies an
+            object of any size.
 
     Returns:
-        The counts per split, as also stored in ``info.json``.
+        The counts per split, also stored in ``info.json``.
     """
     options = _check_options(
         seed=seed,
@@ -211,7 +210,7 @@ def ensure(
     image_size: int = 224,
     distractors: int = 0,
 ) -> dict[str, Any]:
-    """Like ``generate``, but reuse a dataset that was made in ``root`` with the same options.
+    """Like ``generate``, but reuse a dataset generated in ``root`` with the same options.
 
     Raises ValueError if ``root`` holds anything else; nothing is ever overwritten.
     """

@@ -1,4 +1,4 @@
-"""The pictures of the demo dataset: objects on a background, none of them hidden too much."""
+"""The images of the demo dataset: objects on a background, none occluded too much."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,15 +20,15 @@ from .demo_backgrounds import (
 from .demo_shapes import CLASS_NAMES, DISTRACTOR_NAMES, Floats, outlines, render
 
 # "Size" below is the geometric mean of the box's side and the side of a square of the mask's
-# area.  A star fills under half of its box; this mean keeps both of its areas in one COCO bin
-# for most objects, and gives every class the same distribution.
+# area. A star fills less than half of its box; with this mean, box and mask area fall into the
+# same COCO bin for most objects, and every class has the same distribution.
 _SIZE_RANGES = ((18.0, 28.0), (37.0, 90.0), (130.0, 168.0))
 _SIZE_SHARES = (0.27, 0.31, 0.42)
 _MAX_LARGE = 2
 _OBJECTS = (3, 4, 5, 6, 7)
 _OBJECTS_SHARES = (0.30, 0.25, 0.20, 0.15, 0.10)
-# Fraction of a shape that others must leave visible, by bin.  A small one is hard to tell with
-# half of it gone; large ones must keep an area that is large by COCO's measure.
+# Fraction of a shape that must stay visible, by bin. A small shape is hard to recognize with half
+# of it occluded; the visible area of a large one must still be large by COCO's definition.
 _MIN_VISIBLE = (0.85, 0.55, 0.65)
 _EMPTY_SHARE = 0.06
 _CROWD_SHARE = 0.04
@@ -38,11 +38,11 @@ _PLACEMENT_TRIES = 30
 
 @dataclass
 class Item:
-    """One annotated region; its pixels are those of ``Scene.owner`` that hold its index."""
+    """One annotated region; its pixels are those where ``Scene.owner`` holds its index."""
 
     category: int  # index into CLASS_NAMES, continued by DISTRACTOR_NAMES
-    full_pixels: int  # of the whole shape, hidden and outside parts included
-    min_visible: float  # the fraction of full_pixels that later objects must leave
+    full_pixels: int  # of the whole shape, including occluded and outside parts
+    min_visible: float  # fraction of full_pixels that later objects must not occlude
     visible_pixels: int
     crowd: bool = False
 
@@ -53,7 +53,7 @@ class Item:
 
 @dataclass
 class Scene:
-    """An image under construction: colours in 0..255, and the index of each pixel's item."""
+    """An image under construction: colours in 0..255 and each pixel's item index."""
 
     canvas: Floats
     owner: npt.NDArray[np.int64]
@@ -63,7 +63,7 @@ class Scene:
 def _windows(
     position: tuple[int, int], size: tuple[int, int], image: tuple[int, int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part of a patch at ``position`` (row, column) inside the image: there, in the patch."""
+    """Slices of a patch at ``position`` (row, column) clipped to the image: in image, in patch."""
     inside, in_patch = [], []
     for start, length, limit in zip(position, size, image, strict=True):
         low, high = max(start, 0), min(start + length, limit)
@@ -122,7 +122,7 @@ def _hides_too_much(scene: Scene, hidden: npt.NDArray[np.int64]) -> bool:
 def _random_position(
     alpha: Floats, image: tuple[int, int], small: bool, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """A place for a patch; one in four of the larger ones may stick out of the image a bit."""
+    """A position for a patch; one in four of the larger ones may extend beyond the image."""
     overhang = 0.15 if not small and rng.random() < 0.25 else 0.0
     starts = []
     for length, limit in zip(alpha.shape, image, strict=True):
@@ -133,7 +133,7 @@ def _random_position(
 
 
 def _place(scene: Scene, category: int, size: float, rng: np.random.Generator) -> None:
-    """Add an object on top of the scene, unless too much would be hidden wherever it is tried."""
+    """Add an object on top of the scene, unless every position tried occludes too much."""
     small = size <= _SIZE_RANGES[0][1]
     bin_index = sum(size > high for _, high in _SIZE_RANGES[:-1])
     min_visible = _MIN_VISIBLE[bin_index]
@@ -167,7 +167,7 @@ def _place_crowd(scene: Scene, category: int, rng: np.random.Generator) -> None:
             shift = rng.integers(-2, 3, size=2)
             position = (top + row * pitch + int(shift[0]), left + column * pitch + int(shift[1]))
             _paint(scene, alpha, position, _CROWD_OWNER, rng)
-    # The region includes the gaps between its shapes, as hand-drawn crowd regions do.
+    # The region includes the gaps between shapes, as in hand-drawn crowd regions.
     shapes = Image.fromarray(((scene.owner == _CROWD_OWNER) * 255).astype(np.uint8))
     scene.owner[np.asarray(shapes.filter(ImageFilter.MaxFilter(5))) > 0] = _CROWD_OWNER
     pixels = int((scene.owner == _CROWD_OWNER).sum())
@@ -180,7 +180,7 @@ def _draw_sizes(count: int, rng: np.random.Generator) -> list[float]:
     surplus = np.flatnonzero(bins == 2)[_MAX_LARGE:]
     bins[surplus] = rng.integers(0, 2, size=surplus.size)
     sizes = [math.exp(rng.uniform(*np.log(_SIZE_RANGES[index]))) for index in bins]
-    # Large ones go to the back, or they would hide the others; the noise lets exceptions happen.
+    # Large objects go to the back so as not to occlude the others; noise allows exceptions.
     keys = np.log(sizes) + rng.normal(0, 0.35, size=count)
     return [sizes[index] for index in np.argsort(-keys, kind="stable")]
 
@@ -197,15 +197,15 @@ def _finish(canvas: Floats, rng: np.random.Generator) -> Image.Image:
 def make_scene(
     rng: np.random.Generator, image_size: int, distractors: int = 0
 ) -> tuple[Image.Image, Scene]:
-    """One image and its items; everything random about it comes from ``rng``.
+    """One image and its items; all randomness comes from ``rng``.
 
     Args:
-        rng: of this image alone.
+        rng: used for this image only.
         image_size: its longer side in pixels, at least 128.
-        distractors: at most so many shapes that are no objects.
+        distractors: max number of distractors.
 
     Returns:
-        The RGB picture, and the scene as it was before blur and noise.
+        The RGB image, and the scene before blur and noise.
     """
     sides = [image_size, image_size]
     if rng.random() < 0.5:
@@ -233,12 +233,12 @@ def make_scene(
 
 
 def picture(rng: np.random.Generator, category: int, side: int) -> Image.Image:
-    """A square picture of one shape on a background of its own, as an image classifier sees it.
+    """A square image of one shape on a background, for image classification.
 
     Args:
-        rng: everything random comes from it.
+        rng: the source of all randomness.
         category: index into ``CLASS_NAMES + DISTRACTOR_NAMES``.
-        side: pixels; the shape takes from 0.35 to 0.8 of them.
+        side: in pixels; the shape takes up 0.35 to 0.8 of it.
     """
     scene = Scene(background(side, side, rng), np.full((side, side), -1, dtype=np.int64))
     add_strokes(scene.canvas, int(rng.integers(0, 3)), rng)

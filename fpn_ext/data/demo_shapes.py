@@ -1,6 +1,6 @@
-"""The shapes of the demo dataset: their outlines, and how much of each pixel they cover.
+"""The shapes of the demo dataset: their outlines and per-pixel coverage.
 
-Points are (x, y), y downwards.
+Points are (x, y), y pointing down.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 CLASS_NAMES = ("disc", "square", "triangle", "star", "ring")
-# Shapes that are no objects: never annotated, drawn in images with distractors only.
+# Distractors are never annotated.
 DISTRACTOR_NAMES = ("plus", "half-disc", "hourglass", "chevron", "arch")
 
 Floats = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ def _corners(count: int, radii: float | Floats = 1.0) -> Floats:
 
 
 def outlines(category: int, rng: np.random.Generator) -> list[Floats]:
-    """The outer outline of a shape, then that of its hole if it has one; any scale."""
+    """The outer outline of a shape, then that of its hole, if any; arbitrary scale."""
     name = (CLASS_NAMES + DISTRACTOR_NAMES)[category]
     if name in DISTRACTOR_NAMES:
         loops = [_distractor(name, rng)]
@@ -37,10 +37,10 @@ def outlines(category: int, rng: np.random.Generator) -> list[Floats]:
     else:
         loops = [_corners({"disc": 72, "square": 4, "triangle": 3}[name])]
     stretch = math.exp(rng.uniform(-0.12, 0.12))
-    # Upright, give or take 20 degrees, as most things are: triangles and stars point up.
+    # Upright within 20 degrees: triangles and stars point up.
     turn = -math.pi / 2 + rng.uniform(-0.35, 0.35)
     cos, sin = math.cos(turn), math.sin(turn)
-    # Stretch along the shape's axes; squares have theirs through the corners, so turn them first.
+    # Stretch along the shape's axes; a square's run through its corners, so rotate it first.
     first = math.pi / 4 if name == "square" else 0.0
     before = np.array([[math.cos(first), math.sin(first)], [-math.sin(first), math.cos(first)]])
     after = np.array([[stretch * cos, stretch * sin], [-sin / stretch, cos / stretch]])
@@ -48,8 +48,8 @@ def outlines(category: int, rng: np.random.Generator) -> list[Floats]:
 
 
 def _distractor(name: str, rng: np.random.Generator) -> Floats:
-    """The outline of a shape that is no object, upright as the others are."""
-    width = rng.uniform(0.3, 0.42)  # of what it is made of
+    """The outline of a distractor, upright."""
+    width = rng.uniform(0.3, 0.42)  # of its bars
     if name == "plus":
         corner = [(width, width), (width, 1.0), (-width, 1.0)]
         points = np.array(corner)
@@ -78,7 +78,7 @@ def _polygon_area(loop: Floats) -> float:
 
 
 def render(loops: list[Floats], size: float, max_side: float) -> Floats:
-    """Coverage (0..1) of a shape of a given size, in an array that fits it tightly."""
+    """Coverage (0..1) of a shape of a given size, in a tightly fitting array."""
     box = np.ptp(loops[0], axis=0)
     area = _polygon_area(loops[0]) - sum(_polygon_area(loop) for loop in loops[1:])
     scale = size / (area * float(box[0] * box[1])) ** 0.25

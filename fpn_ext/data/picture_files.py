@@ -1,4 +1,4 @@
-"""Whether picture files can be decoded, and what size they then have."""
+"""Whether image files can be decoded, and their sizes."""
 
 import os
 import stat
@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from .dataset_contents import printable
+from .reading import load_array
 
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
@@ -19,17 +21,17 @@ TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What decoding a picture has shown; sizes are (width, height)."""
+    """Result of decoding an image; sizes are (width, height)."""
 
-    kind: str | None = None  # of the problem, if it cannot be used
+    kind: str | None = None  # of the problem, if unusable
     detail: str = ""
-    size: tuple[int, int] | None = None  # as Detectron2 reads it: turned as EXIF says
+    size: tuple[int, int] | None = None  # as Detectron2 reads it: with EXIF rotation applied
     stored_size: tuple[int, int] | None = None  # as in the file
     mode: str = ""
 
 
 def look_at_pictures(files: Iterable[str], workers: int = 1) -> dict[str, Look]:
-    """Decode pictures, in this process or in several.
+    """Decode images, in this process or in several.
 
     Raises:
         RuntimeError: a decoding process died.
@@ -47,33 +49,44 @@ def look_at_pictures(files: Iterable[str], workers: int = 1) -> dict[str, Look]:
 
 
 def look_at(file: str) -> Look:
-    """Decode one picture, all of it."""
+    """Decode one image completely."""
     try:
-        if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would block forever
             return Look("unreadable-image", f"{printable(file)} is not a file")
     except (OSError, ValueError) as error:
         return Look("missing-image", _where(file, error))
+    if file.lower().endswith(".npy"):
+        return _look_at_array(file)
     try:
-        with warnings.catch_warnings():  # about broken metadata and large pictures
+        with warnings.catch_warnings():  # about broken metadata and large images
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
                 image.load()
                 turned = _orientation(image) in TURNED
                 stored = image.size
                 return Look(None, "", stored[::-1] if turned else stored, stored, image.mode)
-    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error
         return Look("unreadable-image", f"{type(error).__name__}: {str(error)[:200]}")
+
+
+def _look_at_array(file: str) -> Look:
+    try:
+        array = load_array(Path(file))
+    except (OSError, ValueError) as error:
+        return Look("unreadable-image", f"{type(error).__name__}: {str(error)[:200]}")
+    height, width = array.shape[:2]
+    return Look(None, "", (width, height), (width, height), str(array.dtype))
 
 
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # Detectron2 takes a picture with broken EXIF as it is
+    except Exception:  # Detectron2 ignores broken EXIF
         return None
 
 
 def _where(file: str, error: OSError | ValueError) -> str:
-    """A missing file, and the one beside it that may be meant."""
+    """A missing file, and the likely intended one beside it."""
     stem, suffix = os.path.splitext(file)
     if isinstance(error, FileNotFoundError):
         for other in (".jpg", ".JPG", ".jpeg", ".png", ".PNG"):

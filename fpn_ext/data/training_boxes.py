@@ -1,8 +1,8 @@
-"""The ground-truth boxes of datasets in the pixels that the network is trained on.
+"""The ground-truth boxes of datasets in pixels of the network input during training.
 
-As Detectron2's DatasetMapper makes them: ResizeShortestEdge by ``INPUT.MIN_SIZE_TRAIN`` and
-``MAX_SIZE_TRAIN``, boxes clipped to the image, crowd regions and boxes without area left out. Flips
-and crops (``INPUT.CROP``) are not followed. Annotations are read, no picture is.
+As by Detectron2's DatasetMapper: ResizeShortestEdge with ``INPUT.MIN_SIZE_TRAIN`` and
+``MAX_SIZE_TRAIN``, boxes clipped to the image, crowd regions and boxes without area dropped. Flips
+and crops (``INPUT.CROP``) are ignored. Reads annotations, no images.
 """
 
 from collections import Counter
@@ -18,9 +18,9 @@ from detectron2.structures import BoxMode
 
 from ..names import did_you_mean
 
-SIDES_OF_A_RANGE = 9  # with MIN_SIZE_TRAIN_SAMPLING "range": so many sides, evenly spread
-SMALLEST_SIDE = 1e-5  # Detectron2's filter_empty_instances drops boxes up to this many pixels
-# COCO's areas, here of the box in the original image.
+SIDES_OF_A_RANGE = 9  # with MIN_SIZE_TRAIN_SAMPLING "range": evenly spaced samples
+SMALLEST_SIDE = 1e-5  # pixels; Detectron2's filter_empty_instances drops boxes up to it
+# COCO's area ranges, applied to the box in the original image.
 AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
 
 
@@ -30,12 +30,12 @@ class TrainingBoxes:
 
     Attributes:
         corners: (N, 4) float64, XYXY.
-        classes: (N,) int64, numbers in ``class_names``.
-        images: (N,) int64, the number of each box's image in ``image_ids``.
+        classes: (N,) int64, indices into ``class_names``.
+        images: (N,) int64, index of each box's image in ``image_ids``.
         image_ids: of all images, as in the datasets' records.
         image_sizes: (I, 2) int64, height and width.
         class_names: of all classes.
-        crowds: how many crowd regions there are; they are not among the boxes.
+        crowds: number of crowd regions, which are excluded from the boxes.
     """
 
     corners: np.ndarray
@@ -59,14 +59,14 @@ class TrainingBoxes:
 
 @dataclass(frozen=True)
 class ResizedBoxes:
-    """Boxes in pixels of the network input: every box once for each side of training.
+    """Boxes in pixels of the network input: every box once per training size.
 
     Attributes:
         boxes: (M, 4) float64, XYXY, clipped to the image.
-        index: (M,) int64, the number of the box among the :class:`TrainingBoxes`.
+        index: (M,) int64, index of the box in the :class:`TrainingBoxes`.
         image_sizes: (M, 2) int64, height and width of its resized image, before padding.
-        weights: (M,) float64, how often training draws this side; 1 over all sides.
-        without_area: how many boxes Detectron2 drops, as they have none, whatever the side.
+        weights: (M,) float64, how often training draws this size; they sum to 1 over all sizes.
+        without_area: number of boxes without area, which Detectron2 drops at every size.
     """
 
     boxes: np.ndarray
@@ -76,7 +76,7 @@ class ResizedBoxes:
     without_area: int
 
     def rows(self, chosen: np.ndarray | slice) -> "ResizedBoxes":
-        """Some of the rows: a mask or numbers."""
+        """A subset of the rows, by mask or indices."""
         return ResizedBoxes(
             self.boxes[chosen],
             self.index[chosen],
@@ -87,12 +87,12 @@ class ResizedBoxes:
 
 
 def read_boxes(names: Sequence[str]) -> TrainingBoxes:
-    """The boxes of registered datasets, all together.
+    """The boxes of registered datasets, concatenated.
 
     Raises:
-        ValueError: no or an unknown name; datasets of different classes; a record without height
-            and width; a box that is not finite; no box at all.
-        FileNotFoundError: the annotations are not there.
+        ValueError: no name or an unknown one; datasets with different classes; a record without
+            height and width; a non-finite box; no boxes at all.
+        FileNotFoundError: the annotations are missing.
     """
     if not names:
         raise ValueError("DATASETS.TRAIN names no dataset; name one there or with --dataset")
@@ -139,11 +139,11 @@ def read_boxes(names: Sequence[str]) -> TrainingBoxes:
 
 
 def training_sides(cfg: CfgNode) -> dict[int, float]:
-    """The lengths of the shorter side that training resizes to, and how often it draws each.
+    """The shorter sides that training resizes to, with the probability of each.
 
-    With ``MIN_SIZE_TRAIN_SAMPLING`` "choice" all those of ``MIN_SIZE_TRAIN``, one that stands there
-    twice counting twice; with "range" at most :data:`SIDES_OF_A_RANGE` from the first to the
-    second, evenly spread, all alike. 0 stands for no resizing.
+    With ``MIN_SIZE_TRAIN_SAMPLING`` "choice": all of ``MIN_SIZE_TRAIN``, duplicates counting twice;
+    with "range": at most :data:`SIDES_OF_A_RANGE`, evenly spaced over the range, equally likely.
+    0 means no resizing.
 
     >>> from detectron2.config import get_cfg
     >>> cfg = get_cfg()
@@ -174,7 +174,7 @@ def training_sides(cfg: CfgNode) -> dict[int, float]:
 def resize(found: TrainingBoxes, cfg: CfgNode) -> ResizedBoxes:
     """Every box at every side of :func:`training_sides`, as training resizes it."""
     first, second = found.corners[:, :2], found.corners[:, 2:]
-    # Corners in the wrong order are put right, as Detectron2's transforms do.
+    # Swapped corners are reordered, as in Detectron2's transforms.
     corners = np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1)
     image_sizes = found.image_sizes.tolist()
     parts = []
@@ -204,4 +204,4 @@ def resized_size(height: int, width: int, side: int, max_size: int) -> tuple[int
     return ResizeShortestEdge.get_output_shape(height, width, side, max_size)
 
 
-# What the commands on such boxes have in common.
+# Shared by the commands that report on boxes.

@@ -1,1 +1,1 @@
-"""What is wrong with an installation; needs Python's standard library only."""
+"""Diagnosis of an installation; needs only Python's standard library."""

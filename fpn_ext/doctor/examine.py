@@ -1,11 +1,11 @@
-"""What is installed here, what is wrong with it, and the command that mends it.
+"""What is installed, what is wrong with it, and the command that fixes it.
 
     fpn-ext doctor
     fpn-ext doctor --output /where/runs/go --json report.json
 
-Works where nothing else does: it needs Python's standard library alone, and asks everything that
-may fail (PyTorch, Detectron2, this package) in processes of their own. Exit code: 0 without errors
-(warnings may be there), 1 with errors.
+Works on a broken installation: it needs only Python's standard library, and probes everything that
+may fail (PyTorch, Detectron2, this package) in subprocesses. Exit code: 0 without errors (there may
+be warnings), 1 with errors.
 """
 
 import os
@@ -17,10 +17,10 @@ from . import installation, machine
 
 
 def examine(output: str | os.PathLike = "output") -> list[Finding]:
-    """Everything that is looked at, in the order of the report.
+    """All findings, in the order of the report.
 
     Args:
-        output: where runs are to write (``OUTPUT_DIR``).
+        output: the folder that runs will write to (``OUTPUT_DIR``).
     """
     package, package_fault = installation.probe(installation.PACKAGE_PROBE)
     torch, torch_fault = (package, "") if package else installation.probe(installation.TORCH_PROBE)

@@ -1,9 +1,8 @@
-"""What of Python, PyTorch, Detectron2, CUDA and this package is installed here, and works.
+"""Which of Python, PyTorch, Detectron2, CUDA and this package are installed and work.
 
-Needs Python's standard library alone; what may fail is asked in processes of their own.
+Needs only Python's standard library; everything that may fail is probed in a subprocess.
 """
 
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -17,16 +16,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import fpn_ext
-
+from .. import _d2_compat
 from .._d2_compat import detectron2_folder, has_compiled_operators
 from ..reporting.findings import Finding
+from . import remedies
+from .remedies import PROJECT
 
-PROJECT = Path(fpn_ext.__file__).resolve().parents[1]
-DETECTRON2_SOURCE = "git+https://github.com/facebookresearch/detectron2.git"
-PROBE_SECONDS = 300  # the first import of PyTorch from a cold network disk takes its time
+PROBE_SECONDS = 300  # the first import of PyTorch from a cold network disk is slow
 
-# Each probe prints one line of JSON. A crash in it, even of the interpreter, is its answer.
+# Each probe prints one line of JSON. A crash, even of the interpreter, counts as its result.
 TORCH_FACTS = """
 import json, torch
 facts = {
@@ -71,7 +69,7 @@ print(json.dumps(facts))
 
 
 def probe(code: str) -> tuple[dict[str, Any], str]:
-    """What a probe has printed, and "", or {} and the last thing it said before it failed."""
+    """A probe's parsed output and "", or {} and the last line it printed before failing."""
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
@@ -97,15 +95,12 @@ def probe(code: str) -> tuple[dict[str, Any], str]:
 
 def python_version() -> Iterable[Finding]:
     version = platform.python_version()
-    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+    bounds = remedies.python_bounds()
+    if satisfies(version, bounds):
         yield Finding("ok", "Python", f"{version}, {sys.executable}")
     else:
-        yield Finding(
-            "error",
-            "Python",
-            f"{version}; 3.10, 3.11 or 3.12 is needed",
-            "make setup PYTHON=/path/to/python3.11 VENV=.venv",
-        )
+        wrong = f"{version}; {bounds} is needed"
+        yield Finding("error", "Python", wrong, remedies.new_environment())
     if pyexpat.version_info < (2, 4, 1):
         yield Finding(
             "warning",
@@ -117,11 +112,10 @@ def python_version() -> Iterable[Finding]:
 
 
 def requirements() -> list[str]:
-    """What this project asks for, as in pyproject.toml: ``["torch>=2.4", ...]``."""
-    pyproject = PROJECT / "pyproject.toml"
-    text = pyproject.read_text(encoding="utf-8") if pyproject.is_file() else ""
-    if 'name = "fpn-ext"' in text:
-        # Not tomllib: Python 3.10 has none.
+    """This project's requirements, as in pyproject.toml: ``["torch>=2.4", ...]``."""
+    text = remedies.project_file()
+    if text:
+        # Python 3.10 has no tomllib.
         listed = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)
         return re.findall(r'"([^"]+)"', listed.group(1)) if listed else []
     try:
@@ -137,17 +131,17 @@ def packages() -> Iterable[Finding]:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("error", name, "not installed", _install(requirement))
+            yield Finding("error", name, "not installed", remedies.install(requirement))
             continue
         if satisfies(version, requirement[len(name) :]):
             yield Finding("ok", name, version)
         else:
             wrong = f"{version}; {requirement} is needed"
-            yield Finding("error", name, wrong, _install(requirement))
+            yield Finding("error", name, wrong, remedies.install(requirement))
 
 
 def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version lies within bounds like those of pyproject.toml (``>=`` and ``<``).
+    """Whether a version satisfies bounds as in pyproject.toml (``>=`` and ``<``).
 
     >>> satisfies("2.11.0+cu130", ">=2.4"), satisfies("0.1.6", ">=0.1.5,<0.1.6")
     (True, False)
@@ -164,20 +158,9 @@ def satisfies(version: str, bounds: str) -> bool:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """(2, 11, 0) of "2.11.0+cu130": the numbers before anything else."""
+    """(2, 11, 0) for "2.11.0+cu130": the leading numbers."""
     numbers = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, numbers.group().split("."))) if numbers else ()
-
-
-@functools.cache
-def _pip() -> str:
-    if importlib.util.find_spec("pip"):
-        return f"{sys.executable} -m pip install"
-    return f"uv pip install --python {sys.executable}"
-
-
-def _install(*what: str) -> str:
-    return f"{_pip()} {' '.join(repr(w) for w in what)}"
 
 
 def torch_import(facts: dict[str, Any], fault: str) -> Iterable[Finding]:
@@ -186,7 +169,7 @@ def torch_import(facts: dict[str, Any], fault: str) -> Iterable[Finding]:
             "error",
             "import torch",
             fault,
-            _install("--force-reinstall", "torch", "torchvision"),
+            remedies.install("--force-reinstall", "torch", "torchvision"),
         )
     elif facts:
         yield Finding("ok", "import torch", "works")
@@ -196,9 +179,9 @@ def detectron2(torch: dict[str, Any]) -> Iterable[Finding]:
     try:
         folder = detectron2_folder()
     except ModuleNotFoundError:
-        yield Finding("error", "Detectron2", "not installed", _detectron2_remedy())
+        yield Finding("error", "Detectron2", "not installed", remedies.any_detectron2())
         return
-    yield Finding("ok", "Detectron2", f"{_version_in(folder)}, {folder}")
+    yield Finding("ok", "Detectron2", f"{_d2_compat.version(folder)}, {folder}")
     if not has_compiled_operators():
         yield Finding(
             "ok",
@@ -209,32 +192,19 @@ def detectron2(torch: dict[str, Any]) -> Iterable[Finding]:
         return
     operators, fault = probe(OPERATORS_PROBE)
     if fault:
-        yield Finding("error", "compiled operators", f"do not load: {fault}", _rebuild())
+        yield Finding(
+            "error", "compiled operators", f"do not load: {fault}", remedies.build_detectron2()
+        )
         return
-    # "CUDA 12.4", or "not available" where Detectron2 was built for the CPU alone.
+    # "CUDA 12.4", or "not available" for a CPU-only build of Detectron2.
     built = _release(re.sub(r"^\D*", "", operators["cuda"]))
     ours = _release(torch.get("cuda") or "")
     value = f"load; built with {operators['compiler']}, CUDA: {operators['cuda']}"
     if torch.get("available") and built[:1] != ours[:1]:
         wrong = f"{value}; PyTorch is built for CUDA {torch['cuda']}"
-        yield Finding("error", "compiled operators", wrong, _rebuild())
+        yield Finding("error", "compiled operators", wrong, remedies.build_detectron2())
     else:
         yield Finding("ok", "compiled operators", value)
-
-
-def _version_in(folder: Path) -> str:
-    """Detectron2's own word; the name of its distribution differs between builds."""
-    file = folder / "__init__.py"
-    found = re.search(r'^__version__ = "(.*)"', file.read_text(), re.M) if file.is_file() else None
-    return found.group(1) if found else "of unknown version"
-
-
-def _detectron2_remedy() -> str:
-    return f"make setup (a pure-Python one), or {_rebuild()}"
-
-
-def _rebuild() -> str:
-    return f"{_pip()} --no-build-isolation --force-reinstall --no-deps '{DETECTRON2_SOURCE}'"
 
 
 def cuda(torch: dict[str, Any]) -> Iterable[Finding]:
@@ -251,11 +221,14 @@ def cuda(torch: dict[str, Any]) -> Iterable[Finding]:
     else:
         yield Finding("ok", "CUDA", value)
     if built and compiler and _release(built)[0] != _release(compiler)[0]:
+        toolkit = Path(f"/usr/local/cuda-{built}")
         yield Finding(
             "warning",
             "nvcc",
             f"is of CUDA {compiler}, PyTorch of {built}: Detectron2's operators cannot be compiled",
-            f"export CUDA_HOME=/usr/local/cuda-{built}  (install that CUDA toolkit first)",
+            f"export CUDA_HOME={toolkit}"
+            if toolkit.is_dir()
+            else f"install the toolkit of CUDA {built}, and export CUDA_HOME with its folder",
         )
 
 
@@ -270,7 +243,8 @@ def _cuda_fault(torch: dict[str, Any], driver: str) -> tuple[str, str] | None:
             f"update the NVIDIA driver, or {_reinstall_torch(driver)}",
         )
     if not torch["available"]:
-        return "PyTorch sees no GPU", "unset CUDA_VISIBLE_DEVICES; then run nvidia-smi"
+        hidden = "unset CUDA_VISIBLE_DEVICES; " if "CUDA_VISIBLE_DEVICES" in os.environ else ""
+        return "PyTorch sees no GPU", f"{hidden}nvidia-smi (does it list the GPU?)"
     if torch["fault"]:
         return f"PyTorch cannot use the GPU: {torch['fault']}", _reinstall_torch(driver)
     return None
@@ -278,13 +252,13 @@ def _cuda_fault(torch: dict[str, Any], driver: str) -> tuple[str, str] | None:
 
 def _reinstall_torch(driver: str) -> str:
     return (
-        f"{_install('--force-reinstall', 'torch', 'torchvision')} from the index that "
+        f"{remedies.install('--force-reinstall', 'torch', 'torchvision')} from the index that "
         f"https://pytorch.org/get-started/locally names for CUDA {driver}"
     )
 
 
 def printed_by(*command: str, pattern: str) -> str:
-    """What a program prints where the pattern's group is; "" without the program."""
+    """The pattern's group in a program's output; "" if there is no such program."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -298,9 +272,9 @@ def package(facts: dict[str, Any], fault: str) -> Iterable[Finding]:
         yield Finding("ok", "import fpn_ext", "works, with Detectron2's trainer and evaluators")
         return
     missing = re.search(r"No module named '([\w.]+)'", fault)
-    remedy = "make setup, or the remedies above"
+    remedy = " or ".join(filter(None, [remedies.set_up(), "the remedies above"]))
     if missing and missing.group(1) not in ("torch", "detectron2"):
-        remedy = _install(missing.group(1).partition(".")[0])
+        remedy = remedies.install(missing.group(1).partition(".")[0])
     yield Finding("error", "import fpn_ext", fault, remedy)
 
 
@@ -314,5 +288,5 @@ def triton(torch: dict[str, Any], package: dict[str, Any]) -> Iterable[Finding]:
             "warning",
             "Triton",
             f"RoI pooling goes level by level, slower, because of {package['fused']}",
-            f"{_install('triton')}; it also needs a C compiler (apt install gcc)",
+            f"{remedies.first_a_compiler('cc', 'gcc', 'clang')}{remedies.install('triton')}",
         )

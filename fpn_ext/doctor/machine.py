@@ -1,9 +1,10 @@
-"""Whether this machine can run it: cores and threads, datasets, room on the disk and in memory.
+"""Whether this machine can run it: cores and threads, datasets, disk space and memory.
 
-Needs Python's standard library alone.
+Needs only Python's standard library.
 """
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from ..reporting.findings import Finding
 
 MEGABYTE = 1024**2
+CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")  # of Docker, of Podman
 
 
 def cpu(torch: dict[str, Any]) -> Iterable[Finding]:
@@ -33,7 +35,7 @@ def cpu(torch: dict[str, Any]) -> Iterable[Finding]:
 
 
 def usable_cores() -> float:
-    """CPU cores this process may use: by affinity, and by a container's quota."""
+    """CPU cores this process may use, by affinity and container quota."""
     count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0)
     count = count or float(os.cpu_count() or 1)
     try:
@@ -53,7 +55,7 @@ def datasets(package: dict[str, Any]) -> Iterable[Finding]:
             "warning",
             "datasets",
             f"{root} ({source}) is no folder",
-            f"mkdir -p {root}, or export DETECTRON2_DATASETS=/where/they/are (datasets/README.md)",
+            f"mkdir -p {shlex.quote(str(root))}, or export DETECTRON2_DATASETS=/where/they/are",
         )
     else:
         yield Finding("ok", "datasets", value)
@@ -92,7 +94,13 @@ def shared_memory() -> Iterable[Finding]:
             "warning",
             "shared memory",
             f"{value}: DataLoader workers hand images over in it, and die when it is full",
-            "docker run --shm-size=8g ..., or DATALOADER.NUM_WORKERS 0 behind the command",
+            f"DATALOADER.NUM_WORKERS 0 behind the command, or {_more_shared_memory()}",
         )
     else:
         yield Finding("ok", "shared memory", value)
+
+
+def _more_shared_memory() -> str:
+    if any(map(os.path.exists, CONTAINER_FILES)):
+        return "start this container with --shm-size=8g"
+    return "mount -o remount,size=8g /dev/shm (as root)"

@@ -1,3 +1,3 @@
-"""Training: the trainer, its steps, order of images, checkpoints, processes, what goes wrong."""
+"""Training: the trainer, its steps, data order, checkpoints, processes, failure diagnosis."""
 
 from .. import components as components

@@ -1,4 +1,4 @@
-"""The best checkpoint by a metric, and the end of a training that no longer gets better by it."""
+"""The best checkpoint by a metric, and early stopping on that metric."""
 
 import contextlib
 import logging
@@ -30,7 +30,8 @@ declare(
 declare(
     "TEST.FPN_EXT.EARLY_STOP_PATIENCE",
     0,
-    "Evaluations in a row without a better BEST_METRIC after which training ends; 0 for never.",
+    "Evaluations in a row without a better BEST_METRIC after which training ends; 0 for never. "
+    "Counting starts at the first score above 0 (with BEST_MODE min, at the first score).",
     "training",
 )
 
@@ -38,23 +39,24 @@ logger = logging.getLogger(__name__)
 
 
 class BestCheckpoint(EvalHook):
-    """Detectron2's EvalHook, which saves what has the best score so far and counts the worse.
+    """Detectron2's EvalHook that saves the best model so far and counts evaluations without gain.
 
-    What is best, and since how many evaluations, is part of the training's state. A checkpoint is
-    written before the evaluation that falls on the same iteration; going on from one begins with
-    that evaluation, so that a kill in between loses no score.
+    The best score and the count are part of the training state. A checkpoint is written before the
+    evaluation at the same iteration; resuming from it starts with that evaluation, so a kill in
+    between loses no score.
 
     Args:
-        period: iterations from one evaluation to the next.
-        evaluate: gives scores by name, nested, as ``Trainer.test``; in all processes.
-        save: writes what was evaluated; is given what to write beside it.
+        period: iterations between evaluations.
+        evaluate: returns nested scores like ``Trainer.test``; called in all processes.
+        save: writes the evaluated model, plus the extra entries it is given.
         metric: its name among the scores, e.g. ``"bbox/AP"``.
-        mode: ``"max"`` or ``"min"``: what is better.
-        patience: evaluations in a row without a better score that exhaust it; 0 for never. None is
-            counted before the first score: NaN, where nothing was detected, is none.
+        mode: ``"max"`` or ``"min"``: which is better.
+        patience: consecutive evaluations without a better score before stopping; 0 for never.
+            Counting starts at the first score; with ``"max"`` at the first one other than 0, which
+            is what a detector scores before it finds anything. NaN is not a score.
 
     Raises:
-        ValueError: from the first evaluation: no score has that name.
+        ValueError: in the first evaluation, if no score has that name.
     """
 
     def __init__(
@@ -99,9 +101,15 @@ class BestCheckpoint(EvalHook):
         trainer.iter = trainer.storage.iter = iteration
         self._missed = False
 
+    def _do_eval(self) -> None:
+        # An early stop comes after the evaluation of its iteration, and EvalHook evaluates after
+        # training as well.
+        if self._evaluated_at != self._iterations_done():
+            super()._do_eval()
+
     def _evaluate(self) -> dict[str, Any]:
         results = self.evaluate()
-        # The main process alone has scores; all have to know whether to stop.
+        # Only the main process has scores; all need to know whether to stop.
         scores = comm.all_gather(flatten_results_dict(results or {}))[0]
         if self.metric not in scores:
             raise ValueError(
@@ -120,7 +128,7 @@ class BestCheckpoint(EvalHook):
             what = {"metric": self.metric, "score": score, "iteration": self._evaluated_at}
             self.save(best=what)
             return
-        self.num_worse += self.best is not None
+        self.num_worse += self._counting
         logger.info(
             "%s %.5g is no better than %s of iteration %d (%d evaluations without a better one)",
             self.metric,
@@ -129,6 +137,10 @@ class BestCheckpoint(EvalHook):
             self.best_iteration,
             self.num_worse,
         )
+
+    @property
+    def _counting(self) -> bool:
+        return self.best is not None and (self.mode == "min" or self.best != 0)
 
     def _is_better(self, score: float) -> bool:
         if self.best is None or not math.isfinite(score):
@@ -169,7 +181,7 @@ class BestCheckpoint(EvalHook):
 def build_best_checkpoint(
     cfg: CfgNode, evaluate: Callable[[], dict[str, Any]], save: Callable[..., None]
 ) -> BestCheckpoint | None:
-    """The hook that ``BEST_METRIC``, ``BEST_MODE`` and ``EARLY_STOP_PATIENCE`` ask for, if any."""
+    """The hook configured by ``BEST_METRIC``, ``BEST_MODE``, ``EARLY_STOP_PATIENCE``, if any."""
     keys = own_keys(cfg, "TEST")
     if not keys.BEST_METRIC:
         return None
@@ -178,16 +190,16 @@ def build_best_checkpoint(
 
 
 class StopTraining(BaseException):
-    """Ends a training within :func:`stoppable`. No Exception: Detectron2 logs those as errors."""
+    """Ends training in :func:`stoppable`. Not an Exception: Detectron2 logs those as errors."""
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """A block that :class:`StopTraining` leaves as if it had come to its end; the log says why.
+    """A block that :class:`StopTraining` exits normally, logging the reason.
 
     Around Detectron2's ``TrainerBase.train``, set the trainer's ``iter`` and ``max_iter`` to the
-    number of iterations done before raising it: the hooks' ``after_train`` then finds a training
-    that has come to its end.
+    number of completed iterations before raising it, so that the hooks' ``after_train`` sees a
+    finished training.
 
     >>> with stoppable():
     ...     raise StopTraining("no better for 5 evaluations")

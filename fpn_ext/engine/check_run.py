@@ -1,4 +1,4 @@
-"""All findings on a config before it is trained or evaluated: what ``fpn-ext check`` reports."""
+"""All findings on a config before training or evaluation: what ``fpn-ext check`` reports."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +21,12 @@ from .schedule import learning_rate_note, scale_schedule
 def examine(
     config_file: str, opts: Sequence[str] = (), eval_only: bool = False, world_size: int = 1
 ) -> list[Finding]:
-    """All findings on a config; those that need a config without errors only if it has none.
+    """All findings on a config; checks that need a valid config run only if it has no errors.
 
     Args:
-        opts: ``KEY VALUE ...`` on top of the file.
-        eval_only: it is to be evaluated, not trained.
-        world_size: the number of processes (GPUs) it is to be trained by.
+        opts: ``KEY VALUE ...`` overrides.
+        eval_only: the config is for evaluation, not training.
+        world_size: number of training processes (GPUs).
     """
     try:
         cfg = load_config(config_file, opts)
@@ -165,7 +165,7 @@ def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within, the loggers that :func:`examine` would make speak say errors only."""
+    """Restrict the loggers used by :func:`examine` to errors within the block."""
     loggers = [logging.getLogger(name) for name in ("fpn_ext", "fvcore.common.checkpoint")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

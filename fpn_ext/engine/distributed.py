@@ -1,7 +1,7 @@
 """The processes of a training: started by Detectron2's launcher, by torchrun or by SLURM's srun.
 
-On GPUs they speak through NCCL, on the CPU through gloo. docs/guides/distributed.md has the
-commands, and what is the same in one process and in several.
+They communicate through NCCL on GPUs and gloo on CPU. docs/guides/distributed.md lists the
+commands, and what does not depend on the number of processes.
 """
 
 import argparse
@@ -30,22 +30,22 @@ Main = Callable[[argparse.Namespace], Any]
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID")
-# What gloo and NCCL say in a process that waits for another one, and that one ended.
+# Messages of gloo and NCCL in a process whose peer has ended.
 _LOST = re.compile(r"(closed|reset) by peer|Broken pipe|remote process exited|Read error", re.I)
-# Seconds that such a process lives on, so that the one that failed is the first to end: the first
-# is the one that a launcher reports.
+# Seconds that such a process stays alive, so that the failed one ends first: launchers report the
+# first to end.
 _LOST_GRACE = 5.0
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands among those that another program has started.
+    """The rank of a process in a group started by another program.
 
     Args:
-        rank: among all ``world_size``.
-        local_rank: among those of its machine; the number of its GPU.
-        address: where they meet, as ``init_process_group`` takes it.
-        source: who started them, in words.
+        rank: among all ``world_size`` processes.
+        local_rank: among the processes of its machine; its GPU index.
+        address: rendezvous address, as for ``init_process_group``.
+        source: the program that started them, in words.
     """
 
     rank: int
@@ -56,24 +56,23 @@ class Place:
 
 
 def launch(main: Main, args: argparse.Namespace, device: str) -> None:
-    """Call ``main(args)`` in every process of the job, which can then use Detectron2's ``comm``.
+    """Call ``main(args)`` in every process of the job, with Detectron2's ``comm`` set up.
 
-    In this process, if it is one of those that torchrun or srun have started; otherwise in
-    processes started here, or, for a single one, in this process.
+    In this process if torchrun or srun started it, or if there is only one; otherwise in processes
+    started here.
 
     Args:
-        main: a function of a module, so that another process can import it.
+        main: a module-level function, so that other processes can import it.
         args: with the options of :func:`fpn_ext.tools.options.add_processes`.
-        device: ``MODEL.DEVICE``: processes on "cpu" are counted by ``--num-processes``, others by
-            ``--num-gpus``.
+        device: ``MODEL.DEVICE``: "cpu" uses ``--num-processes``, anything else ``--num-gpus``.
 
     Raises:
-        ValueError: options or variables that contradict one another or the machine.
+        ValueError: options or variables contradict one another or the machine.
         RuntimeError: a process started here failed or was killed; says which, and how it ended.
-            The others are ended, too.
+            The others are terminated too.
     """
     on_cpu = device == "cpu"
-    place = _place_unless_launching(args)
+    place = place_unless_launching(args)
     _check_options(args, on_cpu, place)
     if place is not None:
         _check_gpu(place, on_cpu)
@@ -83,7 +82,7 @@ def launch(main: Main, args: argparse.Namespace, device: str) -> None:
 
 
 def started_by(environment: Mapping[str, str] = os.environ) -> str:
-    """How many processes there are and who started them, for the log."""
+    """The number of processes and what started them, for the log."""
     number = comm.get_world_size()
     place = place_in(environment)
     if place is not None and place.world_size == number:
@@ -96,19 +95,19 @@ def started_by(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def place_in(environment: Mapping[str, str]) -> Place | None:
-    """This process's place as torchrun's variables give it, else as SLURM's do; None without.
+    """This process's place from torchrun's variables, else SLURM's; None without either.
 
-    Of SLURM's, those of a job step of several tasks count: in a batch script or an interactive
-    shell the same variables describe what srun could start.
+    SLURM's variables count only in a job step of several tasks: in a batch script or an interactive
+    shell they describe what srun could start.
 
     Raises:
-        ValueError: variables that are missing, no numbers, or contradict one another.
+        ValueError: variables are missing, not numbers, or contradict one another.
 
     >>> place_in({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
     """
     tasks = _tasks_of_step(environment)
     found = [name for name in RANK_VARIABLES if name in environment]
-    if found == ["WORLD_SIZE"] and tasks > 1:  # as many batch scripts export it for their step
+    if found == ["WORLD_SIZE"] and tasks > 1:  # many batch scripts export it for their job step
         if _number("WORLD_SIZE", environment) != tasks:
             raise ValueError(
                 f"WORLD_SIZE is {environment['WORLD_SIZE']} and srun started {tasks} tasks: unset "
@@ -136,8 +135,7 @@ def _place_of_slurm(environment: Mapping[str, str], tasks: int) -> Place:
     if not nodes:
         raise ValueError("srun sets SLURM_STEP_NODELIST, and it is not set: was it unset?")
     rank, local_rank, job = (_number(name, environment) for name in SLURM_VARIABLES)
-    # The same in every task, and another for the next job on the machine; below the ports that
-    # systems hand out.
+    # The same in every task, different for the next job on the machine; below the ephemeral ports.
     host = environment.get("MASTER_ADDR") or first_node(nodes)
     port = environment.get("MASTER_PORT") or str(12000 + job % 20000)
     return Place(
@@ -150,8 +148,8 @@ def _place_of_slurm(environment: Mapping[str, str], tasks: int) -> Place:
 
 
 def _tasks_of_step(environment: Mapping[str, str]) -> int:
-    """Tasks of the job step that this process is one of; 0 where it is none of several."""
-    # srun --pty starts a shell on the first of the tasks.
+    """Number of tasks in this process's job step; 0 if it is not one of several."""
+    # srun --pty starts a shell as the first task.
     if "SLURM_STEP_ID" not in environment or "SLURM_PTY_PORT" in environment:
         return 0
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
@@ -161,7 +159,7 @@ def _tasks_of_step(environment: Mapping[str, str]) -> int:
 
 
 def first_node(nodes: str) -> str:
-    """The first name in a list of nodes as SLURM writes it.
+    """The first name in a SLURM node list.
 
     >>> first_node("gpu[03-05,9],login1"), first_node("a1,a2"), first_node("r[1-2]n[07,9]")
     ('gpu03', 'a1', 'r1n07')
@@ -186,8 +184,8 @@ def _number(name: str, environment: Mapping[str, str]) -> int:
     return int(environment[name])
 
 
-def _place_unless_launching(args: argparse.Namespace) -> Place | None:
-    """None if srun's tasks, one for each machine, are to start the processes of theirs."""
+def place_unless_launching(args: argparse.Namespace) -> Place | None:
+    """None if srun's tasks, one per machine, start that machine's processes themselves."""
     if args.num_machines > 1 and not any(name in os.environ for name in RANK_VARIABLES):
         return None
     return place_in(os.environ)
@@ -248,12 +246,12 @@ def _check_gpu(place: Place, on_cpu: bool) -> None:
 
 
 def start_processes(main: Main, args: argparse.Namespace, on_cpu: bool) -> None:
-    """Start this machine's processes, and end them all when one fails."""
+    """Start this machine's processes, and terminate all when one fails."""
     per_machine = args.num_processes if on_cpu else args.num_gpus
     first_rank = args.machine_rank * per_machine
     try:
         if on_cpu and args.num_machines * per_machine > 1:
-            # Detectron2 v0.6's launcher takes GPUs alone.
+            # Detectron2 v0.6's launcher supports GPUs only.
             url = f"tcp://127.0.0.1:{free_port()}" if args.dist_url == "auto" else args.dist_url
             multiprocessing.spawn(
                 _started, args=(first_rank, per_machine, url, main, args), nprocs=per_machine
@@ -305,8 +303,8 @@ def _started(
     main: Main,
     args: argparse.Namespace,
 ) -> None:
-    """A process on the CPU that :func:`start_processes` started."""
-    if "OMP_NUM_THREADS" not in os.environ:  # they share the machine's cores
+    """Entry point of a CPU process started by :func:`start_processes`."""
+    if "OMP_NUM_THREADS" not in os.environ:  # the processes share the machine's cores
         torch.set_num_threads(max(1, torch.get_num_threads() // per_machine))
     world_size = args.num_machines * per_machine
     place = Place(first_rank + local_rank, world_size, local_rank, url, "--num-processes")
@@ -314,10 +312,10 @@ def _started(
 
 
 def end_with_the_launcher(main: Main, args: argparse.Namespace) -> None:
-    """Call ``main(args)``, and end with the process that started this one, if one did.
+    """Call ``main(args)``; exit when the parent process, if it is a launcher, dies.
 
-    A launcher that is killed cannot end its processes. PyTorch has them sent SIGINT then, which a
-    command in a script's background ignores, and nobody sees who waits for others in C++.
+    A killed launcher cannot terminate its processes. PyTorch arranges for SIGINT, which background
+    commands of a script ignore and processes blocked in C++ do not notice.
     """
     launcher: Any = multiprocessing.parent_process()
 
@@ -332,7 +330,7 @@ def end_with_the_launcher(main: Main, args: argparse.Namespace) -> None:
 
 
 def run_at(place: Place, on_cpu: bool, main: Main, args: argparse.Namespace) -> None:
-    """Join the others, then call ``main(args)``."""
+    """Join the process group, then call ``main(args)``."""
     if place.world_size == 1:
         main(args)
         return
@@ -376,10 +374,10 @@ def _join(place: Place, on_cpu: bool) -> None:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give the buffers of the main process's model to those of all others.
+    """Broadcast the model's buffers from the main process to all others.
 
-    Batch normalisation's running statistics are each process's own, of the images it has seen, and
-    a checkpoint holds those of the main process: an evaluation must use the same.
+    Batch norm's running statistics differ between processes, and a checkpoint holds the main
+    process's: evaluation must use the same.
     """
     if comm.get_world_size() > 1:
         for buffer in model.buffers():

@@ -1,4 +1,4 @@
-"""The exponential moving average of a training's weights: ``SOLVER.FPN_EXT.EMA_DECAY``."""
+"""Exponential moving average (EMA) of the weights: ``SOLVER.FPN_EXT.EMA_DECAY``."""
 
 import logging
 
@@ -24,18 +24,18 @@ logger = logging.getLogger(__name__)
 class AveragedWeights(HookBase):
     """After every iteration: average = ``decay`` * average + (1 - ``decay``) * weights.
 
-    The average begins with the weights that the training begins with. Buffers, such as the running
-    statistics of batch norms, are copied. It is in every checkpoint, under ``ema``, and at the end
-    of training in ``model_final_ema.pth``, a file for ``MODEL.WEIGHTS``. The training itself is not
-    touched. Register it before the hook that writes checkpoints.
+    The average starts from the initial weights. Buffers, such as running statistics of batch norm,
+    are copied. It is saved in every checkpoint under ``ema``, and at the end of training in
+    ``model_final_ema.pth``, usable as ``MODEL.WEIGHTS``. Training itself is not affected. Register
+    it before the hook that writes checkpoints.
 
     Args:
-        model: the model that is trained, before its weights are loaded.
+        model: the model to train, before its weights are loaded.
         decay: in [0, 1).
-        checkpointer: that of the training.
+        checkpointer: the trainer's.
 
     Attributes:
-        model: a copy of the model, with the averaged weights once the training has begun.
+        model: a copy of the model, with the averaged weights once training has started.
     """
 
     def __init__(self, model: nn.Module, decay: float, checkpointer: SafeCheckpointer):
@@ -52,7 +52,7 @@ class AveragedWeights(HookBase):
     def before_train(self) -> None:
         if self._averaged.n_averaged == 0:
             logger.info("the average of the weights (SOLVER.FPN_EXT.EMA_DECAY) begins with these")
-            self.after_step()  # the first time, it copies
+            self.after_step()  # the first call copies
 
     def after_step(self) -> None:
         self._averaged.update_parameters(unwrapped(self.trainer.model))

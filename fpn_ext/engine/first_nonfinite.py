@@ -1,4 +1,4 @@
-"""Where NaN or infinity starts: a batch is run again with a look at every module's tensors."""
+"""Find where NaN or infinity starts: rerun a batch, checking every module's tensors."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class FirstTensor:
-    """The first tensor, in order of computation, that held NaN or infinity."""
+    """The first tensor, in order of computation, to hold NaN or infinity."""
 
     module: str  # its name in the model, "" for the model itself
     kind: str  # the module's class
@@ -35,7 +35,7 @@ class FirstTensor:
 
     @property
     def is_input(self) -> bool:
-        """Whether it came with the batch, before anything was computed."""
+        """Whether it was already in the batch, before any computation."""
         return self.module == "" and self.tensor.startswith("input")
 
     def __str__(self) -> str:
@@ -49,21 +49,21 @@ class FirstTensor:
 
 @dataclass
 class Diagnosis:
-    """What running a batch again has shown."""
+    """The result of rerunning a batch."""
 
     first: FirstTensor | None = None
-    images: list[str] = field(default_factory=list)  # those that go wrong alone
+    images: list[str] = field(default_factory=list)  # those that fail on their own
     batch_faults: list[str] = field(default_factory=list)
     weight_faults: list[str] = field(default_factory=list)
-    finite_in_float32: bool = False  # with autocast it fails, without it does not
+    finite_in_float32: bool = False  # fails only under autocast
 
 
 def diagnose(model: nn.Module, batch: Batch, autocast: torch.dtype | None = None) -> Diagnosis:
     """Run a batch through a model in training mode, and find where NaN or infinity starts.
 
-    The whole batch, forward and, if that is finite, backward; then every image alone. Gradients
-    and running statistics of the model change. A model with SyncBatchNorm is not run in one of
-    several processes: it would wait for the others.
+    Runs the whole batch forward and, if that is finite, backward; then each image alone. Changes
+    the model's gradients and running statistics. With several processes, a model with SyncBatchNorm
+    is not run: it would wait for the others.
     """
     found = Diagnosis(
         batch_faults=list(batch_faults(batch)), weight_faults=list(weight_faults(model))
@@ -92,14 +92,14 @@ def _first_in(model: nn.Module, batch: Batch, autocast: torch.dtype | None) -> F
         nullcontext() if autocast is None else torch.autocast(device, autocast)
     )
     model.zero_grad()
-    with watch, EventStorage():  # a storage of its own: the training's must not count this
+    with watch, EventStorage():  # separate storage: keep this out of the training's metrics
         try:
             with context:
                 losses = model(batch)
-            # Not scaled up: what overflows now would at any scale that float16's GradScaler tries.
+            # Unscaled: what overflows here overflows at any scale that GradScaler tries.
             if watch.first is None:
                 sum(losses.values()).backward()
-        except Exception as error:  # what NaN leads to; the watch has seen where it started
+        except Exception as error:  # a consequence of NaN; the watch has recorded its origin
             if watch.first is None:
                 logger.warning("the batch could not be run again: %s", first_line(error))
     return watch.first or _first_gradient(model)
@@ -115,7 +115,7 @@ def _first_gradient(model: nn.Module) -> FirstTensor | None:
 
 
 class _Watch:
-    """Hooks on every module that note the first tensor with NaN or infinity in it."""
+    """Hooks on every module that record the first tensor holding NaN or infinity."""
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -171,7 +171,7 @@ class _Watch:
         self.first = _first_tensor(name, type(module).__name__, path, tensor, level)
 
     def _level_of_call(self, name: str) -> int | None:
-        """Of a module named after its level, or of an RPN's layer, which is called per level."""
+        """Level of a module named after it, or of an RPN layer, which is called once per level."""
         level = _level_named(name)
         head, _, _ = name.partition(".rpn_head")
         if level is None and head != name:
@@ -182,7 +182,7 @@ class _Watch:
 
 
 def _level_named(text: str) -> int | None:
-    """Level k in a name.
+    """The pyramid level k in a name, or None.
 
     >>> _level_named("backbone.fpn_lateral4"), _level_named("output['p3']")
     (4, 3)

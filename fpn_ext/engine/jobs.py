@@ -1,4 +1,4 @@
-"""Running this project's own commands in processes of their own, with their output in a file."""
+"""Run ``fpn-ext`` commands in subprocesses, with their output in a file."""
 
 import itertools
 import os
@@ -14,13 +14,13 @@ def run(
     """Run ``fpn-ext`` with ``arguments`` and wait for it to end.
 
     Args:
-        arguments: the verb and its own, e.g. ``["train", "--config-file", ...]``.
-        log: file that its output is added to.
-        threads: of its operators on the CPU; None for as many as there are cores.
-        folder: that it runs in; relative paths are from there. None for the current one.
+        arguments: the verb and its arguments, e.g. ``["train", "--config-file", ...]``.
+        log: file to append its output to.
+        threads: CPU threads for its operators; None for one per core.
+        folder: its working directory; None for the current one.
 
     Returns:
-        Seconds of CPU time it took.
+        CPU time in seconds.
 
     Raises:
         RuntimeError: it failed; names the log and quotes its last lines.

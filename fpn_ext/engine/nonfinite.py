@@ -1,8 +1,8 @@
-"""When a training meets NaN or infinity: which module, tensor, image and level were first, and why.
+"""Diagnose NaN or infinity in training: the first module, tensor, image and level, and the cause.
 
-:class:`NonFiniteGuard` is a hook for Detectron2's trainers. While all is finite it looks at the
-gradients once per step and does nothing else. Otherwise it saves the batch and the weights, runs
-the batch again with a look at every module, and ends the training with what it has found.
+:class:`NonFiniteGuard` is a hook for Detectron2's trainers. It checks the gradients once per step.
+If any is not finite, it saves the batch and the weights, reruns the batch checking every module,
+and ends the training with a report.
 """
 
 import math
@@ -27,20 +27,20 @@ from .nonfinite_causes import causes_in_config, causes_in_diagnosis, causes_in_l
 from .nonfinite_inputs import image_name
 from .saved_batches import Batch, save
 
-# Seconds that a process whose batch was not to blame waits before it ends: a launcher reports the
-# first to end and stops the others, and the one with the batch runs every image again.
+# Seconds that a process with a good batch waits before it ends: a launcher reports the first to end
+# and stops the others, while the one with the bad batch is still rerunning its images.
 OTHERS_FIRST = 30.0
 _NOT_AGAIN = "not found by running this process's batch again"
 
 
 class NonFiniteGuard(HookBase):
-    """Ends a training that has met NaN or infinity with what, where and why; register it last.
+    """Ends training on NaN or infinity, reporting what, where and why; register it last.
 
-    Losses are looked at by Detectron2's trainers themselves (FloatingPointError); this adds the
-    gradients, before the optimiser's step can spoil the weights. It writes to
+    Detectron2's trainers check losses themselves (FloatingPointError); this also checks gradients,
+    before the optimizer's step can corrupt the weights. It writes to
     ``OUTPUT_DIR/nonfinite/iteration_N``: ``batch.pth`` (for
-    :func:`fpn_ext.engine.saved_batches.load_batch`), ``model.pth`` (a checkpoint of the weights as
-    they met the batch; BatchNorm's running statistics have met it) and ``report.json``.
+    :func:`fpn_ext.engine.saved_batches.load_batch`), ``model.pth`` (the weights before the batch,
+    BatchNorm's running statistics after it) and ``report.json``.
 
     Raises:
         FloatingPointError: from the training loop, with the report.
@@ -53,7 +53,7 @@ class NonFiniteGuard(HookBase):
         self._random_state: list[torch.Tensor] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "NonFiniteGuard":
-        # A copy of the model, made to infer with, has this hook too: it must not copy the trainer.
+        # Copies of the model, made for inference, share this hook: do not copy the trainer.
         return self
 
     def before_train(self) -> None:
@@ -69,11 +69,11 @@ class NonFiniteGuard(HookBase):
             self._random_state = random_state()
 
     def after_train(self) -> None:
-        # Detectron2 calls this in a `finally`, with the error that ends the training under way.
+        # Detectron2 calls this in a `finally`, while the error propagates.
         for handle in self._handles:
             handle.remove()
         error = sys.exc_info()[1]
-        # Of what NaN breaks, Detectron2 asserts some without a word; so any assertion is looked at.
+        # NaN trips some of Detectron2's asserts, which have no message: examine any assertion.
         suspicious = isinstance(error, AssertionError) or says_non_finite(error)
         if error is None or not suspicious or not self._batch:
             return
@@ -91,7 +91,7 @@ class NonFiniteGuard(HookBase):
     def _report(
         self, error: BaseException, found: Diagnosis, weights: dict[str, torch.Tensor]
     ) -> str:
-        """Say what was found, and write it beside the batch and the weights."""
+        """Log the report, and write it beside the batch and the weights."""
         cfg, iteration = self.cfg, self.trainer.iter
         causes = list(causes_in_diagnosis(found))
         if not (found.first and found.first.is_input):
@@ -124,21 +124,21 @@ class NonFiniteGuard(HookBase):
 
 
 def check_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Before a step of the optimiser: none of its gradients may be NaN or infinite.
+    """Check, before an optimizer step, that all its gradients are finite.
 
     Raises:
-        FloatingPointError: one is.
+        FloatingPointError: one is NaN or infinite.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    # The largest absolute value: NaN and infinity stay what they are, nothing else becomes one.
+    # The max absolute value preserves NaN and infinity and cannot overflow.
     largest = torch._foreach_norm(gradients, math.inf) if gradients else ()
     if largest and not torch.stack([n.float() for n in largest]).isfinite().all():
         raise FloatingPointError("a gradient became infinite or NaN")
 
 
 def says_non_finite(error: BaseException | None) -> bool:
-    """Whether an error of a training step says that a number was NaN or infinite.
+    """Whether an error of a training step reports NaN or infinity.
 
     Detectron2's trainers and RPN raise FloatingPointError, its Boxes an AssertionError, PyTorch's
     sampling a RuntimeError.
@@ -154,7 +154,7 @@ def says_non_finite(error: BaseException | None) -> bool:
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The dtype that ``SOLVER.AMP`` makes a training compute in; None for float32."""
+    """The autocast dtype set by ``SOLVER.AMP``; None for float32."""
     return getattr(torch, own_keys(cfg, "SOLVER").AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None
 
 
@@ -163,13 +163,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def random_state() -> list[torch.Tensor]:
-    """Of the CPU, and of the current GPU if one is in use."""
+    """The RNG states of the CPU and, if in use, the current GPU."""
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if cuda else [])]
 
 
 class random_numbers:
-    """Draws the random numbers of the failed step again, then goes on as before."""
+    """Replays the random numbers of the failed step, then restores the RNG state."""
 
     def __init__(self, state: list[torch.Tensor]):
         self.state = state

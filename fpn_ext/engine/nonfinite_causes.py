@@ -1,4 +1,4 @@
-"""Why a training has met NaN or infinity: the likely causes, each with what to change."""
+"""Likely causes of NaN or infinity in training, each with what to change."""
 
 import statistics
 from collections.abc import Iterable

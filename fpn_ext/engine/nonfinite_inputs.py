@@ -1,4 +1,4 @@
-"""What is wrong with a batch, and with the weights that it meets, before anything is computed."""
+"""Faults of a batch and of the weights, before any computation."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from torch import nn
 
 from .saved_batches import Batch
 
-EXPLODED_WEIGHT = 1e3  # no trained detector has weights as large
+EXPLODED_WEIGHT = 1e3  # no trained detector has weights this large
 
 
 def batch_faults(batch: Batch) -> Iterable[str]:
-    """What is wrong with the pixels and the ground truth of a batch, image by image."""
+    """Faults in the pixels and ground truth of a batch, per image."""
     for i, record in enumerate(batch):
         name = image_name(record, i)
         image = record["image"]
@@ -36,7 +36,7 @@ def batch_faults(batch: Batch) -> Iterable[str]:
 
 
 def weight_faults(model: nn.Module) -> Iterable[str]:
-    """Not of BatchNorm's running statistics: the batch itself has spoilt them."""
+    """Faults of the weights; not of BatchNorm's running statistics, corrupted by the batch."""
     floating = [(name, p.detach()) for name, p in model.named_parameters() if p.numel()]
     bad = [name for name, tensor in floating if not tensor.isfinite().all()]
     if bad:

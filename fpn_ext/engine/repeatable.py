@@ -1,7 +1,7 @@
-"""Training that a kill and --resume do not change: its random numbers and its order of images.
+"""Training unaffected by a kill and --resume: its random numbers and its data order.
 
-Both are functions of a seed and of the iteration, and of nothing that happened before. Detectron2's
-own order starts anew with every process, and its augmentation depends on which worker was faster.
+Both depend only on a seed and the iteration, not on history. Detectron2's data order restarts with
+every process, and its augmentation depends on worker timing.
 """
 
 import contextlib
@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.mapper import PictureMapper
+from ..data.summary import DataSummary, summary_of
 from ..keys import declare
+from .testing import changed
 
 declare(
     "SOLVER.FPN_EXT.DETERMINISTIC",
@@ -34,13 +36,13 @@ declare(
 
 logger = logging.getLogger(__name__)
 
-_IMAGES, _ITERATIONS, _ORDER = range(3)  # what random numbers are for; each has its own
+_IMAGES, _ITERATIONS, _ORDER = range(3)  # separate random streams
 
 
 def use_deterministic_algorithms() -> None:
-    """Have PyTorch compute the same bits on every run on the same machine, or raise an error.
+    """Make PyTorch bitwise deterministic between runs on one machine, or raise an error.
 
-    A GPU's cuBLAS reads its setting when it is first used: call this before.
+    cuBLAS reads its setting on first use: call this before.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -48,25 +50,26 @@ def use_deterministic_algorithms() -> None:
 
 
 class RepeatableTrainLoader:
-    """Endless batches of a config's training data, any of them reachable without those before.
+    """Endless training batches of a config, able to start at any batch without loading the rest.
 
-    Order and batches are those of Detectron2's sampler (``DATALOADER.SAMPLER_TRAIN``) and of its
-    grouping by aspect ratio. What is random in loading an image depends on the seed and on the
-    image's place in that order; so neither prefetching nor the number of workers changes anything
-    (but for a mapper that drops images: what stands in for them is Detectron2's choice).
+    Order and batches are those of Detectron2's sampler (``DATALOADER.SAMPLER_TRAIN``) and its
+    aspect-ratio grouping. Augmentation depends only on the seed and the image's position in that
+    order, not on prefetching or the number of workers (except where a mapper drops images:
+    Detectron2 chooses the replacements).
 
     Args:
-        cfg: a Detectron2 config; ``SEED`` (below 0: a random one) is the seed.
-        mapper: from a record to the model's input; Detectron2's DatasetMapper by default.
-        records: Detectron2's records, if not those of ``DATASETS.TRAIN``.
+        cfg: a Detectron2 config; ``SEED`` (negative: random) is the seed.
+        mapper: from a record to the model's input; PictureMapper by default.
+        records: Detectron2 records, if not those of ``DATASETS.TRAIN``.
 
     Attributes:
-        seed (int): of the order and of the augmentation; may be set before iterating.
-        first_batch (int): where iterating begins; may be set before iterating.
+        seed (int): of data order and augmentation; may be set before iterating.
+        first_batch (int): where iteration starts; may be set before iterating.
+        summary (DataSummary): of the records.
 
     Raises:
-        ValueError: images are to be grouped and a record has no ``width`` or ``height``; or the
-            batch cannot be divided among the processes.
+        ValueError: grouping is enabled and a record has no ``width`` or ``height``; or the batch
+            size is not divisible by the number of processes.
     """
 
     def __init__(
@@ -84,21 +87,18 @@ class RepeatableTrainLoader:
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.first_batch = 0
-        self.mapper = DatasetMapper(cfg, True) if mapper is None else mapper
-        with _random_numbers_of(self.seed, _ORDER):
-            parts = _train_loader_from_config(cfg, self.mapper, dataset=records)
-        self.sampler, self._sampler_seed = parts["sampler"], self.seed
+        self.mapper = PictureMapper(cfg, True) if mapper is None else mapper
+        parts = self._parts(records)
         self.batch_size = parts["total_batch_size"] // world_size
         self.groups = _groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
-        # Packed; the list, gigabytes for COCO, is let go.
+        self.summary: DataSummary = summary_of(parts["dataset"])
+        # Serialized; the list, gigabytes for COCO, is freed.
         self.records = DatasetFromList(parts["dataset"], copy=False)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        # A generator: Detectron2 v0.6 asks for the iterator before it knows where to begin.
+        # A generator: Detectron2 v0.6 creates the iterator before the start position is known.
         if self.seed != self._sampler_seed:
-            with _random_numbers_of(self.seed, _ORDER):
-                parts = _train_loader_from_config(self.cfg, self.mapper, dataset=self.records)
-            self.sampler, self._sampler_seed = parts["sampler"], self.seed
+            self._parts(self.records)
         batches = itertools.islice(
             batches_of(self.sampler, self.groups, self.batch_size), self.first_batch, None
         )
@@ -109,19 +109,30 @@ class RepeatableTrainLoader:
                 batch_size=None,
                 collate_fn=trivial_batch_collator,
                 num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-                generator=torch.Generator(),  # else it takes a number from the model's
+                generator=torch.Generator(),  # else it draws from the model's
             )
         )
         while True:
             yield list(itertools.islice(images, self.batch_size))
 
+    def _parts(self, records: Any) -> dict[str, Any]:
+        """What Detectron2 makes a loader of; the sampler in it becomes this loader's."""
+        with _random_numbers_of(self.seed, _ORDER):
+            of_order = comm.shared_random_seed()
+        # v0.6's samplers draw that number; main's are given SEED, and take -1 for a number.
+        cfg = changed(self.cfg, "SEED", of_order)
+        with _random_numbers_of(self.seed, _ORDER):
+            parts: dict[str, Any] = _train_loader_from_config(cfg, self.mapper, dataset=records)
+        self.sampler, self._sampler_seed = parts["sampler"], self.seed
+        return parts
+
 
 def batches_of(
     order: Iterable[int], groups: list[int] | None, size: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """Batches of (position in ``order``, index), each of one group; full ones alone.
+    """Full batches of (position in ``order``, index), each from a single group.
 
-    As Detectron2's AspectRatioGroupedDataset, on indices instead of loaded images.
+    Like Detectron2's AspectRatioGroupedDataset, on indices instead of loaded images.
 
     >>> list(batches_of([2, 0, 1, 2], groups=[0, 1, 0], size=2))
     [[(0, 2), (1, 0)]]
@@ -152,7 +163,7 @@ class _SeededImages(Dataset):
         self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
-        # Processes take turns in one order; an image's place in that is the same for any number.
+        # Processes take turns in one order; positions do not depend on the number of processes.
         position, index = place
         position = position * self.world_size + self.rank
         with _random_numbers_of(self.seed, _IMAGES, 0, position):
@@ -160,14 +171,14 @@ class _SeededImages(Dataset):
 
 
 class SeededIterations(HookBase):
-    """Gives each iteration random numbers of its own, and the loader its seed and its place.
+    """Seeds each iteration's random numbers, and sets the loader's seed and position.
 
-    So evaluating between two iterations, or starting at the second, changes nothing. The seed is
-    kept in checkpoints: with ``SEED: -1`` a resumed training goes on with the same.
+    So evaluating between iterations, or resuming, changes nothing. The seed is saved in
+    checkpoints: with ``SEED: -1`` a resumed training keeps it.
 
     Args:
-        loader: that of the training.
-        batches: how many of its batches an iteration takes.
+        loader: the training loader.
+        batches: number of its batches per iteration.
     """
 
     def __init__(self, loader: RepeatableTrainLoader, batches: int = 1):
@@ -195,11 +206,11 @@ class SeededIterations(HookBase):
 
 
 def seeded_iterations(loader: Any, batches: int = 1) -> SeededIterations | None:
-    """The hook for a training's loader; None, which the log says, for one that it cannot place.
+    """The hook for a training loader; None, with a log message, if its position cannot be set.
 
     Args:
-        loader: a RepeatableTrainLoader, or any other that gives batches without end.
-        batches: as of :class:`SeededIterations`.
+        loader: a RepeatableTrainLoader, or any other endless loader.
+        batches: as in :class:`SeededIterations`.
     """
     if isinstance(loader, RepeatableTrainLoader):
         return SeededIterations(loader, batches)
@@ -213,7 +224,7 @@ def seeded_iterations(loader: Any, batches: int = 1) -> SeededIterations | None:
 
 
 def _seed(*words: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's (CUDA's too) random numbers from whole numbers >= 0."""
+    """Seed Python's, NumPy's and PyTorch's (also CUDA's) RNGs from non-negative integers."""
     python, numpy, torch_ = map(int, np.random.SeedSequence(words).generate_state(3))
     random.seed(python)
     np.random.seed(numpy)
@@ -222,12 +233,12 @@ def _seed(*words: int) -> None:
 
 @contextlib.contextmanager
 def _random_numbers_of(*words: int) -> Iterator[None]:
-    """Within, random numbers on the CPU depend on ``words`` alone; afterwards they go on."""
+    """CPU random numbers depend only on ``words`` within the block; state is restored after."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     python, numpy, torch_ = map(int, np.random.SeedSequence(words).generate_state(3))
     random.seed(python)
     np.random.seed(numpy)
-    torch.default_generator.manual_seed(torch_)  # torch.manual_seed would seed CUDA's for good
+    torch.default_generator.manual_seed(torch_)  # torch.manual_seed would also reseed CUDA
     try:
         yield
     finally:

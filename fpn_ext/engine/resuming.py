@@ -1,10 +1,10 @@
-"""Going on with a checkpoint: what it gives back, what is refused, what is said.
+"""Resuming from a checkpoint: what is restored, refused and logged.
 
 A checkpoint holds ``model``, ``trainer`` (iteration, hooks, optimizer, loss scale) and, with
-``SOLVER.FPN_EXT.EMA_DECAY``, ``ema``; the order of images follows from SEED and the iteration.
-Refused here: a training that is done, weights alone, another model's optimizer; in
+``SOLVER.FPN_EXT.EMA_DECAY``, ``ema``; the data order follows from SEED and the iteration.
+Refused here: a finished training, weights only, another model's optimizer; in
 :mod:`fpn_ext.engine.trainer` one that was stopped early; in :mod:`fpn_ext.files.checkpoint` files
-that are damaged or fit nothing.
+that are damaged or match no tensor of the model.
 """
 
 import logging
@@ -26,7 +26,7 @@ _WITHOUT_EFFECT = {"OUTPUT_DIR", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS"}
 
 
 def schedule_of(cfg: CfgNode) -> dict[str, Any]:
-    """The keys of ``SOLVER`` that a training may go on with changed; the log then says so.
+    """The ``SOLVER`` keys that may change on resume; changes are logged.
 
     >>> from fpn_ext import get_cfg
     >>> schedule_of(get_cfg())
@@ -36,7 +36,7 @@ def schedule_of(cfg: CfgNode) -> dict[str, Any]:
 
 
 def compared_keys(cfg: CfgNode) -> dict[str, str]:
-    """Each key of the config with its value as text, except the schedule and what changes no bit.
+    """Config keys and values as text, except the schedule and keys that do not affect results.
 
     >>> from fpn_ext import get_cfg
     >>> keys = compared_keys(get_cfg())
@@ -48,16 +48,16 @@ def compared_keys(cfg: CfgNode) -> dict[str, str]:
 
 
 def check_can_resume(file: str, restored: State, done: int, max_iter: int) -> None:
-    """Raise unless a checkpoint can be resumed from and leaves iterations to do.
+    """Raise unless a checkpoint can be resumed from and iterations remain.
 
     Args:
-        file: the checkpoint's, for the message.
-        restored: the trainer's state in it; empty where it holds weights alone.
-        done: iterations that it has done.
+        file: the checkpoint's name, for the message.
+        restored: its trainer state; empty if it holds only weights.
+        done: completed iterations.
         max_iter: ``SOLVER.MAX_ITER``.
 
     Raises:
-        ValueError: it holds weights alone, or nothing is left to train.
+        ValueError: it holds only weights, or no iterations remain.
     """
     if not restored:
         raise ValueError(
@@ -73,13 +73,13 @@ def check_can_resume(file: str, restored: State, done: int, max_iter: int) -> No
 
 
 def check_optimizer(saved: State, optimizer: torch.optim.Optimizer) -> None:
-    """Raise unless the state of an optimizer fits this one's parameters.
+    """Raise unless a saved optimizer state matches this optimizer's parameters.
 
     Args:
-        saved: from the ``state_dict()`` of an optimizer.
+        saved: an optimizer's ``state_dict()``.
 
     Raises:
-        ValueError: another number of parameters in a group, or parameters of other shapes.
+        ValueError: a group's number of parameters differs, or parameter shapes do.
     """
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
@@ -103,7 +103,7 @@ def check_optimizer(saved: State, optimizer: torch.optim.Optimizer) -> None:
 
 
 def take_moments(saved: State, optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer the moments of a saved one; its own rates, decay and momentum stay.
+    """Load a saved optimizer's moments; keep the current learning rates, decay and momentum.
 
     Raises:
         ValueError: as :func:`check_optimizer`.
@@ -114,9 +114,9 @@ def take_moments(saved: State, optimizer: torch.optim.Optimizer) -> None:
 
 
 def follow_schedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Set the rates that Detectron2's schedule has for where it stands.
+    """Set the learning rates of Detectron2's schedule at its current iteration.
 
-    The optimizer's state holds those of the schedule it was saved with; ``SOLVER.STEPS`` or
+    The optimizer's state holds those of the saved schedule; ``SOLVER.STEPS`` or
     ``SOLVER.MAX_ITER`` may have changed since.
     """
     if isinstance(scheduler, LRMultiplier):
@@ -127,13 +127,13 @@ def follow_schedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
 def warn_of_changes(
     file: str, restored: State, cfg: CfgNode, rates: Sequence[float], configured: Sequence[float]
 ) -> None:
-    """Say in the log which keys of the config are not those that the checkpoint was written with.
+    """Log the config keys that differ from those the checkpoint was written with.
 
     Args:
         file: the checkpoint's name, for the message.
-        restored: the trainer's state in it.
-        rates: base learning rates, per group of parameters, that the training goes on with.
-        configured: those that the config asks for.
+        restored: its trainer state.
+        rates: base learning rates in use, per parameter group.
+        configured: those in the config.
     """
     if list(rates) != list(configured):
         logger.warning(
@@ -151,13 +151,13 @@ def warn_of_changes(
 def say_begun(
     what: str, cfg: CfgNode, next_iteration: int, rate: float, restored: State | None = None
 ) -> None:
-    """Say in the log what a training has begun with, where it stands and what its schedule is.
+    """Log what a training starts from, its first iteration and its schedule.
 
     Args:
-        what: has been loaded, and from where.
-        next_iteration: the first that this training does.
-        rate: the learning rate of the first group of parameters.
-        restored: the trainer's state in the checkpoint, if there is one.
+        what: what was loaded, and from where.
+        next_iteration: the first iteration of this run.
+        rate: the learning rate of the first parameter group.
+        restored: the checkpoint's trainer state, if any.
     """
     restored = restored or {}
     old = restored.get("schedule", {})

@@ -1,4 +1,4 @@
-"""A batch that broke a training, as a file: written, and read back without running anything."""
+"""Save the batch that broke a training, and load it without executing code."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, Polygon
 from ..reporting.json_files import write_json
 
 Batch = list[dict[str, Any]]
-# What may stand in an Instances; each is made of what its attribute holds.
+# Types allowed in Instances, each rebuilt from the given attribute.
 FIELD_TYPES: dict[str, tuple[type, str]] = {
     "Boxes": (Boxes, "tensor"),
     "BitMasks": (BitMasks, "tensor"),
@@ -22,19 +22,19 @@ FIELD_TYPES: dict[str, tuple[type, str]] = {
 def save(
     folder: Path, batch: Batch, weights: Mapping[str, torch.Tensor], report: Mapping[str, Any]
 ) -> None:
-    """Write ``batch.pth`` and ``model.pth``, of tensors and plain values alone, and the report."""
+    """Write ``batch.pth`` and ``model.pth``, tensors and plain values only, and the report."""
     write_json(folder / "report.json", report)
     torch.save([_plain(record) for record in batch], folder / "batch.pth")
     torch.save({"model": dict(weights)}, folder / "model.pth")
 
 
 def load_batch(file: str | Path) -> Batch:
-    """A batch that was saved, ready for ``model(batch)``. Nothing in the file is run."""
+    """A saved batch, ready for ``model(batch)``. Executes no code from the file."""
     return [_restored(record) for record in torch.load(file, weights_only=True)]
 
 
 def _plain(value: Any) -> Any:
-    """A batch's values in types that ``torch.load(..., weights_only=True)`` takes."""
+    """A batch's values in types accepted by ``torch.load(..., weights_only=True)``."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if value is None or isinstance(value, str | int | float | bool):

@@ -1,24 +1,24 @@
-"""The learning schedule of a config against its batch: what is scaled, and what looks wrong."""
+"""The learning-rate schedule and the batch size: scaling, and a warning if they do not match."""
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
 from ..config.defaults import flat
 
-# Detectron2's, and the paper's: 0.02 for 16 images. Twice the images, twice the rate (Goyal et al.,
-# "Accurate, Large Minibatch SGD", 2017, Sec. 2.1).
+# Detectron2's and the paper's: 0.02 for 16 images; linear scaling (Goyal et al., "Accurate, Large
+# Minibatch SGD", 2017, Sec. 2.1).
 REFERENCE_RATE = 0.02 / 16
 TOLERATED = 1.5
 
 
 def scale_schedule(cfg: CfgNode, world_size: int) -> tuple[CfgNode, list[str]]:
-    """Detectron2's scaling of batch, learning rate and lengths to the number of processes.
+    """Detectron2's scaling of batch size, learning rate and schedule to the number of processes.
 
-    It is asked for by ``SOLVER.REFERENCE_WORLD_SIZE``, the number that the config was written for;
-    with 0 nothing changes.
+    Enabled by ``SOLVER.REFERENCE_WORLD_SIZE``, the number the config was written for; 0 disables
+    it.
 
     Returns:
-        A config for ``world_size`` processes, and one line for every value that differs.
+        A config for ``world_size`` processes, and one line per changed value.
     """
     scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
     before, after = flat(cfg), flat(scaled)
@@ -27,7 +27,7 @@ def scale_schedule(cfg: CfgNode, world_size: int) -> tuple[CfgNode, list[str]]:
 
 
 def learning_rate_note(cfg: CfgNode) -> str:
-    """What there is to say of a learning rate far off the usual one for its batch, or ``""``.
+    """A note on a learning rate far from the usual one for its batch size, or ``""``.
 
     >>> from fpn_ext import get_cfg
     >>> cfg = get_cfg()

@@ -1,12 +1,13 @@
-"""One step of a training: in mixed precision, of several batches, in several processes.
+"""One training step: mixed precision, gradient accumulation, several processes.
 
-``SOLVER.AMP.ENABLED`` and ``SOLVER.FPN_EXT.ACCUMULATE`` take MicroBatchTrainer; all other trainings
-take Detectron2's SimpleTrainer.
+``SOLVER.AMP.ENABLED`` and ``SOLVER.FPN_EXT.ACCUMULATE`` use MicroBatchTrainer; all other trainings
+use Detectron2's SimpleTrainer.
 """
 
 import contextlib
 import logging
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer, create_ddp_model
+from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
@@ -45,7 +47,7 @@ MOST_SKIPPED = 30  # steps in a row; from GradScaler's first scale, 2^16, down t
 def in_all_processes(model: nn.Module) -> nn.Module:
     """The model, wrapped in DistributedDataParallel where there are several processes."""
     on_cpu = next(model.parameters()).device.type == "cpu"
-    # Left to itself, Detectron2 names a GPU even for a model on the CPU.
+    # By default Detectron2 passes a GPU id even for a model on the CPU.
     device_ids = None if on_cpu else [comm.get_local_rank()]
     return create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
 
@@ -53,11 +55,11 @@ def in_all_processes(model: nn.Module) -> nn.Module:
 def build_step(
     cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer
 ) -> SimpleTrainer:
-    """What does one iteration of a training, as ``SOLVER.AMP`` and ``ACCUMULATE`` ask for it.
+    """The trainer of one iteration, as configured by ``SOLVER.AMP`` and ``ACCUMULATE``.
 
     Args:
-        cfg: its ``SOLVER.AMP.ENABLED``, ``SOLVER.FPN_EXT.AMP_DTYPE`` and ``ACCUMULATE`` are read.
-        model, data_loader, optimizer: as of :class:`MicroBatchTrainer`; the model may be wrapped
+        cfg: ``SOLVER.AMP.ENABLED``, ``SOLVER.FPN_EXT.AMP_DTYPE`` and ``ACCUMULATE`` are read.
+        model, data_loader, optimizer: as in :class:`MicroBatchTrainer`; the model may be wrapped
             in DistributedDataParallel, and is set to training mode.
     """
     batches, dtype = own_keys(cfg, "SOLVER").ACCUMULATE, amp_dtype(cfg)
@@ -66,29 +68,52 @@ def build_step(
     return MicroBatchTrainer(model, data_loader, optimizer, batches, dtype)
 
 
-class MicroBatchTrainer(SimpleTrainer):
-    """Detectron2's SimpleTrainer and AMPTrainer, on any device, of one or several batches a step.
+class AfterBackward(HookBase):
+    """Passes the inner step's ``after_backward`` on to the hooks of the outer trainer.
 
-    A step is, for each of ``batches`` batches, the forward pass under autocast and the backward
-    pass of the losses divided by ``batches``; then the optimizer's step. So gradients, and the
-    losses that are logged, are means over the batches. Under DistributedDataParallel the processes
-    exchange gradients once, in the last backward pass.
-
-    float16 alone needs its losses scaled: where the scaled gradients are infinite or NaN,
-    PyTorch's GradScaler skips the step and halves the scale. That is no error; it is logged, and
-    counted in the metric ``skipped_steps`` beside ``loss_scale``.
+    Registered with the step. Detectron2's DefaultTrainer, made of the same two parts, does not do
+    so. On v0.6 a SimpleTrainer never calls ``after_backward``; a MicroBatchTrainer does.
 
     Args:
-        model: gives a dict of losses, or one.
-        data_loader: gives batches without end.
+        trainer: whose hooks are told, each that has an ``after_backward``.
+    """
+
+    def __init__(self, trainer: TrainerBase):
+        self._of_all = weakref.proxy(trainer)
+
+    def after_backward(self) -> None:
+        _tell_after_backward(self._of_all._hooks)
+
+
+def _tell_after_backward(hooks: Iterable[HookBase]) -> None:
+    for hook in hooks:
+        if hasattr(hook, "after_backward"):
+            hook.after_backward()
+
+
+class MicroBatchTrainer(SimpleTrainer):
+    """Detectron2's SimpleTrainer and AMPTrainer, on any device, with gradient accumulation.
+
+    A step runs, for each of ``batches`` batches, the forward pass under autocast and the backward
+    pass of the losses divided by ``batches``; then the hooks' ``after_backward``, if they have one,
+    and the optimizer step. So gradients and logged losses are means over the batches. Under
+    DistributedDataParallel, gradients are synchronized once, in the last backward pass.
+
+    Only float16 needs loss scaling: if the scaled gradients are infinite or NaN, PyTorch's
+    GradScaler skips the step and halves the scale. This is not an error; it is logged, and counted
+    in the metric ``skipped_steps`` beside ``loss_scale``.
+
+    Args:
+        model: returns a dict of losses, or a single loss.
+        data_loader: an endless iterable of batches.
         optimizer: of the model's parameters.
         batches: per step, at least 1.
-        dtype: of autocast: float16, bfloat16; None for float32 throughout.
-        scaler: of the losses; one for float16 by default.
+        dtype: for autocast: float16, bfloat16; None for float32 throughout.
+        scaler: for the losses; by default a GradScaler for float16.
 
     Raises:
-        FloatingPointError: from ``run_step``: a loss is infinite or NaN; or gradients were in
-            ``MOST_SKIPPED`` steps on end, which no scale can mend.
+        FloatingPointError: from ``run_step``: a loss is infinite or NaN, or the gradients were in
+            ``MOST_SKIPPED`` consecutive steps, which no scale can fix.
     """
 
     def __init__(
@@ -123,6 +148,7 @@ class MicroBatchTrainer(SimpleTrainer):
                 losses = self._backward(batch)
             for name, loss in losses.items():
                 means[name] += loss.detach() / self.batches  # type: ignore[assignment]
+        self.after_backward()
         self._write_metrics(means, data_time)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
@@ -130,19 +156,26 @@ class MicroBatchTrainer(SimpleTrainer):
         if self.scaler.is_enabled():
             self._note_scale(scale)
 
+    def after_backward(self) -> None:
+        """Between the last backward pass of a step and the optimizer: the hooks that ask for it.
+
+        Detectron2 main's trainers call their hooks' ``after_backward`` there; v0.6 knows none.
+        """
+        _tell_after_backward(self._hooks)
+
     def _exchange(self, last: bool) -> AbstractContextManager[Any]:
         if last or not isinstance(self.model, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
 
     def _backward(self, batch: Any) -> dict[str, torch.Tensor]:
-        """Add the batch's share to the gradients; its losses."""
+        """Accumulate the batch's gradients; return its losses."""
         with _autocast(self.device, self.dtype):
             losses = self.model(batch)
             if isinstance(losses, torch.Tensor):
                 losses = {"total_loss": losses}
             total = sum(losses.values())
-        # Here, and not of the mean alone: a guard that runs the batch again must have this one.
+        # Checked per batch, not on the mean: the guard must rerun this very batch.
         if not total.isfinite():
             values = {name: loss.item() for name, loss in losses.items()}
             raise FloatingPointError(f"a loss became infinite or NaN: {values}")

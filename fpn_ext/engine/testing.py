@@ -1,4 +1,4 @@
-"""The scores of a model on the datasets of ``DATASETS.TEST``, one dataset after the other."""
+"""The scores of a model on each dataset of ``DATASETS.TEST``."""
 
 import functools
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Scores = dict[str, Any]  # {task: {metric: value}}
 Results = dict[str, Scores]  # by dataset
 BuildLoader = Callable[[CfgNode, str], Any]
-BuildEvaluator = Callable[..., DatasetEvaluator]  # of config, dataset and, if need be, a folder
+BuildEvaluator = Callable[..., DatasetEvaluator]  # (config, dataset[, folder])
 
 
 def score(
@@ -33,21 +33,21 @@ def score(
     build_evaluator: BuildEvaluator,
     evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
 ) -> Results:
-    """Scores of a model, which infers as the config says; all processes call this.
+    """Scores of a model, with inference as configured; called in all processes.
 
     Files go to ``OUTPUT_DIR/inference/DATASET``.
 
     Args:
-        model: with its weights; it may be wrapped in DistributedDataParallel.
-        build_loader: gives a dataset's batches.
-        build_evaluator: gives a dataset's evaluator.
-        evaluators: one for each dataset, in place of those of ``build_evaluator``.
+        model: with loaded weights; may be wrapped in DistributedDataParallel.
+        build_loader: returns a dataset's batches.
+        build_evaluator: returns a dataset's evaluator.
+        evaluators: one per dataset, instead of those of ``build_evaluator``.
 
     Returns:
         {dataset: {task: {metric: value}}} in the main process, {dataset: {}} in others.
 
     Raises:
-        ValueError: another number of evaluators than of datasets.
+        ValueError: the number of evaluators is not that of datasets.
     """
     share_buffers(model)
     inferring = model_with_proposals(cfg, model_for_inference(cfg, model))
@@ -68,14 +68,14 @@ def score_augmented(
 ) -> Results:
     """Scores with Detectron2's test-time augmentation: an image pyramid and flips.
 
-    As :func:`score`, the names of the tasks ending in ``_TTA``; ``TEST.AUG`` says which sizes.
+    As :func:`score`, with task names ending in ``_TTA``; ``TEST.AUG`` sets the sizes.
     Files go to ``OUTPUT_DIR/inference_TTA/DATASET``, a folder given to ``build_evaluator``.
     """
     logger.info("evaluating with test-time augmentation (TEST.AUG)")
     share_buffers(model)
     augmented = GeneralizedRCNNWithTTA(cfg, model_for_inference(cfg, model))
-    augmented.training = augmented.model.training  # what an evaluation sets it back to
-    cfg = changed(cfg, "TEST.FPN_EXT.EVALUATE_PROPOSALS", False)  # it merges detections
+    augmented.training = augmented.model.training  # the mode that evaluation restores
+    cfg = changed(cfg, "TEST.FPN_EXT.EVALUATE_PROPOSALS", False)  # TTA merges detections
 
     def evaluator_of(name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
@@ -120,7 +120,7 @@ def _write(cfg: CfgNode, results: Results, folder: str) -> None:
 
 
 def unnested(results: Results) -> dict[str, Any]:
-    """As Detectron2's ``test`` returns scores: those of a single dataset without its name.
+    """Scores as Detectron2's ``test`` returns them: without the name of a single dataset.
 
     >>> unnested({"val": {"bbox": {"AP": 1.0}}})
     {'bbox': {'AP': 1.0}}
@@ -137,7 +137,7 @@ def by_dataset(cfg: CfgNode, results: dict[str, Any]) -> dict[str, Scores]:
 
 
 def changed(cfg: CfgNode, key: str, value: Any) -> CfgNode:
-    """A frozen copy of a config with another value under one key."""
+    """A frozen copy of a config with one key changed."""
     copy = cfg.clone()
     copy.defrost()
     copy.merge_from_list([key, value])

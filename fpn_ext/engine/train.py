@@ -1,6 +1,7 @@
-"""A training or an evaluation from its command line: prepare, log, build, run."""
+"""Training and evaluation from the command line: prepare, log, build, run."""
 
 import argparse
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,64 +10,115 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ..config.level_table import level_table, level_table_in_errors
-from ..config.load import written_keys
+from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..config.prepare import Caution, Prepared, Weights, prepare
 from ..evaluation.rehearsal import check_evaluation
-from ..files.checkpoint import CompleteCheckpointer, checkpoints_in
+from ..files.atomic import replacing
+from ..files.checkpoint import CompleteCheckpointer, checkpoints_in, described
+from ..files.run_folder import CONFIG, left_by_a_run, next_free
+from ..files.run_lock import only_one_in
 from ..files.shipped import find_config
 from ..reporting.json_files import write_json
 from . import distributed
+from .progress import set_up_logging, short_on_console
 from .repeatable import use_deterministic_algorithms
 from .schedule import learning_rate_note, scale_schedule
 from .testing import by_dataset
+from .trained_on import check_test_classes
 from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Train, or with ``args.eval_only`` evaluate; in every process of the job.
+    """Train, or evaluate with ``args.eval_only``; called in every process of the job.
 
     Args:
         args: of ``fpn-ext train`` or ``fpn-ext eval`` (:mod:`fpn_ext.tools.train`).
 
     Returns:
-        Scores as Detectron2's trainers give them, ``{task: {metric: score}}``, by dataset if there
-        are several; None where a training has nothing to verify.
+        Scores as returned by Detectron2's trainers, ``{task: {metric: score}}``, by dataset if
+        there are several; None if training has no results to verify.
     """
     cfg = setup(args)
     with level_table_in_errors(cfg):
         if args.eval_only:
             return _evaluate(cfg, args)
-        trainer = Trainer(cfg)
-    if args.extend:
-        trainer.extend()
-    else:
-        trainer.resume_or_load(resume=args.resume)
+        with short_on_console():
+            trainer = Trainer(cfg)
+    with short_on_console():
+        if args.extend:
+            trainer.extend()
+        else:
+            trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
 def start(args: argparse.Namespace) -> None:
     """What ``fpn-ext train`` and ``fpn-ext eval`` do: :func:`main` in every process of the job.
 
+    A training has its folder for itself (:mod:`fpn_ext.files.run_lock`).
+
     Raises:
-        FileNotFoundError, TypeError, ValueError: a user's mistake, before a process is started;
+        FileNotFoundError, TypeError, ValueError: a user error, before any process is started;
             an evaluation that would fail or score wrong is one.
         RuntimeError: a process failed; says which.
     """
     args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
+    if args.new_folder:
+        _take_new_folder(args)
     cfg = prepared(args).cfg
     args.evaluation_notes = check_evaluation(cfg)
-    distributed.launch(main, args, cfg.MODEL.DEVICE)
+    place = distributed.place_unless_launching(args)
+    is_first = args.machine_rank == 0 if place is None else place.rank == 0
+    with contextlib.ExitStack() as stack:
+        if not args.eval_only and is_first:
+            stack.enter_context(only_one_in(Path(cfg.OUTPUT_DIR)))
+            check_unused(args, cfg.OUTPUT_DIR)
+        distributed.launch(main, args, cfg.MODEL.DEVICE)
+
+
+def check_unused(args: argparse.Namespace, output: str) -> None:
+    """Raise unless a training may go into a folder: a new one into a folder without a run.
+
+    Raises:
+        ValueError: there is one; says how to go on with it, and how to keep it.
+    """
+    left = left_by_a_run(Path(output))
+    if left and not args.resume:
+        raise ValueError(
+            f"OUTPUT_DIR {output} holds a training already ({left}), and two are not mixed: "
+            "--resume goes on with it; --new-folder trains into a new folder beside it "
+            f"({_free(output)}); or name another OUTPUT_DIR"
+        )
+
+
+def _free(output: str) -> Path:
+    return next_free(Path(output), lambda folder: bool(left_by_a_run(folder)))
+
+
+def _take_new_folder(args: argparse.Namespace) -> None:
+    """Override OUTPUT_DIR by the next folder without a training; once, for all processes."""
+    if args.resume:
+        raise ValueError("--new-folder begins a training; leave --resume out")
+    if args.num_machines > 1 or distributed.place_unless_launching(args) is not None:
+        raise ValueError(
+            "--new-folder: processes that are started one by one would each look for a folder; "
+            "name a new OUTPUT_DIR"
+        )
+    output = _free(load_config(args.config_file, args.opts).OUTPUT_DIR)
+    args.opts = [*args.opts, "OUTPUT_DIR", str(output)]
+    print(f"--new-folder: OUTPUT_DIR {output}")
 
 
 def prepared(args: argparse.Namespace) -> Prepared:
-    """The config of the command line, and what there is to say of it.
+    """The config of the command line, and its findings.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: options that contradict one another, or what
+        FileNotFoundError, TypeError, ValueError: contradictory options, or what
             :func:`fpn_ext.prepare` finds wrong.
     """
     if args.extend and args.resume:
@@ -80,7 +132,7 @@ def prepared(args: argparse.Namespace) -> Prepared:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of the command line; logging, seed and output folder set up from it.
+    """The frozen config of the command line; sets up logging, seed and output folder.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: what :func:`fpn_ext.prepare` finds wrong.
@@ -90,14 +142,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
         use_deterministic_algorithms()
     cfg, scaled = scale_schedule(cfg, comm.get_world_size())
     cfg.freeze()
-    default_setup(cfg, args)
+    set_up_logging(cfg.OUTPUT_DIR, comm.get_rank())
+    file = Path(cfg.OUTPUT_DIR, CONFIG)
+    # Detectron2's dump pins what NUMERICS chose here; another machine must choose again.
+    text = unresolved_yaml(cfg, written_keys(args.config_file, args.opts)).encode()
+    if args.eval_only and file.is_file():  # an evaluation leaves the training's as it was
+        text = file.read_bytes()
+    with short_on_console():
+        default_setup(cfg, args)
     if comm.is_main_process():
-        # Detectron2's dump pins what NUMERICS chose for this machine; on another it is to choose.
-        written = written_keys(args.config_file, args.opts)
-        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(unresolved_yaml(cfg, written))
-    logger = setup_logger(
-        output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fpn_ext", abbrev_name="fpn"
-    )
+        with replacing(file) as stream:
+            stream.write(text)
+    logger.info("%s/log.txt has environment, config, model and data in full", cfg.OUTPUT_DIR)
     logger.info(distributed.started_by())
     if scaled:
         logger.info("SOLVER.REFERENCE_WORLD_SIZE: %s", ", ".join(scaled))
@@ -118,10 +174,12 @@ def _weights(args: argparse.Namespace, output: str) -> Weights:
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    model = Trainer.build_model(cfg)
-    CompleteCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-        cfg.MODEL.WEIGHTS, resume=args.resume
-    )
+    with short_on_console():
+        model = Trainer.build_model(cfg)
+        checkpointer = CompleteCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    logger.info("evaluating %s", described(checkpointer.file, checkpoint))
+    check_test_classes(cfg, checkpointer.file, checkpoint)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         if args.json:

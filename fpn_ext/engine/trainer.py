@@ -1,9 +1,9 @@
-"""The trainer: everything that a config's training is made of, put together in one place.
+"""The trainer: assembles everything that a training consists of.
 
-It offers what Detectron2's DefaultTrainer offers. One iteration is :mod:`fpn_ext.engine.steps`; the
-order of images and all random numbers are :mod:`fpn_ext.engine.repeatable`; what a checkpoint gives
-back is :mod:`fpn_ext.engine.resuming`, how it is written :mod:`fpn_ext.files.checkpoint`. By keys
-of ``SOLVER.FPN_EXT`` and ``TEST.FPN_EXT`` (docs/guides/training.md) come
+A counterpart of Detectron2's DefaultTrainer. :mod:`fpn_ext.engine.steps` does one iteration;
+:mod:`fpn_ext.engine.repeatable` defines data order and random numbers;
+:mod:`fpn_ext.engine.resuming` restores checkpoints, :mod:`fpn_ext.files.checkpoint` writes them.
+Keys of ``SOLVER.FPN_EXT`` and ``TEST.FPN_EXT`` (docs/guides/training.md) enable
 :mod:`fpn_ext.engine.best`, :mod:`fpn_ext.engine.ema` and :mod:`fpn_ext.engine.validation_loss`.
 """
 
@@ -31,16 +31,19 @@ from ..evaluation.evaluators import build_evaluator
 from ..files.checkpoint import SafeCheckpointer
 from ..keys import own_keys
 from ..proposals.loader import build_test_loader, build_validation_loader, training_data
+from ..registries.lookup import is_pyramid
 from ..speed.folded_norms import fold_frozen_norms
 from ..speed.winograd_training import train_with_winograd
 from . import resuming, testing
 from .best import StopTraining, build_best_checkpoint, stoppable
 from .ema import AveragedWeights
 from .nonfinite import NonFiniteGuard
+from .progress import ProgressWriter
 from .repeatable import RepeatableTrainLoader, seeded_iterations
 from .schedule import scale_schedule
-from .steps import build_step, in_all_processes
+from .steps import AfterBackward, build_step, in_all_processes
 from .testing import changed
+from .trained_on import record_in, warn_of_changed_data, write_beside_config
 from .validation_loss import validation_loss
 
 logger = logging.getLogger(__name__)
@@ -53,37 +56,38 @@ class Trainer(TrainerBase):
     ``build_lr_scheduler``, ``build_test_loader``, ``build_evaluator``, ``build_hooks``,
     ``build_writers``, ``test`` and ``test_with_TTA``.
 
-    A training ends with the same bits whether or not it was killed on its way and resumed. That
-    holds where the arithmetic gives the same bits every time: on one machine, on a CPU with the
-    same number of threads; ``SOLVER.FPN_EXT.DETERMINISTIC`` asks PyTorch for it on a GPU.
-    ``TEST.PRECISE_BN`` is outside: Detectron2's hook reads images in an order of its own. So is a
-    ``build_train_loader`` that returns another loader than RepeatableTrainLoader.
+    A killed and resumed training ends with the same bits as an uninterrupted one, provided that
+    arithmetic is deterministic: one machine, and on CPU the same number of threads; on a GPU,
+    ``SOLVER.FPN_EXT.DETERMINISTIC`` requests it from PyTorch. Exceptions: ``TEST.PRECISE_BN``,
+    as Detectron2's hook reads images in a different order, and a ``build_train_loader`` that
+    returns anything other than a RepeatableTrainLoader.
 
-    Three ways to begin, each of which says in the log what it took: :meth:`resume_or_load` takes
-    everything, or weights alone; :meth:`extend` takes weights and the optimizer's state.
+    Three ways to start, each logging what it loads: :meth:`resume_or_load` loads everything, or
+    only weights; :meth:`extend` loads weights and the optimizer state.
 
     Args:
         cfg: a config made by :func:`fpn_ext.get_cfg`; scaled to the number of processes here
             (:func:`fpn_ext.engine.schedule.scale_schedule`).
 
     Attributes:
-        cfg (CfgNode): the scaled config, with ``TEST.AUG.ENABLED`` False: an image then takes many
-            passes, and does so only when the training is over.
-        step (SimpleTrainer): does one iteration; holds ``model`` (in DistributedDataParallel where
+        cfg (CfgNode): the scaled config, with ``TEST.AUG.ENABLED`` False: test-time augmentation
+            is slow and runs only after training.
+        step (SimpleTrainer): does one iteration; holds ``model`` (in DistributedDataParallel if
             there are several processes), ``optimizer`` and ``data_loader``.
-        scheduler: of the learning rate.
-        checkpointer (SafeCheckpointer): of model, optimizer, hooks and this trainer's state.
+        scheduler: the learning-rate scheduler.
+        checkpointer (SafeCheckpointer): of model, optimizer, hooks and trainer state.
         averaged (AveragedWeights or None): with ``SOLVER.FPN_EXT.EMA_DECAY``.
+        trained_on (TrainedOn): what is in every checkpoint.
         best (BestCheckpoint or None): with ``TEST.FPN_EXT.BEST_METRIC``.
-        last_results (dict or None): what ``test`` gave last.
-        iter, start_iter, max_iter (int): as Detectron2's: the iteration that is under way, the
-            first of this run, and the number of all.
+        last_results (dict or None): the latest results of ``test``.
+        iter, start_iter, max_iter (int): as in Detectron2: the current iteration, the first of
+            this run, and the total number.
     """
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
-            setup_logger()  # the script has not: as DefaultTrainer does
+            setup_logger()  # unless the script did; as DefaultTrainer does
         cfg, _ = scale_schedule(cfg, comm.get_world_size())
         self.cfg = changed(cfg, "TEST.AUG.ENABLED", False) if cfg.TEST.AUG.ENABLED else cfg
 
@@ -91,14 +95,15 @@ class Trainer(TrainerBase):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         self.step = build_step(cfg, in_all_processes(model), data_loader, optimizer)
+        self.step.register_hooks([AfterBackward(self)])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.max_iter = cfg.SOLVER.MAX_ITER
 
         self.checkpointer = SafeCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        self.trained_on = record_in(self.checkpointer, cfg, data_loader)
         self._restored: dict[str, Any] = {}
-
         self.last_results: dict[str, Any] | None = None
         self._validation_loaders = [
             build_validation_loader(cfg, name)
@@ -106,10 +111,9 @@ class Trainer(TrainerBase):
         ]
         self.best = build_best_checkpoint(cfg, self.evaluate, self._export_best)
         self.averaged: AveragedWeights | None = None
-        if own_keys(cfg, "SOLVER").EMA_DECAY > 0:
-            self.averaged = AveragedWeights(
-                self.model, own_keys(cfg, "SOLVER").EMA_DECAY, self.checkpointer
-            )
+        decay = own_keys(cfg, "SOLVER").EMA_DECAY
+        if decay > 0:
+            self.averaged = AveragedWeights(self.model, decay, self.checkpointer)
 
         self.register_hooks(self.build_hooks())
         if cfg.TEST.AUG.ENABLED:
@@ -140,11 +144,11 @@ class Trainer(TrainerBase):
     def data_loader(self, value: Any) -> None:
         self.step.data_loader = value
 
-    # ------------------------------------------------------------------ what it is made of
+    # ------------------------------------------------------------------ components
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model of ``MODEL.META_ARCHITECTURE``, frozen and made fast as the config says."""
+        """The model of ``MODEL.META_ARCHITECTURE``, frozen and optimized as configured."""
         keys = own_keys(cfg)
         model = build_model(cfg)
         logger.info("Model:\n%s", model)
@@ -161,7 +165,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Batches without end: a RepeatableTrainLoader, or any loader that Detectron2 takes."""
+        """An endless loader: a RepeatableTrainLoader, or any that Detectron2 accepts."""
         return RepeatableTrainLoader(cfg, **training_data(cfg))
 
     @classmethod
@@ -176,34 +180,34 @@ class Trainer(TrainerBase):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """The evaluator that a dataset's metadata asks for; it writes to a folder per dataset.
+        """The evaluator selected by a dataset's metadata; it writes to a folder per dataset.
 
-        Detectron2's single folder lets the second dataset overwrite the files of the first.
+        In Detectron2's single folder, the second dataset overwrites the files of the first.
         """
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
 
     def build_hooks(self) -> list[HookBase]:
-        """What happens around the steps, in this order."""
+        """The hooks, in order of execution."""
         cfg, main_process = self.cfg, comm.is_main_process()
         around = [
             seeded_iterations(self.data_loader, own_keys(cfg, "SOLVER").ACCUMULATE),
-            hooks.IterationTimer(),
+            hooks.IterationTimer(warmup_iter=1),  # the first line of progress has a time
             hooks.LRScheduler(),
             self._precise_bn(),
             self.averaged,  # before the checkpoint that holds it
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if main_process
             else None,
-            # After the checkpoint: where an evaluation fails, nothing is lost.
+            # After the checkpoint: a failing evaluation loses nothing.
             self.best or hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
-            hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
+            ProgressWriter(self.build_writers()) if main_process else None,
             NonFiniteGuard(cfg),  # last: it raises
         ]
         return [hook for hook in around if hook is not None]
 
     def build_writers(self) -> list[EventWriter]:
-        """What metrics are written to: Detectron2's log lines, metrics.json and TensorBoard."""
+        """Writers of metrics: Detectron2's log lines, metrics.json and TensorBoard."""
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def _precise_bn(self) -> hooks.PreciseBN | None:
@@ -214,26 +218,27 @@ class Trainer(TrainerBase):
         test = cfg.TEST
         return hooks.PreciseBN(test.EVAL_PERIOD, self.model, loader, test.PRECISE_BN.NUM_ITER)
 
-    # ------------------------------------------------------------------ how it begins
+    # ------------------------------------------------------------------ starting
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Begin with everything of OUTPUT_DIR's last checkpoint; else with MODEL.WEIGHTS' weights.
+        """Start from OUTPUT_DIR's last checkpoint, else from the weights of MODEL.WEIGHTS.
 
-        With ``resume`` and a folder that never held a checkpoint: as without.
+        Without any checkpoint in the folder, ``resume`` has no effect.
 
         Raises:
-            ValueError: nothing is left to train, or the training was stopped early, or the
-                checkpoint holds weights alone, or another model's; or what
+            ValueError: no iterations remain, the training was stopped early, the checkpoint holds
+                only weights or those of another model; or what
                 :meth:`fpn_ext.files.checkpoint.SafeCheckpointer.resume_or_load` raises.
         """
         weights = self.cfg.MODEL.WEIGHTS
         configured = list(self.scheduler.base_lrs)
-        self.checkpointer.resume_or_load(weights, resume=resume)
+        checkpoint = self.checkpointer.resume_or_load(weights, resume=resume)
         if not (resume and self.checkpointer.has_checkpoint()):
+            weights = weights or (is_pyramid(self.cfg) and own_keys(self.cfg).BOTTOM_UP_WEIGHTS)
             self._say(f"Begun with the weights of {weights}" if weights else "Begun from scratch")
             return
         file = self.checkpointer.file
-        self.start_iter = self.iter + 1  # a checkpoint holds the iteration that was done last
+        self.start_iter = self.iter + 1  # a checkpoint holds the last completed iteration
         resuming.check_can_resume(file, self._restored, self.start_iter, self.max_iter)
         if self.best and self.best.exhausted:
             raise ValueError(
@@ -245,16 +250,16 @@ class Trainer(TrainerBase):
         resuming.warn_of_changes(
             file, self._restored, self.cfg, self.scheduler.base_lrs, configured
         )
+        warn_of_changed_data(file, checkpoint, self.trained_on)
         self._say(f"Resumed {file}: weights, optimizer, learning rate, order of images")
 
     def extend(self) -> None:
-        """Begin a new schedule with the weights and the optimizer's state of MODEL.WEIGHTS.
+        """Start a new schedule with the weights and optimizer state of MODEL.WEIGHTS.
 
-        The iteration is 0; learning rate, steps, weight decay and momentum's factor are those of
-        the config.
+        The iteration is 0; learning rate, steps, weight decay and momentum are the config's.
 
         Raises:
-            ValueError: MODEL.WEIGHTS holds no state of an optimizer, or that of another model.
+            ValueError: MODEL.WEIGHTS holds no optimizer state, or another model's.
         """
         file = self.cfg.MODEL.WEIGHTS
         state = self.checkpointer.load(file, checkpointables=[]).get("trainer", {})
@@ -296,10 +301,10 @@ class Trainer(TrainerBase):
         """Train from ``start_iter`` to ``max_iter``, or until the patience is exhausted.
 
         Returns:
-            With ``TEST.EXPECTED_RESULTS``, in the main process: what ``test`` gave last.
+            With ``TEST.EXPECTED_RESULTS``, in the main process: the latest results of ``test``.
 
         Raises:
-            ValueError: results are expected and nothing was evaluated.
+            ValueError: results are expected but nothing was evaluated.
         """
         with stoppable():
             super().train(self.start_iter, self.max_iter)
@@ -319,6 +324,7 @@ class Trainer(TrainerBase):
 
     def before_train(self) -> None:
         super().before_train()
+        write_beside_config(self.trained_on, self.cfg.OUTPUT_DIR)
         self._stop_if_exhausted(self.start_iter)
 
     def after_step(self) -> None:
@@ -326,10 +332,10 @@ class Trainer(TrainerBase):
         self._stop_if_exhausted(self.iter + 1)
 
     def _stop_if_exhausted(self, iterations: int) -> None:
-        # Here, and not in a hook: those registered after it would miss the last iteration.
+        # Not in a hook: hooks registered after it would miss the last iteration.
         if not (self.best and self.best.exhausted):
             return
-        self.iter = iterations - 1  # what a checkpoint has done last
+        self.iter = iterations - 1  # the last completed iteration
         self.checkpointer.save("model_final", iteration=self.iter)
         self.iter = self.max_iter = iterations
         raise StopTraining(f"Stopped early after {iterations} iterations: {self.best}")
@@ -338,11 +344,11 @@ class Trainer(TrainerBase):
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The model that is trained; with ``SOLVER.FPN_EXT.EMA_DECAY`` that of averaged weights."""
+        """The trained model; with ``SOLVER.FPN_EXT.EMA_DECAY``, the one with averaged weights."""
         return self.averaged.model if self.averaged else self.model
 
     def evaluate(self) -> dict[str, Any]:
-        """What ``test`` gives, and with ``TEST.FPN_EXT.VALIDATION_LOSS`` ``validation_loss``."""
+        """Results of ``test``, plus ``validation_loss`` with ``TEST.FPN_EXT.VALIDATION_LOSS``."""
         model = self.evaluated_model
         results = self.last_results = self.test(self.cfg, model)
         if self._validation_loaders:
@@ -360,20 +366,20 @@ class Trainer(TrainerBase):
         model: nn.Module,
         evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Scores of a model on ``DATASETS.TEST``; all processes call this.
+        """Scores of a model on ``DATASETS.TEST``; called in all processes.
 
-        With ``TEST.AUG.ENABLED`` and no ``evaluators`` of the caller's, also what
-        :meth:`test_with_TTA` gives. Files go to ``OUTPUT_DIR/inference/DATASET``.
+        With ``TEST.AUG.ENABLED`` and no ``evaluators`` given, also the results of
+        :meth:`test_with_TTA`. Files go to ``OUTPUT_DIR/inference/DATASET``.
 
         Args:
-            model: with its weights; it may be wrapped in DistributedDataParallel.
-            evaluators: one for each dataset, in place of those of ``build_evaluator``.
+            model: with loaded weights; may be wrapped in DistributedDataParallel.
+            evaluators: one per dataset, instead of those of ``build_evaluator``.
 
         Returns:
-            {dataset: {task: {metric: value}}}; {task: ...} where there is a single dataset.
+            {dataset: {task: {metric: value}}}; {task: ...} for a single dataset.
 
         Raises:
-            ValueError: another number of evaluators than of datasets.
+            ValueError: the number of evaluators is not that of datasets.
         """
         build = cls.build_test_loader, cls.build_evaluator
         results = testing.score(cfg, model, *build, evaluators)
@@ -387,8 +393,8 @@ class Trainer(TrainerBase):
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Scores with Detectron2's test-time augmentation: an image pyramid and flips.
 
-        As :meth:`test` gives them, the names of the tasks ending in ``_TTA``; ``TEST.AUG`` says
-        which sizes. Files go to ``OUTPUT_DIR/inference_TTA/DATASET``.
+        As :meth:`test`, with task names ending in ``_TTA``; ``TEST.AUG`` sets the sizes. Files go
+        to ``OUTPUT_DIR/inference_TTA/DATASET``.
         """
         build = cls.build_test_loader, cls.build_evaluator
         return testing.unnested(testing.score_augmented(cfg, model, *build))

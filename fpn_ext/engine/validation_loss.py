@@ -1,4 +1,4 @@
-"""The losses of a model on images it is not trained on: ``TEST.FPN_EXT.VALIDATION_LOSS``."""
+"""The losses of a model on validation images: ``TEST.FPN_EXT.VALIDATION_LOSS``."""
 
 import contextlib
 from collections import Counter
@@ -26,17 +26,16 @@ Batches = Iterable[list[dict[str, Any]]]
 
 
 def validation_loss(model: nn.Module, loaders: Iterable[Batches]) -> dict[str, float]:
-    """The means of a model's losses over all images, without a trace in the model or the training.
+    """A model's mean losses over all images, without side effects on the model or the training.
 
     The model computes losses as in training and everything else as in inference: the backbone and
-    every batch norm and dropout are in eval mode. What it draws, which anchors and proposals count,
-    is the same each time and for an image does not depend on the others. Random numbers outside go
-    on as before.
+    every batch norm and dropout are in eval mode. Sampling of anchors and proposals is the same
+    each time, and per image independent of other images. The outer RNG state is unchanged.
 
     Args:
-        model: of Detectron2's kind, with losses in training mode; it may be wrapped in
+        model: a Detectron2 model that returns losses in training mode; may be wrapped in
             DistributedDataParallel.
-        loaders: batches of one image with ground truth each; every process its share.
+        loaders: batches of one image with ground truth each; in every process its shard.
 
     Returns:
         ``{"loss_cls": ..., "total_loss": ...}``, the same in all processes.
@@ -48,7 +47,7 @@ def validation_loss(model: nn.Module, loaders: Iterable[Batches]) -> dict[str, f
     with (
         torch.no_grad(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        EventStorage(1),  # a storage of its own: the training's must not count these images
+        EventStorage(1),  # separate storage: keep these images out of the training's metrics
         _losses_of_inference(model),
     ):
         for loader in loaders:
@@ -66,10 +65,9 @@ def validation_loss(model: nn.Module, loaders: Iterable[Batches]) -> dict[str, f
 
 @contextlib.contextmanager
 def _losses_of_inference(model: Any) -> Iterator[None]:
-    """Set the modes; afterwards all that modules hold, parameters aside, is as before.
+    """Set the modes; on exit, restore all module state except parameters.
 
-    That is more than the modes: Detectron2's RetinaNet keeps a running normalizer, the pooler a
-    count.
+    Not only the modes: Detectron2's RetinaNet keeps a running normalizer, the pooler a count.
     """
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     model.train()

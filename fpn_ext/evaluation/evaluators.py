@@ -1,6 +1,8 @@
-"""Which of Detectron2's evaluators scores a dataset, and what of its results is kept."""
+"""Selects the evaluator of a dataset, and extends Detectron2's evaluators."""
 
+import itertools
 import json
+import logging
 import math
 import os
 import tempfile
@@ -24,15 +26,19 @@ from detectron2.utils import comm
 
 from ..data.class_numbers import trained_classes
 from ..data.datasets import box_fault, read_voc_annotation, voc_box
+from ..files.atomic import replacing
 from ..keys import own_keys
 from ..registries.architectures import is_architecture
 from ..reporting.coco_json import levels_of
+from .coco import CocoScores, CocoSettings, evaluate_coco, settings_of
 from .ground_truth import GroundTruth
 from .recall import ProposalRecallEvaluator
 
+logger = logging.getLogger(__name__)
+
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
-    """What scores a model on a dataset: :func:`build_evaluators` as one."""
+    """The evaluator of a model on a dataset: :func:`build_evaluators` as one."""
     evaluators = build_evaluators(cfg, dataset_name, output_dir)
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
@@ -40,19 +46,19 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> 
 def build_evaluators(
     cfg: CfgNode, dataset_name: str, output_dir: str | None
 ) -> list[DatasetEvaluator]:
-    """What scores a model on a dataset; their ``evaluate`` takes ``img_ids``.
+    """The evaluators of a model on a dataset; their ``evaluate`` takes ``img_ids``.
 
-    Detections are scored as the dataset's metadata asks for (``evaluator_type``; as COCO where it
-    says nothing), proposals by their average recall: those of an RPN alone (ProposalNetwork), and
-    with ``TEST.FPN_EXT.EVALUATE_PROPOSALS`` those inside a two-stage model, beside its detections.
-    Classes are the model's (:func:`fpn_ext.data.class_numbers.trained_classes`).
+    Detections are scored by the metadata's ``evaluator_type`` (as COCO's if there is none),
+    proposals by average recall: those of a standalone RPN (ProposalNetwork) and, with
+    ``TEST.FPN_EXT.EVALUATE_PROPOSALS``, those inside a two-stage model, in addition to its
+    detections. Classes are the model's (:func:`fpn_ext.data.class_numbers.trained_classes`).
 
     Args:
         output_dir: folder for what they write; None to write nothing.
 
     Raises:
-        ValueError: the metadata names an evaluator that this project does not run; or the ground
-            truth cannot be scored.
+        ValueError: the metadata names an evaluator that this project does not support; the ground
+            truth cannot be scored; or a key of the evaluation is invalid.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if evaluator_type not in ("coco", "pascal_voc"):
@@ -65,8 +71,6 @@ def build_evaluators(
         return [ProposalRecallEvaluator(dataset_name, output_dir)]
     order = trained_classes(cfg)
     if evaluator_type == "coco":
-        # COCO's summary stops at 100 detections per image; a higher limit must reach it to count.
-        limit = cfg.TEST.DETECTIONS_PER_IMAGE
         model = cfg.MODEL
         evaluator = DetectionCOCOEvaluator(
             dataset_name,
@@ -77,8 +81,8 @@ def build_evaluators(
                 keypoints=model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else 0,
             ),
             output_dir=output_dir,
-            max_dets_per_image=limit if limit > 100 else None,
-            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+            settings=settings_of(cfg),
+            sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
     else:
         evaluator = VOCEvaluator(dataset_name, order)
@@ -88,17 +92,19 @@ def build_evaluators(
 
 
 class DetectionCOCOEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator of detections, on mended ground truth; proposals are for ours.
+    """Detectron2's COCO evaluator for detections, counted by :func:`evaluate_coco`.
 
-    ``coco_instances_results.json`` also gets the levels of each detection that the model keeps
-    (``MODEL.FPN_EXT.KEEP_LEVELS``): ``proposal_level``, ``pooled_level``. COCO's tools pass over
-    them.
+    Proposals are evaluated separately. In addition to Detectron2's scores: ``AP50-<class>`` where
+    there are several classes, and what ``TEST.FPN_EXT.AREA_RANGES`` and ``MAX_DETECTIONS`` ask for.
+    With ``MODEL.FPN_EXT.KEEP_LEVELS``, ``coco_instances_results.json`` also has each detection's
+    ``proposal_level`` and ``pooled_level``, which COCO tools ignore.
 
     Args:
         dataset_name: a registered dataset.
         truth: its ground truth; None to read it.
-        output_dir: folder for what it writes; None to write nothing.
-        **kwargs: of COCOEvaluator.
+        output_dir: folder for the detections; None for no files.
+        settings: how detections are counted; as COCO does if None.
+        sigmas: of the keypoints; COCO's if empty.
 
     Attributes:
         notes: what was mended in the ground truth, a sentence each.
@@ -109,8 +115,11 @@ class DetectionCOCOEvaluator(COCOEvaluator):
         dataset_name: str,
         truth: GroundTruth | None = None,
         output_dir: str | None = None,
-        **kwargs: Any,
+        settings: CocoSettings | None = None,
+        sigmas: Sequence[float] = (),
     ):
+        self.settings = settings or CocoSettings()
+        limit = max(self.settings.limits)
         truth = truth or GroundTruth(dataset_name)
         truth.say()
         dataset = truth.coco.dataset
@@ -123,7 +132,12 @@ class DetectionCOCOEvaluator(COCOEvaluator):
             file.write_text(json.dumps({key: [] for key in keys}))
             metadata = MetadataCatalog.get(name).set(json_file=str(file))
             try:
-                super().__init__(name, output_dir=output_dir, **kwargs)
+                super().__init__(
+                    name,
+                    output_dir=output_dir,
+                    max_dets_per_image=None if limit == 100 else limit,
+                    kpt_oks_sigmas=sigmas,
+                )
             finally:
                 MetadataCatalog.remove(name)
         if truth.classes:
@@ -134,7 +148,7 @@ class DetectionCOCOEvaluator(COCOEvaluator):
         self.notes = truth.notes
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """As the parent's, which would score ``proposals`` by a routine of its own."""
+        """As the parent's, less ``proposals``, which the parent would score by its own routine."""
         detections = [{k: v for k, v in out.items() if k != "proposals"} for out in outputs]
         done = len(self._predictions)
         super().process(inputs, detections)
@@ -143,13 +157,79 @@ class DetectionCOCOEvaluator(COCOEvaluator):
             for detection, its_levels in zip(prediction["instances"], levels, strict=True):
                 detection.update(its_levels)
 
+    def _eval_predictions(
+        self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
+    ) -> None:
+        """As the parent's, counted by :func:`evaluate_coco`."""
+        detections = list(itertools.chain(*(p["instances"] for p in predictions)))
+        self._name_categories(detections)
+        if self._output_dir:
+            with replacing(Path(self._output_dir, "coco_instances_results.json")) as stream:
+                stream.write(json.dumps(detections).encode("ascii"))
+        if not self._do_evaluation:
+            logger.info("the annotation file has no annotations: nothing is scored")
+            return
+        for task in sorted(self._tasks or self._tasks_from_predictions(detections)):
+            if task == "keypoints":
+                self._check_keypoints(detections)
+            scores = (
+                evaluate_coco(
+                    self._coco_api, detections, task, self.settings, img_ids, self._kpt_oks_sigmas
+                )
+                if detections
+                else None
+            )
+            names = self._metadata.get("thing_classes")
+            evaluation = scores and scores.as_coco_eval()
+            self._results[task] = self._derive_coco_results(evaluation, task, class_names=names)
+            if scores:
+                self._results[task] |= self._further_scores(scores, names or [])
+
+    def _name_categories(self, detections: list[dict[str, Any]]) -> None:
+        """Put the dataset's category ids in place of the class indices."""
+        to_index = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if to_index is None:
+            return
+        ids = {index: category_id for category_id, index in to_index.items()}
+        for detection in detections:
+            if detection["category_id"] not in ids:
+                raise ValueError(
+                    f"a detection has class index {detection['category_id']}, and the dataset has "
+                    f"{len(ids)} classes; set the number of classes of the model (for Faster R-CNN "
+                    f"MODEL.ROI_HEADS.NUM_CLASSES) to {len(ids)}"
+                )
+            detection["category_id"] = ids[detection["category_id"]]
+
+    def _check_keypoints(self, detections: list[dict[str, Any]]) -> None:
+        objects = [a for a in self._coco_api.anns.values() if "keypoints" in a]
+        predicted = len(detections[0]["keypoints"]) // 3 if detections else None
+        annotated = len(objects[0]["keypoints"]) // 3 if objects else predicted
+        sigmas = len(self._kpt_oks_sigmas) or 17
+        if detections and not predicted == annotated == sigmas:
+            raise ValueError(
+                f"the model finds {predicted} keypoints of an object, the annotations have "
+                f"{annotated}, and TEST.KEYPOINT_OKS_SIGMAS has {sigmas} (COCO's 17 if empty): "
+                "the three must agree"
+            )
+
+    def _further_scores(self, scores: CocoScores, names: Sequence[str]) -> dict[str, float]:
+        """The scores that Detectron2 does not name, in percent."""
+        further: dict[str, float] = {}
+        if len(names) > 1:
+            further |= {f"AP50-{name}": scores.ap(0.5, category=c) for c, name in enumerate(names)}
+        for size in self.settings.sizes or ():
+            further |= {f"AP{size}": scores.ap(size=size), f"AR{size}": scores.ar(size=size)}
+        if self.settings.ar_by_limit:
+            further |= {f"AR@{limit}": scores.ar(limit) for limit in scores.limits}
+        return {name: 100 * value for name, value in further.items()}
+
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
-    """Detectron2's Pascal VOC evaluator, with AP and AP50 per class and without faulty boxes.
+    """Detectron2's Pascal VOC evaluator, with AP and AP50 per class and without degenerate boxes.
 
-    The matching and the AP are Detectron2's ``voc_eval``. AP is the mean over IoU 0.50:0.05:0.95.
-    Boxes without width or height, which :func:`fpn_ext.data.datasets.load_voc_layout` leaves out of
-    training, are left out of the ground truth too: nothing could ever be matched to them.
+    Matching and AP are Detectron2's ``voc_eval``. AP is the mean over IoU 0.50:0.05:0.95. Boxes
+    without width or height, which :func:`fpn_ext.data.datasets.load_voc_layout` drops from
+    training, are dropped from the ground truth too: no detection could match them.
 
     Args:
         dataset_name: a registered dataset in Pascal VOC's layout.
@@ -164,10 +244,10 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
     def evaluate(self, img_ids: Sequence[str] | None = None) -> OrderedDict | None:
         """``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", "AP50-<class>", ...}}`` in percent.
 
-        A class without ground truth counts as NaN and is left out of the means.
+        A class without ground truth is NaN and excluded from the means.
 
         Args:
-            img_ids: the images to be scored, as COCOEvaluator's; None for all of the dataset.
+            img_ids: the images to score, as in COCOEvaluator; None for the whole dataset.
         """
         gathered = comm.gather(self._predictions, dst=0)
         if not comm.is_main_process():
@@ -182,7 +262,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         if img_ids is None:
             img_ids = Path(self._image_set_path).read_text().split()
         with tempfile.TemporaryDirectory() as folder:
-            image_list = Path(folder, "images")  # no class has a file without a suffix
+            image_list = Path(folder, "images")  # class files have a suffix, so no clash
             image_list.write_text("\n".join(img_ids))
             classes_with_boxes = self._copy_ground_truth(img_ids, Path(folder))
             for c, name in enumerate(self._class_names):
@@ -199,7 +279,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
                         use_07_metric=self._is_2007,
                     )
                     ap[c, t] = class_ap * 100
-            parse_rec.cache_clear()  # it keeps every file it has read, and these are gone
+            parse_rec.cache_clear()  # it caches by file, and these files are gone
 
         box = {"AP": _mean(ap), "AP50": _mean(ap[:, 0]), "AP75": _mean(ap[:, 5])}
         for c, name in enumerate(self._class_names):
@@ -208,10 +288,10 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         return OrderedDict(bbox=box)
 
     def _copy_ground_truth(self, img_ids: Sequence[str], folder: Path) -> set[str]:
-        """Write the annotations for ``voc_eval``, less the faulty boxes.
+        """Write the annotations for ``voc_eval``, less the degenerate boxes.
 
-        ``voc_eval`` reads fields that not everybody writes, and whole numbers only.
-        Returns the classes that have boxes to find.
+        ``voc_eval`` requires fields that some files lack, and integer coordinates.
+        Returns the classes that have ground-truth boxes.
         """
         classes = set()
         for image_id in img_ids:
@@ -237,5 +317,5 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of the numbers that are not NaN; NaN if there are none."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     return math.nan if np.isnan(values).all() else float(np.nanmean(values))

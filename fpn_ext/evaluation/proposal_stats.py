@@ -1,4 +1,4 @@
-"""How good and how many the proposals in a file are: average recall, boxes per image."""
+"""Statistics of a proposal file: average recall, boxes per image."""
 
 import os
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from .recall import AREA_SUFFIXES, LIMITS, average_recall
 
 
 def proposal_stats(file: str | os.PathLike, dataset_name: str) -> dict[str, float]:
-    """How good and how many the proposals in a file are, for a dataset with ground truth.
+    """Average recall and number of the proposals in a file, for a dataset with ground truth.
 
     Returns:
         Average recall in percent (:func:`fpn_ext.evaluation.recall.average_recall`), of all, small,
-        medium and large objects, NaN where there are none: ``"AR@10"``, ``"ARs@10"``, ...,
+        medium and large objects, NaN if there are none: ``"AR@10"``, ``"ARs@10"``, ...,
         ``"ARl@1000"``. Then, over the images of the dataset, ``"boxes per image"`` (mean), ``"min
-        boxes"`` and ``"max boxes"``, and ``"images with boxes"``, in percent.
+        boxes"`` and ``"max boxes"``, and ``"images with boxes"`` in percent.
 
     Raises:
-        FileNotFoundError, ValueError: the file cannot be read, or has values that are not finite.
+        FileNotFoundError, ValueError: the file cannot be read, or has non-finite values.
     """
     proposals = open_proposals(file)
     ground_truth = ground_truth_of(dataset_name)
@@ -45,7 +45,7 @@ def proposal_stats(file: str | os.PathLike, dataset_name: str) -> dict[str, floa
 
 
 def as_text(stats: Mapping[str, float]) -> str:
-    """What :func:`proposal_stats` gives, as a table."""
+    """The result of :func:`proposal_stats` as a table."""
     lines = ["limit" + "".join(f"{area:>9}" for area in ("all", "small", "medium", "large"))]
     for limit in LIMITS:
         values = [stats[f"AR{suffix}@{limit}"] for suffix in AREA_SUFFIXES]

@@ -1,8 +1,8 @@
 """Average recall (AR) of proposals, as COCO defines it and Table 1 of the FPN paper reports it.
 
-At each IoU threshold 0.50, 0.55, ..., 0.95: the share of the objects, of whatever class, that the
-``limit`` best boxes of their image find. AR@limit is the mean over the thresholds. The matching is
-pycocotools'; how Detectron2's own routine differs is in docs/evidence/average_recall.md.
+At each IoU threshold 0.50, 0.55, ..., 0.95: the fraction of objects, of any class, matched by the
+``limit`` best boxes of their image. AR@limit is the mean over the thresholds. Matching is done by
+pycocotools; docs/evidence/average_recall.md explains how Detectron2's own routine differs.
 """
 
 import contextlib
@@ -55,20 +55,20 @@ def average_recall(
     """AR of class-agnostic boxes over all images of ``ground_truth``, in percent.
 
     Args:
-        ground_truth: it is not changed. Crowd regions are neither found nor missed.
-        boxes: by image id, (R, 4) XYXY in pixels of the image file. All objects of an image that is
-            left out are missed.
+        ground_truth: not modified. Crowd regions are ignored.
+        boxes: by image id, (R, 4) XYXY in pixels of the image file. If an image is omitted, all its
+            objects count as missed.
         scores: by image id, (R,): the higher the better.
-        limits: how many boxes of each image count, the best first.
+        limits: numbers of top-scoring boxes per image to count.
 
     Returns:
-        ``{"AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"}``: of all objects for
-        each limit, and for the largest of small, medium and large ones (COCO's ranges of the
-        annotation's ``area``: up to 32², up to 96², above). NaN where there is no object.
+        ``{"AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"}``: over all objects at
+        each limit, and at the largest limit also over small, medium and large ones (by the
+        annotation's ``area``: up to 32², up to 96², above). NaN if there are no objects.
 
     Raises:
-        ValueError: boxes and scores that do not fit together, are not finite, or belong to an image
-            that ``ground_truth`` does not have; an annotation without ``area``; a limit under 1.
+        ValueError: boxes and scores do not match, are not finite, or belong to an image that is not
+            in ``ground_truth``; an annotation has no ``area``; a limit is below 1.
     """
     if not limits or min(limits) < 1:
         raise ValueError(f"limits must be numbers of boxes, each at least 1, got {limits}")
@@ -88,9 +88,9 @@ def average_recall_by_class(
     scores: Mapping[Any, np.ndarray],
     limit: int = LIMITS[-1],
 ) -> dict[str, float]:
-    """``{"AR@1000-<class>": ...}``: :func:`average_recall` with the objects of one class alone.
+    """``{"AR@1000-<class>": ...}``: :func:`average_recall` over the objects of one class.
 
-    Proposals have no class: those of all classes count towards ``limit``.
+    Proposals are class-agnostic: all of them count towards ``limit``.
     """
     found = _checked(ground_truth, boxes, scores)
     annotations = ground_truth.dataset.get("annotations", [])
@@ -105,13 +105,13 @@ def average_recall_by_class(
 class ProposalRecallEvaluator(DatasetEvaluator):
     """AR of the proposals in a model's outputs, over a dataset and all processes.
 
-    It scores what an RPN alone (ProposalNetwork) returns, and what
+    It scores the outputs of a standalone RPN (ProposalNetwork), and the proposals that
     :func:`model_with_proposals` adds to the outputs of a two-stage model.
 
     Args:
         dataset_name: a registered dataset.
-        output_dir: folder for ``box_proposals.safetensors``, a file of proposals
-            (:mod:`fpn_ext.proposals.file`); None to write no file.
+        output_dir: folder for ``box_proposals.safetensors``, a proposal file
+            (:mod:`fpn_ext.proposals.file`); None to write none.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | os.PathLike | None = None):
@@ -125,7 +125,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         self._scores: dict[Any, np.ndarray] = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Note the ``proposals`` of each output: Instances in pixels of the image file.
+        """Collect the ``proposals`` of each output: Instances in pixels of the image file.
 
         Raises:
             ValueError: an output has none.
@@ -187,18 +187,18 @@ def _of_images(ground_truth: COCO, img_ids: Sequence[Any]) -> COCO:
 
 
 def model_with_proposals(cfg: CfgNode, model: Any) -> nn.Module:
-    """The model as ``TEST.FPN_EXT.EVALUATE_PROPOSALS`` asks for it: itself, or wrapped.
+    """The model, wrapped if ``TEST.FPN_EXT.EVALUATE_PROPOSALS`` is set.
 
-    The wrapped one returns what the model returns, and in each output ``proposals``: those of its
-    RPN, as an RPN alone (ProposalNetwork) gives them. The latter is returned as it is.
+    The wrapper adds ``proposals`` to each output: those of the model's RPN, in the form that a
+    standalone RPN (ProposalNetwork) returns. A ProposalNetwork is not wrapped.
 
     Args:
         cfg: the config the model was built from.
-        model: a Detectron2 model, what ``optimize_for_inference`` made of one, or one wrapped in
+        model: a Detectron2 model, the result of ``optimize_for_inference``, or a model wrapped in
             DistributedDataParallel.
 
     Raises:
-        TypeError: the key asks for the proposals of a model that makes none.
+        TypeError: the key is set but the model makes no proposals.
     """
     inner = unwrapped(model)
     if not own_keys(cfg, "TEST").EVALUATE_PROPOSALS or isinstance(inner, ProposalNetwork):
@@ -215,7 +215,7 @@ class _ProposalKeepingModel(nn.Module):
     def __init__(self, model: GeneralizedRCNN):
         super().__init__()
         self.model = model
-        self.training = model.training  # an evaluation sets it back to this, the model with it
+        self.training = model.training  # evaluation restores this mode, also in the model
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         proposals: list[Instances] = []
@@ -242,7 +242,7 @@ def _in_pixels_of_the_file(proposals: Instances, image: dict[str, Any]) -> Insta
 def _checked(
     ground_truth: COCO, boxes: Mapping[Any, np.ndarray], scores: Mapping[Any, np.ndarray]
 ) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
-    """(R, 4) boxes, XYWH as COCO's, and (R,) scores of each image, in float64."""
+    """(R, 4) boxes in COCO's XYWH and (R,) scores of each image, float64."""
     different = set(boxes) ^ set(scores)
     if different:
         raise ValueError(f"boxes and scores are not of the same images: {_some(different)}")
@@ -278,10 +278,10 @@ def _some(values: Iterable[Any], most: int = 5) -> str:
 
 
 def _numbered_from_one(ground_truth: COCO, annotations: Iterable[dict[str, Any]]) -> COCO:
-    """The same images with some of their annotations, in their order.
+    """The same images with the given annotations, renumbered from 1 in order.
 
-    COCOeval takes an annotation's id for whether it was found: 0 would never be, and equal ones
-    (older minival files have some) would hide each other. It also writes into the annotations.
+    COCOeval uses annotation ids as match flags: id 0 would never count as matched, and duplicate
+    ids (some older minival files have them) collide. It also modifies the annotations.
     """
     copies = [
         {
@@ -306,10 +306,10 @@ def _recall_by_area(
     evaluation = COCOeval(truth, iouType="bbox")
     evaluation.params.useCats = 0
     evaluation.params.maxDets = [limit]
-    # Most proposals overlap no object enough to be matched at any threshold. Leaving these out
-    # changes no recall, and saves most of the memory and time of COCOeval, a loop in Python.
+    # Most proposals overlap no object enough to match at any threshold. Dropping them does not
+    # change recall, and saves most of the memory and time of COCOeval, a Python loop.
     lowest = min(evaluation.params.iouThrs)
-    category = min(evaluation.params.catIds, default=0)  # COCOeval must know it, and ignores it
+    category = min(evaluation.params.catIds, default=0)  # COCOeval requires one and ignores it
     results: list[dict[str, Any]] = []
     for image_id, (boxes, scores) in found.items():
         objects = truth.imgToAnns[image_id]

@@ -24,6 +24,7 @@ from pycocotools import mask
 from ..data.loading import Records
 from ..keys import own_keys
 from ..proposals.loader import build_validation_loader, test_loader_and_records
+from .coco import settings_of
 from .evaluators import build_evaluators
 
 MOST_IMAGES = 50  # with objects, and one for each class beside them
@@ -146,9 +147,8 @@ def _sample(cfg: CfgNode, name: str, records: Records, notes: list[str]) -> Reco
             f"{len(crowded)} image(s) of dataset {name!r} have more objects than "
             f"TEST.DETECTIONS_PER_IMAGE {most}, so that not all can be found"
         )
-    # COCO's evaluation counts 100 detections of a class and image, or as many as are kept; 20 with
-    # keypoints.
-    most = 20 if cfg.MODEL.KEYPOINT_ON else most
+    # As many detections of a class and image are counted, and 20 of keypoints.
+    most = min(20 if cfg.MODEL.KEYPOINT_ON else most, *settings_of(cfg).limits[-1:])
     chosen: Records = []
     classes: set[int] = set()
     empty = 0

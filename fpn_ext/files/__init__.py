@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and read without running what they hold."""
+"""Files: written atomically, and read without executing code in them."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Atomic file writing: a file is complete or absent, even after a crash."""
 
 import contextlib
 import os
@@ -9,10 +9,10 @@ from typing import IO
 
 @contextlib.contextmanager
 def replacing(file: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """A binary file to write, in place of ``file`` once it is whole and on the disk.
+    """A writable binary file that replaces ``file`` once complete and synced to disk.
 
-    Until then it is ``{name}.partial`` beside it. The folder is made. A link stays one: the file
-    that it points to is replaced. What is no regular file, such as a pipe, is written to as it is.
+    Until then it is ``{name}.partial`` beside it. Creates the folder. A symlink is kept: its target
+    is replaced. Non-regular files, such as pipes, are written directly.
     """
     path = Path(os.path.realpath(file))
     if path.exists() and not path.is_file():

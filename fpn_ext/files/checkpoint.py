@@ -1,47 +1,57 @@
-"""Detectron2's checkpointer, with files that are whole or not there, and read as data only."""
+"""Detectron2's checkpointer, with files written atomically and read as data only."""
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ..unwrap import unwrapped
 from .atomic import replacing
+from .tensor_names import names_in_file
 from .weight_files import DamagedFileError, local_file, read_weights
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's DetectionCheckpointer; what differs is what happens when something is wrong.
+    """Detectron2's DetectionCheckpointer with stricter error handling.
 
-    A file is read by :func:`fpn_ext.files.weight_files.read_weights`: no code in it runs, damage is
-    seen. One is written beside its place and moved there when it is whole on the disk, so that
-    being killed, or a full disk, leaves the one before. Resuming passes over damaged and missing
-    ones. How much of the model a file filled is said in one line; nothing at all is an error.
+    Files are read by :func:`fpn_ext.files.weight_files.read_weights`: no code in them runs, damage
+    is detected. They are written atomically, so a kill or a full disk leaves the previous file
+    intact. Resuming skips damaged and missing files. One log line says how much of the model a file
+    matched; no match at all is an error.
 
     Attributes:
-        file (str): what was loaded last.
-        matched (str): how many tensors of the model it filled, by part of the model.
-        other_shapes (tuple of str): tensors that both have, in other shapes, which it did not fill.
+        file (str): the file loaded last.
+        matched (str): how many tensors of the model it matched, by part of the model.
+        other_shapes (tuple of str): tensors not loaded because their shapes differ.
+        in_every_file (dict): what is written beside the model into every file: plain values.
     """
 
     file = ""
     matched = ""
     other_shapes: tuple[str, ...] = ()
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.in_every_file: dict[str, Any] = {}
+
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As Detectron2's, of a path or address (:func:`fpn_ext.files.weight_files.local_file`).
+        """As Detectron2's, for a path or URL (:func:`fpn_ext.files.weight_files.local_file`).
 
         Raises:
-            ValueError: the file is damaged, asks for code, or fills no tensor of the model.
+            ValueError: the file is damaged, requests code, or matches no tensor of the model.
         """
-        return super().load(local_file(path) if path else path, *args, **kwargs)
+        # Past Detectron2's own load. What it does is for a model in DistributedDataParallel, and no
+        # checkpointer holds that wrapper; main's cuts a name at its "?", and after a file that
+        # could not be read fails on every other.
+        return Checkpointer.load(self, local_file(path) if path else path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         self.file = filename
@@ -59,40 +69,50 @@ class SafeCheckpointer(DetectionCheckpointer):
         if needed and missing.issuperset(needed):
             raise ValueError(
                 f"{self.file} fits no tensor of the model: it has {given[:3]} (of {len(given)}), "
-                f"the model {needed[:3]} (of {len(needed)}). Check MODEL.WEIGHTS, and that the "
-                "config builds the model the file was made with"
+                f"the model {needed[:3]} (of {len(needed)}). "
+                + (
+                    _bottom_ups(given, needed)
+                    or "Check MODEL.WEIGHTS, and that the config builds the model the file was "
+                    "made with; weights of a classification network go under "
+                    "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS"
+                )
             )
         say = self.logger.warning if missing else self.logger.info
         self.matched = matched_share(needed, missing)
         say("Weights of %s: %s", self.file, self.matched)
+        in_vain = [name for name in missing if name.startswith(BOTTOM_UP)]
+        hint = _bottom_ups(given, in_vain) if in_vain else ""
+        if hint:
+            self.logger.warning(hint)
         return incompatible
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As Detectron2's: ``{name}.pth``, then its name into ``last_checkpoint``; each atomically.
 
         Raises:
-            OSError: the disk is full, or cannot be written. The checkpoints before are untouched.
+            OSError: the disk is full or not writable. Earlier checkpoints are untouched.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, **kwargs}
+        data = {"model": self.model.state_dict(), **states, **self.in_every_file, **kwargs}
         self._save(name, data)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def export(self, name: str, model: nn.Module, **kwargs: Any) -> None:
-        """Write the weights of a model to ``{name}.pth``: for MODEL.WEIGHTS, not to resume from.
+        """Write the weights of a model to ``{name}.pth``: for MODEL.WEIGHTS, not for resuming.
 
         Args:
             name: not of the form ``*_0000123`` or ``*_final``, which are checkpoints.
             model: may be wrapped in DistributedDataParallel.
-            kwargs: what to write beside ``model``.
+            kwargs: further entries beside ``model``.
 
         Raises:
             OSError: as :meth:`save`.
         """
         if self.save_dir and self.save_to_disk:
-            self._save(name, {"model": unwrapped(model).state_dict(), **kwargs})
+            weights = {"model": unwrapped(model).state_dict()}
+            self._save(name, {**weights, **self.in_every_file, **kwargs})
 
     def _save(self, name: str, data: dict[str, Any]) -> None:
         file = Path(self.save_dir, f"{name}.pth")
@@ -108,7 +128,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             with replacing(file) as stream:
                 write(stream)
         except (OSError, RuntimeError) as error:
-            # Where a write fails, torch may raise a RuntimeError ("unexpected pos") of its own.
+            # When a write fails, torch may raise its own RuntimeError ("unexpected pos").
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
@@ -123,15 +143,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         return bool(checkpoints_in(self.save_dir))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """With ``resume`` all of the last checkpoint that can be read; else weights of ``path``.
+        """With ``resume``, load the last readable checkpoint; else the weights of ``path``.
 
-        With ``resume`` and a folder that has never held a checkpoint, as of a job that was killed
-        early and started again: the weights of ``path``, and that is said. Of several processes,
-        all call this, and all take the same file.
+        With ``resume`` and a folder without any checkpoint, as after a job killed early, loads the
+        weights of ``path`` and logs it. Called in all processes, which all load the same file.
 
         Raises:
-            ValueError: there are checkpoints and none of them can be read; processes see
-                different ones; or what :meth:`load` raises.
+            ValueError: there are checkpoints but none is readable; processes see different ones;
+                or what :meth:`load` raises.
         """
         candidates = checkpoints_in(self.save_dir) if resume else []
         if resume:
@@ -169,9 +188,9 @@ class SafeCheckpointer(DetectionCheckpointer):
 
 
 class CompleteCheckpointer(SafeCheckpointer):
-    """For a model that is to infer: a tensor that the file does not fill is an error.
+    """For inference: a model tensor missing from the file is an error.
 
-    With Detectron2 it keeps its random numbers, and an AP of 0 is all that tells.
+    In Detectron2 it keeps its random initialization, with an AP of 0 as the only symptom.
     """
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -190,8 +209,29 @@ class CompleteCheckpointer(SafeCheckpointer):
         return incompatible
 
 
+def described(file: str, checkpoint: Mapping[str, Any]) -> str:
+    """A checkpoint and how far its training was, in words.
+
+    Args:
+        checkpoint: what the file holds.
+
+    >>> described("model_0000199.pth", {"iteration": 199})
+    'model_0000199.pth, after 200 iterations'
+    >>> best = {"metric": "bbox/AP", "score": 52.128, "iteration": 400}
+    >>> described("model_best.pth", {"best": best})
+    'model_best.pth, the best bbox/AP, 52.13, after 400 iterations'
+    """
+    iteration, best = checkpoint.get("iteration"), checkpoint.get("best")
+    if isinstance(best, Mapping) and {"metric", "score", "iteration"} <= best.keys():
+        return (
+            f"{file}, the best {best['metric']}, {best['score']:.4g}, "
+            f"after {best['iteration']} iterations"
+        )
+    return f"{file}, after {iteration + 1} iterations" if isinstance(iteration, int) else file
+
+
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
-    """The checkpoints to resume from in a folder: the last one written, then those before it."""
+    """The checkpoints of a folder to resume from, most recent first."""
     numbers = {f: _number(f.name) for f in Path(folder).glob("*.pth")}
     numbered = {file: number for file, number in numbers.items() if number is not None}
     older = sorted(numbered, key=numbered.__getitem__, reverse=True)
@@ -199,30 +239,30 @@ def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
     if last is None:
         return older
     limit = _number(last.name)
-    # A higher number is left from another run in the same folder.
+    # Higher numbers are left over from another run in the same folder.
     return [last, *(f for f in older if limit is None or numbered[f] < limit)]
 
 
 def _tagged(folder: str | os.PathLike) -> Path | None:
-    """The checkpoint that the file ``last_checkpoint`` names; None if it names none."""
+    """The checkpoint named in the file ``last_checkpoint``, or None."""
     tag = Path(folder, "last_checkpoint")
     name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
     return Path(folder, name) if name else None
 
 
 def _number(name: str) -> float | None:
-    """The iteration in a checkpoint's name, infinite for the final one; None for any other."""
+    """The iteration in a checkpoint's name, infinity for the final one; None for other names."""
     match = re.fullmatch(r"\w+_(\d{7}|final)\.pth", name)
     return None if not match else float("inf") if match[1] == "final" else int(match[1])
 
 
 def _counts(name: str) -> bool:
-    """Whether a model is wrong without this tensor; BatchNorm's counter of steps is unused."""
+    """Whether a model needs this tensor; BatchNorm's step counter is unused."""
     return not name.endswith("num_batches_tracked")
 
 
 def matched_share(needed: list[str], missing: set[str]) -> str:
-    """How many of a model's tensors a checkpoint gave, by part of the model.
+    """How many of a model's tensors a checkpoint matched, by part of the model.
 
     >>> names = ["backbone.bottom_up.stem.weight", "backbone.fpn_output2.bias", "roi_heads.w"]
     >>> matched_share(names, {"roi_heads.w"})
@@ -237,6 +277,18 @@ def matched_share(needed: list[str], missing: set[str]) -> str:
     return f"{', '.join(parts)} tensors matched{rest}"
 
 
+def _bottom_ups(given: list[str], needed: list[str]) -> str:
+    """What to do if a file has most of the bottom-up's tensors, under the bottom-up's own names."""
+    names = [name.removeprefix(BOTTOM_UP) for name in needed if name.startswith(BOTTOM_UP)]
+    if not names or len(names_in_file(names, given)) < 0.5 * len(names):
+        return ""
+    return (
+        "Its tensors are those of the network under the pyramid: name the file in "
+        "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS, and leave MODEL.WEIGHTS empty"
+    )
+
+
+BOTTOM_UP = "backbone.bottom_up."
 _PARTS = ("backbone", "pyramid", "heads")
 
 

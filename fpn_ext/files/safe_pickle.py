@@ -1,9 +1,9 @@
-"""Pickles of NumPy arrays and plain containers, read without running anything in them.
+"""Read pickles of NumPy arrays and plain containers without executing code in them.
 
-A pickle is a program: it may name any importable function and have it called. Here the few names
-that NumPy's arrays and Python 2's containers need stand for code of this module; any other is
-refused. NumPy's own ``_reconstruct`` and ``dtype.__setstate__`` are not called either: with crafted
-arguments they make arrays over foreign memory.
+A pickle is a program: it can call any importable function. Here the few names needed by NumPy
+arrays and Python 2 containers map to code in this module; all others are refused. NumPy's own
+``_reconstruct`` and ``dtype.__setstate__`` are not called either: crafted arguments make them
+create arrays over arbitrary memory.
 """
 
 import math
@@ -21,19 +21,19 @@ import numpy as np
 def load_pickle(
     file: str | os.PathLike, extra_globals: Mapping[str, Callable[..., Any]] | None = None
 ) -> Any:
-    """What a pickle file holds: None, bool, numbers, str, bytes, list, tuple, dict, set, arrays.
+    """A pickle's contents: None, bool, numbers, str, bytes, list, tuple, dict, set, arrays.
 
-    An OrderedDict becomes a dict, an array of objects (of one dimension) a list, an array's numbers
-    get this machine's byte order. Strings of Python 2 are decoded as Latin-1, as Detectron2 does.
+    An OrderedDict becomes a dict, a 1-D object array a list; arrays are converted to native byte
+    order. Python 2 strings are decoded as Latin-1, as in Detectron2.
 
     Args:
-        extra_globals: more names (``"module.name"``) the file may ask for, and what is called for
-            each with arguments from the file. It must be harmless with any and return a new or
-            plain value: ``int`` for an IntEnum, whose members a file could otherwise change.
+        extra_globals: further names (``"module.name"``) the file may use, each with the callable to
+            use instead, called with arguments from the file. It must be safe for any arguments and
+            return a new or plain value: ``int`` for an IntEnum, whose members a file could modify.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file asks for another name, or is truncated, or is no pickle. It says which.
+        ValueError: the file uses any other name, is truncated, or is not a pickle; says which.
     """
     admitted = _ADMITTED | {n: _Admitted(f) for n, f in (extra_globals or {}).items()}
     with Path(file).open("rb") as stream:
@@ -45,7 +45,7 @@ def load_pickle(
                 f"{file} asks for {error}; it was not read and nothing in it was run. Only NumPy "
                 "arrays and plain containers are read from a pickle"
             ) from None
-        # A damaged pickle raises anything, from EOFError to UnicodeDecodeError.
+        # A damaged pickle can raise anything, from EOFError to UnicodeDecodeError.
         except Exception as error:
             raise ValueError(
                 f"{file} is damaged or not a pickle of arrays ({type(error).__name__}: {error})"
@@ -53,20 +53,20 @@ def load_pickle(
 
 
 class _RefusedError(Exception):
-    """What a file asked for and does not get."""
+    """A file requested something that is not allowed."""
 
 
 class _MappedFile(mmap.mmap):
-    """No more of it is read than there is, whatever length is asked for."""
+    """Reads never exceed the file, whatever length is requested."""
 
     def readline(self) -> bytes:
         line = super().readline()
         if not line.endswith(b"\n"):
-            raise EOFError("it ends within a line")  # the Unpickler would take it for a whole one
+            raise EOFError("it ends within a line")  # the Unpickler would accept it
         return line
 
 
-# The one in C fills memory for a memo index that a damaged file makes up; this one does not.
+# The C implementation allocates memory for bogus memo indices of damaged files; this does not.
 class _Unpickler(pickle._Unpickler):
     stack: list[Any]
     read: Callable[[int], bytes]
@@ -84,7 +84,7 @@ class _Unpickler(pickle._Unpickler):
         return self.admitted[full_name]
 
     def load_build(self) -> None:
-        # The original would set any attribute of anything that is here.
+        # The original would set any attribute of any object here.
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, _Admitted):
@@ -94,7 +94,7 @@ class _Unpickler(pickle._Unpickler):
         target.__setstate__(state)
 
     def load_bytearray8(self) -> None:
-        # The original fills memory for a length that a damaged file makes up.
+        # The original allocates memory for bogus lengths of damaged files.
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
@@ -103,10 +103,10 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Admitted:
-    """What a name stands for: to be called, and nothing else."""
+    """The stand-in for an allowed name: callable, nothing else."""
 
     __slots__ = ("_call",)
-    __hash__ = None  # type: ignore[assignment]  # no member of a set, no key: see _plain
+    __hash__ = None  # type: ignore[assignment]  # not in sets, not as keys: see _plain
 
     def __init__(self, call: Callable[..., Any]):
         self._call = call
@@ -116,7 +116,7 @@ class _Admitted:
 
 
 class _Dtype:
-    """In place of ``numpy.dtype`` while reading; ``value`` is the dtype in native byte order."""
+    """Replaces ``numpy.dtype`` while reading; ``value`` is the dtype in native byte order."""
 
     __slots__ = ("stored", "value")
     __hash__ = None  # type: ignore[assignment]
@@ -133,7 +133,7 @@ class _Dtype:
 
 
 class _Array:
-    """In place of ``numpy.ndarray`` while reading; ``value`` is the array, or list of objects."""
+    """Replaces ``numpy.ndarray`` while reading; ``value`` is the array, or list of objects."""
 
     __slots__ = ("value",)
     __hash__ = None  # type: ignore[assignment]
@@ -204,14 +204,14 @@ _CALLS: dict[str, Callable[..., Any]] = {
             ("numeric._frombuffer", _from_buffer),
         )
     },
-    # __builtin__ is Python 2's name of builtins.
+    # __builtin__ is Python 2's name for builtins.
     **{
         f"{builtins}.{name}": call
         for builtins in ("builtins", "__builtin__")
         for name, call in (
             ("set", set),
             ("frozenset", frozenset),
-            ("bytes", lambda: b""),  # how Python 3 writes none for Python 2
+            ("bytes", lambda: b""),  # how Python 3 writes empty bytes for Python 2
         )
     },
 }

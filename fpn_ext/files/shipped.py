@@ -1,4 +1,4 @@
-"""The configs that come with this project: in a checkout, or inside an installed package."""
+"""The configs shipped with this project: in a checkout, or inside an installed package."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def configs() -> Path:
-    """The folder of the configs that come with this project.
+    """The folder of the shipped configs.
 
     Raises:
-        FileNotFoundError: it is neither beside the package (a checkout) nor inside it (a wheel).
+        FileNotFoundError: it is neither beside the package (checkout) nor inside it (wheel).
     """
     for folder in (PACKAGE.parent / "configs", PACKAGE / "configs"):
         if (folder / "Base-FPN.yaml").is_file():
@@ -20,7 +20,7 @@ def configs() -> Path:
 
 
 def find_config(file: str) -> str:
-    """A config file: as it is given if it is there; else, under ``configs/``, the shipped one.
+    """The path of a config file: as given if it exists; else, under ``configs/``, the shipped one.
 
     >>> Path(find_config("configs/Base-FPN.yaml")).is_file()
     True

@@ -1,6 +1,6 @@
-"""Files of weights: fetched over https alone, checked for damage, read without running anything.
+"""Weight files: fetched over https only, checked for damage, read without executing code.
 
-Detectron2 v0.6 unpickles whatever it is given, and a pickle can run any code.
+Detectron2 v0.6 unpickles any file, and a pickle can execute arbitrary code.
 """
 
 import hashlib
@@ -18,20 +18,21 @@ import torch
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import get_cache_dir
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .safe_pickle import load_pickle
 
 
 class DamagedFileError(ValueError):
-    """A file that is cut short or altered, or of another format than its name says."""
+    """A file that is truncated or altered, or whose format does not match its name."""
 
 
 def check_address(address: str) -> None:
-    """Refuse an address over which anybody on the way could change the weights.
+    """Refuse an unencrypted URL, where weights could be altered in transit.
 
     Raises:
-        ValueError: it begins with http:// or ftp://.
+        ValueError: it starts with http:// or ftp://.
     """
     if address.startswith(("http://", "ftp://")):
         raise ValueError(
@@ -41,16 +42,16 @@ def check_address(address: str) -> None:
 
 
 def local_file(address: str) -> str:
-    """The local file of a path, an https:// address or one of Detectron2's catalogues.
+    """The local file for a path, an https:// URL or a Detectron2 catalog entry.
 
-    What is downloaded is kept in iopath's cache (``$FVCORE_CACHE``, else ``~/.torch/iopath_cache``)
-    and, where its name carries a hash as torchvision's do (``resnet50-0676ba61.pth``: the first
-    digits of its SHA-256), checked against it.
+    Downloads are cached by iopath (``$FVCORE_CACHE``, else ``~/.torch/iopath_cache``) and, if the
+    name contains a hash as torchvision's do (``resnet50-0676ba61.pth``: the first digits of the
+    SHA-256), verified against it.
 
     Raises:
-        FileNotFoundError: no such local file, or no such entry in a catalogue.
-        ConnectionError: it could not be downloaded; says what to download and where to put it.
-        ValueError: an address that is not protected (:func:`check_address`), or another hash.
+        FileNotFoundError: no such local file or catalog entry.
+        ConnectionError: the download failed; says what to download and where to put it.
+        ValueError: an unencrypted URL (:func:`check_address`), or a hash mismatch.
     """
     check_address(address)
     if "://" not in address:
@@ -61,7 +62,7 @@ def local_file(address: str) -> str:
     try:
         file = PathManager.get_local_path(url)
     except (OSError, HTTPException) as error:
-        cached = Path(get_cache_dir(), urlparse(url).path.lstrip("/"))
+        cached = cached_file(address)
         raise ConnectionError(
             f"could not download {url} ({type(error).__name__}: {error}). Download it where there "
             f"is access to it, copy it here and name the copy instead of {address}, or put it at "
@@ -77,8 +78,17 @@ def local_file(address: str) -> str:
     return file
 
 
+def cached_file(address: str) -> Path:
+    """Where :func:`local_file` keeps what it downloads from an address, whether it is there or not.
+
+    Raises:
+        FileNotFoundError: no such entry in Detectron2's catalogue.
+    """
+    return Path(get_cache_dir(), urlparse(_url(address)).path.lstrip("/"))
+
+
 def _url(address: str) -> str:
-    """The https:// address behind one of Detectron2's own; any other as it is."""
+    """The https:// URL of a Detectron2 catalog address; others unchanged."""
     if address.startswith(Detectron2Handler.PREFIX):
         name = address[len(Detectron2Handler.PREFIX) :]
         return Detectron2Handler.S3_DETECTRON2_PREFIX + name
@@ -93,7 +103,7 @@ def _url(address: str) -> str:
 
 
 def sha256(file: str) -> str:
-    """Of the file, in hexadecimal digits."""
+    """The file's SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
         for chunk in iter(lambda: stream.read(1 << 20), b""):
@@ -102,16 +112,16 @@ def sha256(file: str) -> str:
 
 
 def read_weights(file: str) -> dict[str, Any]:
-    """What a file of weights holds: ``"model"``, tensors or arrays by name, and what lies beside.
+    """The contents of a weight file: ``"model"``, tensors or arrays by name, and other entries.
 
     ``.pkl``: Detectron2's model zoo and Caffe2; ``.pyth``: pycls; ``.safetensors``; any other:
-    torch, tensors alone or under ``"model"`` or ``"state_dict"``. Tensors, arrays, numbers,
-    strings and plain containers are all that is read.
+    torch, bare tensors or under ``"model"`` or ``"state_dict"``. Only tensors, arrays, numbers,
+    strings and plain containers are read.
 
     Raises:
-        DamagedFileError: a file that is cut short or altered: torch's own reader misses changed
+        DamagedFileError: a truncated or altered file: torch's reader does not notice changed
             numbers, so the checksums in its zip archives are verified first.
-        ValueError: the file asks for code, or holds something else than weights.
+        ValueError: the file requests code, or does not hold weights.
     """
     if file.endswith(".pkl"):
         content = _detectron_format(load_pickle(file))
@@ -136,7 +146,7 @@ def read_weights(file: str) -> dict[str, Any]:
 
 
 def _detectron_format(content: Any) -> Any:
-    """As Detectron2 reads a .pkl: what has no author is from Caffe2, its names to be matched."""
+    """As Detectron2 reads a .pkl: without ``__author__`` it is Caffe2's, names to be matched."""
     if not isinstance(content, dict) or ("model" in content and "__author__" in content):
         return content
     weights = content.get("blobs", content)  # detection models have "blobs", ImageNet's do not
@@ -154,7 +164,7 @@ def _read_torch(file: str) -> Any:
     with open(file, "rb") as stream:
         is_archive = stream.read(4) == b"PK\x03\x04"
     if not is_archive and tarfile.is_tarfile(file):
-        # torch before 2.6 runs what is in one, weights_only or not (CVE-2025-32434).
+        # torch before 2.6 executes its code even with weights_only (CVE-2025-32434).
         raise ValueError(f"{file} is in torch's oldest format, a tar archive, which is not read")
     try:
         if is_archive:
@@ -165,7 +175,7 @@ def _read_torch(file: str) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except DamagedFileError:
         raise
-    # A damaged file raises anything, from EOFError to KeyError.
+    # A damaged file can raise anything, from EOFError to KeyError.
     except Exception as error:
         asked = re.search(r"GLOBAL (\w[\w.]*)", str(error))
         if isinstance(error, pickle.UnpicklingError) and asked:
@@ -183,10 +193,28 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
 
 
+def metadata_of(file: str) -> dict[str, str]:
+    """The text beside the tensors of a ``.safetensors``; empty for a file of another format.
+
+    Raises:
+        DamagedFileError: it is cut short, or of another format than its name says.
+    """
+    if not file.endswith(".safetensors"):
+        return {}
+    try:
+        handle: Any = safe_open(file, framework="pt")
+        with handle:
+            return dict(handle.metadata() or {})
+    except OSError:
+        raise
+    except Exception as error:  # safetensors' own, which derives from Exception alone
+        raise DamagedFileError(f"{file} is damaged ({_first_line(error)})") from error
+
+
 def _read_safetensors(file: str) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except OSError:
         raise
-    except Exception as error:  # safetensors' own, which derives from Exception alone
+    except Exception as error:  # safetensors' error derives directly from Exception
         raise DamagedFileError(f"{file} is damaged ({_first_line(error)})") from error

@@ -1,104 +1,58 @@
-"""Detect objects on pictures: boxes drawn on each, and all of them in one COCO-format JSON.
+"""Detect objects in images: an annotated copy of each, and all detections as COCO-format JSON.
 
-    fpn-ext predict --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
-        --input photo.jpg folder/ --output out MODEL.WEIGHTS output/demo/model_final.pth
+    fpn-ext predict --run output/demo photo.jpg folder/
+
+Nothing that is an input is written to. A picture that cannot be read is named and left out. What
+was found is kept, whatever ends the command.
 """
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
-from detectron2.structures import Instances
+from PIL import Image
 
-from ..config.level_table import level_table, level_table_in_errors
-from ..config.prepare import prepare
-from ..files.checkpoint import CompleteCheckpointer
+from ..data.reading import PICTURE_SUFFIXES, as_rgb, num_pages
+from ..files.atomic import replacing
 from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import draw_detections
 from ..reporting.json_files import write_json
 from ..speed.optimize import model_for_inference
+from .predictor import Predictor, build_predictor, detections_of
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-
-def load_inference_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """A config ready for Detectron2's DefaultPredictor, keeping the levels of each detection.
-
-    Raises:
-        FileNotFoundError: no such config, or no such checkpoint (a local ``MODEL.WEIGHTS``).
-        ValueError: what :func:`fpn_ext.prepare` finds wrong, no ``DATASETS.TEST`` to name the
-        classes, or a model that needs
-            proposals made beforehand.
-    """
-    cfg, notes = prepare(config_file, opts, weights="required")
-    if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty; its first dataset names the classes")
-    if cfg.MODEL.LOAD_PROPOSALS:
-        raise ValueError(
-            "MODEL.LOAD_PROPOSALS: this model needs proposals made beforehand for every picture; "
-            "predict with a model that has its own RPN"
-        )
-    for note in filter(None, (*notes, level_table(cfg))):
-        print(note)
-    cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
-    cfg.freeze()
-    return cfg
+DETECTIONS = "detections.json"
 
 
-def build_predictor(cfg: CfgNode) -> DefaultPredictor:
-    """Detectron2's DefaultPredictor, its weights read by :class:`CompleteCheckpointer`."""
-    without_weights = cfg.clone()
-    without_weights.defrost()
-    without_weights.MODEL.WEIGHTS = ""  # DefaultPredictor would unpickle them
-    with level_table_in_errors(cfg):
-        predictor = DefaultPredictor(without_weights)
-    CompleteCheckpointer(predictor.model).load(cfg.MODEL.WEIGHTS)
-    return predictor
+@dataclass(frozen=True)
+class Picture:
+    """A picture to read: a file, and with several pages the number of one, from 0."""
 
+    file: Path
+    page: int | None = None
 
-def detections_of(output: dict[str, Any]) -> Instances:
-    """The detections in a model's output for one image, on CPU; an RPN's proposals count as such.
+    def __str__(self) -> str:
+        return str(self.file) if self.page is None else f"{self.file}, page {self.page}"
 
-    A proposal's class is 0 and its score the sigmoid of its objectness.
-    """
-    if "instances" in output:
-        return output["instances"].to("cpu")
-    proposals = output["proposals"].to("cpu")
-    detections = Instances(proposals.image_size)
-    detections.pred_boxes = proposals.proposal_boxes
-    detections.scores = proposals.objectness_logits.sigmoid()
-    detections.pred_classes = torch.zeros(len(proposals), dtype=torch.int64)
-    if proposals.has("proposal_level"):
-        detections.proposal_level = proposals.proposal_level
-    return detections
+    @property
+    def stem(self) -> str:
+        """A name for what is made of it: the file's without its suffix, and the page."""
+        return self.file.stem if self.page is None else f"{self.file.stem}_page{self.page}"
 
-
-def class_names(cfg: CfgNode) -> dict[int, str]:
-    """COCO category id of each class number, in their order, and its name."""
-    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
-        return {1: "object"}
-    dataset = cfg.DATASETS.TEST[0]
-    metadata = MetadataCatalog.get(dataset)
-    if not metadata.get("thing_classes"):
-        DatasetCatalog.get(dataset)  # COCO-format sets learn their class names from their JSON
-    names = metadata.thing_classes
-    number_of = metadata.get("thing_dataset_id_to_contiguous_id")
-    if number_of is None:  # not a COCO-format set, or one not read yet
-        return {number + 1: name for number, name in enumerate(names)}
-    id_of = {number: category for category, number in number_of.items()}
-    return {id_of[number]: name for number, name in enumerate(names)}
+    def as_json(self) -> dict[str, Any]:
+        page = {} if self.page is None else {"page": self.page}
+        return {"file_name": str(self.file), **page}
 
 
 def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
-    """The picture files among files and folders (one level deep), in order of name per folder.
+    """The image files among files and folders (one level deep), sorted by name per folder.
 
     Raises:
-        FileNotFoundError: an input does not exist, or a folder holds no picture.
+        FileNotFoundError: an input does not exist, or a folder holds no image.
     """
     pictures = []
     for path in map(Path, inputs):
@@ -119,6 +73,62 @@ def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
     return pictures
 
 
+def pages_of(files: Iterable[Path]) -> list[Picture]:
+    """Every picture in these files, each page of a TIFF being one."""
+    pictures = []
+    for file in files:
+        pages = 1
+        with contextlib.suppress(Exception):  # damaged: said when it is read
+            pages = num_pages(file)
+        numbers = [None] if pages == 1 else range(pages)
+        pictures += [Picture(file, number) for number in numbers]
+    return pictures
+
+
+def names_of(pictures: Sequence[Picture]) -> list[str]:
+    """A name for what is made of each, its stem; of several with the same, ``_2``, ``_3``, ...
+
+    Names that differ in upper and lower case alone are the same to many file systems.
+
+    >>> names_of([Picture(Path(name)) for name in ("a.jpg", "x/a.jpg", "a_2.jpg", "A.png")])
+    ['a', 'a_3', 'a_2', 'A_4']
+    """
+    stems = [picture.stem for picture in pictures]
+    taken = {stem.lower() for stem in stems}
+    seen: set[str] = set()
+    names = []
+    for stem in stems:
+        name, number = stem, 1
+        while name.lower() in seen or (number > 1 and name.lower() in taken):
+            number += 1
+            name = f"{stem}_{number}"
+        seen.add(name.lower())
+        names.append(name)
+    return names
+
+
+def check_harmless(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Raise unless no file that is to be written is one to be read, under whatever name.
+
+    Raises:
+        ValueError: one is; names both.
+    """
+    read = {os.path.realpath(file): file for file in inputs}
+    identities = {
+        (status.st_dev, status.st_ino): file for file in read.values() for status in [file.stat()]
+    }
+    for output in outputs:
+        same = read.get(os.path.realpath(output))
+        if same is None and output.exists():  # a hard link, or another case of the same name
+            status = output.stat()
+            same = identities.get((status.st_dev, status.st_ino))
+        if same is not None:
+            raise ValueError(
+                f"{output}, which this command would write, is the input {same}: name another "
+                "--output. Nothing was written"
+            )
+
+
 def predict(
     cfg: CfgNode,
     pictures: Sequence[Path],
@@ -126,44 +136,83 @@ def predict(
     min_score: float = 0.5,
     label_levels: bool = False,
 ) -> dict[str, Any]:
-    """Detect on every picture; writes the drawings and ``detections.json`` into ``output``.
+    """Run detection on every image; writes drawings and ``detections.json`` into ``output``.
+
+    A drawing is written with its picture; the JSON once, at the end or where the command is
+    interrupted, and is whole or not there.
 
     Returns what the JSON holds: COCO's ``images``, ``categories`` and ``annotations``, the latter
     as :func:`fpn_ext.reporting.coco_json.annotations_of` makes them, in pixels of the picture file.
-    COCO's tools read it as ground truth and, its annotations, as results.
+    COCO's tools read it as ground truth and, its annotations, as results. Besides, each image has
+    the name of its ``drawing``; ``skipped`` are the pictures that could not be read, with the
+    ``error``; ``complete`` is whether all pictures were tried.
 
     Args:
         label_levels: write ``p3>p4`` on each box, proposed by P3 and pooled from P4.
+
+    Raises:
+        ValueError: an output is an input; nothing was written.
     """
-    categories = class_names(cfg)
-    ids = list(categories)
+    wanted = pages_of(pictures)
+    drawings = [f"{name}.png" for name in names_of(wanted)]
+    written = [output / name for name in (*drawings, DETECTIONS)]
+    check_harmless([picture.file for picture in wanted], written)
     predictor = build_predictor(cfg)
     predictor.model = model_for_inference(cfg, predictor.model)
     output.mkdir(parents=True, exist_ok=True)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    drawings: set[Path] = set()
-    for image_id, picture in enumerate(pictures, start=1):
-        image = read_image(str(picture), "RGB")
-        detections = detections_of(predictor(image[:, :, ::-1]))  # it takes BGR
-        detections = detections[detections.scores >= min_score]
-        height, width = image.shape[:2]
-        images.append({"id": image_id, "file_name": str(picture), "height": height, "width": width})
-        for annotation in annotations_of(detections, ids):
-            annotation["id"] = len(annotations) + 1
-            annotation["image_id"] = image_id
-            annotations.append(annotation)
-        drawing = output / f"{picture.stem}.png"
-        if drawing in drawings:  # two inputs of the same name
-            drawing = output / f"{picture.stem}_{image_id}.png"
-        drawings.add(drawing)
-        names = list(categories.values())
-        draw_detections(image, detections, names, label_levels=label_levels).save(drawing)
-
-    result = {
-        "images": images,
-        "categories": [{"id": i, "name": name} for i, name in categories.items()],
-        "annotations": annotations,
+    result: dict[str, Any] = {
+        "images": [],
+        "categories": _categories(predictor),
+        "annotations": [],
+        "skipped": [],
+        "complete": False,
     }
-    write_json(output / "detections.json", result)
+    with _kept(result, output / DETECTIONS, len(wanted)):
+        for picture, drawing in zip(wanted, drawings, strict=True):
+            try:
+                image = predictor.read(picture.file, picture.page)
+            except Exception as error:  # decoders raise what they like
+                reason = f"{type(error).__name__}: {error}"
+                print(f"skipped {picture}: {reason}", file=sys.stderr)
+                result["skipped"].append({**picture.as_json(), "error": reason})
+                continue
+            detections = detections_of(predictor(image))
+            detections = detections[detections.scores >= min_score]
+            names = list(predictor.classes.values())
+            rgb = as_rgb(image, predictor.pixel_format)
+            _save(draw_detections(rgb, detections, names, 1.0, label_levels), output / drawing)
+            image_id = len(result["images"]) + 1
+            entry = {"id": image_id, **picture.as_json(), "drawing": drawing}
+            height, width = image.shape[:2]
+            result["images"].append({**entry, "height": height, "width": width})
+            for annotation in annotations_of(detections, list(predictor.classes)):
+                annotation["id"] = len(result["annotations"]) + 1
+                annotation["image_id"] = image_id
+                result["annotations"].append(annotation)
+        result["complete"] = True
     return result
+
+
+def _categories(predictor: Predictor) -> list[dict[str, Any]]:
+    record = predictor.trained_on
+    keypoints = {"keypoints": record.keypoint_names} if record and record.keypoint_names else {}
+    return [{"id": i, "name": name, **keypoints} for i, name in predictor.classes.items()]
+
+
+@contextlib.contextmanager
+def _kept(result: dict[str, Any], file: Path, count: int) -> Iterator[None]:
+    """A block after which ``result`` is in ``file``, however it ends."""
+    try:
+        yield
+    except BaseException:
+        done = len(result["images"])
+        if done:
+            write_json(file, result)
+            print(f"ended after {done} of {count} pictures, which {file} has", file=sys.stderr)
+        raise
+    write_json(file, result)
+
+
+def _save(picture: Image.Image, file: Path) -> None:
+    with replacing(file) as stream:
+        picture.save(stream, "PNG")

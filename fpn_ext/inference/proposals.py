@@ -1,4 +1,4 @@
-"""Proposals of a trained RPN for whole datasets, as files that Fast R-CNN reads."""
+"""Write a trained RPN's proposals for whole datasets, for use by Fast R-CNN."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +19,18 @@ def generate(
     """Write ``folder/NAME.safetensors`` for each dataset, with the RPN of a config.
 
     Args:
-        config_file: of a ProposalNetwork, or a detector with an RPN inside.
-        opts: ``KEY VALUE ...`` on top of it; ``MODEL.WEIGHTS`` must be there or in the file.
+        config_file: of a ProposalNetwork, or a detector with an RPN.
+        opts: ``KEY VALUE ...`` overrides; ``MODEL.WEIGHTS`` must be set here or in the file.
         datasets: names of registered datasets.
-        top_k: max proposals of an image.
+        top_k: max proposals per image.
 
     Raises:
-        FileNotFoundError, ValueError: what :func:`fpn_ext.prepare` finds wrong, a dataset that is
-            not registered, ``top_k`` out of range, a model without an RPN.
+        FileNotFoundError, ValueError: what :func:`fpn_ext.prepare` finds wrong, an unregistered
+            dataset, ``top_k`` out of range, a model without an RPN.
     """
     check_top_k(top_k)
     register_datasets()
-    check_registered(datasets)  # first: overrides after --datasets are names to it
+    check_registered(datasets)  # first: --datasets swallows overrides as names
     cfg, notes = prepare(config_file, opts, weights="required")
     print("\n".join(notes))
     cfg.freeze()

@@ -1,12 +1,12 @@
-"""Detect objects in a video or before a camera: an annotated video, a line of JSON for each frame.
+"""Detect objects in a video or camera stream: an annotated video, one JSON line per frame.
 
     fpn-ext video --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
         --input street.mp4 --output out/street.mp4 --json out/street.jsonl \\
         MODEL.WEIGHTS output/demo/model_final.pth
     fpn-ext video --config-file ... --camera 0 --show MODEL.WEIGHTS ...
 
-OpenCV, an optional extra, reads and writes the frames; boxes are drawn as on pictures. One frame is
-held at a time, however long the video.
+OpenCV, an optional extra, reads and writes the frames; boxes are drawn as by ``fpn-ext predict``.
+Only one frame is held in memory at a time.
 """
 
 import contextlib
@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
+from ..data.reading import from_rgb
 from ..files.atomic import replacing
 from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import draw_detections
 from ..speed.optimize import model_for_inference
-from .pictures import build_predictor, class_names, detections_of
+from .predictor import build_predictor, detections_of
 
 logger = logging.getLogger(__name__)
 
-# What OpenCV's own wheels can write.
+# Formats that OpenCV's wheels can write.
 CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 USUAL_FPS = 25.0
 WINDOW = "fpn_ext: q ends"
@@ -39,7 +40,7 @@ KEYS_TO_END = (ord("q"), 27)  # and Esc
 
 @dataclass
 class Summary:
-    """What :func:`predict_video` did: its frames, their detections, and how long it took."""
+    """Statistics of :func:`predict_video`: frames, detections, time taken."""
 
     frames: int = 0
     detections: int = 0
@@ -64,33 +65,33 @@ def predict_video(
     num_frames: int | None = None,
     fps: float | None = None,
 ) -> Summary:
-    """Detect in every frame; Ctrl-C, or q in the window, ends it, and what was made is kept.
+    """Run detection on every frame; Ctrl-C, or q in the window, stops it and keeps the output.
 
-    Each line of JSON is an object of one frame: ``frame`` (from 0), ``seconds`` since the first,
-    ``width``, ``height``, and ``detections``: what
-    :func:`fpn_ext.reporting.coco_json.annotations_of` gives with the name of the ``category``;
-    boxes are XYWH in pixels of the frame. A camera's frames are timed, those of a file counted by
-    its frame rate. The video plays at the speed of the source: a camera's frame stands in it for as
-    long as the model took for the next.
+    Each JSON line describes one frame: ``frame`` (from 0), ``seconds`` since the first, ``width``,
+    ``height``, and ``detections``: as from
+    :func:`fpn_ext.reporting.coco_json.annotations_of`, plus the ``category`` name; boxes are XYWH
+    in pixels of the frame. Camera frames are timestamped by the clock, file frames by the frame
+    rate. The video plays at the speed of the source: a camera frame is repeated until the next one
+    has been processed.
 
     Args:
-        cfg: of :func:`fpn_ext.inference.pictures.load_inference_config`.
-        source: a video file, or the number of a camera, from 0.
-        output: the video to write, .mp4, .mkv or .avi; of odd sides OpenCV leaves the last row or
-            column out. It is there once it is whole.
-        json_lines: the file of JSON lines to write; it is there once it is whole.
-        min_score: of the detections that are drawn and written.
-        label_levels: write ``p3>p4`` on each box, proposed by P3 and pooled from P4.
-        show: draw into a window, which needs an OpenCV that has windows and a screen.
-        num_frames: end after so many; None for all there are.
-        fps: frames a second, in the place of what the source says.
+        cfg: from :func:`fpn_ext.inference.predictor.load_inference_config`.
+        source: a video file, or a camera index from 0.
+        output: the video to write, .mp4, .mkv or .avi; OpenCV drops the last row or column of odd
+            sizes. Written atomically.
+        json_lines: the JSON Lines file to write, atomically.
+        min_score: of detections to draw and write.
+        label_levels: write ``p3>p4`` on each box: proposed by P3, pooled from P4.
+        show: display in a window; needs an OpenCV with GUI support and a screen.
+        num_frames: stop after this many; None for all.
+        fps: frames per second, overriding the source's.
 
     Raises:
         ImportError: OpenCV is not installed.
         FileNotFoundError: no such file.
-        ValueError: a file that is no video, no such camera, no frame, an ``output`` that cannot be
-            written, nothing to make, no windows; frames of several sizes for one ``output``.
-        OSError: the video could not be written whole.
+        ValueError: not a video, no such camera, no frames, ``output`` cannot be written, no output
+            requested, no GUI support; frames of different sizes for one ``output``.
+        OSError: the video could not be written completely.
     """
     cv2 = opencv()
     _check_wishes(source, output, json_lines, show, num_frames, fps)
@@ -98,17 +99,18 @@ def predict_video(
         frames = stack.enter_context(_open(cv2, source, fps))
         if show:
             stack.enter_context(_window(cv2))
-        # The lines are closed first: a video that fails at its end does not take them with it.
+        # The JSON lines are closed first, so that they survive a failure to finish the video.
         writer = stack.enter_context(_writing(cv2, output, frames.fps)) if output else None
         lines = stack.enter_context(replacing(json_lines)) if json_lines else None
-        categories = class_names(cfg)
         predictor = build_predictor(cfg)
+        categories = predictor.classes
         predictor.model = model_for_inference(cfg, predictor.model)
         summary = Summary()
         began = time.perf_counter()
         try:
             for seconds, frame in frames:
-                found = detections_of(predictor(frame))  # both have BGR
+                rgb = np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV's are BGR
+                found = detections_of(predictor(from_rgb(rgb, cfg.INPUT.FORMAT)))
                 found = found[found.scores >= min_score]
                 if lines:
                     entry = {"frame": summary.frames, "seconds": round(seconds, 6)}
@@ -118,7 +120,6 @@ def predict_video(
                 summary.detections += len(found)
                 if writer or show:
                     names = list(categories.values())
-                    rgb = np.ascontiguousarray(frame[:, :, ::-1])
                     drawn = draw_detections(rgb, found, names, label_levels=label_levels)
                     drawn_frame = np.ascontiguousarray(np.asarray(drawn)[:, :, ::-1])
                     if writer:
@@ -173,7 +174,7 @@ def _check_wishes(
 
 
 def _entry(found: Any, categories: dict[int, str]) -> dict[str, Any]:
-    """The part of a line of JSON that does not depend on the time."""
+    """The part of a JSON line that does not depend on time."""
     height, width = found.image_size
     annotations = annotations_of(found, list(categories))
     detections = [{"category": categories[a["category_id"]], **a} for a in annotations]
@@ -234,7 +235,7 @@ def _open(cv2: Any, source: Path | int, fps: float | None) -> Iterator[_Frames]:
                 )
             raise ValueError(f"--input {source} is no video that OpenCV can read")
         if isinstance(source, int):
-            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not one of seconds ago
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the latest frame, not a stale one
         yield _Frames(cv2, capture, source, fps)
     finally:
         capture.release()
@@ -245,11 +246,11 @@ def _named(source: Path | int) -> str:
 
 
 class _Writer:
-    """Writes frames of one size at a constant rate, each until the time of the next."""
+    """Writes frames of one size at a constant rate, repeating each until the next is due."""
 
     def __init__(self, cv2: Any, file: Path, output: Path, fps: float):
         self.cv2, self.file, self.output, self.fps = cv2, file, output, fps
-        self.writer: Any = None  # opened with the first frame, whose size it needs
+        self.writer: Any = None  # opened at the first frame, for its size
         self.size = (0, 0)
         self.written = 0
 
@@ -265,7 +266,7 @@ class _Writer:
                     f"{size[0]}x{size[1]} px at {self.fps:g} frames a second. Try another suffix "
                     f"({', '.join(CODECS)}), a folder that can be written, another --fps"
                 )
-        if size != self.size:  # OpenCV would leave the frame out without a word
+        if size != self.size:  # OpenCV would silently drop the frame
             raise ValueError(
                 f"--output {self.output}: after frames of {self.size[0]}x{self.size[1]} px comes "
                 f"one of {size[0]}x{size[1]}, and a video has one size; leave --output out "
@@ -282,9 +283,9 @@ class _Writer:
 
 @contextlib.contextmanager
 def _writing(cv2: Any, output: Path, fps: float) -> Iterator[_Writer]:
-    """A writer, whose file takes its name once it is whole."""
+    """A writer whose file gets its final name once complete."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.stem}.partial{output.suffix}")  # OpenCV reads the suffix
+    partial = output.with_name(f"{output.stem}.partial{output.suffix}")  # OpenCV needs the suffix
     writer = _Writer(cv2, partial, output, fps)
     try:
         yield writer
@@ -304,10 +305,10 @@ def _writing(cv2: Any, output: Path, fps: float) -> Iterator[_Writer]:
 
 
 def _is_whole(cv2: Any, file: Path, count: int) -> bool:
-    """Whether the last frame of so many can be read: OpenCV does not tell when writing fails."""
+    """Whether the last of ``count`` frames is readable: OpenCV does not report write failures."""
     written = cv2.VideoCapture(str(file))
     try:
-        if written.get(cv2.CAP_PROP_FRAME_COUNT) < count - 1:  # .mkv gives a length in time
+        if written.get(cv2.CAP_PROP_FRAME_COUNT) < count - 1:  # .mkv stores a duration
             return False
         written.set(cv2.CAP_PROP_POS_FRAMES, count - 1)
         return written.read()[0]
@@ -332,7 +333,7 @@ def _window(cv2: Any) -> Iterator[None]:
 
 
 def _shown(cv2: Any, frame: np.ndarray) -> bool:
-    """Show a frame; False once the user wants to end."""
+    """Show a frame; False once the user quits."""
     cv2.imshow(WINDOW, frame)
     key = cv2.waitKey(1) & 0xFF
     return key not in KEYS_TO_END and cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) >= 1

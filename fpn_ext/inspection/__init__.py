@@ -1,3 +1,3 @@
-"""Looking at a model: its levels, anchors and maps, and how it compares with another."""
+"""Inspecting a model: its levels, anchors and feature maps, and comparisons with another."""
 
 from .. import components as components

@@ -1,9 +1,9 @@
-"""How far two detectors agree: stage by stage on the same inputs, and on what comes out at the end.
+"""How closely two detectors agree: stage by stage on the same inputs, and end to end.
 
 Rounding in an early stage may decide, many stages later, which of two boxes is kept. So every stage
-of one model is given what the control's stage before it returned, and what it makes of that is
-compared: the model's own ``forward`` runs, with the outputs of its modules exchanged on the way.
-What both models detect when left alone is compared too, box by box.
+of the model gets the output of the control's previous stage, and its own output is compared: the
+model's ``forward`` runs with its modules' outputs replaced on the way. The end-to-end detections of
+both models are compared too, box by box.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-NEAR = 1.0  # pixels: a box not farther than that from one of the same class is found again
+NEAR = 1.0  # pixels: max distance at which boxes of the same class match
 
-# What a stage is called, and the module whose output it is; all of them, where that is a list.
+# Stage names, and the module whose output is the stage; each of them for a module list.
 MODULES = {
     "backbone": "backbone",
     "RPN head": "proposal_generator.rpn_head",
@@ -35,7 +35,7 @@ MODULES = {
     "pooled keypoint features": "roi_heads.keypoint_pooler",
     "keypoint heat maps": "roi_heads.keypoint_head",
 }
-# A row for each box: a model may come to the boxes in chunks.
+# One row per box: a model may process boxes in chunks.
 BY_ROWS = ("pooled box features", "box head", "box predictor")
 PARTS = {
     "RPN head": ("objectness logits", "anchor deltas"),
@@ -50,13 +50,13 @@ FIELDS = {"masks": "pred_masks", "keypoint heat maps": "pred_keypoint_heatmaps"}
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Up to where two models count as equal.
+    """Tolerances within which two models count as equal.
 
     Args:
-        values: difference of the values of a stage, as a share of the control's largest value.
-        boxes: difference of the boxes of a stage, in pixels of the network input.
-        scores: difference of the detections' scores.
-        found_again: share of the end-to-end detections that the other model has, too.
+        values: max difference of a stage's values, relative to the control's largest value.
+        boxes: max difference of a stage's boxes, in pixels of the network input.
+        scores: max difference of detection scores.
+        found_again: min fraction of end-to-end detections that the other model has too.
     """
 
     values: float
@@ -66,17 +66,17 @@ class Tolerance:
 
 
 TO_THE_BIT = Tolerance(values=0.0, boxes=0.0, scores=0.0, found_again=1.0)
-# What tests/test_parity.py, tests/test_pooler.py and tests/test_optimize.py hold.
+# As enforced by tests/test_parity.py, tests/test_pooler.py and tests/test_optimize.py.
 TO_ROUNDING = Tolerance(values=2e-5, boxes=1e-3, scores=1e-5, found_again=0.98)
 
 
 @dataclass
 class Difference:
-    """Largest absolute difference of pairs of tensors, and the control's largest value."""
+    """Max absolute difference over pairs of tensors, and the control's max absolute value."""
 
     largest: float = 0.0
     of: float = 0.0
-    comparable: bool = True  # the same shapes, and no NaN where the other has a number
+    comparable: bool = True  # same shapes, NaN at the same positions
 
     def add(self, own: torch.Tensor | None, control: torch.Tensor | None) -> None:
         if own is None or control is None or own.shape != control.shape:
@@ -90,7 +90,7 @@ class Difference:
                 self.largest = max(self.largest, difference)
 
     def row(self, what: str, tolerance: float | None) -> dict[str, Any]:
-        """For a report; ``within`` is None where there is no tolerance to be within."""
+        """A report row; ``within`` is None without a tolerance."""
         within = self.comparable and tolerance is not None and self.largest <= tolerance
         return {
             "what": what,
@@ -104,17 +104,17 @@ class Difference:
 
 @dataclass
 class Matches:
-    """Boxes of a model, and for each of the control's the nearest of its class among them."""
+    """Matches of the control's boxes to a model's nearest boxes of the same class."""
 
     count: int = 0
     count_control: int = 0
     found_again: int = 0  # of the control's boxes
-    others: int = 0  # boxes that the control has not
+    others: int = 0  # boxes missing from the control
     boxes: Difference = field(default_factory=Difference)
     scores: Difference = field(default_factory=Difference)
 
     def add(self, own: Instances, control: Instances, boxes: str, scores: str) -> None:
-        """Those of one image, from the fields of these names."""
+        """Add the boxes of one image, from the fields of these names."""
         self.count += len(own)
         self.count_control += len(control)
         own_boxes, control_boxes = own.get(boxes).tensor, control.get(boxes).tensor
@@ -127,7 +127,7 @@ class Matches:
         self.found_again += int(found.sum())
         self.others += int((~near.any(dim=0)).sum())
         if found.any():
-            # Two levels may propose the same box: the score tells which is which.
+            # Two levels may propose the same box: the score distinguishes them.
             cost = distance + (control_scores[:, None] - own_scores).abs()
             nearest = cost.masked_fill(~near, torch.inf)[found].argmin(dim=1)
             self.boxes.add(own_boxes[nearest], control_boxes[found])
@@ -135,20 +135,20 @@ class Matches:
 
     @property
     def share(self) -> float:
-        """Of the boxes of both models, those that the other one has, too; 1.0 where none are."""
+        """Fraction of both models' boxes that the other has too; 1.0 if there are no boxes."""
         both = self.count + self.count_control
         return (self.found_again + self.count - self.others) / both if both else 1.0
 
     def rows(
         self, what: str, boxes: float | None, scores: float | None, share: float
     ) -> list[dict[str, Any]]:
-        """For a report: the boxes and their scores.
+        """Report rows for the boxes and their scores.
 
         Args:
-            what: was matched.
-            boxes: tolerance of the boxes found again, in pixels, or None.
-            scores: tolerance of their scores, or None.
-            share: of the boxes, that is to be found again; with a tolerance for the boxes only.
+            what: name of the matched quantity.
+            boxes: tolerance for matched boxes, in pixels, or None.
+            scores: tolerance for their scores, or None.
+            share: min fraction of boxes to match; used only with a tolerance for boxes.
         """
         row = self.boxes.row(f"{what}, boxes", boxes)
         row |= {"found_again": self.found_again, "of": self.count_control, "others": self.others}
@@ -157,14 +157,14 @@ class Matches:
 
 
 class StageByStage:
-    """Compares the stages of a model with a control's, image after image.
+    """Compares the stages of a model with a control's, image by image.
 
-    ``results`` holds, by what was compared, what was found so far; ``left_out`` names the stages
-    that only one of the two models has.
+    ``results`` accumulates the differences by quantity; ``left_out`` names the stages that only one
+    of the two models has.
 
     Args:
         control: a Detectron2 model in eval mode.
-        model: another one, whose stages are given what the control's returned.
+        model: another one, whose stages are given the control's outputs.
     """
 
     def __init__(self, control: nn.Module, model: nn.Module):
@@ -174,11 +174,11 @@ class StageByStage:
         self.left_out = [s for s in MODULES if bool(_owners(control, s)) != bool(_owners(model, s))]
 
     def compare(self, control_inputs: list[dict], inputs: list[dict]) -> list[dict]:
-        """What the control returns for one batch, after both models have run on it.
+        """Run both models on one batch, and return the control's output.
 
         Args:
-            control_inputs: as Detectron2's models take them.
-            inputs: of the same images, as the model is to be given them.
+            control_inputs: the control's inputs, in Detectron2's format.
+            inputs: the model's inputs for the same images.
         """
         recorded: dict[str, list] = defaultdict(list)
 
@@ -196,7 +196,7 @@ class StageByStage:
             with _observed(self.model, self.stages, exchange):
                 self.model(inputs)
         for stage, rest in recorded.items():
-            for control in rest:  # what the model did not come to
+            for control in rest:  # what the model did not reach
                 self._add(stage, None, control)
         return outputs
 
@@ -219,7 +219,7 @@ class StageByStage:
                 result.add(own_tensor, control_tensor)
 
     def rows(self, tolerance: Tolerance | None) -> list[dict[str, Any]]:
-        """A row for each quantity compared; see :meth:`Difference.row`, :meth:`Matches.rows`."""
+        """One row per compared quantity; see :meth:`Difference.row`, :meth:`Matches.rows`."""
         rows: list[dict[str, Any]] = []
         for what, result in self.results.items():
             if isinstance(result, Difference):
@@ -227,17 +227,17 @@ class StageByStage:
             elif tolerance is None:
                 rows += result.rows(what, None, None, 1.0)
             else:
-                logits = what == "proposals"  # scores of any size
+                logits = what == "proposals"  # unbounded scores
                 scores = tolerance.values * result.scores.of if logits else tolerance.scores
                 rows += result.rows(what, tolerance.boxes, scores, 1.0)
         return rows
 
 
 def end_to_end_rows(matches: Matches, tolerance: Tolerance | None) -> list[dict[str, Any]]:
-    """As :meth:`StageByStage.rows`, of detections of both models left alone.
+    """As :meth:`StageByStage.rows`, for the end-to-end detections of both models.
 
-    Where rounding is tolerated in a stage, it may decide here between two boxes that overlap by
-    just the threshold: the share of boxes found again is what counts.
+    Rounding tolerated in a stage may decide here between two boxes that overlap by almost exactly
+    the NMS threshold, so the criterion is the fraction of matched boxes.
     """
     what = "end-to-end detections"
     if tolerance is None:
@@ -248,10 +248,10 @@ def end_to_end_rows(matches: Matches, tolerance: Tolerance | None) -> list[dict[
 
 
 def in_form_of(own: Any, reference: Any) -> Any:
-    """The numbers of ``reference`` in the dtype and memory layout of ``own``.
+    """The values of ``reference`` in the dtype and memory layout of ``own``.
 
-    Of tensors, and of lists, tuples and dictionaries of them; where shapes, lengths or keys differ,
-    ``own`` stays. Of anything else: ``reference``.
+    For tensors, and lists, tuples and dicts of them; if shapes, lengths or keys differ, returns
+    ``own``. For anything else, returns ``reference``.
     """
     if isinstance(own, torch.Tensor):
         if not isinstance(reference, torch.Tensor) or own.shape != reference.shape:
@@ -270,7 +270,7 @@ def in_form_of(own: Any, reference: Any) -> Any:
 
 
 def _owners(model: Any, stage: str) -> list:
-    """The modules (or the method) whose output the stage is; [] where the model has none."""
+    """The modules (or the method) whose output is the stage; [] if the model has none."""
     owner = model
     for name in MODULES[stage].split("."):
         owner = getattr(owner, name, None)
@@ -281,7 +281,7 @@ def _owners(model: Any, stage: str) -> list:
 
 @contextlib.contextmanager
 def _observed(model: Any, stages: list[str], observe: Callable[[str, Any], Any]) -> Iterator[None]:
-    """While it lasts, ``observe(stage, output)`` sees each output; what it returns replaces it."""
+    """Within the block, replace each stage's output by ``observe(stage, output)``."""
     with contextlib.ExitStack() as undo:
         for stage in stages:
             for owner in _owners(model, stage):
@@ -309,7 +309,7 @@ def _method(observe: Callable[[str, Any], Any], stage: str, method: Callable) ->
 
 
 def _next(recorded: list, own: Any, by_rows: bool) -> Any:
-    """Take out of ``recorded`` what stands beside ``own``; None where nothing is left."""
+    """Pop the counterpart of ``own`` from ``recorded``; None if nothing is left."""
     if not recorded:
         return None
     if not by_rows:
@@ -326,15 +326,15 @@ def _next(recorded: list, own: Any, by_rows: bool) -> Any:
 
 
 def _instances(output: Any) -> list[Instances]:
-    """Of each image; an RPN returns losses beside them."""
+    """The Instances of each image; an RPN also returns losses."""
     return list(output[0] if isinstance(output, tuple) else output or [])
 
 
 def _parts(stage: str, output: Any) -> dict[str, list[torch.Tensor]]:
-    """What a stage returned, by the names in a report."""
+    """A stage's output, by the names used in reports."""
     if output is None:
         return {}
-    if isinstance(output, dict):  # maps, by their names
+    if isinstance(output, dict):  # feature maps by name
         return {name: [tensor] for name, tensor in output.items()}
     if stage in PARTS:
         return {

@@ -1,19 +1,19 @@
 """Anchor sizes and aspect ratios that fit the boxes of a dataset.
 
-What counts for an RPN is whether a box has an anchor that is positive by its overlap, that is, one
-of an IoU of at least the upper one of ``MODEL.RPN.IOU_THRESHOLDS`` (0.7); beyond that nothing is
-gained. So the mean over the boxes of min(best IoU, 0.7) is made large: a box below pulls, one above
-does not, and many boxes of one size do not draw all levels to it, as they would with the mean IoU
-or by k-means. The IoU is that on the real grids, not of boxes put on one centre: a coarse level's
-wide grid counts against it.
+What matters for an RPN is whether a box has an anchor that is positive by overlap, i.e. with an IoU
+of at least the upper one of ``MODEL.RPN.IOU_THRESHOLDS`` (0.7); a higher IoU gains nothing. So the
+objective is the mean over boxes of min(best IoU, 0.7): boxes already above do not contribute, and
+many boxes of one size do not attract all levels, as they would with mean IoU or k-means. The IoU is
+computed on the real anchor grids, not with aligned centres, so a coarse level's large stride counts
+against it.
 
-Half of the weight is that of the boxes, each alike; the other half is shared out evenly among the
-groups (COCO's sizes, classes), so that rare ones are not given up for the last percent of others.
+Half of the weight is spread evenly over all boxes, the other half evenly over the groups (COCO's
+sizes, classes), so that rare groups are not sacrificed for the last percent of others.
 
-The form stays that of the paper (Lin et al. 2017, Sec. 4.1): as many sizes on each level as before,
-by default one, rising from fine to coarse, and one list of aspect ratios for all levels. One number
-after the other is set to the best of those around it, with all others as they are, until no step
-helps; from the anchors as configured, and from quantiles of the boxes' sizes and shapes.
+The structure stays that of the paper (Lin et al. 2017, Sec. 4.1): as many sizes per level as
+before, by default one, increasing from fine to coarse, and one list of aspect ratios for all
+levels. Coordinate ascent: one number at a time is set to the best of its neighbours until no step
+helps; starting from the configured anchors, and from quantiles of the boxes' sizes and shapes.
 """
 
 import math
@@ -26,11 +26,11 @@ from ..data.training_boxes import ResizedBoxes
 from ..modeling.anchors import cell_anchors
 from .best_anchors import AnchorGrid, AnchorLevel, iou
 
-MOST_BOXES = 5000  # that are looked at; of more, so many, evenly spread over the data
+MOST_BOXES = 5000  # used; larger datasets are subsampled evenly
 WIDE_STEPS = 2.0 ** (np.arange(-12, 13) / 8)
 FINE_STEPS = 2.0 ** (np.arange(-6, 7) / 32)
 MOST_SWEEPS = 20
-MEAN_IOU_WEIGHT = 1e-3  # decides among what is equally good by the thresholded IoU
+MEAN_IOU_WEIGHT = 1e-3  # breaks ties of the thresholded IoU
 LEAST_GAIN = 1e-4
 
 
@@ -39,7 +39,7 @@ class Fit:
     """Sizes of each level, fine to coarse, and the aspect ratios of all.
 
     Attributes:
-        sizes: in pixels of the network input, for each level a list, ascending.
+        sizes: in pixels of the network input, one ascending list per level.
         aspect_ratios: heights over widths, ascending.
     """
 
@@ -47,7 +47,7 @@ class Fit:
     aspect_ratios: list[float]
 
     def levels(self, like: Sequence[AnchorLevel]) -> list[AnchorLevel]:
-        """These anchors on the levels of others."""
+        """These anchors on the given levels."""
         return [
             AnchorLevel(
                 level.name,
@@ -65,13 +65,13 @@ def fit_anchors(
     groups: Sequence[np.ndarray] = (),
     threshold: float = 0.7,
 ) -> Fit | None:
-    """Sizes and aspect ratios for boxes; None if none better than the configured ones are found.
+    """Sizes and aspect ratios fitted to boxes; None if none beat the configured ones.
 
     Args:
-        grid: the anchors as configured.
+        grid: the configured anchors.
         resized: the boxes.
-        groups: (M,) masks of boxes; half of the weight goes to these, all groups alike.
-        threshold: the IoU from which on an anchor is positive.
+        groups: (M,) masks of boxes; half of the weight is spread evenly over the groups.
+        threshold: the IoU from which an anchor is positive.
     """
     resized = replace(resized, weights=_balanced(resized.weights, groups))
     if len(resized.boxes) > MOST_BOXES:
@@ -110,13 +110,13 @@ def _quantiles(grid: AnchorGrid, resized: ResizedBoxes) -> Fit:
 
 
 def _in_order(sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> Fit:
-    """The sizes rising over the levels, as many on each as given."""
+    """Sizes sorted to increase over the levels, keeping the number per level."""
     ascending = sorted(size for of_level in sizes for size in of_level)
     return Fit([[ascending.pop(0) for _ in of_level] for of_level in sizes], sorted(ratios))
 
 
 class _Search:
-    """Climbs from one set of anchors to better ones, keeping the IoU of every box with each."""
+    """Hill climbing over anchors, caching the IoU of every box with each."""
 
     def __init__(self, grid: AnchorGrid, resized: ResizedBoxes, threshold: float):
         self.levels = grid.levels
@@ -129,12 +129,12 @@ class _Search:
         return self.value_of(self._best_iou(self._table(*_flat(fit), fit.aspect_ratios)))
 
     def value_of(self, best_iou: np.ndarray) -> float:
-        """What is made large: of the (M,) IoU of every box with its best anchor."""
+        """The objective, from the (M,) IoU of every box with its best anchor."""
         gain = np.minimum(best_iou, self.threshold) + MEAN_IOU_WEIGHT * best_iou
         return float(np.average(gain, weights=self.resized.weights))
 
     def climb(self, fit: Fit) -> Fit:
-        """Better anchors, to be reached from ``fit`` by changing one number after the other."""
+        """Improve ``fit`` by changing one number at a time."""
         levels, sizes = _flat(fit)
         ratios = list(fit.aspect_ratios)
         table = self._table(levels, sizes, ratios)
@@ -164,7 +164,7 @@ class _Search:
         number: float,
         trials: Iterable[tuple[float, np.ndarray]],
     ) -> float:
-        """The best of a number and those tried in its place, whose part of the table is set."""
+        """The best of a number and its candidates; updates its part of the table."""
         part = table[where].copy()
         table[where] = 0.0
         others = self._best_iou(table)
@@ -198,6 +198,6 @@ class _Search:
 
 
 def _flat(fit: Fit) -> tuple[list[int], list[float]]:
-    """The number of the level of each size, and the sizes."""
+    """The level index of each size, and the sizes."""
     pairs = [(number, size) for number, sizes in enumerate(fit.sizes) for size in sizes]
     return [number for number, _ in pairs], [size for _, size in pairs]

@@ -1,19 +1,19 @@
-"""How well the anchors of a config fit the boxes it is trained on, and which would fit better.
+"""How well a config's anchors fit its training boxes, and which would fit better.
 
     fpn-ext anchors --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
     fpn-ext anchors --config-file ... --dataset bccd_trainval \\
         --json anchors.json --output out MODEL.ANCHOR_GENERATOR.OFFSET 0.5
 
-For every ground-truth box, resized as in training, the best of all anchors on the grids of the
-padded image: the share of boxes where it reaches an IoU of 0.3, 0.5 and 0.7, by size (COCO's small,
-medium and large, of the box in the original image), by class, and by the level of that anchor. The
-boxes that no anchor matches, with their images: those with an IoU below the lower one of
-MODEL.RPN.IOU_THRESHOLDS; an RPN learns such a box from its best anchor alone. Sizes and aspect
-ratios that fit better, with the same shares. MODEL.RPN.BOUNDARY_THRESH of 0 or more leaves out
-anchors that reach farther beyond the image. With several sides in INPUT.MIN_SIZE_TRAIN every box
-counts at each, as often as training draws it. Flips and crops are not followed.
+For every ground-truth box, resized as in training, finds the best anchor on the grids of the padded
+image. Reports the fraction of boxes with a best IoU of at least 0.3, 0.5 and 0.7, by size (COCO's
+small, medium and large, of the box in the original image), by class, and by the anchor's level; the
+unmatched boxes, with an IoU below the lower one of MODEL.RPN.IOU_THRESHOLDS, which an RPN learns
+from their best anchor only, with their images; and sizes and aspect ratios that fit better, with
+the same fractions. MODEL.RPN.BOUNDARY_THRESH of 0 or more excludes anchors that extend farther
+beyond the image. With several sizes in INPUT.MIN_SIZE_TRAIN every box counts at each, weighted by
+how often training draws it. Flips and crops are ignored.
 
-Exit code: 0 when the report is made, 2 if the call, the config or the data are wrong.
+Exit code: 0 if the report was made, 2 for invalid arguments, config or data.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from .anchor_fit import Fit, fit_anchors
 from .best_anchors import AnchorGrid, Best
 
 THRESHOLDS = (0.3, 0.5, 0.7)
-IMAGES_NAMED = 5  # of those with unmatched boxes, in the printed report
+IMAGES_NAMED = 5  # with unmatched boxes, in the printed report
 
 
 @dataclass(frozen=True)
 class AnchorReport:
-    """What :func:`report_anchors` found; ``suggested`` is None if nothing better was found."""
+    """The result of :func:`report_anchors`; ``suggested`` is None if nothing fits better."""
 
     found: TrainingBoxes
     resized: ResizedBoxes
@@ -50,10 +50,10 @@ class AnchorReport:
     by_name: bool
 
     def shares(self, best: Best, rows: np.ndarray) -> dict[str, float]:
-        """Of some of the rows: ``{"boxes", "0.3", "0.5", "0.7", "mean"}``.
+        """Statistics of the selected rows: ``{"boxes", "0.3", "0.5", "0.7", "mean"}``.
 
-        ``boxes`` is a number of boxes, each counting as often as its side is drawn, the thresholds
-        are shares from 0 to 1 (NaN if there is no box), ``mean`` is the mean best IoU.
+        ``boxes`` is the number of boxes, weighted by how often their size is drawn, the thresholds
+        are fractions from 0 to 1 (NaN without boxes), ``mean`` is the mean best IoU.
         """
         weights, overlaps = self.resized.weights[rows], best.iou[rows]
         total = weights.sum()
@@ -68,14 +68,14 @@ class AnchorReport:
         return {name: mask[self.resized.index] for name, mask in masks.items()}
 
     def by_level(self, best: Best) -> dict[str, np.ndarray]:
-        """Masks of the rows by the level of the best anchor; none has those without overlap."""
+        """Row masks by level of the best anchor; rows without overlap are in none."""
         return {
             level.name: (best.level == number) & (best.iou > 0)
             for number, level in enumerate(self.grid.levels)
         }
 
     def unmatched(self, best: Best) -> list[dict[str, Any]]:
-        """Images with boxes that no anchor matches, at whatever side: the most such boxes first."""
+        """Images with unmatched boxes at any size, most such boxes first."""
         matched = np.zeros(len(self.found.corners), dtype=bool)
         matched[self.resized.index[best.iou >= self.lower]] = True
         there = np.zeros_like(matched)
@@ -87,7 +87,7 @@ class AnchorReport:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values for :func:`fpn_ext.json_files.write_json`; NaN is None."""
+        """The report as plain values for :func:`fpn_ext.reporting.json_files.write_json`."""
         return {
             "images": len(self.found.image_ids),
             "boxes": len(np.unique(self.resized.index)),
@@ -162,7 +162,7 @@ class AnchorReport:
         )
 
     def _table(self, groups: dict[str, np.ndarray], *compared: Best) -> str:
-        """A line for each group, with the shares now and of what is compared."""
+        """One line per group, with current and compared fractions."""
         marks = ["", *(" suggested" for _ in compared)]
         header = ["", "boxes", *(f"{t:g}{mark}" for mark in marks for t in THRESHOLDS)]
         rows = [header]
@@ -183,7 +183,7 @@ class AnchorReport:
         return f"{text}: {named}{more if len(images) > IMAGES_NAMED else ''}"
 
     def yaml(self) -> str:
-        """The suggested keys, to be put into a config."""
+        """The suggested keys, for a config file."""
         assert self.fit is not None
         numbers = [[f"{size:g}" for size in sizes] for sizes in self.fit.sizes]
         ratios = ", ".join(f"{ratio:g}" for ratio in self.fit.aspect_ratios)
@@ -207,7 +207,7 @@ def _percent(shares: dict[str, float]) -> list[str]:
 
 
 def report_anchors(cfg: CfgNode, found: TrainingBoxes) -> AnchorReport:
-    """Compare the anchors of a config with boxes, and look for better ones.
+    """Evaluate a config's anchors on boxes, and search for better ones.
 
     Raises:
         ValueError: the config has no RPN, or no box has an area.
@@ -233,7 +233,7 @@ def report_anchors(cfg: CfgNode, found: TrainingBoxes) -> AnchorReport:
 
 
 def draw_report(report: AnchorReport) -> Figure:
-    """The share of boxes over the IoU that their best anchor reaches, by size."""
+    """Fraction of boxes over the IoU of their best anchor, by size."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     thresholds = np.linspace(0, 1, 101)
     groups = report.groups()
@@ -256,5 +256,5 @@ def draw_report(report: AnchorReport) -> Figure:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What ``fpn-ext anchors`` does."""
+    """Implements ``fpn-ext anchors``."""
     reports.run(args, report_anchors, draw_report, "anchors.png")

@@ -1,10 +1,10 @@
-"""The best anchor of a box, found without looking at all of them.
+"""The best anchor of a box, without an exhaustive search.
 
 The overlap of a box with an anchor of a given shape is the product of an overlap along x, which
-depends on the anchor's column alone, and one along y. Each is largest where the anchor's centre is
-nearest to the box's, and falls, or stays, with the distance on either side; and with the overlap
-rises the IoU. So of the anchors of one shape on one level none beats the one in the nearest column
-and row that there is, whatever the sizes. ``tests/test_best_anchors.py`` compares with all anchors.
+depends only on the anchor's column, and one along y. Each is largest where the centres are nearest
+and does not increase with distance, and the IoU increases with the overlap. So among the anchors of
+one shape on one level, the best is in the nearest valid column and row, for any sizes.
+``tests/test_best_anchors.py`` compares with an exhaustive search.
 """
 
 import math
@@ -36,9 +36,9 @@ class AnchorLevel:
     """The anchors of one level.
 
     Attributes:
-        name: of its map, as in ``MODEL.RPN.IN_FEATURES``.
+        name: of its feature map, as in ``MODEL.RPN.IN_FEATURES``.
         stride: in pixels of the network input.
-        offset: of the first centre, as a share of the stride.
+        offset: of the first centre, as a fraction of the stride.
         shapes: (A, 4) float64, the anchors of one location, XYXY around its centre.
     """
 
@@ -49,12 +49,12 @@ class AnchorLevel:
 
     @property
     def sizes(self) -> list[float]:
-        """Square roots of the areas that there are, ascending."""
+        """Square roots of the distinct areas, ascending."""
         return sorted(set(np.sqrt(np.prod(self._sides(), axis=1)).round(3).tolist()))
 
     @property
     def aspect_ratios(self) -> list[float]:
-        """Heights over widths that there are, ascending."""
+        """Distinct height/width ratios, ascending."""
         sides = self._sides()
         return sorted(set((sides[:, 1] / sides[:, 0]).round(3).tolist()))
 
@@ -72,10 +72,10 @@ class AnchorLevel:
 
         Args:
             boxes: (M, 4) XYXY in pixels of the network input.
-            map_sizes: (M, 2) rows and columns of this level's map of each box's image.
+            map_sizes: (M, 2) rows and columns of this level's feature map of each box's image.
             image_sizes: (M, 2) height and width of the image before padding.
-            boundary_thresh: ``MODEL.RPN.BOUNDARY_THRESH``: if it is 0 or more, anchors that reach
-                as far or farther beyond the image are none.
+            boundary_thresh: ``MODEL.RPN.BOUNDARY_THRESH``: if 0 or more, anchors that extend that
+                far or farther beyond the image are excluded.
 
         Returns:
             (M, A, 4) XYXY; NaN where no anchor of the shape lies within the boundary.
@@ -106,7 +106,7 @@ class AnchorLevel:
         middle = (low + high - shape.sum(axis=2)) / 2
         first: np.ndarray = np.zeros_like(middle)
         last = first + count - 1
-        if boundary_thresh >= 0:  # as Boxes.inside_box has it: >= below, < above
+        if boundary_thresh >= 0:  # as in Boxes.inside_box: >= below, < above
             least = (-boundary_thresh - shape[..., 0]) / self.stride - self.offset
             most = (length + boundary_thresh - shape[..., 1]) / self.stride - self.offset
             first, last = np.maximum(first, np.ceil(least)), np.minimum(last, np.ceil(most) - 1)
@@ -115,7 +115,7 @@ class AnchorLevel:
 
 
 def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of (..., 4) XYXY boxes, one with one; 0 with what is NaN.
+    """Elementwise IoU of (..., 4) XYXY boxes; 0 for NaN.
 
     >>> float(iou(np.array([0, 0, 2, 2]), np.array([1, 0, 3, 2])))  # 2 of 6 pixels
     0.3333333333333333
@@ -133,7 +133,7 @@ class Best:
 
     Attributes:
         iou: (M,) float64; 0 if no anchor overlaps.
-        level: (M,) int64, the number of its level; of equally good ones the finest.
+        level: (M,) int64, its level index; ties go to the finest level.
         anchor: (M, 4) XYXY in pixels of the network input; NaN if there is none.
     """
 
@@ -143,7 +143,7 @@ class Best:
 
 
 class AnchorGrid:
-    """All anchors of a model, at any size of image.
+    """All anchors of a model, for any image size.
 
     Args:
         levels: fine to coarse.
@@ -160,11 +160,11 @@ class AnchorGrid:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "AnchorGrid":
-        """Of the model that a config describes; no weights are read.
+        """The anchors of a config's model; no weights are read.
 
         Raises:
-            ValueError: it has no RPN of its own, or another kind of anchors; a name in it is not
-                registered, or a level not there.
+            ValueError: it has no RPN, or an unsupported kind of anchors; a name is not registered,
+                or a level does not exist.
         """
         model = cfg.MODEL
         look_up(BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
@@ -173,6 +173,7 @@ class AnchorGrid:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""
+        cfg.MODEL.FPN_EXT.KEEP_PIXELS = True  # they may be those of that file
         if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "ProposalNetwork"):
             raise ValueError(
                 "anchors are those of an RPN (MODEL.META_ARCHITECTURE GeneralizedRCNN or "
@@ -183,7 +184,7 @@ class AnchorGrid:
                 "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals has no anchors; ask for the "
                 "config of the RPN that made the proposals"
             )
-        backbone = build_backbone(cfg).eval().to("meta")  # no numbers, shapes alone
+        backbone = build_backbone(cfg).eval().to("meta")  # shapes only, no values
         shapes = backbone.output_shape()
         names = cfg.MODEL.RPN.IN_FEATURES
         missing = [name for name in names if name not in shapes]
@@ -236,7 +237,7 @@ def levels_of(generator: Any, names: Sequence[str]) -> list[AnchorLevel]:
     """The levels of PyramidAnchorGenerator, Detectron2's DefaultAnchorGenerator, or one like them.
 
     Raises:
-        ValueError: another kind of generator.
+        ValueError: unsupported kind of generator.
     """
     needed = ("cell_anchors", "strides", "offset")
     if not all(hasattr(generator, name) for name in needed) or generator.box_dim != 4:
@@ -253,10 +254,10 @@ def levels_of(generator: Any, names: Sequence[str]) -> list[AnchorLevel]:
 
 
 class _MapSizes:
-    """Sizes of a backbone's maps, found by running it on tensors that hold no numbers.
+    """Sizes of a backbone's feature maps, found by running it on meta tensors.
 
-    An image is padded as if it were alone in its batch. Larger neighbours add anchors, all of them
-    beyond its border.
+    An image is padded as if alone in its batch. Larger images in the batch only add anchors beyond
+    its border.
     """
 
     def __init__(self, backbone: Any, names: Sequence[str], channels: int):

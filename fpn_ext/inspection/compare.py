@@ -1,4 +1,4 @@
-"""Set a config against its control: two models that are the same in all but the components.
+"""Compare a config with its control: two models that differ only in their components.
 
     fpn-ext compare weights --weights output/demo/model_final.pth \\
         --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
@@ -24,16 +24,16 @@ from .compare_configs import differences, load_sides, warnings
 
 
 def compare(args: argparse.Namespace, mode: str) -> int:
-    """What ``fpn-ext compare weights`` and ``fpn-ext compare train`` do.
+    """Implements ``fpn-ext compare weights`` and ``fpn-ext compare train``.
 
     Args:
         mode: ``"weights"`` or ``"train"``.
 
     Returns:
-        The exit status: 1 where a difference is beyond what the parity tests allow.
+        The exit status: 1 if a difference exceeds what the parity tests allow.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: what of the arguments is wrong.
+        FileNotFoundError, TypeError, ValueError: invalid arguments.
     """
     began = time.perf_counter()
     training = mode == "train"

@@ -1,4 +1,4 @@
-"""The two configs of a comparison: loading them, and in what they differ."""
+"""The two configs of a comparison: loading them and listing their differences."""
 
 import sys
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ def load_sides(
         config_file: a YAML file.
         control: another one.
         opts: ``KEY VALUE ...`` for both.
-        training: also require what only training needs.
+        training: also check what only training needs.
 
     Raises:
-        FileNotFoundError, ValueError: what :func:`fpn_ext.prepare` finds wrong; or the two have no,
-        or not the same, datasets to be compared on.
+        FileNotFoundError, ValueError: what :func:`fpn_ext.prepare` finds wrong; or the two have no
+            datasets to be compared on, or different ones.
     """
     sides = {}
     for side, file in (("ours", config_file), ("control", control)):
@@ -53,11 +53,11 @@ def differences(sides: dict[str, CfgNode], set_here: Sequence[str]) -> list[dict
 
     Args:
         sides: the configs ``ours`` and ``control``.
-        set_here: keys that are going to be the same whatever the configs hold.
+        set_here: keys that the comparison overrides in both.
 
     Returns:
-        ``{"key", "ours", "control"}`` of each. What one of the two has no component to read is not
-        among them, see :func:`warnings`; nor is what NUMERICS has chosen for each of them.
+        ``{"key", "ours", "control"}`` for each, except keys that only one side has a component to
+        read, see :func:`warnings`, and values chosen by NUMERICS.
     """
     ours, control = flat(sides["ours"]), flat(sides["control"])
     expected = {*COMPONENTS, *set_here}
@@ -71,13 +71,13 @@ def differences(sides: dict[str, CfgNode], set_here: Sequence[str]) -> list[dict
 
 
 def _chosen(cfg: CfgNode) -> set[str]:
-    """The keys that have the values that NUMERICS chooses for a config."""
+    """The keys whose values NUMERICS chose for a config."""
     values = flat(cfg)
     return {key for key, value in as_chosen(cfg).items() if values[key] == value}
 
 
 def warnings(sides: dict[str, CfgNode]) -> list[str]:
-    """Of keys that are not at their default, and that one side reads and the other does not."""
+    """Warnings about non-default keys that only one side reads."""
     defaults = flat(get_cfg())
     found = []
     for side, other in (("ours", "control"), ("control", "ours")):

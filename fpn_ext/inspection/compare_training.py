@@ -1,7 +1,7 @@
-"""Two configs trained from the same seeds: how far their scores lie apart, and how far they spread.
+"""Train two configs with the same seeds: difference and spread of their scores.
 
-The seed fixes the first weights and the order of the images. Rounding alone makes two trainings of
-one seed end at other scores, so runs are not compared in pairs but as two samples.
+The seed fixes the initial weights and the data order. Rounding alone makes two trainings with one
+seed end at different scores, so runs are compared as two samples, not in pairs.
 """
 
 import json
@@ -33,34 +33,34 @@ def compare_training(
     folder: Path,
     num_gpus: int = 1,
 ) -> dict[str, Any]:
-    """Train both configs once for each seed, and compare the scores.
+    """Train both configs once per seed, and compare the scores.
 
-    Every run is a process of ``fpn-ext train``, in ``folder/SIDE/seed_SEED`` with its output in
-    ``console.log``. One that has come to its ``results.json`` is not done again; an interrupted
-    one goes on from its last checkpoint.
+    Every run is an ``fpn-ext train`` process in ``folder/SIDE/seed_SEED``, with its output in
+    ``console.log``. Runs with a ``results.json`` are skipped; interrupted ones resume from their
+    last checkpoint.
 
     Args:
         sides: the configs ``ours`` and ``control``.
         files: the YAML files they were loaded from.
         opts: the ``KEY VALUE ...`` they were loaded with.
         seeds: ``SEED`` of each run.
-        folder: for all that is written.
-        num_gpus: of each run.
+        folder: for all output.
+        num_gpus: per run.
 
     Returns:
-        What :func:`markdown` makes a report of.
+        The input of :func:`markdown`.
 
     Raises:
-        ValueError: a seed that is negative (Detectron2 then draws one) or there twice; a run in
-            ``folder`` is of another config.
-        FileNotFoundError, ConnectionError: no weights to start from.
+        ValueError: a seed is negative (Detectron2 then draws one) or given twice; a run in
+            ``folder`` has a different config.
+        FileNotFoundError, ConnectionError: the initial weights are not available.
         RuntimeError: a training failed.
     """
     if min(seeds) < 0 or len({*seeds}) < len(seeds):
         raise ValueError(f"--seeds must be different numbers from 0 up, got {list(seeds)}")
     for cfg in sides.values():
         if cfg.MODEL.WEIGHTS:
-            local_file(cfg.MODEL.WEIGHTS)  # told now, not by every run
+            local_file(cfg.MODEL.WEIGHTS)  # fail now, not in every run
     runs = [
         _run(side, seed, cfg, files[side], opts, folder, num_gpus)
         for seed in seeds
@@ -78,7 +78,7 @@ def _run(
     folder: Path,
     num_gpus: int,
 ) -> dict[str, Any]:
-    """What the ``results.json`` of a run holds, after it was trained if it was not there."""
+    """The contents of a run's ``results.json``, training it first if needed."""
     output = folder / side / f"seed_{seed}"
     _check_config_of_run(output / "config.yaml", cfg, seed)
     if (output / "results.json").is_file():
@@ -89,7 +89,7 @@ def _run(
     resumed = (output / "last_checkpoint").is_file()
     words = "goes on" if resumed else "begins"
     print(f"{side}, seed {seed}: training {words}, see {log}", file=sys.stderr, flush=True)
-    # With its last checkpoint, it was interrupted in its last evaluation.
+    # With a final checkpoint, it was interrupted in its last evaluation.
     verb = "eval" if (output / "model_final.pth").is_file() else "train"
     command = [verb, "--config-file", file, "--resume"]
     command += ["--num-gpus", str(num_gpus), *opts, "SEED", str(seed), "OUTPUT_DIR", str(output)]
@@ -114,7 +114,7 @@ def _run(
 
 
 def _check_config_of_run(file: Path, cfg: CfgNode, seed: int) -> None:
-    """Raise ValueError where a run that is there, done or not, is of another config."""
+    """Raise ValueError if an existing run, finished or not, has a different config."""
     if not file.is_file():
         return
     of_run = load_config(str(file))
@@ -133,11 +133,11 @@ def _check_config_of_run(file: Path, cfg: CfgNode, seed: int) -> None:
 
 
 def spread_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each score: ``dataset``, ``task``, ``metric``; ``ours`` and ``control``, each with
+    """One row per score: ``dataset``, ``task``, ``metric``; ``ours`` and ``control``, each with
     ``mean``, ``std`` (of the sample), ``min``, ``max``; ``difference`` of the means and its
     ``standard_error``, sqrt(s1^2 / n1 + s2^2 / n2).
 
-    What a single run leaves open is None, as is a score that is no number in some run.
+    Values undefined for a single run are None, as are scores that are NaN in some run.
     """
     rows = []
     for dataset, tasks in runs[0]["scores"].items():
@@ -176,7 +176,7 @@ def _spread(runs: list[dict[str, Any]], side: str, key: tuple[str, str, str]) ->
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The sections of the report, from what :func:`compare_training` returned."""
+    """The sections of the report, from the result of :func:`compare_training`."""
     sections = [
         "## Scores\n\nMean ± standard deviation (lowest to highest); the difference of the means ± "
         "its standard error.",

@@ -1,4 +1,4 @@
-"""One checkpoint in the models of two configs: how they agree, what they score, time and memory."""
+"""One checkpoint in the models of two configs: agreement, scores, time and memory."""
 
 import contextlib
 import itertools
@@ -19,10 +19,11 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..config.unread import unread_keys
+from ..data.mapper import PictureMapper
 from ..evaluation.evaluators import build_evaluator
 from ..files.checkpoint import SafeCheckpointer
 from ..files.weight_files import local_file, sha256
-from ..inference.pictures import detections_of
+from ..inference.predictor import detections_of
 from ..reporting.measuring import markdown_table, measure, peak_memory, ratio, ratio_text
 from ..speed.optimize import model_for_inference
 from .agreement import TO_ROUNDING, TO_THE_BIT, Matches, StageByStage, Tolerance, end_to_end_rows
@@ -38,18 +39,18 @@ def compare_weights(
 
     Args:
         sides: the configs ``ours`` and ``control``, with the same ``DATASETS.TEST``.
-        weights: a file or an address, see :func:`fpn_ext.files.weight_files.local_file`.
-        images: how many of each dataset, its first; None for all.
+        weights: a path or URL, see :func:`fpn_ext.files.weight_files.local_file`.
+        images: use only the first N of each dataset; None for all.
         rounds: of timing; with 0, neither time nor memory is measured.
-        folder: for what the evaluators write.
+        folder: for the evaluators' output.
 
     Returns:
-        What :func:`markdown` makes a report of. ``agrees`` says whether nothing is beyond what the
-        parity tests hold; None where they hold nothing for such models.
+        The input of :func:`markdown`. ``agrees`` says whether all differences are within the parity
+        tests' tolerances; None if these do not cover such models.
 
     Raises:
-        FileNotFoundError, ConnectionError: the weights are not to be had.
-        ValueError: they do not fit both models.
+        FileNotFoundError, ConnectionError: the weights are not available.
+        ValueError: they do not match both models.
     """
     file = local_file(weights)
     models = build_models(sides, file)
@@ -96,11 +97,11 @@ def compare_weights(
 
 
 class StrictCheckpointer(SafeCheckpointer):
-    """To which a key that does not match is an error and not a line in the log."""
+    """A checkpointer for which an unmatched key is an error, not a log message."""
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         faults = []
-        # A key of another shape counts as missing, too.
+        # A key with a different shape also counts as missing.
         other_shape = {key for key, *_ in incompatible.incorrect_shapes}
         missing = [key for key in incompatible.missing_keys if key not in other_shape]
         if missing:
@@ -114,10 +115,10 @@ class StrictCheckpointer(SafeCheckpointer):
 
 
 def build_models(sides: dict[str, CfgNode], file: str) -> dict[str, nn.Module]:
-    """The models of some configs as ``fpn-ext eval`` has them, with weights from a local file.
+    """The configs' models as built by ``fpn-ext eval``, with weights from a local file.
 
     Raises:
-        ValueError: names, for each model, all keys that do not match.
+        ValueError: lists, for each model, all unmatched keys.
     """
     models, faults = {}, []
     for side, cfg in sides.items():
@@ -136,7 +137,7 @@ def build_models(sides: dict[str, CfgNode], file: str) -> dict[str, nn.Module]:
 
 
 def tolerance_of(sides: dict[str, CfgNode]) -> tuple[Tolerance | None, str]:
-    """Up to where the parity tests hold two such models equal, in words too; None: no test does."""
+    """The parity tests' tolerance for two such models, also in words; None without such a test."""
     reasons = []
     for cfg in sides.values():
         own, unread = cfg.MODEL.FPN_EXT, unread_keys(cfg)
@@ -171,8 +172,11 @@ def tolerance_of(sides: dict[str, CfgNode]) -> tuple[Tolerance | None, str]:
 def _image_pairs(
     sides: dict[str, CfgNode], dataset: str, images: int | None
 ) -> Iterator[dict[str, list[dict]]]:
-    """Image by image, what the model of each side is given, as in Detectron2's evaluation."""
-    loaders = [build_detection_test_loader(cfg, dataset) for cfg in sides.values()]
+    """Each image as input for both models, as in Detectron2's evaluation."""
+    loaders = [
+        build_detection_test_loader(cfg, dataset, mapper=PictureMapper(cfg, False))
+        for cfg in sides.values()
+    ]
     for inputs in itertools.islice(zip(*loaders, strict=True), images):
         yield dict(zip(sides, inputs, strict=True))
 
@@ -184,7 +188,7 @@ def _detect(
     stages: StageByStage,
     whole: Matches,
 ) -> list[Any]:
-    """Give every image to both models, and what they return to all the others; the images' ids."""
+    """Run both models on every image, update stages, matches, evaluators; return image ids."""
     image_ids = []
     for evaluator in evaluators.values():
         evaluator.reset()
@@ -201,14 +205,14 @@ def _detect(
 
 
 def _exact_convolutions() -> Any:
-    """Convolutions on CUDA in float32, which are in TF32 (10 bits) unless one asks."""
+    """Float32 convolutions on CUDA, which default to TF32 (10-bit mantissa)."""
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False
     )
 
 
 def _with_words(pairs: Iterable[Any], dataset: str) -> Iterator[Any]:
-    """The same; now and then, how far it is, to the error stream."""
+    """The same pairs, with occasional progress on stderr."""
     said = time.monotonic()
     for number, pair in enumerate(pairs):
         yield pair
@@ -218,7 +222,7 @@ def _with_words(pairs: Iterable[Any], dataset: str) -> Iterator[Any]:
 
 
 def score_rows(dataset: str, ours: dict, control: dict) -> list[dict[str, Any]]:
-    """A row for each score: ``dataset``, ``task``, ``metric``, both values, their difference.
+    """One row per score: ``dataset``, ``task``, ``metric``, both values, their difference.
 
     >>> score_rows("val", {"bbox": {"AP": 40.5}}, {"bbox": {"AP": 40.0}})[0]["difference"]
     0.5
@@ -264,11 +268,11 @@ def _seconds_per_image(
 def memory_of_sides(
     sides: dict[str, CfgNode], file: str, timed: list[dict[str, list[dict]]]
 ) -> list[dict[str, Any]]:
-    """MiB of each side with its model, and at the peak; [] where the system does not tell."""
+    """MiB of each side with its model loaded, and at peak; [] if the system does not report it."""
     rows = []
     for side, cfg in sides.items():
         largest = max((inputs[side] for inputs in timed), key=lambda x: x[0]["image"].numel())
-        # In a process of its own, where nothing else has run before.
+        # In a fresh process.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as process:
             threads = torch.get_num_threads()
@@ -286,7 +290,7 @@ def _memory_of_one(
     model = build_models({"the model": cfg}, file)["the model"]
     small = [{**x, "image": x["image"][:, :64, :64]} for x in inputs]
     with torch.no_grad():
-        model(small)  # what is set up once is not counted
+        model(small)  # excludes one-time setup
         return peak_memory(lambda: [model(inputs) for _ in range(2)], cfg.MODEL.DEVICE)
 
 
@@ -294,7 +298,7 @@ def _memory_of_one(
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The sections of the report, from what :func:`compare_weights` returned and JSON can hold."""
+    """The sections of the report, from the JSON form of :func:`compare_weights`' result."""
     images = ", ".join(f"{count} of {name}" for name, count in results["images"].items())
     sections = [
         f"Weights: {results['weights']} (SHA-256 {results['sha256']}). Images: {images}.",

@@ -1,4 +1,4 @@
-"""Pictures of a trained model: ground truth beside detections, and the curves of its training.
+"""Figures of a trained model: ground truth beside detections, and its training curves.
 
     fpn-ext contact-sheet --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
         --output output/demo MODEL.WEIGHTS output/demo/model_final.pth
@@ -12,11 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
-from ..inference.pictures import build_predictor, class_names, detections_of
+from ..data.reading import as_rgb
+from ..inference.predictor import build_predictor, detections_of
 from ..levels import name_of
 from ..reporting.drawing import coloring_field, draw_boxes, draw_detections, draw_legend
 
@@ -26,8 +26,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Images of ``DATASETS.TEST[0]`` in pairs: ground truth left, the model's detections right.
 
-    The images are spread evenly over the dataset. Below stands which colour is which level. With
-    ``label_levels``, ``p3>p4`` stands on each box: proposed by P3, pooled from P4.
+    The images are spaced evenly over the dataset. A legend below gives the levels' colours. With
+    ``label_levels``, each box is labelled ``p3>p4``: proposed by P3, pooled from P4.
 
     Raises:
         ValueError: ``num_images`` is less than 1.
@@ -37,14 +37,15 @@ def contact_sheet(
     dataset = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)
     names = MetadataCatalog.get(dataset).thing_classes
-    drawn_names = list(class_names(cfg).values())
     predictor = build_predictor(cfg)
+    drawn_names = list(predictor.classes.values())
     pairs = []
     levels: set[int] = set()
     field = None
     for i in np.linspace(0, len(records) - 1, min(num_images, len(records))).astype(int):
         record = records[i]
-        image = read_image(record["file_name"], "RGB")
+        pixels = predictor.read(record["file_name"], record.get("page"))
+        image = as_rgb(pixels, predictor.pixel_format)
         truth = [a for a in record["annotations"] if not a.get("iscrowd")]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
         scale = 320 / max(image.shape[:2])
@@ -55,7 +56,7 @@ def contact_sheet(
             [None] * len(truth),
             scale,
         )
-        detections = detections_of(predictor(image[:, :, ::-1]))  # it takes BGR
+        detections = detections_of(predictor(pixels))
         found = detections[detections.scores >= min_score]
         field = coloring_field(found)
         if field:
@@ -87,18 +88,18 @@ def _paste(
 
 
 def draw_curves(metrics_file: Path, file: Path) -> None:
-    """Losses and box AP over iterations, from Detectron2's ``metrics.json``: its last run's.
+    """Losses and box AP over iterations, from the last run in Detectron2's ``metrics.json``.
 
     Raises:
-        FileNotFoundError: there is no such file; training writes it into OUTPUT_DIR.
+        FileNotFoundError: no such file; training writes it into OUTPUT_DIR.
     """
     if not metrics_file.is_file():
         raise FileNotFoundError(f"no {metrics_file}: training writes it into its OUTPUT_DIR")
     lines: list[dict[str, float]] = []
     for line in metrics_file.read_text().splitlines():
         entry = json.loads(line)
-        # Detectron2 appends. Where the iteration falls back, a new run begins, or one goes on from
-        # a checkpoint and does some iterations again.
+        # Detectron2 appends. Where the iteration decreases, a new run starts, or one resumes from a
+        # checkpoint and repeats some iterations.
         if lines and entry["iteration"] < lines[-1]["iteration"]:
             lines = [done for done in lines if done["iteration"] < entry["iteration"]]
         lines.append(entry)

@@ -4,13 +4,13 @@
     fpn-ext levels --config-file ... --dataset bccd_trainval --json levels.json \\
         --output out MODEL.FPN_EXT.CANONICAL_BOX_SIZE 224
 
-The boxes are resized as in training and put on levels by MODEL.FPN_EXT.LEVEL_RULE (Detectron2's RoI
-heads: by Eq. 1 with 224 and 4). A level with hardly any boxes learns hardly anything; move them by
-MODEL.FPN_EXT.CANONICAL_BOX_SIZE, CANONICAL_LEVEL or LEVEL_RULE. With several sides in
-INPUT.MIN_SIZE_TRAIN every box counts at each, as often as training draws it. Proposals, which are
-pooled as well, are not among the boxes.
+The boxes are resized as in training and assigned to levels by MODEL.FPN_EXT.LEVEL_RULE
+(Detectron2's RoI heads: Eq. 1 with 224 and 4). A level with few boxes learns little; shift them by
+MODEL.FPN_EXT.CANONICAL_BOX_SIZE, CANONICAL_LEVEL or LEVEL_RULE. With several sizes in
+INPUT.MIN_SIZE_TRAIN every box counts at each, weighted by how often training draws it. Proposals,
+which are pooled as well, are not counted.
 
-Exit code: 0 when the report is made, 2 if the call, the config or the data are wrong.
+Exit code: 0 if the report was made, 2 for invalid arguments, config or data.
 """
 
 import argparse
@@ -34,15 +34,15 @@ class LevelReport:
     """How the boxes are spread over the levels.
 
     Attributes:
-        levels: names of the maps that boxes are pooled from, fine to coarse.
-        counts: for all boxes, COCO's sizes and each class the number of boxes on each level, a
-            box counting as often as training draws each side.
-        rule: name of the rule.
-        bounds: from which size on, in pixels, a box goes to each level but the finest.
-        measure: what of a box that is.
-        sides: shorter sides of training and how often each is drawn.
-        images: how many there are.
-        left_out: boxes that training does not see, by reason.
+        levels: names of the pooled feature maps, fine to coarse.
+        counts: number of boxes per level, for all boxes, COCO's sizes and each class, weighted by
+            how often training draws each size.
+        rule: name of the level rule.
+        bounds: min box size in pixels for each level but the finest.
+        measure: the definition of box size.
+        sides: shorter sides in training and how often each is drawn.
+        images: number of images.
+        left_out: boxes excluded from training, by reason.
     """
 
     levels: list[str]
@@ -55,7 +55,7 @@ class LevelReport:
     left_out: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values for :func:`json.dumps`."""
+        """The report as plain values for :func:`json.dumps`."""
         return {
             "images": self.images,
             "boxes": round(sum(self.counts["all"])),
@@ -97,10 +97,10 @@ class LevelReport:
 
 
 def report_levels(cfg: CfgNode, found: TrainingBoxes) -> LevelReport:
-    """Count boxes by the level that a config's RoI heads pool them from.
+    """Count boxes by the level from which a config's RoI heads pool them.
 
     Raises:
-        ValueError: they pool from no level, or from all; or no box has an area.
+        ValueError: the heads pool from no level, or from all; or no box has an area.
     """
     rule = level_rule(cfg)
     if rule is None:
@@ -133,7 +133,7 @@ def report_levels(cfg: CfgNode, found: TrainingBoxes) -> LevelReport:
 
 
 def draw_report(report: LevelReport) -> Figure:
-    """Bars: boxes on each level, stacked by class."""
+    """Bar chart of boxes per level, stacked by class."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     by_class = {n: c for n, c in report.counts.items() if n.startswith("class ")}
     bottom = np.zeros(len(report.levels))
@@ -148,5 +148,5 @@ def draw_report(report: LevelReport) -> Figure:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What ``fpn-ext levels`` does."""
+    """Implements ``fpn-ext levels``."""
     reports.run(args, report_levels, draw_report, "levels.png")

@@ -1,24 +1,24 @@
-"""What a model has inside on a picture: its anchors, its proposals by level, its feature maps.
+"""What a model computes on an image: its anchors, proposals by level, feature maps.
 
     fpn-ext look --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
         --output out MODEL.WEIGHTS output/demo/model_final.pth
     fpn-ext look --config-file ... --input photo.jpg --output out --tensorboard \\
         MODEL.WEIGHTS output/demo/model_final.pth
 
-For each picture, in pixels of the network input, enlarged to squares where that is small:
+For each image, in pixels of the network input, enlarged if that is small:
 
 NAME_best_anchors.png   every ground-truth box (thin, white) and its best anchor with their IoU,
                         coloured by level; not with --input, which has no ground truth
-NAME_cell_anchors.png   the anchors of one location in the middle, of every level, and the
-                        location's cell (thin)
-NAME_proposals.png      the highest scores among the RPN's proposals, coloured by the level whose
-                        anchors they come from (not the one that the RoI heads pool them from)
-NAME_feature_maps.png   the mean absolute activation of each map that the RPN reads, a square for
-                        each of its cells, from 0 (dark) to its own largest
+NAME_cell_anchors.png   the anchors of the central location of every level, and the location's cell
+                        (thin)
+NAME_proposals.png      the RPN's top-scoring proposals, coloured by the level of their anchors (not
+                        the one that the RoI heads pool from)
+NAME_feature_maps.png   the mean absolute activation of each of the RPN's input maps, one square per
+                        cell, from 0 (dark) to the map's max
 
---tensorboard writes the same into event files in the folder, under the tags best_anchors/NAME,
-cell_anchors/NAME, proposals/NAME and feature_maps/NAME. Exit code: 0, or 2 if the call, the config,
-the weights or the data are wrong.
+--tensorboard writes the same to event files in the folder, under the tags best_anchors/NAME,
+cell_anchors/NAME, proposals/NAME and feature_maps/NAME. Exit code: 0, or 2 for invalid arguments,
+config, weights or data.
 """
 
 import argparse
@@ -32,35 +32,36 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode, ImageList, Instances
 from PIL import Image, ImageDraw
 from torch import nn
 
+from ..data.reading import as_rgb
 from ..data.training_boxes import ResizedBoxes
 from ..files.atomic import replacing
-from ..inference.pictures import build_predictor, find_pictures, load_inference_config
+from ..inference.pictures import Picture, check_harmless, find_pictures, names_of, pages_of
+from ..inference.predictor import Predictor, build_predictor, load_inference_config
 from ..levels import nearest_level
 from ..names import did_you_mean
 from ..reporting.drawing import LEVEL_COLORS, NO_LEVEL_COLOR, draw_boxes, draw_legend
 from .best_anchors import AnchorGrid, AnchorLevel, levels_of
 
 LONGER_SIDE = 640  # of a drawing, about, if the network input is smaller
+TAGS = ("best_anchors", "cell_anchors", "proposals", "feature_maps")
 GAP, BAND = 6, 28  # pixels between panels, and of the strip with the legend
 MAP_SIDE = 240  # of a feature map's panel
 
 
 @dataclass(frozen=True)
 class Inside:
-    """What a model made of one image.
+    """What a model computed for one image.
 
     Attributes:
         image: (H, W, 3) uint8 RGB, as resized for the network, without padding.
-        names: of the maps that the RPN reads, fine to coarse.
+        names: of the RPN's input maps, fine to coarse.
         maps: (C, H_i, W_i) float32 of each level.
         proposals: of each level, on CPU, best first, with ``proposal_boxes`` in pixels of ``image``
-            and ``objectness_logits``; over all levels those that the RPN returns.
+            and ``objectness_logits``; all levels together are those that the RPN returns.
         levels: the anchors.
     """
 
@@ -72,7 +73,7 @@ class Inside:
 
     @property
     def numbers(self) -> list[int]:
-        """The pyramid level of each map, by its stride."""
+        """The pyramid level of each map, from its stride."""
         return [nearest_level(level.stride) for level in self.levels]
 
     @property
@@ -80,8 +81,8 @@ class Inside:
         return dict(zip(self.numbers, self.names, strict=True))
 
 
-def look_inside(predictor: DefaultPredictor, image: np.ndarray) -> Inside:
-    """Run a model on an (H, W, 3) uint8 RGB image and keep what it makes on the way.
+def look_inside(predictor: Predictor, image: np.ndarray) -> Inside:
+    """Run a model on an (H, W, C) image, as the model takes it; keep its intermediate results.
 
     Raises:
         ValueError: the model has no RPN.
@@ -99,7 +100,7 @@ def look_inside(predictor: DefaultPredictor, image: np.ndarray) -> Inside:
 
     hook = rpn.register_forward_hook(keep)
     try:
-        predictor(image[:, :, ::-1])  # it takes BGR
+        predictor(image)
     finally:
         hook.remove()
     images, features = seen[0]
@@ -108,7 +109,7 @@ def look_inside(predictor: DefaultPredictor, image: np.ndarray) -> Inside:
     resized = predictor.aug.get_transform(image).apply_image(image)
     assert resized.shape[:2] == (height, width)
     return Inside(
-        image=np.ascontiguousarray(resized),
+        image=as_rgb(resized, predictor.pixel_format),
         names=names,
         maps=[features[name][0].float().cpu() for name in names],
         proposals=proposals_by_level(rpn, images, features),
@@ -120,10 +121,10 @@ def look_inside(predictor: DefaultPredictor, image: np.ndarray) -> Inside:
 def proposals_by_level(
     rpn: Any, images: ImageList, features: dict[str, torch.Tensor]
 ) -> list[Instances]:
-    """The proposals of an RPN for the first image, apart for the level whose anchors they are of.
+    """An RPN's proposals for the first image, separated by the level of their anchors.
 
-    Overlaps are suppressed within a level anyway, so each level is asked alone; of them all those
-    with the highest scores are kept, as many as the RPN keeps.
+    NMS works per level anyway, so the RPN runs on each level separately; the top-scoring proposals
+    over all levels are kept, as many as the RPN keeps.
     """
     maps = [features[name] for name in rpn.in_features]
     anchors = rpn.anchor_generator(maps)
@@ -183,7 +184,7 @@ def draw_cell_anchors(inside: Inside) -> Image.Image:
         at = level.nearest(middle, size, np.array([[height, width]]))[0] - level.shapes
         boxes.append(at + level.shapes)
         levels += [number] * len(level.shapes)
-        # The location's share of the image; with an offset of 0.5 its anchors stand in its middle.
+        # The location's cell in the image; with an offset of 0.5 its anchors are centred in it.
         corner = at[0, :2] - level.offset * level.stride
         cells.append(np.concatenate([corner, corner + level.stride]))
     anchors = np.concatenate(boxes)
@@ -246,7 +247,7 @@ def draw_feature_maps(inside: Inside) -> Image.Image:
 
 
 def _enlarged(image: np.ndarray) -> tuple[np.ndarray, int]:
-    """An image, each of its pixels a square where it is small, and the side of these squares."""
+    """An image, enlarged by an integer factor if small, and the factor."""
     factor = max(1, round(LONGER_SIDE / max(image.shape[:2])))
     return image.repeat(factor, axis=0).repeat(factor, axis=1), factor
 
@@ -266,13 +267,13 @@ def _with_legend(picture: Image.Image, title: str, legend: dict[int, str]) -> Im
 
 def pictures_of_dataset(
     name: str, count: int, ids: Sequence[str] = ()
-) -> Iterable[tuple[Path, np.ndarray]]:
-    """Files of a registered dataset, each with its (R, 4) boxes, XYXY in pixels of the file.
+) -> Iterable[tuple[Picture, np.ndarray]]:
+    """Pictures of a registered dataset, each with its (R, 4) boxes, XYXY in pixels of the file.
 
     Args:
         name: of the dataset.
-        count: so many, spread evenly over it.
-        ids: the image ids, instead of ``count`` ones.
+        count: number of files, spaced evenly over the dataset.
+        ids: image ids to use instead of ``count``.
 
     Raises:
         ValueError: nothing is registered under the name, or no image has the id.
@@ -294,21 +295,22 @@ def pictures_of_dataset(
     for record in chosen:
         annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd")]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        yield Path(record["file_name"]), np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        picture = Picture(Path(record["file_name"]), record.get("page"))
+        yield picture, np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def draw_all(
     cfg: CfgNode,
-    predictor: DefaultPredictor,
+    predictor: Predictor,
     image: np.ndarray,
     boxes: np.ndarray | None,
     most_proposals: int,
 ) -> dict[str, Image.Image]:
-    """Every picture of an image, by its tag.
+    """All drawings for an image, by tag.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        boxes: ground truth, (R, 4) XYXY in pixels of ``image``; None if there is none to be had.
+        image: (H, W, C) in the channels of ``INPUT.FORMAT``.
+        boxes: ground truth, (R, 4) XYXY in pixels of ``image``; None if not available.
     """
     inside = look_inside(predictor, image)
     drawn = {}
@@ -323,27 +325,27 @@ def draw_all(
 
 
 def look(args: argparse.Namespace) -> None:
-    """What ``fpn-ext look`` does: draw, and say what was written.
+    """Implements ``fpn-ext look``: draws, and prints what was written.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: what of the arguments is wrong.
+        FileNotFoundError, TypeError, ValueError: invalid arguments.
     """
     if args.num_images < 1 or args.proposals < 1:
         raise ValueError("--num-images and --proposals must be at least 1")
-    cfg = load_inference_config(args.config_file, args.opts)
-    pictures: list[tuple[Path, np.ndarray | None]]
+    cfg = load_inference_config(args.config_file, args.opts, of_run=bool(args.run and args.input))
+    pictures: list[tuple[Picture, np.ndarray | None]]
     if args.input:
-        pictures = [(file, None) for file in find_pictures(args.input)]
+        pictures = [(picture, None) for picture in pages_of(find_pictures(args.input))]
     else:
         dataset = args.dataset or cfg.DATASETS.TEST[0]
         pictures = list(pictures_of_dataset(dataset, args.num_images, args.image_id))
+    names = names_of([picture for picture, _ in pictures])
+    written = [args.output / f"{name}_{tag}.png" for name in names for tag in TAGS]
+    check_harmless([picture.file for picture, _ in pictures], written)
     predictor = build_predictor(cfg)
-    for number, (file, boxes) in enumerate(pictures, start=1):
-        image = read_image(str(file), "RGB")
+    for name, (picture, boxes) in zip(names, pictures, strict=True):
+        image = predictor.read(picture.file, picture.page)
         drawn = draw_all(cfg, predictor, image, boxes, args.proposals)
-        # Two inputs may have the same name.
-        same = sum(other.stem == file.stem for other, _ in pictures)
-        name = file.stem if same == 1 else f"{file.stem}_{number}"
         _write(drawn, name, args.output, args.tensorboard)
     print(f"wrote the pictures of {len(pictures)} image(s) into {args.output}")
 

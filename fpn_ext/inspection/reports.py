@@ -1,4 +1,4 @@
-"""What anchor_report and level_report have in common: arguments and files."""
+"""Shared by anchor_report and level_report: arguments and files."""
 
 import argparse
 import os
@@ -30,13 +30,13 @@ def run(
     """Make a report of the datasets that the arguments name, and print it.
 
     Args:
-        args: of ``fpn-ext anchors`` and ``fpn-ext levels``.
-        make: the report of the boxes.
-        draw: the picture of a report.
-        picture: the name of its file.
+        args: of ``fpn-ext anchors`` or ``fpn-ext levels``.
+        make: makes the report on the boxes.
+        draw: draws the report's figure.
+        picture: file name of the figure.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: what of the arguments is wrong.
+        FileNotFoundError, TypeError, ValueError: invalid arguments.
     """
     report = make(*config_and_boxes(args))
     print(report)
@@ -51,10 +51,10 @@ def run(
 
 
 def config_and_boxes(args: argparse.Namespace) -> tuple[CfgNode, TrainingBoxes]:
-    """What the arguments of :func:`run` name.
+    """The config and the boxes named by the arguments of :func:`run`.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: what of it is wrong.
+        FileNotFoundError, TypeError, ValueError: invalid arguments.
     """
     cfg = load_config(args.config_file, args.opts)
     register_datasets()

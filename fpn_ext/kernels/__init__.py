@@ -1,1 +1,1 @@
-"""Arithmetic that makes pyramid and pooling fast: RoIAlign, Winograd's convolution, threads."""
+"""Fast kernels for pyramid and pooling: RoIAlign, Winograd convolution, threading."""

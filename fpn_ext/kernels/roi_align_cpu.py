@@ -1,23 +1,23 @@
-"""RoIAlign of all boxes on all levels as weighted sums of rows: fast on CPU, in both directions.
+"""RoIAlign of all boxes on all levels as weighted sums of rows: fast on CPU, forward and backward.
 
 RoIAlign is linear in the features and separable. A bin averages samples; a bilinear sample is a
-weighted sum of four cells; so a bin is a weighted sum of the cells of a small rectangle, and the
-weight of a cell is a weight of its row times a weight of its column. With the channels of a cell
-side by side in memory (channels_last), that is torch's ``embedding_bag``: cells are the rows of a
-table, a bin is a bag. The gradient is the same with the roles swapped: for each cell, the weighted
-sum of the bins that used it.
+weighted sum of four cells; so a bin is a weighted sum of the cells of a small rectangle, and a
+cell's weight is a row weight times a column weight. With a cell's channels contiguous in memory
+(channels_last), that is torch's ``embedding_bag``: cells are the rows of a table, a bin is a bag.
+The gradient is the same with roles swapped: for each cell, the weighted sum of the bins that used
+it.
 
-torchvision's operator on CPU does the same sums channel by channel, on one thread, and adds
-gradients cell by cell. Here both directions are vectorised and threaded, and the backward pass is
-deterministic: no two threads add into one cell. What the sums need is computed again for the
-backward pass, not kept.
+torchvision's CPU operator computes the same sums channel by channel, on one thread, and accumulates
+gradients cell by cell. Here both passes are vectorised and threaded, and the backward pass is
+deterministic: no two threads add to the same cell. The indices and weights are recomputed for the
+backward pass, not stored.
 
-A box's bins are rectangles of cells. Written one after the other, those of a hundred boxes on a map
-are one call of ``embedding_bag``, however large each is.
+A box's bins are rectangles of cells. Concatenated, those of a hundred boxes on a map are one call
+of ``embedding_bag``, whatever their sizes.
 
-The code runs on any device. On CUDA only the backward pass is used, where a deterministic one is
-asked for (fpn_ext/kernels/roi_align_cuda.py): sizes of intermediate results depend on the boxes,
-for which the CPU has to wait.
+The code runs on any device. On CUDA only the backward pass is used, when determinism is requested
+(fpn_ext/kernels/roi_align_cuda.py): sizes of intermediate results depend on the boxes, so the CPU
+has to synchronise.
 """
 
 import itertools
@@ -27,14 +27,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-# Levels as the pooler has them: (N, C, H, W) maps, fine to coarse.
+# Levels as in the pooler: (N, C, H, W) maps, fine to coarse.
 Maps = list[torch.Tensor]
 
-# Boxes worked on at once: what their sums need beside maps and result is some 6 MB then. Fewer,
-# where they take more samples or cells than MOST_AT_ONCE.
+# Boxes per batch: their intermediate results take some 6 MB. Fewer if they need more samples or
+# cells than MOST_AT_ONCE.
 BOXES_AT_ONCE = 96
 MOST_AT_ONCE = 1 << 20
-# Numbers of NCHW maps, and of their gradients, that are turned at once: they stay in the cache.
+# Elements of NCHW maps, and of their gradients, transposed at once: they fit the cache.
 TURNED_AT_ONCE = 1 << 20
 GRADIENT_AT_ONCE = 1 << 17
 
@@ -51,11 +51,11 @@ def roi_align(
     """RoIAlign every box from its own map.
 
     Args:
-        maps: (N, C, H_i, W_i), on CPU; channels_last ones are read where they are, others are
-            copied. Half precision is summed in float32, and rounded once; without gradients to
-            come, the maps are read as they are, and weights are rounded to their dtype, too.
-        rois: (R, 5), float32 or float64: image number and XYXY in pixels of the network input.
-        map_index: (R,) int64: which of the maps a box is pooled from.
+        maps: (N, C, H_i, W_i), on CPU; channels_last maps are read in place, others are copied.
+            Half precision is summed in float32 and rounded once; if no gradient is needed, maps are
+            not converted, and weights are also rounded to their dtype.
+        rois: (R, 5), float32 or float64: image index and XYXY in pixels of the network input.
+        map_index: (R,) int64: index of the map a box is pooled from.
         scales: 1 / stride of each map.
         output_size: bins along y and along x.
         sampling_ratio: samples per bin and side, 0 for adaptive.
@@ -93,7 +93,7 @@ class _WeightedRows(torch.autograd.Function):
                 continue
             table = _table_of_cells(features.to(dtype))
             for bags in _bags(rois, rows, features.shape, settings.scales[i], settings):
-                # No name for the sums: they would live on beside the next ones.
+                # Naming the sums would keep them alive beside the next ones.
                 pooled.index_copy_(0, bags.boxes, _sums_of_bins(table, bags, pooled))
         return pooled.permute(0, 3, 1, 2)
 
@@ -103,7 +103,7 @@ class _WeightedRows(torch.autograd.Function):
         rois, map_index = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         dtype = torch.promote_types(gradient.dtype, torch.float32)
-        # Laid out as the maps are, for whoever adds to them.
+        # In the maps' memory format, for efficient accumulation.
         sums = map_gradients(
             *(gradient.to(dtype), rois, map_index, ctx.shapes, needed, ctx.settings),
             ctx.channels_last,
@@ -120,9 +120,9 @@ def map_gradients(
     settings: Settings,
     channels_last: Sequence[bool] | None = None,
 ) -> list[torch.Tensor | None]:
-    """The gradients of the maps from that of the pooled boxes; the same on every run.
+    """The maps' gradients from that of the pooled boxes; deterministic.
 
-    On CUDA, the same on every run under ``torch.use_deterministic_algorithms(True)``; the CPU waits
+    On CUDA, deterministic only under ``torch.use_deterministic_algorithms(True)``; the CPU waits
     for the GPU several times per map.
 
     Args:
@@ -132,11 +132,11 @@ def map_gradients(
         shapes: those of the maps.
         needed: whether to compute the gradient of a map.
         settings: of the pooling.
-        channels_last: whether to make it in channels_last memory or, slower, in NCHW. None: all
-            in channels_last.
+        channels_last: whether to compute it in channels_last memory or, slower, in NCHW. None:
+            all in channels_last.
 
     Returns:
-        For each map (N, C, H_i, W_i) in the gradient's dtype, or None where not needed.
+        For each map, (N, C, H_i, W_i) in the gradient's dtype, or None if not needed.
     """
     gradients: list[torch.Tensor | None] = []
     for i, shape in enumerate(shapes):
@@ -183,7 +183,7 @@ def _sums_into_nchw(
     weights: torch.Tensor,
     offsets: torch.Tensor,
 ) -> None:
-    """As :func:`weighted_sums`, a bag for each cell of the (N, C, H, W) result."""
+    """As :func:`weighted_sums`, one bag per cell of the (N, C, H, W) result."""
     n, channels, height, width = result.shape
     by_image = result.view(n, channels, height * width)
     block = max(GRADIENT_AT_ONCE // channels, 1)
@@ -201,7 +201,7 @@ def _sums_into_nchw(
 
 
 def _table_of_bins(pooled: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """(R, C, bins_y, bins_x) -> (bins of these boxes, C): a row for each bin."""
+    """(R, C, bins_y, bins_x) -> (bins of these boxes, C): one row per bin."""
     channels, bins = pooled.shape[1], pooled.shape[2:].numel()
     table = pooled.new_empty((len(boxes), bins, channels))
     for part, into in zip(boxes.split(BOXES_AT_ONCE), table.split(BOXES_AT_ONCE), strict=True):
@@ -216,10 +216,10 @@ def _sums_of_bins(table: torch.Tensor, bags: "_Bags", like: torch.Tensor) -> tor
 
 
 def _table_of_cells(maps: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) -> (N H W, C): a row for each cell; channels_last maps are not copied.
+    """(N, C, H, W) -> (N H W, C): one row per cell; channels_last maps are not copied.
 
-    torch copies NCHW maps pixel by pixel, several times slower where the size of a channel is near
-    a multiple of a kilobyte: channels then compete for the same lines of the cache.
+    torch copies NCHW maps pixel by pixel, several times slower if a channel's size is close to a
+    multiple of a kilobyte: channels then compete for the same cache lines.
     """
     n, channels, height, width = maps.shape
     if not maps.is_contiguous():
@@ -235,31 +235,31 @@ def _table_of_cells(maps: torch.Tensor) -> torch.Tensor:
 def weighted_sums(
     table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor
 ) -> torch.Tensor:
-    """(bags, C): sums of ``weights`` times ``rows`` of the table; a bag begins at its offset."""
+    """(bags, C): sums of ``weights`` times ``rows`` of the table; bags start at ``offsets``."""
     return torch.nn.functional.embedding_bag(
         rows, table, offsets, mode="sum", per_sample_weights=weights.to(table.dtype)
     )
 
 
 class _Bags(NamedTuple):
-    """The bins of some boxes (boxes, then y, then x), each a sum of cells, one after the other."""
+    """The bins of some boxes, ordered by box, y, x, each a weighted sum of cells."""
 
-    boxes: torch.Tensor  # int64, which boxes these are
+    boxes: torch.Tensor  # int64, indices of these boxes
     cells: torch.Tensor  # (cells of all bins,) int32
     weights: torch.Tensor  # (cells of all bins,) float32 or float64
-    offsets: torch.Tensor  # (bins,) int32, where a bin's cells begin
+    offsets: torch.Tensor  # (bins,) int32, start of a bin's cells
     line: torch.Tensor  # (cells of all bins,) int32: a bin has a line of cells for each of its rows
     bag_of_line: torch.Tensor  # (lines,) int32
 
     def bag_of_cell(self) -> torch.Tensor:
-        """(cells of all bins,) int32: the bin, counted over these boxes."""
+        """(cells of all bins,) int32: bin index, across these boxes."""
         return self.bag_of_line.index_select(0, self.line)
 
 
 def _bags(
     rois: torch.Tensor, rows: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
 ) -> Iterator[_Bags]:
-    """The boxes in ``rows`` of all ``rois``, all on one map; some at a time."""
+    """Batches of the ``rois`` selected by ``rows``, all on one map."""
     left = list(rows.split(BOXES_AT_ONCE))[::-1]
     while left:
         boxes = left.pop()
@@ -273,7 +273,7 @@ def _bags(
 def _bags_of_few(
     rois: torch.Tensor, boxes: torch.Tensor, shape: torch.Size, scale: float, settings: Settings
 ) -> _Bags | None:
-    """None if the boxes are too large to be worked on together."""
+    """None if the boxes are too large for one batch."""
     _, _, map_height, map_width = shape
     bins_y, bins_x = settings.output_size
     most = MOST_AT_ONCE if len(boxes) > 1 else math.inf
@@ -304,10 +304,10 @@ def _bags_of_few(
 
 
 def _ranges(first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers first[i], first[i] + 1, ..., ``lengths[i]`` of them, after those of i - 1.
+    """Concatenated ranges: for each i, ``lengths[i]`` numbers from first[i] on.
 
     Returns:
-        The i of each number, and the numbers; int32, as ``first`` and ``lengths``.
+        The i of each number, and the numbers; int32, like ``first`` and ``lengths``.
     """
     i = torch.repeat_interleave(lengths)
     shift = (first - _begins(lengths)).index_select(0, i)
@@ -325,7 +325,7 @@ class _Samples(NamedTuple):
     start: torch.Tensor  # (R,) float32 or float64
     bin: torch.Tensor  # (R,) the same
     samples: torch.Tensor  # (R,) int64, of a bin
-    most: int  # of those, or 1
+    most: int  # their maximum, >= 1
 
 
 def samples_along(
@@ -335,8 +335,8 @@ def samples_along(
     size = (high * scale - (0.5 if settings.aligned else 0.0)) - start
     if not settings.aligned:
         size = torch.clamp(size, min=1.0)
-    # By a tensor: CUDA divides by a number as it multiplies by the inverse, and 49 / 7 rounded up
-    # would make eight samples of seven.
+    # By a tensor: CUDA divides by a scalar by multiplying with its inverse, and 49 / 7 rounded up
+    # would turn seven samples into eight.
     bin_size = size / torch.full_like(size, bins)
     if settings.sampling_ratio > 0:
         count = torch.full_like(low, settings.sampling_ratio, dtype=torch.int64)
@@ -348,12 +348,12 @@ def samples_along(
 class _Taps(NamedTuple):
     """Along one axis: bin b of box r is the sum over t < taps[r] of weight[r, b, t] * cell[...]"""
 
-    cell: torch.Tensor  # (R, bins, more than most taps) int32, within the map
+    cell: torch.Tensor  # (R, bins, most taps + 1) int32, within the map
     weight: torch.Tensor  # the same, float32 or float64
     taps: torch.Tensor  # (R,) int32, at least 1: no bag is empty
 
     def place(self) -> torch.Tensor:
-        """(R, bins) int32: where a bin begins in ``cell`` and ``weight``, flattened."""
+        """(R, bins) int32: start of a bin in ``cell`` and ``weight``, flattened."""
         boxes, bins, width = self.cell.shape
         every = torch.arange(boxes * bins, dtype=torch.int32, device=self.cell.device)
         return (every * width).view(boxes, bins)
@@ -372,18 +372,18 @@ def taps_along(samples: _Samples, bins: int, length: int) -> _Taps:
     lower = position.to(torch.int64)
     upper_weight = (position - lower) * share
 
-    # Neighbouring samples share cells. Samples at most one cell apart touch a run of at most
-    # samples + 1 cells; those further apart are kept as they are, two cells each.
+    # Adjacent samples share cells. Samples at most one cell apart touch a run of at most
+    # samples + 1 cells; those further apart stay separate, two cells each.
     first = lower[:, :, :1]
     last = lower.gather(2, (divisor - 1).expand_as(first))
     run = (torch.clamp(last + 1, max=length - 1) - first + 1).amax(dim=(1, 2), keepdim=True)
     merged = run <= 2 * divisor
     taps = torch.where(merged, run, 2 * divisor)
-    # One more than the most: the upper neighbour of the last cell of all, without weight.
+    # One more than the maximum: the last cell's upper neighbour, with weight 0.
     width = int(taps.max()) + 1
     slots = torch.arange(width, device=start.device)
     slot = torch.where(merged, lower - first, 2 * sample)
-    slot = torch.clamp(slot, max=width - 2)  # of samples that do not count
+    slot = torch.clamp(slot, max=width - 2)  # for unused samples
     weight = share.new_zeros((*first.shape[:2], width))
     weight.scatter_add_(2, slot, share - upper_weight)
     weight.scatter_add_(2, slot + 1, upper_weight)

@@ -1,9 +1,8 @@
-"""RoIAlign of all boxes on all levels in one GPU kernel, in Triton, in both directions.
+"""RoIAlign of all boxes on all levels in one Triton kernel on the GPU, forward and backward.
 
-A bin is a weighted sum of the cells of a small rectangle, with weights that are a share of the
-cell's row times a share of its column; fpn_ext/fused_roi_align_kernel.py has the kernel. There is
-no sorting of boxes by level, one launch for all, and nothing for which the CPU would wait for the
-GPU.
+A bin is a weighted sum of the cells of a small rectangle, each weight a row weight times a column
+weight; the kernel is in fpn_ext/kernels/roi_align_cuda_kernel.py. Boxes are not sorted by level,
+one launch serves all, and the CPU never synchronises with the GPU.
 
 Triton is optional: without it this module can be imported, and ``available()`` is False.
 """
@@ -36,25 +35,25 @@ def roi_align(
 ) -> torch.Tensor:
     """RoIAlign every box from its own map.
 
-    The CPU never waits for the GPU. The backward pass adds with atomics, in no fixed order, so the
-    gradient differs in rounding from run to run. Under ``torch.use_deterministic_algorithms(True)``
-    it is the same on every run, by the backward pass of fpn_ext/kernels/roi_align_cpu.py: slower,
-    and there the CPU does wait, several times per map.
+    The CPU never waits for the GPU. The backward pass uses atomic adds, in no fixed order, so
+    gradients differ in rounding between runs. Under ``torch.use_deterministic_algorithms(True)``
+    they are reproducible, using the backward pass of fpn_ext/kernels/roi_align_cpu.py: slower, and
+    the CPU then waits several times per map.
 
     Args:
         maps: (N, C, H_i, W_i) of one dtype, float32, float16 or bfloat16, at most ``MOST_LEVELS``,
-            on a CUDA device; channels_last ones are read where they are, others are copied.
-        rois: (R, 5) float32: image number and XYXY in pixels of the network input, x2 >= x1 and
+            on a CUDA device; channels_last maps are read in place, others are copied.
+        rois: (R, 5) float32: image index and XYXY in pixels of the network input, x2 >= x1 and
             y2 >= y1. No gradient flows to them.
-        map_index: (R,) int64: which of the maps a box is pooled from.
+        map_index: (R,) int64: index of the map a box is pooled from.
         scales: 1 / stride of each map.
         output_size: bins along y and along x.
         sampling_ratio: samples per bin and side, 0 for adaptive.
         aligned: torchvision's flag: half-pixel-correct coordinates.
 
     Returns:
-        (R, C, *output_size) in the maps' dtype, in channels_last memory. Sums are made in float32
-        and equal torchvision's in float32 to rounding.
+        (R, C, *output_size) in the maps' dtype, in channels_last memory. Accumulated in float32,
+        and equal to torchvision's in float32 within rounding.
     """
     settings = Settings(tuple(scales), output_size, sampling_ratio, aligned)
     return _FusedRoIAlign.apply(settings, rois, map_index, *maps)
@@ -67,11 +66,11 @@ def available() -> bool:
 
 @functools.cache
 def missing() -> str | None:
-    """What the kernel lacks on this machine; None where it runs. Finds out once per process.
+    """Why the kernel cannot run on this machine; None if it can. Checked once per process.
 
-    Triton needs more than a GPU, a C compiler for one, and what it needs differs between versions:
-    so this compiles the kernel, runs it on a few boxes in both directions, and believes it only if
-    torchvision's operator says the same.
+    Triton needs more than a GPU, e.g. a C compiler, and its requirements differ between versions:
+    so this compiles the kernel, runs it on a few boxes, forward and backward, and trusts it only
+    if it agrees with torchvision's operator.
     """
     if triton is None:
         return "a Python without Triton"
@@ -81,7 +80,7 @@ def missing() -> str | None:
         return "a machine without a CUDA device"
     try:
         error = largest_error("cuda")
-    except Exception as failure:  # whatever the compiler, the C compiler or the driver raise
+    except Exception as failure:  # anything Triton, the C compiler or the driver may raise
         reason = f"a Triton that does not work here ({type(failure).__name__}: {failure})"
     else:
         if error <= 1e-3:
@@ -93,7 +92,7 @@ def missing() -> str | None:
 
 def largest_error(device: str) -> float:
     """Largest difference from torchvision's operator, in values and gradients, of a small case."""
-    # The first pooling of a process may be in inference mode; a check needs gradients all the same.
+    # A process may first pool in inference mode; this check needs gradients anyway.
     with torch.inference_mode(False), torch.enable_grad():
         numbers = torch.Generator().manual_seed(0)
         features = torch.randn(1, 5, 24, 31, generator=numbers)
@@ -119,7 +118,7 @@ class _FusedRoIAlign(torch.autograd.Function):
         ctx.shapes = [m.shape for m in maps]
         height, width = settings.output_size
         by_bin = maps[0].new_empty((rois.shape[0], height, width, maps[0].shape[1]))
-        # No copy of those that are channels_last already.
+        # Maps already in channels_last are not copied.
         by_cell = [
             m.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1) for m in maps
         ]
@@ -150,7 +149,7 @@ def map_gradients(
     settings: Settings,
 ) -> list[torch.Tensor | None]:
     """As :func:`roi_align_cpu.map_gradients`: float32, None where not needed."""
-    nothing = gradient.new_zeros((1, 1, 1, 1), dtype=torch.float32)  # is never written to
+    nothing = gradient.new_zeros((1, 1, 1, 1), dtype=torch.float32)  # never written to
     by_cell = [
         gradient.new_zeros((n, height, width, channels), dtype=torch.float32)
         if is_needed

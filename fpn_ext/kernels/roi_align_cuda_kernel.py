@@ -1,15 +1,14 @@
 """The Triton kernel behind fpn_ext/kernels/roi_align_cuda.py, and its launch.
 
-RoIAlign is separable: a bin is a weighted sum of the cells of a small rectangle, and the weight of
-a cell is a share of its row times a share of its column (:mod:`.roi_align_cpu` says why). One
-program of the kernel takes one bin and a block of channels and goes over the rectangle, four
-columns at a time; with channels_last maps the channels of a cell lie side by side, so every access
-is a run of memory. Forward, the cells are read and added up; backward, the bin's gradient times the
-same weights is added to the cells. Each cell is touched once per bin, where sample by sample it
-would be up to four times per sample.
+RoIAlign is separable: a bin is a weighted sum of the cells of a small rectangle, and a cell's
+weight is a row weight times a column weight (see :mod:`.roi_align_cpu`). Each program of the kernel
+handles one bin and a block of channels and loops over the rectangle, four columns at a time; in
+channels_last maps a cell's channels are contiguous, so every access is contiguous. Forward, the
+cells are read and accumulated; backward, the bin's gradient times the same weights is added to the
+cells. Each cell is accessed once per bin, rather than up to four cells per sample.
 
-Which level a box is pooled from is a number that the program reads, so there is no sorting of boxes
-by level, one launch for all, and nothing for which the CPU would wait for the GPU.
+Each program reads the level of its box, so boxes are not sorted by level, one launch serves all,
+and the CPU never synchronises with the GPU.
 """
 
 import types
@@ -22,11 +21,11 @@ from .roi_align_cpu import Settings
 try:
     import triton
     import triton.language as tl
-except ImportError:  # torch for CPU or macOS comes without
+except ImportError:  # not included with torch for CPU or macOS
     triton = None
-    tl = types.SimpleNamespace(constexpr=None)  # what the kernel's annotations name
+    tl = types.SimpleNamespace(constexpr=None)  # used in the kernel's annotations
 
-MOST_LEVELS = 8  # as many arguments the kernel has for each property of a level
+MOST_LEVELS = 8  # kernel arguments for each property of a level
 
 COLUMNS = 4  # of a bin's rectangle, read at a time
 MOST_CHANNELS = 256  # of one program
@@ -41,12 +40,12 @@ def launch(
     settings: Settings,
     backward: bool,
 ) -> None:
-    """Forward: bins from maps. Backward: add to the maps' gradients what the bins' give.
+    """Forward: compute bins from maps. Backward: add the bins' gradients to the maps'.
 
     Args:
         by_cell: (N, H_i, W_i, C) maps, or float32 gradients of maps, contiguous.
         by_bin: (R, bins along y, bins along x, C), or its gradient, contiguous.
-        wanted: bit i is set if map i takes part.
+        wanted: bit i is set if map i is included.
     """
     boxes, bins_y, bins_x, channels = by_bin.shape
     if by_bin.numel() == 0:
@@ -54,7 +53,7 @@ def launch(
     block = min(triton.next_power_of_2(channels), MOST_CHANNELS)
     padded = by_cell + by_cell[-1:] * (MOST_LEVELS - len(by_cell))
     scales = settings.scales + settings.scales[-1:] * (MOST_LEVELS - len(by_cell))
-    # Triton launches on the current device, whichever the tensors are on.
+    # Triton launches on the current device, regardless of the tensors'.
     with torch.cuda.device_of(by_bin):
         kernel[(boxes * bins_y * bins_x, triton.cdiv(channels, block))](
             by_bin,
@@ -77,8 +76,8 @@ def launch(
         )
 
 
-# The kernel. Sizes of maps are not specialised on: they change from image to image, and each set
-# of those that are 1 or divide by 16 would be compiled anew.
+# The kernel. It is not specialised on map sizes: they vary between images, and every new pattern of
+# sizes that are 1 or divisible by 16 would trigger a compilation.
 
 
 def _jit(function: Any) -> Any:
@@ -92,7 +91,7 @@ def _jit_helper(function: Any) -> Any:
 
 @_jit_helper
 def _of_level(level, v0, v1, v2, v3, v4, v5, v6, v7):  # type: ignore[no-untyped-def]
-    """One of eight arguments: a kernel has no lists of them."""
+    """Selects one of eight arguments: a kernel cannot take lists."""
     v = tl.where(level == 1, v1, v0)
     v = tl.where(level == 2, v2, v)
     v = tl.where(level == 3, v3, v)
@@ -114,10 +113,10 @@ def _samples_of_bin(  # type: ignore[no-untyped-def]
     SAMPLING_RATIO: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """Along one axis: start and size of a bin and its samples' count; first and last cell of them.
+    """Along one axis: start, size and sample count of a bin; first and last cell sampled.
 
-    Divisions are exact (div_rn), as torchvision's: 14 / 7 a rounding error above 2 would make
-    three samples of two.
+    Divisions are correctly rounded (div_rn), as in torchvision: if 14 / 7 came out above 2, two
+    samples would become three.
     """
     OFFSET: tl.constexpr = 0.5 if ALIGNED else 0.0
     start = low * scale - OFFSET
@@ -132,19 +131,19 @@ def _samples_of_bin(  # type: ignore[no-untyped-def]
     far = start + tl.div_rn((samples - 0.5) * bin_size, divisor)
     first = tl.minimum(tl.maximum(near, 0.0), length - 1.0).to(tl.int32)
     last = tl.minimum(tl.maximum(far, 0.0), length - 1.0).to(tl.int32)
-    # A sample lies between a cell and the next.
+    # A sample lies between two adjacent cells.
     return start, bin_size, samples, first, tl.minimum(last + 1, length - 1)
 
 
 @_jit_helper
 def _shares(cell, nearest, furthest, start, bin_size, samples, length):  # type: ignore[no-untyped-def]
-    """What each cell has of the samples of a bin along one axis: bilinear weights, added up.
+    """Each cell's bilinear weights, summed over a bin's samples along one axis.
 
-    ``nearest`` and ``furthest`` bound the cells, which bounds the samples to go through.
+    ``nearest`` and ``furthest`` bound the cells, and so the samples to loop over.
     """
     divisor = tl.maximum(samples, 1.0)
-    # A cell takes from samples less than 1 away; where the map ends, at most 1, counted whole. A
-    # quarter of a cell more is for rounding; what is too far weighs nothing below.
+    # Samples less than 1 from a cell contribute; at the border up to 1, with full weight. The
+    # extra 0.25 allows for rounding; samples too far away get weight 0 below.
     step = tl.maximum(tl.div_rn(bin_size, divisor), 1e-30)
     begin = tl.floor((nearest - 1.25 - start) / step - 0.5)
     end = tl.ceil((furthest + 1.25 - start) / step + 0.5)
@@ -224,7 +223,7 @@ def kernel(  # type: ignore[no-untyped-def]
     scale = _of_level(level, scale0, scale1, scale2, scale3, scale4, scale5, scale6, scale7)
 
     roi = rois + box * 5
-    image = tl.load(roi).to(tl.int64)  # int64: a map may have more than 2^31 numbers
+    image = tl.load(roi).to(tl.int64)  # int64: a map may have over 2^31 elements
     start_y, size_y, samples_y, first_y, last_y = _samples_of_bin(
         tl.load(roi + 2), tl.load(roi + 4), bin_y, scale, height, BINS_Y, SAMPLING_RATIO, ALIGNED
     )
@@ -247,7 +246,7 @@ def kernel(  # type: ignore[no-untyped-def]
         y = first_y
         while y <= last_y:
             weights = shares_x * _shares(y, y, y, start_y, size_y, samples_y, height)
-            # Beyond the map no cell has a weight.
+            # Cells outside the map have weight 0.
             mask = (weights > 0.0)[:, None] & is_channel[None, :]
             at = cells + ((image * height + y) * width + x) * CHANNELS + tile
             if BACKWARD:
@@ -261,5 +260,5 @@ def kernel(  # type: ignore[no-untyped-def]
         tl.store(bin_channels, pooled.to(by_bin.dtype.element_ty), mask=is_channel)
 
 
-# TRITON_INTERPRET=1, set before Triton is imported, runs the kernel in NumPy, on CPU maps, too.
+# TRITON_INTERPRET=1, set before importing Triton, runs the kernel in NumPy, also on CPU maps.
 INTERPRETED = triton is not None and not isinstance(kernel, triton.runtime.JITFunction)

@@ -1,7 +1,7 @@
-"""Work divided among threads of Python's, each of which computes with one thread of torch's.
+"""Divides work among Python threads, each of which computes with one torch thread.
 
-torch divides every operation among its threads. Where a chain of operations on a part of the data
-fits the cache of a core, it is quicker to divide the data once and let each thread do the chain.
+torch divides every single operation among its threads. If a chain of operations on part of the data
+fits a core's cache, it is faster to divide the data once and run the chain in each thread.
 """
 
 import os
@@ -19,10 +19,10 @@ _lock = threading.Lock()
 
 
 def share(work: Callable[[Iterable[T]], None], jobs: Sequence[T]) -> None:
-    """Call ``work`` in as many threads as torch has, each with an iterator over jobs of its own.
+    """Call ``work`` in as many threads as torch has, each with an iterator over its jobs.
 
-    A thread takes the next job when it is done with one. With a single thread, or job, ``work`` is
-    called right here. Gradients are not recorded.
+    A thread takes the next job when it finishes one. With a single thread or job, ``work`` runs in
+    the calling thread. Gradients are not recorded.
 
     >>> done = []
     >>> share(lambda own: done.extend(own), range(5))
@@ -34,8 +34,8 @@ def share(work: Callable[[Iterable[T]], None], jobs: Sequence[T]) -> None:
         with torch.no_grad():
             work(iter(jobs))
         return
-    left = iter(list(jobs))  # next() of a list's iterator is one step for all threads
-    inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
+    left = iter(list(jobs))  # next() of a list's iterator is atomic across threads
+    inference = torch.is_inference_mode_enabled()  # the mode is per thread
 
     def in_thread() -> None:
         with torch.inference_mode(inference), torch.no_grad():
@@ -47,14 +47,14 @@ def share(work: Callable[[Iterable[T]], None], jobs: Sequence[T]) -> None:
 
 
 def _pool(count: int) -> ThreadPoolExecutor:
-    """Threads that wait for work from call to call; a forked process has none of its parent's."""
+    """Thread pool kept between calls; keyed by process, as a fork inherits no threads."""
     key = os.getpid(), count
     with _lock:
         if key not in _pools:
             started = threading.Barrier(count + 1)
 
             def start() -> None:
-                torch.get_num_threads()  # when first asked for, it takes what was set last anywhere
+                torch.get_num_threads()  # the first call adopts the value last set in any thread
                 torch.set_num_threads(1)
                 started.wait()
 
@@ -62,6 +62,6 @@ def _pool(count: int) -> ThreadPoolExecutor:
             for _ in range(count):
                 pool.submit(start)
             started.wait()
-            torch.set_num_threads(count)  # what threads to come begin with
+            torch.set_num_threads(count)  # the default of later threads
             _pools[key] = pool
         return _pools[key]

@@ -1,20 +1,20 @@
 """3x3 convolution with a quarter of the multiplications, on CPU: Winograd's F(4x4, 3x3).
 
 Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016 (arXiv 1509.09308). The
-3x3 convolutions on P2 and P3, the pyramid's and the RPN's, are half the work of the whole model and
-run at the processor's limit: fewer multiplications is the only way to be faster.
+pyramid's and the RPN's 3x3 convolutions on P2 and P3 are half the work of the whole model and are
+compute-bound: only fewer multiplications can make them faster.
 
-A tile of 4x4 outputs needs 6x6 inputs. Tile and filter are transformed (a polynomial evaluated at
+A tile of 4x4 outputs needs 6x6 inputs. Tile and filter are transformed (polynomials evaluated at
 six points), multiplied channel by channel, and transformed back:
 
     Y = A^T [ (G g G^T) * (B^T d B) ] A
 
 The sum over input channels turns the products into 36 matrix products over all tiles at once. The
-points are 0, +-5/8, +-3/2 and infinity instead of the usual 0, +-1, +-2: nearer to each other in
-size, they lose a third as much to rounding, which leaves float32 as good as with the direct sums.
+points are 0, +-5/8, +-3/2 and infinity instead of the usual 0, +-1, +-2 and infinity: closer in
+magnitude, they have a third of the rounding error, which makes float32 as accurate as direct sums.
 
-A thread takes a strip of the map through all steps. Were each step divided among the threads, as
-torch would, every core would read what another has just written.
+Each thread takes a strip of the map through all steps. If each step were divided among the threads,
+as torch does, cores would read what others have just written.
 """
 
 import itertools
@@ -31,18 +31,18 @@ from . import threads
 POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)  # and infinity
 OUTPUTS, INPUTS = 4, 6  # side of a tile
 
-# With fewer channels the transforms cost what the products save (2 cores, AVX-512).
+# With fewer channels the transforms cost all that is saved (2 cores, AVX-512).
 FEWEST_CHANNELS = 256
 # Tiles transformed at once: enough for matrix products at full speed, few enough for the cache.
 TILES_AT_ONCE = 100
-# On smaller maps the direct sums are as fast: 4x4 tiles of the map times channels. (For some
-# milliseconds after an operation, OpenMP's threads occupy their cores, waiting for the next.)
+# In 4x4 tiles times channels; on smaller maps the direct sums are as fast. (OpenMP's threads spin
+# on their cores for some milliseconds after an operation.)
 SMALLEST_MAP = 60_000
 PADDING = 272  # floats
 
 
 def serves(convolution: nn.Module) -> bool:
-    """Whether :class:`WinogradConv2d` computes, and is faster for, what this convolution does."""
+    """Whether :class:`WinogradConv2d` can replace this convolution, and is faster."""
     return (
         isinstance(convolution, nn.Conv2d)
         and convolution.kernel_size == (3, 3)
@@ -57,12 +57,12 @@ def serves(convolution: nn.Module) -> bool:
 
 
 class WinogradConv2d(nn.Module):
-    """A 3x3 convolution of stride 1 and padding 1, and a ReLU if asked for. No gradients.
+    """A 3x3 convolution of stride 1 and padding 1, with an optional ReLU. No gradients.
 
     Args:
         weight: (O, I, 3, 3) float32.
         bias: (O,) or None.
-        relu: whether a ReLU follows.
+        relu: whether to apply a ReLU.
     """
 
     weight: torch.Tensor
@@ -89,7 +89,7 @@ class WinogradConv2d(nn.Module):
 
 
 def large_enough(x: torch.Tensor) -> bool:
-    """Whether these maps, (N, I, H, W), are so large that the direct sums are slower."""
+    """Whether maps (N, I, H, W) are large enough for the direct sums to be slower."""
     _, channels, height, width = x.shape
     return -(-height // OUTPUTS) * -(-width // OUTPUTS) * channels >= SMALLEST_MAP
 
@@ -109,20 +109,20 @@ def convolve(
     bias: torch.Tensor | None = None,
     relu: bool = False,
 ) -> torch.Tensor:
-    """Convolve maps, on the CPU, with stride 1 and padding 1. No gradients are recorded.
+    """Convolve maps on the CPU with stride 1 and padding 1. No gradients are recorded.
 
     Args:
         x: (N, I, H, W) float32, fastest in channels_last memory.
-        transformed_weight: (36, I, O), of :func:`transform_weight`.
+        transformed_weight: (36, I, O), from :func:`transform_weight`.
         bias: (O,) or None.
-        relu: whether a ReLU follows.
+        relu: whether to apply a ReLU.
 
     Returns:
         (N, O, H, W) in channels_last memory.
     """
     n, _, height, width = x.shape
     tiles_y, tiles_x = -(-height // OUTPUTS), -(-width // OUTPUTS)
-    # An even number of strips of nearly as many rows each, for an even number of threads.
+    # An even number of strips with nearly equal rows, for an even number of threads.
     count = min(tiles_y, 2 * -(-tiles_y * tiles_x // (2 * TILES_AT_ONCE)))
     bounds = [tiles_y * i // count for i in range(count + 1)]
     strips = [(i, *ends) for i in range(n) for ends in itertools.pairwise(bounds)]
@@ -144,12 +144,12 @@ def _convolve_strips(
     bias: torch.Tensor | None,
     relu: bool,
 ) -> None:
-    """Rows of tiles of (N, H, W, I) maps into (N, H, W, O): (image, first, end) of each."""
+    """(N, H, W, I) -> (N, H, W, O) for these strips, (image, first, end) tile rows each."""
     _, height, width, channels = x.shape
     out_channels = result.shape[3]
     tiles_x = -(-width // OUTPUTS)
-    # A strip of rows of tiles, with the zeros around the map, and memory for the steps. Rows of
-    # it a multiple of 4096 bytes apart would compete for the same few lines of the cache.
+    # A strip of tile rows, zero-padded around the map, and scratch memory for the steps. Scratch
+    # rows a multiple of 4096 bytes apart would compete for the same few cache lines.
     strip_shape = (OUTPUTS * most_rows + 2, OUTPUTS * tiles_x + 2, channels)
     overhang_shape = (OUTPUTS * most_rows, OUTPUTS * tiles_x, out_channels)
     step = most_rows * tiles_x * max(channels, out_channels) + PADDING
@@ -162,7 +162,7 @@ def _convolve_strips(
         strip[inside.start - top : inside.stop - top, 1 : width + 1] = x[image, inside]
         strip[inside.stop - top :] = 0
 
-        # Where tiles end where the map ends, outputs go where they belong at once.
+        # If the tiles end exactly at the map's border, outputs are written in place.
         here = result[image, OUTPUTS * first : OUTPUTS * end]
         fits = len(here) == OUTPUTS * (end - first) and width == OUTPUTS * tiles_x
         into = here if fits else overhang[: OUTPUTS * (end - first)]
@@ -220,14 +220,14 @@ _memory = threading.local()
 
 
 def _workspace(like: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-    """Tensors to write into, in memory that this thread keeps (some 20 MB at 800x1333).
+    """Scratch tensors in memory that this thread keeps (some 20 MB at 800x1333).
 
-    Fresh memory for every call would cost as much as the products.
+    Allocating it in every call would cost as much as the products.
     """
     sizes = [math.prod(shape) for shape in shapes]
     kept = getattr(_memory, "tensor", None)
     if kept is None or kept.numel() < sum(sizes) or kept.dtype != like.dtype:
-        # Not one made in inference mode: it could not be written to outside of it.
+        # A tensor created in inference mode could not be written to outside it.
         with torch.inference_mode(False):
             kept = _memory.tensor = torch.empty(sum(sizes), dtype=like.dtype)
     parts = kept[: sum(sizes)].split(sizes)
@@ -237,8 +237,8 @@ def _workspace(like: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[to
 def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A^T (4, 6), G (6, 3) and B^T (6, 6) in float64, from the points (Toom-Cook).
 
-    A product of polynomials of 4 and 3 coefficients has 6: evaluate both at 6 points, multiply
-    there, interpolate. Convolution as networks have it is the transpose of that.
+    A product of polynomials with 4 and 3 coefficients has 6: evaluate both at 6 points, multiply
+    pointwise, interpolate. A network's convolution is the transpose of that.
     """
     evaluate = torch.zeros(3, INPUTS, INPUTS, dtype=torch.float64)
     for matrix, length in zip(evaluate, (OUTPUTS, 3, INPUTS), strict=True):

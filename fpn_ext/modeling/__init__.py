@@ -1,3 +1,3 @@
-"""The paper: pyramid, anchors, proposals, Eq. 1 and pooling, RoI heads."""
+"""The paper's pyramid, anchors, proposals, Eq. 1 and pooling, RoI heads."""
 
 from .. import components as components

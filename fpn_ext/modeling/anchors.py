@@ -1,7 +1,7 @@
 """Anchors of one scale per pyramid level (Lin et al. 2017, Sec. 4.1).
 
-Because the RPN head slides over every level, a level needs no anchors of several scales: areas
-32^2 .. 512^2 belong to P2 .. P6, each with the aspect ratios 1:2, 1:1, 2:1.
+Because the RPN head slides over all levels, a level needs anchors of one scale only: areas
+32^2 .. 512^2 on P2 .. P6, each with aspect ratios 1:2, 1:1, 2:1.
 """
 
 import collections
@@ -27,32 +27,32 @@ declare(
     "PyramidAnchorGenerator",
 )
 
-# Sets of anchors kept per module. One of an 800x1333 image takes 4 MB; more input sizes than this
-# in turn (multi-scale training) only mean that the oldest set is computed again.
+# Anchor sets cached per module. One for an 800x1333 image takes 4 MB; with more input sizes
+# (multi-scale training) the least recently used set is recomputed.
 MAX_CACHED_GRIDS = 16
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class PyramidAnchorGenerator(nn.Module):
-    """Anchors centred on every location of every level, the same set on all locations of a level.
+    """Anchors centred on every location of every level, the same set at all locations of a level.
 
     An anchor of size s and aspect ratio a (height / width) has area s^2: width sqrt(s^2 / a) and
-    height a times that. The anchors of row i, column j of a level with stride t are centred at
+    height a times that. Anchors at row i, column j of a level with stride t are centred at
     ((j + offset) t, (i + offset) t).
 
     Args:
         sizes: square roots of the anchor areas in pixels of the network input, one list per level,
-            e.g. ``[[32], [64], [128], [256], [512]]``. A single list, nested or flat, is used on
-            every level. Or a mapping by level, ``{"p2": [32], "p3": [64], ...}``, of which the
-            levels that the strides name are taken.
-        aspect_ratios: heights over widths, one list per level or a single list for all.
+            e.g. ``[[32], [64], [128], [256], [512]]``. A single list, nested or flat, serves all
+            levels. Or a mapping by level, ``{"p2": [32], "p3": [64], ...}``; levels without a
+            stride in ``strides`` are ignored.
+        aspect_ratios: height / width, one list per level or a single list for all.
         strides: stride of each level in pixels, fine to coarse.
-        offset: centre of the first anchor as a share of the stride, in [0, 1). As in Detectron2 it
-            is 0.5 by keyword and 0.0 from a config (``MODEL.ANCHOR_GENERATOR.OFFSET``).
+        offset: centre of the first anchor as a fraction of the stride, in [0, 1). As in Detectron2,
+            0.5 by keyword and 0.0 from a config (``MODEL.ANCHOR_GENERATOR.OFFSET``).
 
     Raises:
-        ValueError: the number of lists is not that of the levels, a list is empty, a size or ratio
-            is not a positive number, ``offset`` is outside [0, 1).
+        ValueError: neither one list nor one per level; an empty list; a size or ratio that is not
+            a positive number; ``offset`` outside [0, 1).
 
     >>> generator = PyramidAnchorGenerator(
     ...     sizes=[[32], [64]], aspect_ratios=[[0.5, 1.0, 2.0]], strides=[4, 8], offset=0.0)
@@ -85,7 +85,7 @@ class PyramidAnchorGenerator(nn.Module):
         self.offset = float(offset)
         if isinstance(sizes, Mapping):
             sizes = _of_levels(sizes, self.strides)
-        # Numbers, not buffers: whatever the model is cast to, anchors stay float32.
+        # Plain numbers, not buffers: anchors stay float32 when the model is cast.
         self.cell_anchors = [
             cell_anchors(level_sizes, level_ratios)
             for level_sizes, level_ratios in zip(
@@ -118,18 +118,18 @@ class PyramidAnchorGenerator(nn.Module):
         return self.num_anchors
 
     def forward(self, features: list[torch.Tensor]) -> list[Boxes]:
-        """Anchors of every level; only sizes and device of the maps are looked at.
+        """Anchors of every level; of the maps, only sizes and device are used.
 
         Args:
-            features: (N, C, H_i, W_i) maps of the levels this was built for, fine to coarse.
+            features: (N, C, H_i, W_i) maps of the configured levels, fine to coarse.
 
         Returns:
-            One Boxes per level, (H_i W_i A_i, 4) float32 XYXY in pixels of the network input, in
-            the order row, column, anchor (sizes outermost). Anchors across the border are kept
-            (paper, Sec. 4.1). The tensors are shared with later calls: do not write into them.
+            One Boxes per level, (H_i W_i A_i, 4) float32 XYXY in pixels of the network input,
+            ordered by row, column, anchor (sizes outermost). Anchors across the border are kept
+            (paper, Sec. 4.1). The tensors are shared with later calls: do not modify them.
 
         Raises:
-            ValueError: another number of maps than levels.
+            ValueError: the numbers of maps and levels differ.
         """
         if len(features) != len(self.strides):
             raise ValueError(
@@ -143,7 +143,7 @@ class PyramidAnchorGenerator(nn.Module):
     @torch.jit.unused
     def _cached_anchors(self, features: list[torch.Tensor]) -> list[Boxes]:
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            # Sizes are symbols there, not keys.
+            # Sizes are symbolic there, not cache keys.
             return [Boxes(level_anchors) for level_anchors in self._grid_anchors(features)]
         key = (features[0].device, *[f.shape[2:] for f in features])
         anchors = self.cache.get(key, lambda: self._grid_anchors(features))
@@ -165,14 +165,14 @@ class PyramidAnchorGenerator(nn.Module):
 
 
 def _boxes(tensor: torch.Tensor) -> Boxes:
-    # Boxes(tensor), less its conversions and checks, which take longer than all else together.
+    # Boxes(tensor) without its conversions and checks, which would dominate the time.
     boxes = Boxes.__new__(Boxes)
     boxes.tensor = tensor
     return boxes
 
 
 class _LeastRecentlyUsed:
-    """The anchors of the last few grids. A class of its own, for TorchScript to look past."""
+    """Cache of recent anchor grids. A separate class, which TorchScript ignores."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -180,7 +180,7 @@ class _LeastRecentlyUsed:
 
     def get(self, key: tuple, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
         if key not in self.entries:
-            # A tensor made in inference mode could never take part in training again.
+            # A tensor created in inference mode could not be used in training.
             with torch.inference_mode(False):
                 self.entries[key] = make()
             if len(self.entries) > self.capacity:
@@ -213,7 +213,7 @@ def _centres(count: int, stride: float, offset: float, device: torch.device) -> 
 def _per_level(
     values: Sequence[Sequence[float]] | Sequence[float], strides: Sequence[float], key: str
 ) -> list[list[float]]:
-    """One list of positive numbers per level, a single list being used on all of them."""
+    """One list of positive numbers per level; a single list is repeated for all."""
     yaml_key = f"MODEL.ANCHOR_GENERATOR.{key}"
     needed = (
         f"{yaml_key} needs one list of positive numbers per level (e.g. [[32], [64]] for two "

@@ -1,6 +1,6 @@
 """The Feature Pyramid Network of Lin et al., CVPR 2017 (arXiv 1612.03144), Sec. 3 and Fig. 3.
 
-Where the paper is silent, and where this differs from Detectron2's FPN:
+For choices the paper leaves open and differences from Detectron2's FPN,
 see docs/paper/differences.md.
 """
 
@@ -34,15 +34,15 @@ declare(
 class TopDownSum(nn.Module):
     """One top-down step: the coarser map upsampled to the lateral's size, plus the lateral.
 
-    Nearest neighbour, exactly x2 wherever the sizes divide; where they do not (an input whose
-    sides are no multiple of the coarsest stride) it still lands on the lateral's size, as it does
-    where the coarser stride is another multiple of the finer one.
+    Nearest neighbour, exactly x2 if the sizes divide. If not (input sides that are not multiples
+    of the coarsest stride, or strides whose ratio is not 2), the result still has the lateral's
+    size.
     """
 
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
         """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W).
 
-        Where no gradient is recorded the sum is written into ``lateral``.
+        If no gradient is recorded, the sum may overwrite ``lateral``.
         """
         return _add_upsampled(lateral, coarser)
 
@@ -53,7 +53,7 @@ class TopDownMean(nn.Module):
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
         """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W).
 
-        Where no gradient is recorded the mean is written into ``lateral``.
+        If no gradient is recorded, the mean may overwrite ``lateral``.
         """
         return _add_upsampled(lateral, coarser).div_(2)
 
@@ -63,8 +63,8 @@ def _add_upsampled(lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor
     exactly_twice = lateral.shape[2] == 2 * height and lateral.shape[3] == 2 * width
     if torch.is_grad_enabled() or not exactly_twice:
         return F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest").add_(lateral)
-    # Every cell of the coarser map is added to its 2 x 2 cells of the lateral, without ever making
-    # the upsampled map: at 800 px P2's alone is 70 MB, and fresh memory is slower than the sum.
+    # Adds every coarser cell to its 2 x 2 lateral cells without materialising the upsampled map:
+    # at 800 px P2's alone is 70 MB, and allocating it takes longer than the sum.
     cells = lateral.view(n, d, height, 2, width, 2)
     cells.add_(coarser[:, :, :, None, :, None])
     return lateral
@@ -77,31 +77,31 @@ TOP_DOWN = {"sum": TopDownSum, "avg": TopDownMean}
 class FeaturePyramid(Backbone):
     """Bottom-up network, lateral connections and top-down pathway: C2..C5 in, P2..P6 out.
 
-    Every P_k has ``out_channels`` channels (the paper's d), stride 2^k and the name ``"p{k}"``;
-    maps of other strides t, and levels with some missing between them, serve as well: ``"ps{t}"``.
-    No layer added here has a non-linearity (paper, Sec. 3).
+    Every P_k has ``out_channels`` channels (the paper's d), stride 2^k and the name ``"p{k}"``.
+    Levels may be skipped; a level of any other stride t is named ``"ps{t}"``. The layers added
+    here have no non-linearity (paper, Sec. 3).
 
     Parameters are named as in Detectron2's FPN (``bottom_up.*``, ``fpn_lateral{k}``,
-    ``fpn_output{k}``), so that model-zoo checkpoints load with no key missing or left over.
+    ``fpn_output{k}``): model-zoo checkpoints load without missing or unexpected keys.
 
     Args:
-        bottom_up: backbone that gives the maps C_k.
-        in_features: names of the C_k to build on, from fine to coarse, e.g.
+        bottom_up: backbone that outputs the C_k.
+        in_features: names of the C_k to build on, fine to coarse, e.g.
             ``["res2", "res3", "res4", "res5"]``.
         out_channels: d, channels of every P_k.
-        norm: normalisation after each of the pyramid's convolutions, as
-            :func:`detectron2.layers.get_norm` names them; ``""`` is none and turns biases on.
+        norm: normalisation after each of the pyramid's convolutions, a name known to
+            :func:`detectron2.layers.get_norm`; ``""`` for none, with biases instead.
         fuse_type: how a top-down step merges, ``"sum"`` (the paper) or ``"avg"``.
-        top_block: module with ``in_feature`` (a name among the bottom-up's or the P_k),
-            ``num_levels`` and ``forward(map) -> list`` that adds coarser levels, each of twice the
-            stride, such as :class:`fpn_ext.Subsample`; ``None`` for none.
-        channels_last: run bottom-up and pyramid in channels_last memory, the faster one for
-            training on CPU; all maps have it then. Results differ by rounding.
+        top_block: module with ``in_feature`` (a feature of the bottom-up or a P_k),
+            ``num_levels`` and ``forward(map) -> list``, which adds coarser levels, each with twice
+            the stride, such as :class:`fpn_ext.Subsample`; ``None`` for none.
+        channels_last: run bottom-up and pyramid in channels_last memory format, faster for
+            training on CPU; outputs have it, too. Results differ by rounding.
 
     Raises:
-        ValueError: a feature the bottom-up does not give, levels not from fine to coarse, a wrong
-            ``fuse_type``, ``out_channels`` or ``top_block``.
-        TypeError: ``bottom_up`` is no Backbone.
+        ValueError: a feature the bottom-up does not have, levels not from fine to coarse, an
+            invalid ``fuse_type``, ``out_channels`` or ``top_block``.
+        TypeError: ``bottom_up`` is not a Backbone.
     """
 
     _padding_constraints: dict[str, int]
@@ -136,8 +136,8 @@ class FeaturePyramid(Backbone):
         self.in_features = tuple(in_features)
         self.top_down = TOP_DOWN[fuse_type]()
 
-        # Plain lists beside add_module: the parameters keep Detectron2's names, and forward can
-        # walk them by level. Coarsest level first, the way forward goes.
+        # Plain lists beside add_module: parameters keep Detectron2's names, and forward iterates
+        # by level, coarsest first.
         laterals, outputs = [], []
         use_bias = norm == ""
         check_norm(norm, "MODEL.FPN.NORM")
@@ -168,7 +168,7 @@ class FeaturePyramid(Backbone):
         self.outputs = outputs[::-1]
 
         self.top_block = top_block
-        self.top_block_source, self.top_block_level = "", -1  # a name; its place among the P_k
+        self.top_block_source, self.top_block_level = "", -1  # name; index among the P_k
         if top_block is not None:
             _check_top_block(top_block, names, bottom_up)
             self.top_block_source = str(top_block.in_feature)
@@ -179,11 +179,11 @@ class FeaturePyramid(Backbone):
         self._out_features = names
         self._out_feature_strides = {name: stride_named(name) for name in names}
         self._out_feature_channels = dict.fromkeys(names, out_channels)
-        # With sides that are multiples of this, every upsampling is exact.
+        # With sides that are multiples of this, all upsampling is exact.
         self._size_divisibility = math.lcm(*strides, max(bottom_up.size_divisibility, 1))
         self._padding_constraints = dict(getattr(bottom_up, "padding_constraints", {}))
         if channels_last:
-            # A convolution whose weight is channels_last makes channels_last maps of any input.
+            # A convolution with channels_last weights outputs channels_last for any input.
             self.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -218,7 +218,7 @@ class FeaturePyramid(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """What the bottom-up asks of the padding beyond :attr:`size_divisibility`.
+        """The bottom-up's padding constraints beyond :attr:`size_divisibility`.
 
         Read by Detectron2's main branch only; v0.6 has no such property.
         """
@@ -229,14 +229,14 @@ class FeaturePyramid(Backbone):
 
         Args:
             image: (N, C, H, W) batch of normalised images. Any H and W the bottom-up accepts;
-                multiples of :attr:`size_divisibility` make every upsampling exactly x2.
+                with multiples of :attr:`size_divisibility` all upsampling is exactly x2.
 
         Returns:
-            ``{"p2": (N, d, H/4, W/4), ..., "p6": (N, d, H/64, W/64)}``, sides rounded up, from
-            fine to coarse, in the dtype of the bottom-up's maps.
+            ``{"p2": (N, d, H/4, W/4), ..., "p6": (N, d, H/64, W/64)}``, sides rounded up, fine to
+            coarse, in the dtype of the bottom-up's maps.
 
         Raises:
-            ValueError: a subclass's steps make more or fewer levels than it has names for.
+            ValueError: a subclass makes more or fewer levels than it has names.
         """
         # 1. Bottom-up: image -> C_k.
         features = self.bottom_up(image)
@@ -257,12 +257,12 @@ class FeaturePyramid(Backbone):
         return pyramid
 
     def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The levels that stand on the bottom-up's maps; needs no bottom-up to run.
+        """The levels built on the bottom-up's maps; runs without the bottom-up.
 
         Args:
             maps: C_k, (N, C_k channels, H_k, W_k), one for each of ``in_features``, fine to coarse.
-                The list is emptied: memory peaks here, and nothing else need hold a C_k that its
-                lateral connection has read.
+                The list is emptied: memory peaks here, and a C_k can be freed once its lateral
+                connection has read it.
 
         Returns:
             P_k, (N, d, H_k, W_k), fine to coarse, in the dtype of the maps.
@@ -270,7 +270,7 @@ class FeaturePyramid(Backbone):
         levels: list[torch.Tensor] = []
         coarser: torch.Tensor | None = None
         for lateral, output in zip(self.laterals, self.outputs):  # noqa: B905 (TorchScript)
-            # A 1x1 convolution on C_k, merged with the coarser level that no 3x3 has smoothed yet.
+            # A 1x1 convolution on C_k, merged with the coarser level before its 3x3 convolution.
             merged = lateral(maps.pop())
             if coarser is not None:
                 merged = self.top_down(merged, coarser)
@@ -282,27 +282,27 @@ class FeaturePyramid(Backbone):
     def with_top_block(
         self, levels: list[torch.Tensor], top_map: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """The whole pyramid: the levels on maps, then those of the top block.
+        """The whole pyramid: ``levels``, then those of the top block.
 
         Args:
             levels: P_k, (N, d, H_k, W_k), fine to coarse.
-            top_map: the C_k that the top block reads, where it reads one and not a P_k.
+            top_map: the C_k read by the top block, if it does not read a P_k.
 
         Returns:
-            (N, d, H_k, W_k) of every level, fine to coarse.
+            (N, d, H_k, W_k) per level, fine to coarse.
         """
         return levels + self.levels_above(levels, top_map)
 
     def levels_above(
         self, levels: list[torch.Tensor], top_map: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """What the top block makes; arguments as for :meth:`with_top_block`.
+        """The top block's levels; arguments as for :meth:`with_top_block`.
 
         Returns:
             (N, d, H/2, W/2), ..., sides rounded up, each half the last; none without a top block.
 
         Raises:
-            ValueError: the top block reads a C_k and none is given.
+            ValueError: the top block reads a C_k, and ``top_map`` is None.
         """
         added: list[torch.Tensor] = []
         if self.top_block is not None:
@@ -314,21 +314,21 @@ class FeaturePyramid(Backbone):
         return added
 
     def __prepare_scriptable__(self) -> "FeaturePyramid":
-        # torch.jit.script calls this first, and puts the copy in this module's place in a parent
-        # that is scripted: script a copy of a model that is to be trained on.
+        # torch.jit.script calls this first, and replaces this module in a scripted parent by the
+        # copy: to train a model further, script a copy of it.
         scriptable = copy.deepcopy(self)
         for module in list(scriptable.modules()):
-            # Others with a preparation of their own are asked for it after this one.
+            # torch.jit calls other modules' own __prepare_scriptable__ later.
             if module is scriptable or not hasattr(module, "__prepare_scriptable__"):
                 _lists_to_module_lists(module)
         return scriptable
 
 
 def _lists_to_module_lists(module: nn.Module) -> None:
-    """Register modules kept in plain lists as ModuleLists, under the list's name alone.
+    """Register modules kept in plain lists as ModuleLists, only under the list's name.
 
-    TorchScript cannot walk a plain list of modules, which is how this pyramid and Detectron2's
-    ResNet keep theirs. The parameters get other names; only for scripting.
+    TorchScript cannot iterate over the plain lists of modules in this pyramid and Detectron2's
+    ResNet. This renames parameters; only for scripting.
     """
     for name, value in list(vars(module).items()):
         is_list = isinstance(value, list) and value

@@ -1,7 +1,7 @@
-"""Which level a box is pooled from: Eq. 1 of the paper, and other rules by name.
+"""Rules for the level a box is pooled from: Eq. 1 of the paper, and others by name.
 
 ``MODEL.FPN_EXT.LEVEL_RULE`` names the rule of PyramidROIHeads. Pooling from all levels at once is
-no rule but RoI heads of their own (:mod:`fpn_ext.variants.all_levels`).
+not a rule but a separate class (:mod:`fpn_ext.variants.all_levels`).
 """
 
 import itertools
@@ -16,12 +16,11 @@ from ..levels import check_fine_to_coarse, level_of, nearest_level
 
 LEVEL_RULE_REGISTRY = Registry("LEVEL_RULE")
 LEVEL_RULE_REGISTRY.__doc__ = """
-Rules from boxes to maps: nn.Modules, called with (R, 4) boxes, XYXY in pixels of the network
-input, that return (R,) int64, the number of the map from fine to coarse, 0 for the finest.
+Rules that map boxes to levels: nn.Modules called with (R, 4) boxes, XYXY in pixels of the network
+input, that return (R,) int64 indices of feature maps, fine to coarse, 0 for the finest.
 
-Built with ``(strides, canonical_box_size, canonical_level)``. ``bounds`` and ``measure`` say for
-:func:`fpn_ext.config.level_table` from which size on a box goes to each map but the finest, and
-what of a box is measured.
+Constructed with ``(strides, canonical_box_size, canonical_level)``. For the level table, ``bounds``
+gives the minimum box size of each map but the finest, and ``measure`` names the size measured.
 """
 
 
@@ -34,26 +33,26 @@ def assign_levels(
 ) -> torch.Tensor:
     """The pyramid level k each box is pooled from: Eq. 1 of the paper, clamped.
 
-    k = floor(k0 + log2(sqrt(w h) / 224)), k0 = 4: a 224x224 box, the size of ImageNet's crops,
-    goes to the level that a ResNet's C4 has; half that size goes one level finer. The paper does
-    not say what happens beyond the levels there are; as everywhere, the nearest one is taken.
+    k = floor(k0 + log2(sqrt(w h) / 224)), k0 = 4: a 224x224 box, the ImageNet crop size, goes to
+    the level of a ResNet's C4, a box half as wide one level finer. The paper does not say what
+    happens beyond the pyramid's levels; as is common, k is clamped to the nearest one.
 
     Args:
         boxes: (R, 4) XYXY in pixels of the network input.
-        min_level: finest level there is.
-        max_level: coarsest level there is.
+        min_level: finest level available.
+        max_level: coarsest level available.
         canonical_box_size: the 224 of Eq. 1, in pixels.
         canonical_level: k0.
 
     Returns:
-        (R,) int64 levels in [min_level, max_level]. A box without a size (zero, negative or NaN
-        area) gets ``min_level``.
+        (R,) int64 levels in [min_level, max_level]. A box of zero, negative or NaN area
+        gets ``min_level``.
 
     >>> sides = torch.tensor([0.0, 112.0, 223.99, 224.0, 448.0, 1e6])
     >>> assign_levels(torch.stack([0 * sides, 0 * sides, sides, sides], dim=1), 2, 5).tolist()
     [2, 3, 3, 4, 5, 5]
     """
-    # log2(0) is -inf and clamps to min_level; what is NaN by now has no size.
+    # log2(0) is -inf and clamps to min_level; NaN means negative or NaN area.
     level = torch.floor(_exact_level(boxes, canonical_box_size, canonical_level))
     level = torch.clamp(level, min=min_level, max=max_level)
     return torch.nan_to_num(level, nan=float(min_level)).to(torch.int64)
@@ -70,8 +69,8 @@ def _exact_level(boxes: torch.Tensor, box_size: float, level: int) -> torch.Tens
 
 @LEVEL_RULE_REGISTRY.register()
 class PaperRule(nn.Module):
-    """Eq. 1 (:func:`assign_levels`). A level that is missing between two has its nearest take over,
-    the finer of two equally near.
+    """Eq. 1 (:func:`assign_levels`). Boxes of a level missing between two go to the nearest one,
+    on a tie to the finer.
 
     Args:
         strides: of the maps, fine to coarse, powers of two.
@@ -79,8 +78,8 @@ class PaperRule(nn.Module):
         canonical_level: k0.
 
     Raises:
-        ValueError: strides not from fine to coarse, or of several one that is no power of two:
-            Eq. 1 names no level then.
+        ValueError: strides not from fine to coarse, or several of which one is not a power of
+            two, for which Eq. 1 has no level.
 
     >>> sides = torch.tensor([50.0, 120.0, 230.0, 450.0])
     >>> boxes = torch.stack([0 * sides, 0 * sides, sides, sides], dim=1)
@@ -89,7 +88,7 @@ class PaperRule(nn.Module):
     """
 
     measure = "side"
-    taken_over: list[int]  # TorchScript cannot tell from an empty list
+    taken_over: list[int]  # TorchScript cannot infer it if empty
 
     def __init__(self, strides: Sequence[float], canonical_box_size: float, canonical_level: int):
         super().__init__()
@@ -107,18 +106,18 @@ class PaperRule(nn.Module):
         self.canonical_level = canonical_level
         self.min_level = levels[0]
         self.max_level = levels[-1]
-        # The first level of each map. A level that is none of these is the last map's, too.
+        # First level of each map but the finest; levels in between go to the map before.
         self.firsts = [(a + b) // 2 + 1 for a, b in itertools.pairwise(levels)]
         self.taken_over = [
             k for k in range(self.min_level + 1, self.max_level + 1) if k not in self.firsts
         ]
 
     def bounds(self) -> list[float]:
-        """The size in pixels from which on a box goes to each map but the finest."""
+        """Minimum box size in pixels for each map but the finest."""
         return [self.canonical_box_size * 2.0 ** (k - self.canonical_level) for k in self.firsts]
 
     def forward(self, boxes: torch.Tensor) -> torch.Tensor:
-        """(R, 4) XYXY boxes -> (R,) int64 numbers of maps."""
+        """(R, 4) XYXY boxes -> (R,) int64 map indices."""
         return self._map_of(boxes)
 
     def _map_of(self, boxes: torch.Tensor) -> torch.Tensor:
@@ -144,14 +143,14 @@ class RoundedRule(PaperRule):
 
 @LEVEL_RULE_REGISTRY.register()
 class LongerSideRule(PaperRule):
-    """Eq. 1 with the longer side of the box in the place of sqrt(w h), as FCOS (Tian et al. 2019,
-    Sec. 3.2) assigns objects by their longest distance: long, thin boxes go to coarser levels.
+    """Eq. 1 with the box's longer side in place of sqrt(w h), as FCOS (Tian et al. 2019, Sec. 3.2)
+    assigns objects by their largest distance: elongated boxes go to coarser levels.
     """
 
     measure = "longer side"
 
     def forward(self, boxes: torch.Tensor) -> torch.Tensor:
-        """(R, 4) XYXY boxes -> (R,) int64 numbers of maps."""
+        """(R, 4) XYXY boxes -> (R,) int64 map indices."""
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
         side = torch.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]).clamp(min=0)
         return self._map_of(torch.stack((0 * side, 0 * side, side, side), dim=1))
@@ -159,11 +158,11 @@ class LongerSideRule(PaperRule):
 
 @LEVEL_RULE_REGISTRY.register()
 class StrideRule(nn.Module):
-    """The coarsest map on which a box still has as many cells as Eq. 1 gives it: for any strides.
+    """The coarsest map on which a box still spans as many cells as Eq. 1 requires; any strides.
 
-    A box of 224 px is 14 cells of P4 wide (k0 = 4), and Eq. 1 takes the coarsest level that leaves
-    it at least as many. Where strides are powers of two with none missing, this is Eq. 1; below the
-    finest map, that one is taken.
+    A 224 px box spans 14 cells of P4 (k0 = 4), and Eq. 1 picks the coarsest level on which a box
+    spans at least as many. With consecutive powers of two as strides this equals Eq. 1; boxes too
+    small for any map go to the finest.
 
     Args:
         strides: of the maps in pixels, fine to coarse.
@@ -177,7 +176,7 @@ class StrideRule(nn.Module):
     """
 
     measure = "side"
-    ratios: list[float]  # TorchScript cannot tell from empty lists
+    ratios: list[float]  # TorchScript cannot infer it if empty
     firsts: list[float]
 
     def __init__(self, strides: Sequence[float], canonical_box_size: float, canonical_level: int):
@@ -186,15 +185,15 @@ class StrideRule(nn.Module):
         self.canonical_box_size = float(canonical_box_size)
         self.canonical_level = canonical_level
         self.ratios = [stride / 2.0**canonical_level for stride in strides[1:]]
-        # In the arithmetic of forward, so that a box just as large as a bound is beyond it.
+        # Same arithmetic as forward, so that a box exactly at a bound counts as beyond it.
         self.firsts = (canonical_level + torch.log2(torch.tensor(self.ratios))).tolist()
 
     def bounds(self) -> list[float]:
-        """The size in pixels from which on a box goes to each map but the finest."""
+        """Minimum box size in pixels for each map but the finest."""
         return [self.canonical_box_size * ratio for ratio in self.ratios]
 
     def forward(self, boxes: torch.Tensor) -> torch.Tensor:
-        """(R, 4) XYXY boxes -> (R,) int64 numbers of maps."""
+        """(R, 4) XYXY boxes -> (R,) int64 map indices."""
         level = _exact_level(boxes, self.canonical_box_size, self.canonical_level)
         index = torch.zeros_like(level, dtype=torch.int64)
         for first in self.firsts:

@@ -1,8 +1,8 @@
-"""RoI pooling from the pyramid level that a box's size calls for (Lin et al. 2017, Sec. 4.2).
+"""RoI pooling from the pyramid level that matches a box's size (Lin et al. 2017, Sec. 4.2).
 
-Three implementations of one result: ``per_level``, one call of torchvision's operator per level,
-plain, for everything, and the reference; and for RoIAlign, equal to float32 rounding,
-``weighted_rows`` (fpn_ext/kernels/roi_align_cpu.py) on CPU, several times as fast, and ``fused``
+Three implementations: ``per_level``, the reference, calls torchvision's operator once per level and
+supports everything. Two for RoIAlign are equal to it within float32 rounding: ``weighted_rows``
+(fpn_ext/kernels/roi_align_cpu.py) on CPU, several times as fast, and ``fused``
 (fpn_ext/kernels/roi_align_cuda.py) on CUDA, one Triton kernel for all levels.
 """
 
@@ -67,43 +67,42 @@ logger = logging.getLogger(__name__)
 IMPLEMENTATIONS = ("auto", "per_level", "weighted_rows", "fused")
 POOLER_TYPES = ("ROIAlignV2", "ROIAlign", "ROIPool")
 
-# Coordinates beyond this many pixels are treated like infinite ones: no input image is as large,
-# and RoIAlign's adaptive sampling would take hours over such a box.
+# Larger coordinates, in pixels, are treated as infinite: no input image is this large, and
+# RoIAlign's adaptive sampling of such a box would take hours.
 MAX_COORDINATE = 2.0**15
 
 
 class LevelMappedROIPooler(nn.Module):
-    """Pools every box from the one level that a rule, Eq. 1 of the paper, names.
+    """Pools each box from the one level chosen by a rule, by default Eq. 1 of the paper.
 
     Same arguments, result and order as Detectron2's ROIPooler.
 
-    Boxes that are no boxes have a defined result: where a coordinate is NaN, infinite or beyond
-    ``MAX_COORDINATE``, or where x1 < x0 or y1 < y0, the row is zero and no gradient flows; they
+    Degenerate boxes have a defined result: if a coordinate is NaN, infinite or beyond
+    ``MAX_COORDINATE``, or if x1 < x0 or y1 < y0, the row is zero and no gradient flows; they
     are counted in ``num_degenerate`` (and, on CPU, logged once). A zero-area box goes to the finest
-    level and a box outside the image is sampled where it lies; both give what torchvision's
-    operator gives.
+    level, and a box outside the image is sampled where it lies; both give the same as torchvision's
+    operator.
 
     Args:
-        output_size: height and width of the pooled map, one number or two.
+        output_size: height and width of the pooled features, one number or two.
         scales: 1 / stride of each level, fine to coarse.
         sampling_ratio: samples per bin and side of RoIAlign; 0 for adaptive (ceil of the bin's
             size). Not used by ROIPool.
         pooler_type: ``"ROIAlignV2"`` (RoIAlign with half-pixel-correct coordinates),
-            ``"ROIAlign"`` (without), ``"ROIPool"`` (max pooling on rounded bins, as the paper).
+            ``"ROIAlign"`` (without), ``"ROIPool"`` (max pooling on rounded bins, as in the paper).
         canonical_box_size: the 224 of Eq. 1, in pixels of the network input.
         canonical_level: k0 of Eq. 1.
         implementation: ``"per_level"`` (bit-equal to Detectron2's ROIPooler), ``"weighted_rows"``
-            (RoIAlign on CPU, else an error), ``"fused"`` (RoIAlign of float32,
-            float16 or bfloat16 maps on CUDA, with Triton, else an error), or ``"auto"``: on CPU and
-            on CUDA the fast one where it can serve, ``"per_level"`` elsewhere. By keyword it is
-            ``"per_level"``, so that the same arguments give the bits of Detectron2's ROIPooler; a
-            config has ``MODEL.FPN_EXT.POOLER_IMPLEMENTATION``, ``"auto"`` by default.
+            (RoIAlign on CPU, else an error), ``"fused"`` (RoIAlign of float32, float16 or bfloat16
+            maps on CUDA, with Triton, else an error), or ``"auto"``: the fast one on CPU and CUDA
+            if supported, else ``"per_level"``. The keyword's default is ``"per_level"``, bit-equal
+            to Detectron2's ROIPooler with the same arguments; a config's
+            ``MODEL.FPN_EXT.POOLER_IMPLEMENTATION`` defaults to ``"auto"``.
         level_rule: name in :data:`fpn_ext.modeling.level_rules.LEVEL_RULE_REGISTRY`.
 
     Raises:
         ValueError: an unknown ``pooler_type``, ``implementation`` or ``level_rule``, levels not
-            from fine to coarse or with strides that the rule has no level for, sizes that are not
-            positive.
+            from fine to coarse, strides the rule does not support, sizes that are not positive.
     """
 
     num_degenerate: torch.Tensor
@@ -164,7 +163,7 @@ class LevelMappedROIPooler(nn.Module):
         self.canonical_box_size = float(canonical_box_size)
         self.canonical_level = canonical_level
         self.max_coordinate = MAX_COORDINATE  # TorchScript sees no module constants
-        # On the device of the boxes, so that counting never makes a GPU wait.
+        # On the boxes' device, so that counting never synchronises with the GPU.
         self.register_buffer("num_degenerate", torch.zeros((), dtype=torch.int64), persistent=False)
 
     @classmethod
@@ -196,11 +195,11 @@ class LevelMappedROIPooler(nn.Module):
 
         Returns:
             (R, C, output height, output width) in the dtype of ``x``: the boxes of the first
-            image in their order, then those of the second, and so on. R may be 0, as may N.
+            image in order, then those of the second, and so on. R and N may be 0.
 
         Raises:
-            ValueError: another number of maps than levels, or of box lists than images; maps that
-                the ``implementation`` asked for cannot serve.
+            ValueError: the numbers of maps and levels differ, or of box lists and images; maps the
+                chosen ``implementation`` does not support.
         """
         if len(x) != len(self.scales):
             raise ValueError(
@@ -224,7 +223,7 @@ class LevelMappedROIPooler(nn.Module):
     def _pool_per_level(self, x: list[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
         if len(x) == 1:
             return self._pool(x[0], rois, self.scales[0])
-        # Each level pools its own boxes; their rows go back to where the boxes stood.
+        # Each level pools its own boxes; rows are scattered back to the boxes' order.
         #   levels  3 2 3      rows of P2: 1       pooled[1]    <- P2
         #   maps    1 0 1      rows of P3: 0 2     pooled[0, 2] <- P3
         map_index = self.rule(rois[:, 1:])
@@ -254,7 +253,7 @@ class LevelMappedROIPooler(nn.Module):
 
     @torch.jit.unused
     def _obstacle(self, implementation: str, x: list[torch.Tensor]) -> str | None:
-        """What a fast implementation cannot serve, in words; None if nothing stands in its way."""
+        """What a fast implementation does not support, in words; None if it can be used."""
         if self.pooler_type == "ROIPool":
             return "POOLER_TYPE ROIPool"
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
@@ -287,14 +286,14 @@ class LevelMappedROIPooler(nn.Module):
         )
 
     def assign(self, boxes: torch.Tensor) -> torch.Tensor:
-        """The level k of the map that each box is pooled from: (R, 4) -> (R,) int64.
+        """The level k each box is pooled from: (R, 4) -> (R,) int64.
 
-        Of a map whose stride is no power of two it is the nearest level.
+        If the map's stride is not a power of two, the nearest level.
         """
         return torch.tensor(self.levels, device=boxes.device)[self.rule(boxes)]
 
     def _to_rois(self, box_lists: list[Boxes]) -> torch.Tensor:
-        """(R, 5) of image index and XYXY, with degenerate boxes moved off every map."""
+        """(R, 5) image index and XYXY, with degenerate boxes moved off every map."""
         boxes = torch.cat([b.tensor for b in box_lists], dim=0)
         image_index = torch.cat(
             [torch.full_like(b.tensor[:, :1], i) for i, b in enumerate(box_lists)], dim=0
@@ -307,7 +306,7 @@ class LevelMappedROIPooler(nn.Module):
         self.num_degenerate = self.num_degenerate.to(boxes.device) + degenerate.sum()
         if not torch.jit.is_scripting():
             self._report(degenerate)
-        # Every sample of a box up there is outside, which the operators answer with zeros.
+        # All samples of a box there are outside, for which the operators return zeros.
         nowhere = boxes.new_full((4,), -self.max_coordinate)
         boxes = torch.where(degenerate[:, None], nowhere, boxes)
         return torch.cat((image_index, boxes), dim=1)
@@ -359,6 +358,6 @@ class ContiguousROIPooler(LevelMappedROIPooler):
 
 
 def _stride(scale: float) -> float:
-    # 1/stride travels through YAML and Detectron2 as a float: 1 / (1/49) is not 49.
+    # 1/stride passes through YAML and Detectron2 as a float: 1 / (1/49) is not 49.
     stride = 1.0 / scale
     return float(round(stride)) if math.isclose(stride, round(stride), rel_tol=1e-6) else stride

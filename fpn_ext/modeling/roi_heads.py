@@ -41,7 +41,7 @@ class PyramidROIHeads(StandardROIHeads):
     (``box_head.*``, ``box_predictor.*``, ``mask_head.*``, ``keypoint_head.*``).
     """
 
-    # Lets TorchScript drop the branches that are off, as Detectron2's export does for the parent.
+    # Lets TorchScript drop disabled branches, as Detectron2's export does for the parent.
     mask_on: torch.jit.Final[bool]  # type: ignore[misc]
     keypoint_on: torch.jit.Final[bool]  # type: ignore[misc]
 
@@ -82,7 +82,7 @@ class PyramidROIHeads(StandardROIHeads):
     ) -> dict:
         branch = f"ROI_{name.upper()}_HEAD"
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        # Detectron2's convention: an empty POOLER_TYPE hands the head whole maps, unpooled.
+        # Detectron2's convention: with an empty POOLER_TYPE the head gets whole feature maps.
         if cfg.MODEL[branch].POOLER_TYPE:
             pooler = cls._pooler(cfg, input_shape, branch)
             head = build_head(cfg, _pooled_shape(cfg, input_shape, branch))
@@ -96,7 +96,7 @@ class PyramidROIHeads(StandardROIHeads):
             f"{name}_head": head,
         }
 
-    # What a variant may have of its own.
+    # Hooks for variants.
 
     @classmethod
     def _pooler(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], branch: str) -> Any:
@@ -116,8 +116,8 @@ class PyramidROIHeads(StandardROIHeads):
 class ChunkedROIHeads(PyramidROIHeads):
     """:class:`PyramidROIHeads` that, in inference, pool and run the box head chunk by chunk.
 
-    Features of 1000 boxes of 256 x 7 x 7 are 50 MB an image; those of a chunk stay in the cache.
-    Results are the same to rounding: a matrix product of other height sums in another order.
+    Features of 1000 boxes, 256 x 7 x 7 each, are 50 MB per image; a chunk's stay in the cache.
+    Results agree to rounding: a matrix product with another row count sums in another order.
 
     Args:
         boxes_per_chunk: boxes pooled at once, per image.
@@ -155,7 +155,7 @@ class ChunkedROIHeads(PyramidROIHeads):
         for image, candidates in enumerate(proposals):
             maps_of_image = [m[image : image + 1] for m in maps]
             for boxes in candidates.proposal_boxes.tensor.split(self.boxes_per_chunk):
-                # No name for what is pooled: it would live on beside the next chunk's.
+                # Naming the pooled features would keep them alive beside the next chunk's.
                 hidden = self.box_head(self.box_pooler(maps_of_image, [Boxes(boxes)]))
                 predictions.append(self.box_predictor(hidden))
         together = tuple(torch.cat(parts) for parts in zip(*predictions, strict=True))
@@ -171,15 +171,15 @@ def _checked_chunk(boxes_per_chunk: int) -> int:
 
 
 class LevelKeepingOutputLayers(FastRCNNOutputLayers):
-    """Detectron2's box predictor that notes which levels each detection comes from.
+    """Detectron2's box predictor that also records the levels each detection comes from.
 
-    In inference, every detection gets two fields, (R,) int64, of the proposal it came from:
-    ``pooled_level``, the level k it was pooled from, by the rule of ``pooler``; and
-    ``proposal_level``, the level k that proposed it, if the proposals have that field.
+    In inference, detections get two fields, (R,) int64, from their proposals: ``pooled_level``, the
+    level k it was pooled from, by the rule of ``pooler``; and ``proposal_level``, the level k that
+    proposed it, if the proposals have that field.
 
     Args:
-        pooler: the pooler in front of the box head; None if it has no one level for a box, which
-            leaves ``pooled_level`` out.
+        pooler: the pooler in front of the box head; None if it does not pool a box from a single
+            level, which omits ``pooled_level``.
         **kwargs: of FastRCNNOutputLayers.
     """
 
@@ -197,7 +197,7 @@ class LevelKeepingOutputLayers(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[torch.Tensor]]:
-        """As the parent's: the detections, and the row of the proposal behind each of them."""
+        """As the parent's: the detections, and the proposal row of each."""
         boxes = self.predict_boxes(predictions, proposals)
         scores = self.predict_probs(predictions, proposals)
         detections, rows_of_finite = fast_rcnn_inference(
@@ -210,7 +210,7 @@ class LevelKeepingOutputLayers(FastRCNNOutputLayers):
         )
         rows = []
         for i, (found, candidates) in enumerate(zip(detections, proposals, strict=True)):
-            # Detectron2 drops what is not finite first, and numbers the rest.
+            # Detectron2 drops non-finite rows first, and indexes the rest.
             finite = boxes[i].isfinite().all(dim=1) & scores[i].isfinite().all(dim=1)
             proposal_rows = finite.nonzero().flatten()[rows_of_finite[i]]
             rows.append(proposal_rows)

@@ -1,11 +1,10 @@
 """Region proposals from the pyramid: Detectron2's RPN, decoding only what it keeps.
 
-On every level the RPN scores some 200 000 anchors and keeps 1000. Detectron2 decodes all boxes and
-sorts all scores first, and looks for overlaps among all that it keeps of the levels, though 1000 in
-all are asked for. Here the best scores are picked first, only their boxes are decoded, and overlaps
-are looked for among the best until enough are found. The proposals are the same, bit for bit; where
-scores are equal, neither says which comes first. Detectron2 forgets which level a proposal is of;
-here it can be kept.
+On each level the RPN scores up to some 200 000 anchors and keeps 1000. Detectron2 decodes all boxes
+and sorts all scores first, then runs NMS on the candidates of all levels, though only 1000 in total
+are kept. Here the top scores are selected first, only their boxes are decoded, and NMS runs on the
+best of them, on all only if too few survive. The proposals are bit-identical; the order of equal
+scores is undefined in both. Detectron2 drops the level a proposal came from; here it can be kept.
 """
 
 import copy
@@ -33,31 +32,33 @@ declare(
     "PyramidROIHeads",
 )
 
-# Overlaps are looked for among this many times the proposals asked for, and at least so many boxes
-# (below 1000, torchvision's batched_nms on CPU takes another route, with another rounding).
+# NMS runs on this multiple of the proposals wanted, and on at least this many boxes (below 1000,
+# torchvision's batched_nms on CPU uses another code path, with other rounding).
 PREFIX_FACTOR = 2
 SMALLEST_PREFIX = 2000
 
-# The proposal_level of a box that no level proposed: ground truth among the proposals of training.
+# The proposal_level of boxes that no level proposed: ground truth among training proposals.
 NO_LEVEL = -1
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class PyramidRPN(RPN):
-    """Detectron2's RPN with a quicker way from scores and deltas to proposals.
+    """Detectron2's RPN with a faster path from scores and deltas to proposals.
 
-    Head, sampling and losses are Detectron2's, as are the names of the parameters.
+    Head, sampling, losses and parameter names are Detectron2's. Proposals are bit-equal to
+    Detectron2's except for the order of equal scores: v0.6 sorts where this, like main, calls
+    ``topk``, and torch leaves the order of equal numbers undefined in both.
 
-    With ``levels``, every proposal has a field ``proposal_level``, (R,) int64: the level k of the
-    map that proposed it. The ground truth that RoI heads add to the proposals of training has
-    ``NO_LEVEL`` there. TorchScript and tracing know no such field.
+    With ``levels``, proposals have a field ``proposal_level``, (R,) int64: the level k of the
+    feature map that proposed them. Ground truth that RoI heads add to training proposals has
+    ``NO_LEVEL``. TorchScript and tracing do not support the field.
 
     Args:
         levels: level k of each of ``in_features``; empty for proposals without the field.
         **kwargs: of Detectron2's RPN.
 
     Raises:
-        ValueError: another number of ``levels`` than of ``in_features``.
+        ValueError: ``levels`` and ``in_features`` differ in length.
     """
 
     @configurable
@@ -77,7 +78,7 @@ class PyramidRPN(RPN):
             strides = [input_shape[name].stride for name in cfg.MODEL.RPN.IN_FEATURES]
             arguments["levels"] = [nearest_level(stride) for stride in strides]
         for module in arguments["head"].modules():
-            # What a convolution hands to its own activation, nobody else ever reads.
+            # Nothing but its activation reads a convolution's output.
             if isinstance(module, Conv2d) and isinstance(module.activation, nn.ReLU):
                 module.activation.inplace = True
         return arguments
@@ -88,9 +89,9 @@ class PyramidRPN(RPN):
         features: dict[str, torch.Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """As the parent's; with ``levels``, ground truth gets the field ``proposal_level``, too."""
+        """As the parent's; with ``levels``, ground truth also gets ``proposal_level``."""
         if self.levels and gt_instances is not None:
-            # RoI heads put the ground truth among the proposals, and want the same fields there.
+            # RoI heads append ground truth to the proposals, which needs the same fields.
             for targets in gt_instances:
                 device = targets.gt_boxes.device
                 targets.proposal_level = torch.full((len(targets),), NO_LEVEL, device=device)
@@ -106,14 +107,14 @@ class PyramidRPN(RPN):
         """The best proposals of each image, highest score first.
 
         Args:
-            anchors: of each of the L levels, (A_i,) boxes, XYXY in pixels of the network input.
-            pred_objectness_logits: of each level, (N, A_i).
-            pred_anchor_deltas: of each level, (N, A_i, 4), as ``box2box_transform`` reads them.
+            anchors: per level (L of them), (A_i,) boxes, XYXY in pixels of the network input.
+            pred_objectness_logits: per level, (N, A_i).
+            pred_anchor_deltas: per level, (N, A_i, 4), to be decoded by ``box2box_transform``.
             image_sizes: (height, width) of each of the N images before padding.
 
         Returns:
             One Instances per image with ``proposal_boxes`` and ``objectness_logits``, and
-            ``proposal_level`` where levels are kept and all maps are given.
+            ``proposal_level`` if levels are kept and all maps are given.
 
         Raises:
             FloatingPointError: in training, a score or box that is NaN or infinite.
@@ -122,7 +123,7 @@ class PyramidRPN(RPN):
             return super().predict_proposals(
                 anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
             )
-        # Proposals are taken as fixed by what follows: no gradient goes through their boxes.
+        # Proposals are constants to the RoI heads: no gradient flows through their boxes.
         with torch.no_grad():
             boxes, scores = [], []
             for level_anchors, logits, deltas in zip(
@@ -143,7 +144,7 @@ class PyramidRPN(RPN):
             return proposals
 
     def _decode(self, anchors: Boxes, deltas: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """(N, A, 4) deltas and an (N, k) choice of them -> (N, k, 4) boxes."""
+        """(N, A, 4) deltas and (N, k) indices into them -> (N, k, 4) boxes."""
         chosen = torch.gather(deltas, 1, index[:, :, None].expand(-1, -1, 4))
         boxes = self.box2box_transform.apply_deltas(
             chosen.reshape(-1, 4), anchors.tensor[index.flatten()]
@@ -153,18 +154,18 @@ class PyramidRPN(RPN):
     def _first_without_overlaps(
         self, boxes: list[torch.Tensor], scores: list[torch.Tensor], image_size: tuple[int, int]
     ) -> list[Instances]:
-        """:meth:`_without_overlaps` of one image, looking only as far down as it must.
+        """:meth:`_without_overlaps` for one image, on a prefix if that suffices.
 
-        Non-maximum suppression goes from the highest score down, and what comes later never
-        changes what came first: if the best m boxes leave as many as are asked for, these are it.
+        NMS proceeds from the highest score down, and later boxes never affect earlier ones: if
+        enough of the best m boxes survive, they are the result.
         """
         wanted = self.post_nms_topk[self.training]
         total = sum(s.shape[1] for s in scores)
         prefix = max(PREFIX_FACTOR * wanted, SMALLEST_PREFIX)
-        # What is not finite, wherever it stands, is Detectron2's to answer: drop it, or raise.
+        # Non-finite values anywhere are handled as in Detectron2: dropped, or an error.
         if prefix < total and all(b.isfinite().all() for b in boxes):
             lowest = torch.cat(scores, dim=1).topk(prefix, sorted=False).values.min()
-            # All boxes of that score, too. With a NaN among the scores there is none.
+            # Includes ties at the lowest score. If a score is NaN, counts are 0.
             counts = [int((s >= lowest).sum()) for s in scores]
             found = self._without_overlaps(
                 [b[:, :count] for b, count in zip(boxes, counts, strict=True)],
@@ -181,12 +182,12 @@ class PyramidRPN(RPN):
         scores: list[torch.Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """(N, k_i, 4) boxes and (N, k_i) scores of each level -> the proposals of N images."""
+        """(N, k_i, 4) boxes and (N, k_i) scores per level -> the proposals of N images."""
         map_index = torch.cat(
             [torch.full((b.shape[1],), i, device=b.device) for i, b in enumerate(boxes)]
         )
         all_boxes, all_scores = torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
-        # Asked for some of its maps alone, nobody knows for which.
+        # Called with only some of the maps, it cannot tell which.
         levels = self.levels if len(self.levels) == len(boxes) else []
         return [
             self._suppress(all_boxes[n], all_scores[n], map_index, image_size, levels)
@@ -201,10 +202,9 @@ class PyramidRPN(RPN):
         image_size: tuple[int, int],
         levels: list[int],
     ) -> Instances:
-        """The second half of Detectron2's ``find_top_rpn_proposals``, of one image.
+        """The second half of Detectron2's ``find_top_rpn_proposals``, for one image.
 
-        Boxes are clipped, empty ones dropped, those that overlap a better one of the same map
-        suppressed, and the best kept.
+        Clips boxes, drops empty ones, runs NMS within each map and keeps the best.
         """
         finite = candidates.isfinite().all(dim=1) & scores.isfinite()
         if not finite.all():
@@ -227,7 +227,7 @@ class PyramidRPN(RPN):
         return found
 
     def __prepare_scriptable__(self) -> nn.Module:
-        # TorchScript cannot follow super(); the parent gives the same proposals.
+        # TorchScript does not support super(); the parent's proposals are the same.
         scriptable = copy.copy(self)
         scriptable.__class__ = RPN
         return scriptable

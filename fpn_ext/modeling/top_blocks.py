@@ -1,8 +1,8 @@
-"""Levels above the coarsest one that stands on the bottom-up: ``MODEL.FPN_EXT.TOP_BLOCK``.
+"""Levels above the bottom-up's coarsest map: ``MODEL.FPN_EXT.TOP_BLOCK``.
 
 The paper's P6 is subsampled from P5 (Lin et al. 2017, footnote 2). RetinaNet (Lin et al. 2017b,
-arXiv 1708.02002, footnote 2) has P6 and P7 by convolutions on C5, FCOS (Tian et al. 2019) by the
-same on P5.
+arXiv 1708.02002, footnote 2) makes P6 and P7 by convolutions on C5, FCOS (Tian et al. 2019) by
+convolutions on P5.
 """
 
 from typing import NamedTuple
@@ -25,23 +25,23 @@ declare(
 
 TOP_BLOCK_REGISTRY = Registry("TOP_BLOCK")
 TOP_BLOCK_REGISTRY.__doc__ = """
-Modules that add coarser levels to a pyramid, each of twice the stride of the one before.
+Modules that add coarser levels to a pyramid, each with twice the stride of the last.
 
-Registered is a class with a classmethod ``on(top: Top)`` that builds the module for a pyramid.
-The module has ``in_feature``, the name of the map it reads, ``num_levels``, and
-``forward(map) -> list`` of so many maps, from fine to coarse.
+A registered class has a classmethod ``on(top: Top)`` that builds the module for a pyramid. The
+module has ``in_feature``, the name of the map it reads, ``num_levels``, and ``forward(map)``, which
+returns a list of that many maps, fine to coarse.
 """
 
 
 class Top(NamedTuple):
-    """What a top block is put on.
+    """The top of a pyramid, on which a top block is built.
 
     Attributes:
         p: name of the coarsest P_k.
-        c: name of the bottom-up's map under it.
-        c_channels: of that map.
-        out_channels: of every P_k.
-        names: of the levels to add, from fine to coarse.
+        c: name of the bottom-up's map below it.
+        c_channels: channels of that map.
+        out_channels: channels of every P_k.
+        names: of the levels to add, fine to coarse.
     """
 
     p: str
@@ -70,7 +70,7 @@ class Subsample(nn.Module):
         return cls(top.p, len(top.names))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(N, d, H, W) -> maps (N, d, ceil(H/2), ceil(W/2)), ..., each half the one before."""
+        """(N, d, H, W) -> maps (N, d, ceil(H/2), ceil(W/2)), ..., each half the last."""
         maps: list[torch.Tensor] = []
         for _ in range(self.num_levels):
             x = F.max_pool2d(x, kernel_size=1, stride=2)
@@ -79,16 +79,16 @@ class Subsample(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """A 3x3 convolution of stride 2 for each level, with a ReLU between two of them.
+    """A 3x3 convolution of stride 2 per level, with ReLUs in between.
 
-    Parameters are named after the levels (``p6.weight``, ``p7.weight``), as RetinaNet's are in
-    Detectron2.
+    Parameters are named after the levels (``p6.weight``, ``p7.weight``), as in Detectron2's
+    RetinaNet.
 
     Args:
         in_feature: name of the map it reads.
-        in_channels: of that map.
+        in_channels: channels of that map.
         out_channels: of the levels.
-        names: of the levels to add, from fine to coarse.
+        names: of the levels to add, fine to coarse.
     """
 
     def __init__(self, in_feature: str, in_channels: int, out_channels: int, names: list[str]):

@@ -1,4 +1,4 @@
-"""The 4-step training that lets RPN and detector share their features (paper, Sec. 5.2.3, Table 5).
+"""The 4-step training that makes RPN and detector share features (paper, Sec. 5.2.3, Table 5).
 
     fpn-ext four-step --rpn configs/paper/table5/rpn_R_50.yaml \\
         --detector configs/paper/table5/fast_rcnn_R_50.yaml --output output/paper/table5/R_50
@@ -7,10 +7,10 @@
 2. A Fast R-CNN on the RPN's proposals, from its config's weights. Nothing is shared yet.
 3. An RPN on the detector's features: backbone of step 2, frozen; only the RPN's layers are trained.
 4. A Fast R-CNN on the proposals of step 3: backbone and box head of step 2, the backbone frozen;
-   only the box head is trained. Both now stand on the same backbone, and become one Faster R-CNN.
+   only the box head is trained. Both now share one backbone and are merged into one Faster R-CNN.
 
-The steps are Ren et al.'s (Faster R-CNN, 2015), which the paper refers to. It does not say what is
-shared: here it is the backbone with all of the pyramid, and steps 3 and 4 are as long as 1 and 2.
+The steps are those of Ren et al. (Faster R-CNN, 2015), cited by the paper, which does not say what
+is shared: here the backbone including the pyramid; steps 3 and 4 are as long as 1 and 2.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from ..config.numerics import unresolved_yaml
 from ..config.prepare import prepare, prepare_loaded
 from ..engine import jobs
 from ..files.atomic import replacing
+from ..files.run_folder import left_by_a_run
+from ..files.trained_on import KEY
 from ..files.weight_files import read_weights
 
 SHARED = "backbone"
@@ -37,13 +39,13 @@ RPN = "proposal_generator"
 
 @dataclass(frozen=True)
 class Step:
-    """One training of the four.
+    """One of the four training steps.
 
     Args:
         name: its folder under the output folder.
         is_rpn: an RPN, whose proposals the next step trains on; else a detector.
         weights_from: the step it starts from; "" for its config's weights.
-        shares: the backbone of that step is frozen.
+        shares: keeps that step's backbone frozen.
     """
 
     name: str
@@ -61,10 +63,10 @@ STEPS = (
 
 
 def step_config(step: Step, rpn: CfgNode, detector: CfgNode, output: Path) -> CfgNode:
-    """The config of one step: the RPN's or the detector's, with what follows from the step.
+    """The config of one step: the RPN's or the detector's, with the step's settings.
 
     Args:
-        rpn: config of an RPN alone (ProposalNetwork).
+        rpn: config of a standalone RPN (ProposalNetwork).
         detector: config of a Fast R-CNN on precomputed proposals, on the same backbone.
         output: folder of all the steps.
     """
@@ -84,7 +86,7 @@ def step_config(step: Step, rpn: CfgNode, detector: CfgNode, output: Path) -> Cf
 
 
 def unified_config(rpn: CfgNode, detector: CfgNode, output: Path) -> CfgNode:
-    """The config of the Faster R-CNN that steps 3 and 4 give together, for test."""
+    """The test config of the Faster R-CNN merged from steps 3 and 4."""
     cfg = detector.clone()
     cfg.MODEL.LOAD_PROPOSALS = False
     cfg.MODEL.PROPOSAL_GENERATOR = rpn.MODEL.PROPOSAL_GENERATOR
@@ -99,12 +101,14 @@ def unified_config(rpn: CfgNode, detector: CfgNode, output: Path) -> CfgNode:
 
 
 def unify(rpn_file: Path, detector_file: Path, output: Path) -> None:
-    """Write one checkpoint of the RPN of one and the backbone and box head of the other.
+    """Write one checkpoint with the RPN of one and the backbone and box head of the other.
 
     Raises:
-        ValueError: their backbones differ, so that neither part would work on the other's.
+        ValueError: their backbones differ.
     """
-    rpn, detector = (read_weights(str(file))["model"] for file in (rpn_file, detector_file))
+    rpn, whole = (read_weights(str(file)) for file in (rpn_file, detector_file))
+    rpn, detector = rpn["model"], whole["model"]
+    beside = {KEY: whole[KEY]} if KEY in whole else {}
     shared = [name for name in detector if name.startswith(f"{SHARED}.")]
     different = [n for n in shared if n not in rpn or not torch.equal(rpn[n], detector[n])]
     if different or not shared:
@@ -114,11 +118,11 @@ def unify(rpn_file: Path, detector_file: Path, output: Path) -> None:
         )
     own = {name: tensor for name, tensor in rpn.items() if name.startswith(f"{RPN}.")}
     with replacing(output) as stream:
-        torch.save({"model": {**detector, **own}}, stream)
+        torch.save({"model": {**detector, **own}, **beside}, stream)
 
 
 def check_pair(rpn: CfgNode, detector: CfgNode) -> None:
-    """Raise ValueError unless the two configs are an RPN and a Fast R-CNN on one backbone."""
+    """Raise ValueError unless the configs are an RPN and a Fast R-CNN with the same backbone."""
     problems = []
     if rpn.MODEL.META_ARCHITECTURE != "ProposalNetwork":
         problems.append(
@@ -148,16 +152,16 @@ def train(
     num_gpus: int,
     explicitly_set: Collection[str] = (),
 ) -> None:
-    """Do one step, unless its checkpoint is there; go on with it if it was interrupted.
+    """Run one step; skip it if its checkpoint exists, resume it if it was interrupted.
 
     Args:
-        rpn, detector, output: as in :func:`step_config`, the configs as they were loaded: each
-            command prepares its own.
-        num_gpus: of a training; 0 for as many as ``fpn-ext train`` chooses.
-        explicitly_set: the keys that somebody has written in the step's config.
+        rpn, detector, output: as in :func:`step_config`; the configs as loaded, since each command
+            prepares its own.
+        num_gpus: per training; 0 for the default of ``fpn-ext train``.
+        explicitly_set: the keys set explicitly in the step's config.
 
     Raises:
-        RuntimeError: the training, or making the proposals, failed; names its log.
+        RuntimeError: training or proposal generation failed; names its log.
     """
     cfg = step_config(step, rpn, detector, output)
     folder = output / step.name
@@ -171,7 +175,7 @@ def train(
     if not (folder / "model_final.pth").exists():
         arguments = ["train", "--config-file", str(config_file)]
         arguments += ["--num-gpus", str(num_gpus)] if num_gpus else []
-        arguments += ["--resume"] if (folder / "last_checkpoint").exists() else []
+        arguments += ["--resume"] if left_by_a_run(folder) else []
         jobs.run(arguments, folder / "train.log")
     if step.is_rpn:
         datasets = [*detector.DATASETS.TRAIN, *detector.DATASETS.TEST]
@@ -201,17 +205,17 @@ def _scores(folder: Path, dataset: str) -> str:
 
 
 def four_step(args: argparse.Namespace) -> None:
-    """What ``fpn-ext four-step`` does.
+    """Implements ``fpn-ext four-step``.
 
     Raises:
-        FileNotFoundError, ValueError: what of the configs is wrong.
+        FileNotFoundError, ValueError: invalid configs.
         RuntimeError: a step failed; names its log.
     """
     rpn, detector = (load_config(file, args.opts) for file in (args.rpn, args.detector))
     check_pair(rpn, detector)
     output = Path(args.output).absolute()
     print("\n".join(prepare(args.rpn, args.opts, training=True, weights="start").notes))
-    # The detector's files of proposals are yet to be made: it is checked with the RPN in it.
+    # The detector's proposal files do not exist yet: check it with the RPN in it.
     unified = unified_config(rpn, detector, output)
     unified.MODEL.WEIGHTS = detector.MODEL.WEIGHTS
     written = {

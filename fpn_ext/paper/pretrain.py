@@ -1,9 +1,9 @@
-"""Pretrained weights for the small scale: a ResNet that tells the generated shapes apart.
+"""Pretrained weights for the small scale: a ResNet that classifies the generated shapes.
 
-The paper starts every row from the same ImageNet classifier. Its deep layers know what things are;
-its shallow ones, of which the first are frozen, do not. From random weights a detector trains that
-gap away, and with it what the ablations are about. This is the small scale's ImageNet: pictures of
-one shape each, of the five that are objects and the five that are not.
+The paper starts every row from the same ImageNet classifier, whose deep layers are semantic and
+whose shallow ones, the first of them frozen, are not. Training from random weights closes that
+semantic gap, and with it the effect of the ablations. This is the small scale's ImageNet: images of
+one shape each, from the five object classes and the five distractors.
 
     fpn-ext pretrain --output output/pretrained.pth
 """
@@ -35,7 +35,7 @@ LEARNING_RATE = 2e-3
 
 
 def batches(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of pictures and their classes; random crops, half of them mirrored.
+    """Endless batches of images and their classes; random crops, half of them flipped.
 
     Yields:
         (64, 3, 80, 80) float32 BGR in 0..255, and (64,) int64 classes.
@@ -55,10 +55,10 @@ def batches(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def pretrain(cfg: CfgNode, iterations: int, seed: int) -> tuple[nn.Module, float]:
-    """Train the config's ResNet, with batch normalisation, as a classifier.
+    """Train the config's ResNet, with batch norm, as a classifier.
 
     Returns:
-        The network without its classifier, and its accuracy over the last 20 batches in percent.
+        The network without the classifier, and its accuracy over the last 20 batches in percent.
     """
     logger = setup_logger(name="fpn_ext", abbrev_name="fpn")
     torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def pretrain(cfg: CfgNode, iterations: int, seed: int) -> tuple[nn.Module, float
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     network = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     for module in network.modules():
-        # A residual block that adds nothing at first: deep networks start to learn sooner.
+        # Residual blocks start as the identity: deep networks start to learn sooner.
         if isinstance(module, BasicBlock | BottleneckBlock):
             last = module.conv3 if hasattr(module, "conv3") else module.conv2
             nn.init.zeros_(last.norm.weight)
@@ -104,13 +104,13 @@ def write_pretrained(
     """Train a config's bottom-up by :func:`pretrain`, and write it as a checkpoint.
 
     Returns:
-        The accuracy on the last images, in percent.
+        The accuracy over the last 20 batches, in percent.
     """
     cfg = load_config(config_file, opts)
     if note := resolve_device(cfg):
         print(note)
     network, accuracy = pretrain(cfg, iterations, seed)
-    # A detector's names end like these, whatever stands before them: match them by that.
+    # A detector's names have these as suffixes: match by suffix.
     content = {"model": network.state_dict(), "matching_heuristics": True}
     with replacing(file) as stream:
         torch.save(content, stream)

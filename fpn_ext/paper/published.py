@@ -1,17 +1,17 @@
-"""The figures of the paper's tables, the one place that holds them: Lin et al., CVPR 2017.
+"""The figures of the paper's tables (Lin et al., CVPR 2017).
 
-COCO minival, ResNet-50 unless said otherwise, in percent. A row's name is that of its YAML file in
+COCO minival, ResNet-50 unless noted, in percent. A row is named after its YAML file in
 ``configs/paper/table{n}/``.
 """
 
 RECALL = ("AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000")
 PRECISION = ("AP50", "AP", "APs", "APm", "APl")
 
-# What is reported. The paper has no AR@10; on an image of 160 px, a thirtieth of the paper's area,
-# 10 boxes are as dense as 300 there, and 1000 are nearly everywhere.
+# Reported metrics. The paper has no AR@10; in a 160 px image, a thirtieth of the paper's area, 10
+# boxes are as dense as 300 there, and 1000 cover nearly everything.
 METRICS: dict[int, tuple[str, ...]] = {1: ("AR@10", *RECALL), 2: PRECISION, 3: PRECISION}
 
-# What each row is, and its figures in the order of RECALL or PRECISION; () if there are none.
+# Each row's description, and its figures in the order of RECALL or PRECISION; () if none.
 Rows = dict[str, tuple[str, tuple[float, ...]]]
 TABLES: dict[int, Rows] = {
     1: {
@@ -42,7 +42,7 @@ TABLES: dict[int, Rows] = {
 
 
 def published(table: int, row: str) -> dict[str, float]:
-    """The paper's figures of a row by metric; empty where it prints none.
+    """The paper's figures for a row, by metric; empty if it has none.
 
     >>> published(1, "c")["ARs@1000"]
     44.9

@@ -1,10 +1,10 @@
-"""Reproduce the paper's tables: train every row, score it, set the figures beside the paper's.
+"""Reproduce the paper's tables: train and evaluate every row, compare with the paper's figures.
 
     fpn-ext reproduce --table 1 2 3 --scale small --seeds 1 2 3
 
-A run is one row trained with one seed, by ``fpn-ext train`` on the row's YAML with the scale's YAML
-on top. What is done is not done again: stop at any time and give the same command to go on. Every
-run leaves ``runs/<run>.json`` in the results folder, and the tables are made from these alone.
+A run is one row trained with one seed, by ``fpn-ext train`` on the row's YAML overlaid with the
+scale's. Completed runs are skipped: stop at any time and repeat the command to resume. Every run
+writes ``runs/<run>.json`` to the results folder; the tables are made from these files only.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..data.datasets import register_datasets
 from ..engine import jobs
+from ..files.run_folder import left_by_a_run
 from ..files.shipped import configs
 from ..reporting import provenance
 from ..reporting.json_files import write_json
@@ -43,10 +44,9 @@ class Scale:
     """How big a reproduction is.
 
     Args:
-        overlay: YAML file in ``configs/paper/scale/`` that is put on top of every row's; such a
-            scale starts from the weights of :mod:`fpn_ext.paper.pretrain`. "" for the paper's
-            recipe.
-        anchor_factor: anchor sides are the row's times this, as the images are that much smaller.
+        overlay: YAML file in ``configs/paper/scale/`` overlaid on every row's; such a scale starts
+            from the weights of :mod:`fpn_ext.paper.pretrain`. "" for the paper's recipe.
+        anchor_factor: scales the row's anchor sizes, to match the smaller images.
     """
 
     overlay: str = ""
@@ -62,7 +62,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a row of a table with a seed."""
+    """One training: a table row with a seed."""
 
     table: int
     row: str
@@ -80,15 +80,15 @@ class Run:
 
 @dataclass
 class Reproduction:
-    """Where the runs of one scale are, and what it takes to do one.
+    """The runs of one scale: where they are stored, and how to do one.
 
     Args:
-        scale: a name among :data:`SCALES`.
+        scale: a name in :data:`SCALES`.
         work: folder for checkpoints, logs and proposals.
-        results: folder for what is kept: runs/*.json and the tables.
-        num_gpus: GPUs for each training; 0 for the CPU.
-        threads: of each training on the CPU.
-        opts: ``KEY VALUE ...`` on top of everything, for trials.
+        results: folder for the results: runs/*.json and the tables.
+        num_gpus: GPUs per training; 0 for the CPU.
+        threads: CPU threads per training.
+        opts: final ``KEY VALUE ...`` overrides, for trials.
     """
 
     scale: str
@@ -100,7 +100,7 @@ class Reproduction:
 
     @property
     def weights(self) -> Path:
-        """What all runs start from, where that is not a model of the zoo."""
+        """The initial weights of all runs, unless from the model zoo."""
         return self.work / "pretrained.pth"
 
     def folder(self, run: Run) -> Path:
@@ -113,7 +113,7 @@ class Reproduction:
         return self.results / "runs" / f"{run.name}.json"
 
     def config(self, run: Run) -> CfgNode:
-        """The run's config: the row's YAML, the scale's, and what follows from the run."""
+        """The run's config: the row's YAML, the scale's, and the run's own settings."""
         scale = SCALES[self.scale]
         cfg = load_config(str(CONFIGS / f"table{run.table}" / f"{run.row}.yaml"))
         if scale.overlay:
@@ -138,10 +138,10 @@ class Reproduction:
         return cfg
 
     def config_text(self, run: Run, folder: Path | None = None) -> str:
-        """The run's config as the YAML that its commands prepare, each for itself.
+        """The run's config as YAML, which each of its commands prepares itself.
 
         Args:
-            folder: in place of the run's own.
+            folder: instead of the run's own.
         """
         cfg = self.config(run)
         cfg.OUTPUT_DIR = str(folder or cfg.OUTPUT_DIR)
@@ -152,22 +152,22 @@ class Reproduction:
         return unresolved_yaml(cfg, written)
 
     def digest(self, run: Run) -> str:
-        """Tells configs apart, wherever their files are."""
+        """A hash of the config, independent of file locations."""
         cfg = self.config(run)
         cfg.OUTPUT_DIR = ""
         if SCALES[self.scale].overlay:
             cfg.MODEL.WEIGHTS = ""
         cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
-        # What differs from the defaults: a key that is added later changes no earlier config.
+        # Only what differs from the defaults, so that new keys do not change old digests.
         default = flat(get_cfg())
         values = sorted((k, str(v)) for k, v in flat(cfg).items() if str(v) != str(default.get(k)))
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def result(self, run: Run) -> dict[str, Any] | None:
-        """What an earlier run left; None if there is nothing.
+        """The result of an earlier run, or None.
 
         Raises:
-            ValueError: it was made with another config.
+            ValueError: it was made with a different config.
         """
         file = self.result_file(run)
         if not file.exists():
@@ -181,7 +181,7 @@ class Reproduction:
         return result
 
     def plan(self, wanted: Iterable[Run]) -> list[Run]:
-        """The runs still to be done, each after the one that proposes for it."""
+        """The remaining runs, each after the one that provides its proposals."""
         todo: list[Run] = []
         for run in wanted:
             if run in todo or self.result(run):
@@ -201,10 +201,10 @@ class Reproduction:
         return [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
 
     def prepare(self, run: Run) -> None:
-        """What all runs need, before two of them make it at once: data and pretrained weights.
+        """Create shared data and pretrained weights before runs start in parallel.
 
         Raises:
-            RuntimeError: the pretraining failed; names its log.
+            RuntimeError: pretraining failed; names its log.
         """
         for name in self._datasets(run):
             DatasetCatalog.get(name)
@@ -218,7 +218,7 @@ class Reproduction:
             self._run(pretrain, self.work / "pretrain.log")
 
     def do(self, run: Run, propose: bool) -> dict[str, Any]:
-        """Train and evaluate, propose if another run needs it; returns what is kept of the run.
+        """Train, evaluate and, if ``propose``, write proposals; returns the run's result.
 
         Raises:
             RuntimeError: a command failed; names its log.
@@ -231,10 +231,10 @@ class Reproduction:
         if result is None or not (folder / "model_final.pth").exists():
             train = ["train", "--config-file", str(config_file)]
             train += ["--num-gpus", str(self.num_gpus)] if self.num_gpus else []
-            train += ["--resume"] if (folder / "last_checkpoint").exists() else []
-            # Before the training: by its end the checkout may have become another.
+            train += ["--resume"] if left_by_a_run(folder) else []
+            # Before training: the checkout may change meanwhile.
             origin = {
-                "continued": "--resume" in train,
+                "continued": (folder / "last_checkpoint").exists(),
                 "commit": provenance.commit(),
                 "hardware": provenance.hardware(cfg.MODEL.DEVICE),
                 "weights": self._weights_digest(),
@@ -254,7 +254,7 @@ class Reproduction:
                 "cpu_seconds": round(cpu_seconds),
                 **origin,
             }
-            write_json(self.result_file(run), result)  # with it the run is done
+            write_json(self.result_file(run), result)  # marks the run as done
         if propose and not self._has_proposals(run):
             generate = ["proposals", "generate", "--config-file", str(config_file)]
             generate += ["--datasets", *self._datasets(run), "--output", str(folder / "proposals")]
@@ -263,7 +263,7 @@ class Reproduction:
         return result
 
     def _weights_digest(self) -> str:
-        """Of the pretrained weights; "" for a model of the zoo, whose address tells it."""
+        """Hash of the pretrained weights; "" for a zoo model, identified by its URL."""
         if not self.weights.exists():
             return ""
         return hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
@@ -273,7 +273,7 @@ class Reproduction:
 
 
 def train_all(reproduction: Reproduction, wanted: Sequence[Run], at_once: int) -> list[str]:
-    """Do the runs that are not done, ``at_once`` at a time; returns what failed."""
+    """Do the remaining runs, ``at_once`` in parallel; returns the failures."""
     todo = reproduction.plan(wanted)
     proposers = {run.proposals_from for run in todo}
     print(f"{len(set(wanted)) - len(set(todo) & set(wanted))} of {len(set(wanted))} runs are done")
@@ -322,13 +322,13 @@ def _figures(table: int, scores: Mapping[str, float | None]) -> str:
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """What ``fpn-ext reproduce`` does.
+    """Implements ``fpn-ext reproduce``.
 
     Returns:
         The exit status: 1 if a run failed.
 
     Raises:
-        ValueError: what of the arguments is wrong.
+        ValueError: invalid arguments.
     """
     num_gpus = args.num_gpus
     if num_gpus is None:

@@ -1,4 +1,4 @@
-"""The scores of many runs as the paper's tables: means, spreads and verdicts beside the paper's."""
+"""The scores of many runs as the paper's tables: means, spreads and verdicts."""
 
 import json
 import statistics
@@ -10,15 +10,15 @@ from ..files.atomic import replacing
 from ..reporting.json_files import write_json
 from . import published
 
-BASELINE = "c"  # the row the others are set against: the FPN
+BASELINE = "c"  # the row that others are compared with: the FPN
 
 
 def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and spread of every row, and of its difference from the baseline, beside the paper's.
+    """Mean and spread of every row and of its difference from the baseline, beside the paper's.
 
-    Differences are taken seed by seed. The verdict on a row and a metric says whether the sign of
-    the paper's difference is found: ``holds`` or ``reversed`` where ours is more than two standard
-    errors from 0, else ``open``.
+    Differences are taken per seed. The verdict per row and metric says whether our difference has
+    the same sign as the paper's: ``holds`` or ``reversed`` if it is more than two standard errors
+    from 0, else ``open``.
     """
     scores: dict[str, dict[int, Mapping[str, float | None]]] = {}
     for result in results:
@@ -28,7 +28,7 @@ def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any
     for row, (what, _) in published.TABLES[table].items():
         if row not in scores:
             continue
-        # A run's own baseline; the ablations (c), (d) are those of their unshared versions.
+        # A variant such as c_unshared is compared with its shared row, all others with (c).
         base = row.partition("_")[0] if "_" in row else BASELINE
         of_row, of_base = published.published(table, row), published.published(table, base)
         metrics: dict[str, Any] = {}
@@ -77,7 +77,7 @@ def _verdict(difference: Mapping[str, Any], published: float) -> str:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """A table's summary as two Markdown tables: figures, and differences with their verdicts."""
+    """A table's summary as two Markdown tables: figures, and differences with verdicts."""
     metrics = published.METRICS[summary["table"]]
     head = f"| row | | {' | '.join(metrics)} |\n|{' --- |' * (len(metrics) + 2)}\n"
     figures, differences = head, head
@@ -115,12 +115,12 @@ def _cell(ours: Mapping[str, Any], published: float | None, signed: bool = False
 
 
 def write_tables(folder: Path, tables: Iterable[int], scale: str, command: str) -> None:
-    """Write ``table{n}.md`` and ``table{n}.json`` of all runs in a results folder, and print them.
+    """Write ``table{n}.md`` and ``table{n}.json`` from all runs in a results folder; print them.
 
     Args:
-        folder: with ``runs/*.json``, what :class:`fpn_ext.paper.reproduce.Reproduction` keeps of
-        each. tables: numbers of the paper's tables; one without runs is left out. scale: name of
-        the scale, for the heading. command: that made the runs, for the heading.
+        folder: with ``runs/*.json`` of :class:`fpn_ext.paper.reproduce.Reproduction`.
+        tables: numbers of the paper's tables; those without runs are skipped.
+        scale, command: name of the scale and the command that made the runs, for the heading.
     """
     results = [json.loads(file.read_text()) for file in sorted(folder.glob("runs/*.json"))]
     for table in tables:

@@ -1,3 +1,3 @@
-"""Files of proposals for Fast R-CNN: where they come from, their format, their checks."""
+"""Proposal files for Fast R-CNN: sources, format, checks."""
 
 from .. import components as components

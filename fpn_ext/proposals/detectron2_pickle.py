@@ -1,6 +1,6 @@
-"""Detectron2's files of proposals (``.pkl``), read without running what is in them.
+"""Detectron2's proposal files (``.pkl``), read without executing code in them.
 
-A pickle is a program, and Detectron2 runs it. See :mod:`fpn_ext.files.safe_pickle`.
+A pickle is a program, which Detectron2 executes. See :mod:`fpn_ext.files.safe_pickle`.
 """
 
 import os
@@ -17,25 +17,25 @@ from ..files.safe_pickle import load_pickle
 from .file import ImageId, ProposalFile, Proposals, checked_ids, write_proposals
 
 PICKLE_SUFFIXES = (".pkl", ".pickle")
-# Detectron1's names of the keys, which Detectron2 reads too.
+# Detectron1's key names, which Detectron2 also reads.
 _DETECTRON1_KEYS = {"indexes": "ids", "scores": "objectness_logits"}
 _BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
 
 def is_pickle(file: str | os.PathLike) -> bool:
-    """Whether a file of proposals is Detectron2's kind, by its suffix."""
+    """Whether a proposal file is in Detectron2's format, by its suffix."""
     return Path(file).suffix in PICKLE_SUFFIXES
 
 
 def open_proposals(file: str | os.PathLike) -> Proposals:
-    """A file of proposals of either kind; Detectron2's ``.pkl`` is held in memory.
+    """Open a proposal file of either format; Detectron2's ``.pkl`` is loaded into memory.
 
     Args:
-        file: a path, or an address that Detectron2's PathManager knows (``detectron2://...``).
+        file: a path, or a URL known to Detectron2's PathManager (``detectron2://...``).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not what its suffix says; see :class:`ProposalFile`, :func:`read_pickle`.
+        FileNotFoundError: no such file.
+        ValueError: not in its suffix's format; see :class:`ProposalFile`, :func:`read_pickle`.
     """
     name = os.fspath(file)
     local = PathManager.get_local_path(name) if "://" in name else name
@@ -45,14 +45,14 @@ def open_proposals(file: str | os.PathLike) -> Proposals:
 def read_pickle(file: str | os.PathLike) -> Proposals:
     """Detectron2's proposals: a pickled dict of ``ids``, ``boxes``, ``objectness_logits``.
 
-    An optional ``bbox_mode`` says XYXY_ABS (if it is not there) or XYWH_ABS, which is converted.
-    Detectron1's keys ``indexes`` and ``scores`` are understood. Boxes and scores become float32;
-    those of an image are sorted by score, highest first, equal scores keep their order.
+    An optional ``bbox_mode`` is XYXY_ABS (default) or XYWH_ABS, which is converted. Detectron1's
+    keys ``indexes`` and ``scores`` are supported. Boxes and scores become float32, sorted per image
+    by descending score (stable).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such pickle, or asks for anything but arrays and numbers: the name of
-            what it asks for is in the message, and nothing of it was run.
+        FileNotFoundError: no such file.
+        ValueError: not such a pickle, or it requests anything but arrays and numbers, named in the
+            message; no code from it is executed.
     """
     path = os.fspath(file)
     if not os.path.isfile(path):
@@ -77,7 +77,7 @@ def read_pickle(file: str | os.PathLike) -> Proposals:
 
 
 def write_pickle(file: str | os.PathLike, proposals: Proposals) -> None:
-    """Write proposals as Detectron2 reads them, XYXY_ABS; all are in memory for that."""
+    """Write proposals in Detectron2's format, XYXY_ABS; holds all of them in memory."""
     boxes, scores = [], []
     for image_id in proposals.image_ids:
         own_boxes, own_scores = proposals[image_id]
@@ -94,15 +94,14 @@ def write_pickle(file: str | os.PathLike, proposals: Proposals) -> None:
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dataset: str = "") -> None:
-    """Detectron2's ``.pkl`` into a file of this project's, or back; the suffixes say which.
+    """Convert Detectron2's ``.pkl`` to this project's format, or back, by the suffixes.
 
     Args:
-        dataset: name of the dataset, to be written into this project's file, which a ``.pkl``
-            does not know.
+        dataset: name of the dataset, stored in this project's format; a ``.pkl`` has none.
 
     Raises:
-        FileNotFoundError: there is no file ``source``.
-        ValueError: both are of one kind, or ``source`` is not what its suffix says.
+        FileNotFoundError: no file ``source``.
+        ValueError: both have one format, or ``source`` is not in its suffix's format.
     """
     if is_pickle(source) == is_pickle(target):
         raise ValueError(
@@ -155,7 +154,7 @@ def _boxes(image_id: Any, value: Any, mode: BoxMode) -> np.ndarray:
     if boxes.shape[1] != 4:
         raise ValueError(f"image id {image_id!r}: boxes must be (R, 4), got {boxes.shape}")
     if mode == BoxMode.XYWH_ABS:
-        boxes = boxes.astype(np.float64)  # x + w is then rounded once
+        boxes = boxes.astype(np.float64)  # so that x + w is rounded once
         boxes[:, 2:] += boxes[:, :2]
     return boxes.astype(np.float32)
 
@@ -175,6 +174,6 @@ def _numbers(image_id: Any, value: Any, key: str, ndim: int) -> np.ndarray:
 
 
 def summary(file: str | os.PathLike) -> str:
-    """How much a file of proposals holds, in a line."""
+    """A one-line summary of a proposal file's size."""
     proposals = open_proposals(file)
     return f"{os.fspath(file)}: {proposals.num_boxes} boxes on {len(proposals)} images"

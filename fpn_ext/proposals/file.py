@@ -1,6 +1,6 @@
 """The proposals of a dataset in one file, read image by image.
 
-A safetensors file (no code can be in it) with three tensors and a header of text:
+A safetensors file (cannot contain code) with three tensors and a text header:
 
 ===========  ==============  ======================================================================
 ``boxes``    (N, 4) float32  XYXY, pixels of the original image, 0-based; N over all images
@@ -12,8 +12,8 @@ A safetensors file (no code can be in it) with three tensors and a header of tex
 ``dataset`` the name of the dataset, ``source`` what made the proposals, ``crc32`` a JSON object
 with the CRC-32 of each tensor's bytes.
 
-The file is mapped into memory, not read: all processes of a machine share the one copy that the
-operating system keeps, and none holds more than the image it asks for.
+The file is memory-mapped: all processes of a machine share one copy in the page cache, and each
+holds only the image it reads.
 """
 
 import json
@@ -47,10 +47,10 @@ class Proposals(Mapping[ImageId, BoxesAndScores]):
     objectness logits, highest first. Ids are compared as text, as Detectron2 does: 7 finds "7".
 
     Args:
-        file: where they are from, for messages.
-        image_ids: one per image, all different.
+        file: their origin, for messages.
+        image_ids: one per image, unique.
         offsets: (I + 1,) int64; image i has the rows ``offsets[i]`` to ``offsets[i + 1]``.
-        boxes, scores: all images' rows; anything that gives an array for a slice.
+        boxes, scores: all images' rows; anything that returns an array for a slice.
         dataset: name of the dataset they were made for; "" if unknown.
         source: what made them.
     """
@@ -93,21 +93,20 @@ class Proposals(Mapping[ImageId, BoxesAndScores]):
 
     @property
     def num_boxes(self) -> int:
-        """Boxes of all images together."""
+        """Total number of boxes."""
         return int(self.offsets[-1])
 
 
 class ProposalFile(Proposals):
-    """A file of proposals, opened; see the head of this module for what is in it.
+    """An open proposal file; see the module docstring for the format.
 
-    Opening reads the header and ``offsets``, never the boxes. A copy that is unpickled, in a worker
-    process say, opens the file again by its path.
+    Opening reads the header and ``offsets``, never the boxes. An unpickled copy, e.g. in a worker
+    process, reopens the file by its path.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a file, of another version, truncated, or its parts do not fit
-            each other; all that is found is listed. Values are not looked at:
-            ``fpn-ext proposals validate`` does that.
+        FileNotFoundError: no such file.
+        ValueError: another format or version, truncated, or inconsistent parts; lists all faults.
+            Values are not checked: use ``fpn-ext proposals validate``.
     """
 
     def __init__(self, file: str | os.PathLike):
@@ -157,12 +156,12 @@ class ProposalFile(Proposals):
         return ProposalFile, (self.file,)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._tensors = {}
         self._boxes = self._scores = None
 
     def damaged_tensors(self) -> list[str]:
-        """Names of the tensors whose bytes are not those that were written; reads the whole file.
+        """Names of the tensors that fail their checksum; reads the whole file.
 
         >>> import numpy as np, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -188,22 +187,22 @@ def write_proposals(
     dataset: str,
     source: str,
 ) -> None:
-    """Write a file that :class:`ProposalFile` reads; it appears under its name when it is complete.
+    """Write a file for :class:`ProposalFile`, atomically.
 
-    One image is in memory at a time. Boxes and scores are rounded to float32, and the boxes of an
-    image sorted by score, highest first; equal scores keep their order.
+    Holds one image in memory at a time. Boxes and scores are rounded to float32, and sorted per
+    image by descending score (stable).
 
     Args:
-        file: where to; its folder is made, a file of that name is replaced.
-        image_ids: integers or strings, all different, also as text.
+        file: target; its folder is created, an existing file replaced.
+        image_ids: integers or strings, unique also as text.
         proposals: boxes (R, 4), XYXY in pixels of the original image, and scores (R,), per image,
             in the order of ``image_ids``.
         dataset: name of the dataset; "" if unknown.
         source: what made the proposals, in words.
 
     Raises:
-        ValueError: ids that are neither integers nor strings, or not all different; arrays of
-            other shapes; values that are NaN or infinite (the image is named).
+        ValueError: ids that are neither integers nor strings, or not unique; arrays of other
+            shapes; NaN or infinite values (the image is named).
     """
     ids = checked_ids(image_ids)
     offsets = np.zeros(len(ids) + 1, dtype="<i8")
@@ -215,10 +214,10 @@ def write_proposals(
         "source": source,
         "image_ids": json.dumps(ids),
     }
-    # The header comes first and holds what is known last: leave as much room as it can need.
+    # The header comes first but is known last: reserve its max size.
     longest = dict.fromkeys(checksums, 2**32)
     room = len(_header(metadata, longest, len(ids), 10**15))
-    # safetensors' own function for writing wants all tensors in memory.
+    # safetensors' own writer needs all tensors in memory.
     with replacing(file) as out, tempfile.TemporaryFile(dir=Path(file).parent) as scores_part:
         out.seek(room + offsets.nbytes)
         for i, (image_id, (boxes, scores)) in enumerate(zip(ids, proposals, strict=True)):
@@ -241,7 +240,7 @@ def write_proposals(
 
 
 def first_ids(image_ids: Sequence[ImageId], limit: int = 5) -> str:
-    """The first of some image ids, for a message.
+    """The first few image ids, for a message.
 
     >>> first_ids([1, 2, "x"]), first_ids(range(99), limit=2)
     ("image ids 1, 2, 'x'", 'image ids 0, 1, ...')
@@ -251,7 +250,7 @@ def first_ids(image_ids: Sequence[ImageId], limit: int = 5) -> str:
 
 
 def _rows(tensor: Any, start: int, stop: int, *columns: int) -> np.ndarray:
-    # safetensors 0.8 refuses an empty slice at the end of a tensor.
+    # safetensors 0.8 rejects an empty slice at the end of a tensor.
     return tensor[start:stop] if stop > start else np.zeros((0, *columns), dtype=np.float32)
 
 
@@ -271,7 +270,7 @@ def _header(
     num_boxes: int,
     room: int = 0,
 ) -> bytes:
-    """The bytes before the first tensor: their own number, JSON, spaces up to ``room``."""
+    """The bytes before the first tensor: header size, JSON, spaces up to ``room``."""
     header: dict[str, Any] = {"__metadata__": {**metadata, "crc32": json.dumps(checksums)}}
     end = 0
     for name, dtype, size, shape in (
@@ -366,7 +365,7 @@ def _checked_arrays(image_id: ImageId, boxes: Any, scores: Any) -> BoxesAndScore
             f"image id {image_id!r}: boxes must be (R, 4) and scores (R,), got {boxes.shape} and "
             f"{scores.shape}"
         )
-    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # float32 overflow becomes inf, and is rejected
         boxes, scores = boxes.astype("<f4"), scores.astype("<f4")
     faulty = ~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))
     if faulty.any():

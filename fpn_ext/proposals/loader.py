@@ -1,7 +1,7 @@
-"""Detectron2's data loaders, with precomputed proposals looked up image by image.
+"""Detectron2's data loaders, with precomputed proposals looked up per image.
 
-Detectron2 puts the proposals of all images into the list of images, which it copies into every
-process that loads data. Here only a mapped file is shared (:mod:`fpn_ext.proposals.file`).
+Detectron2 stores the proposals of all images in the list of records, which it copies into every
+worker process. Here workers share a memory-mapped file (:mod:`fpn_ext.proposals.file`).
 """
 
 import logging
@@ -12,7 +12,6 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
-    DatasetMapper,
     MapDataset,
     build_detection_test_loader,
 )
@@ -22,6 +21,7 @@ from torch.utils.data import Dataset
 from ..data.class_numbers import in_trained_order, trained_classes
 from ..data.datasets import check_classes, keep_trainable
 from ..data.loading import check_records, check_training_targets, load_records, say_classes
+from ..data.mapper import PictureMapper
 from .detectron2_pickle import open_proposals
 from .file import ImageId, ProposalFile, Proposals, first_ids
 
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 def training_data(cfg: CfgNode) -> dict[str, Any]:
-    """``records``, those to train on, and with ``MODEL.LOAD_PROPOSALS`` the ``mapper`` for them.
+    """The training ``records`` and, with ``MODEL.LOAD_PROPOSALS``, their ``mapper``.
 
     Raises:
         FileNotFoundError, ValueError: a file of ``DATASETS.PROPOSAL_FILES_TRAIN`` cannot be read,
-            or lacks images of its dataset; no image is left to train on; records that a training
+            or lacks images of its dataset; no training images remain; records that a training
             could not read to its end.
     """
     names = cfg.DATASETS.TRAIN
@@ -76,10 +76,10 @@ def test_loader_and_records(cfg: CfgNode, dataset_name: str) -> tuple[Any, list[
 
 
 def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
-    """The images of :func:`build_test_loader`, in the same size, with ground truth.
+    """The images of :func:`build_test_loader`, at the same size, with ground truth.
 
     Raises:
-        ValueError: the dataset has none; or what :func:`build_test_loader` raises.
+        ValueError: the dataset has no ground truth; or what :func:`build_test_loader` raises.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -100,9 +100,9 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
 
 def _test_data(
     cfg: CfgNode, dataset_name: str, is_train: bool
-) -> tuple[list[dict[str, Any]], DatasetMapper]:
+) -> tuple[list[dict[str, Any]], PictureMapper]:
     if not is_train and cfg.MODEL.KEYPOINT_ON:
-        # Detectron2's mapper would look for the keypoints' names in DATASETS.TRAIN, to flip them.
+        # The mapper would look for the keypoints' names in DATASETS.TRAIN, to flip them.
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.KEYPOINT_ON = False
@@ -110,10 +110,10 @@ def _test_data(
         file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(dataset_name)]
         proposals = _open_all([dataset_name], [file], "TEST")
         records = _records([dataset_name], proposals)
-        mapper: DatasetMapper = ProposalMapper(cfg, is_train, proposals)
+        mapper: PictureMapper = ProposalMapper(cfg, is_train, proposals)
     else:
         records = load_records([dataset_name])
-        mapper = DatasetMapper(cfg, is_train)
+        mapper = PictureMapper(cfg, is_train)
     if isinstance(records, list):
         check_records([dataset_name], records, evaluated=True)
     records = in_trained_order(cfg, dataset_name, records)
@@ -123,19 +123,19 @@ def _test_data(
     return records, mapper
 
 
-def _one_by_one(cfg: CfgNode, records: list[dict[str, Any]], mapper: DatasetMapper) -> Any:
+def _one_by_one(cfg: CfgNode, records: list[dict[str, Any]], mapper: PictureMapper) -> Any:
     images = MappedImages(MapDataset(DatasetFromList(records, copy=False), mapper))
     return build_detection_test_loader(images, mapper=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
 class MappedImages(Dataset):
-    """Records as the model takes them, in a class of this package.
+    """Mapped records, in a class of this package.
 
-    A worker process that does not inherit this one's modules (spawn, forkserver) imports fpn_ext
-    for it first, and with it what an old Detectron2 needs.
+    To unpickle it, a worker that does not inherit this process's modules (spawn, forkserver)
+    imports fpn_ext first, including what an old Detectron2 needs.
 
     Args:
-        data: gives mapped records.
+        data: returns mapped records.
     """
 
     def __init__(self, data: MapDataset):
@@ -148,13 +148,13 @@ class MappedImages(Dataset):
         return self.data[index]
 
 
-class ProposalMapper(DatasetMapper):
-    """Detectron2's mapper, which first looks up an image's proposals.
+class ProposalMapper(PictureMapper):
+    """A mapper of pictures, which first looks up an image's proposals.
 
     Args:
-        cfg, is_train: as for Detectron2's; ``DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN`` or
-            ``_TEST`` bounds the proposals of an image.
-        proposals: those of each dataset; a record's ``proposal_file`` is a number in this list.
+        cfg, is_train: as in Detectron2; ``DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN`` or ``_TEST``
+            limits the proposals per image.
+        proposals: of each dataset; a record's ``proposal_file`` is an index into this list.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool, proposals: Sequence[Proposals]):
@@ -165,7 +165,7 @@ class ProposalMapper(DatasetMapper):
         """As Detectron2's.
 
         Raises:
-            ValueError: proposals that are NaN, infinite or not in the order of their scores.
+            ValueError: proposals are NaN, infinite or not sorted by score.
         """
         record = dict(record)
         source = self.proposals[record.pop("proposal_file")]
@@ -203,7 +203,7 @@ def _open_all(names: Sequence[str], files: Sequence[str], split: str) -> list[Pr
 
 
 def _records(names: Sequence[str], proposals: Sequence[Proposals]) -> list[dict[str, Any]]:
-    """The images of all datasets, each with the number of its file of proposals."""
+    """The records of all datasets, each with the index of its proposal file."""
     records = []
     for number, (name, own) in enumerate(zip(names, proposals, strict=True)):
         of_one = load_records([name])

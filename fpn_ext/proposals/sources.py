@@ -1,7 +1,7 @@
-"""Where proposals come from: an RPN, selective search, or the ground truth.
+"""Sources of proposals: an RPN, selective search, or the ground truth.
 
 Each function writes one file (:mod:`fpn_ext.proposals.file`) for one dataset, with an entry for
-every image of it, those without annotations too.
+every image, including those without annotations.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.detection_utils import check_image_size, read_image
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.modeling import ProposalNetwork
@@ -24,6 +24,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch.utils.data import SequentialSampler
 
 from ..data.datasets import check_registered, register_datasets
+from ..data.mapper import PictureMapper
 from ..unwrap import unwrapped
 from .detectron2_pickle import summary
 from .file import BoxesAndScores, write_proposals
@@ -32,26 +33,26 @@ logger = logging.getLogger(__name__)
 
 # The paper's number for training, Sec. 5.2.
 TOP_K = 2000
-# What Detectron2 gives the ground truth that it adds to proposals: a probability just below 1.
+# As for the ground truth that Detectron2 adds to proposals: a probability just below 1.
 GROUND_TRUTH_SCORE = math.log((1 - 1e-10) / 1e-10)
 
 
 def generate_proposals(
     cfg: CfgNode, model: Any, dataset_name: str, file: str | os.PathLike, top_k: int = TOP_K
 ) -> None:
-    """Write the proposals of a model's RPN for a training or test set, resized as for a test.
+    """Write the proposals of a model's RPN for a training or test set, at test-time image size.
 
-    Boxes are scaled to the original image, clipped to it, and left out if nothing remains, by
-    Detectron2's ``detector_postprocess``.
+    Boxes are scaled to the original image, clipped to it, and dropped if empty, by Detectron2's
+    ``detector_postprocess``.
 
     Args:
-        cfg: the config the model was built from; ``INPUT`` says how images are resized, and
-            ``MODEL.WEIGHTS`` is noted in the file as where the model is from.
-        model: one with an RPN, trained: a ProposalNetwork or a GeneralizedRCNN, in any mode.
-        dataset_name: a registered dataset; it need not be one of ``cfg.DATASETS``.
-        file: where to, replaced if it exists.
-        top_k: the most proposals of one image; ``MODEL.RPN.POST_NMS_TOPK_TEST`` bounds them too,
-            which is said if it is lower.
+        cfg: the config the model was built from; ``INPUT`` sets the image size, and
+            ``MODEL.WEIGHTS`` is recorded in the file as the model's origin.
+        model: a trained ProposalNetwork or GeneralizedRCNN, in any mode.
+        dataset_name: a registered dataset, not necessarily in ``cfg.DATASETS``.
+        file: target, replaced if it exists.
+        top_k: max proposals per image; also limited by ``MODEL.RPN.POST_NMS_TOPK_TEST``, with a log
+            message if that is lower.
 
     Raises:
         TypeError: the model has no RPN.
@@ -70,8 +71,8 @@ def generate_proposals(
     records = _records(dataset_name)
     loader = build_detection_test_loader(
         records,
-        mapper=DatasetMapper(cfg, False),
-        sampler=SequentialSampler(records),  # all images, also in one of several processes
+        mapper=PictureMapper(cfg, False),
+        sampler=SequentialSampler(records),  # all images, even with several processes
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     write_proposals(
@@ -84,10 +85,10 @@ def generate_proposals(
 
 
 def ground_truth_proposals(dataset_name: str, file: str | os.PathLike) -> None:
-    """Write the ground truth as proposals: with them, AP is the most that the box head can reach.
+    """Write the ground truth as proposals, which give an upper bound of the box head's AP.
 
-    Boxes are clipped to the image; crowd regions, and boxes without area, are left out. All have
-    the score that Detectron2 gives to ground truth among proposals, ``GROUND_TRUTH_SCORE``.
+    Boxes are clipped to the image; crowd regions and boxes without area are dropped. All get the
+    score of ground truth among Detectron2's proposals, ``GROUND_TRUTH_SCORE``.
 
     Raises:
         ValueError: the dataset has no annotations, or an image no width and height.
@@ -109,12 +110,12 @@ def selective_search_proposals(
 ) -> None:
     """Write the proposals of OpenCV's selective search (Uijlings et al., IJCV 2013).
 
-    It gives an order and no scores: the first box gets the score 0, the second -1, and so on. The
-    order is in part random by design; here the same image gets the same order in every run.
+    It ranks boxes without scores: the first box gets the score 0, the second -1, and so on. The
+    ranking is partly random by design; here it is seeded, the same in every run.
 
     Args:
-        top_k: the most proposals of one image.
-        quality: its "quality" mode, with more segmentations than "fast": several times the boxes
+        top_k: max proposals per image.
+        quality: use "quality" mode, with more segmentations than "fast": several times the boxes
             and the time.
 
     Raises:
@@ -157,7 +158,7 @@ def _with_progress(items: Iterable[Any], total: int) -> Iterator[Any]:
 
 
 def _rpn_of(model: Any) -> ProposalNetwork:
-    """The backbone and the RPN of a model, which share their weights with it."""
+    """The backbone and RPN of a model, sharing its weights."""
     model = unwrapped(model)
     if getattr(model, "proposal_generator", None) is None:
         raise TypeError(
@@ -253,7 +254,7 @@ def _selective_search(
         search.switchToSelectiveSearchQuality()
     else:
         search.switchToSelectiveSearchFast()
-    # It draws from the C library's rand(), which goes on from image to image.
+    # It uses the C library's rand(), whose state carries over between images.
     ctypes.CDLL(None).srand(0)
     boxes = np.asarray(search.process(), dtype=np.float32).reshape(-1, 4)[:top_k]
     boxes[:, 2:] += boxes[:, :2]  # from XYWH
@@ -263,10 +264,10 @@ def _selective_search(
 def write_for_each(
     datasets: Sequence[str], folder: Path, write: Callable[[str, Path], None]
 ) -> None:
-    """Have ``write(name, folder/name.safetensors)`` make a file for each dataset, and say so.
+    """Call ``write(name, folder/name.safetensors)`` for each dataset, and print each file.
 
     Raises:
-        ValueError: a dataset that is not registered.
+        ValueError: a dataset is not registered.
     """
     register_datasets()
     check_registered(datasets)

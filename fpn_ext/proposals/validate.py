@@ -1,4 +1,4 @@
-"""Whether a file of proposals is sound, and fits a dataset: every value of it is looked at."""
+"""Validate every value of a proposal file, also against a dataset."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,21 +12,21 @@ from ..reporting.findings import CountedFinding, Status
 from .detectron2_pickle import open_proposals
 from .file import ImageId, ProposalFile, Proposals, first_ids
 
-# Pixels by which a box may stick out of its image: float32 arithmetic on XYWH rounds by less.
+# Pixels that a box may extend beyond its image: float32 rounding of XYWH is smaller.
 OUTSIDE_TOLERANCE = 0.01
 
 
 @dataclass
 class ProposalReport:
-    """What :func:`inspect_proposals` finds.
+    """The result of :func:`inspect_proposals`.
 
     Attributes:
-        file: that was looked at.
-        dataset: that it is for.
-        images: how many have an entry.
-        boxes: of all images together.
-        coverage: share of the dataset's images that have proposals, 0 to 1.
-        findings: each an ``"error"``, or a ``"note"`` of what may well be meant.
+        file: the checked file.
+        dataset: the dataset it was checked against.
+        images: number of images with an entry.
+        boxes: total number of boxes.
+        coverage: fraction of the dataset's images that have proposals, 0 to 1.
+        findings: each an ``"error"``, or a ``"note"`` on what may be intended.
     """
 
     file: str
@@ -57,7 +57,7 @@ class ProposalReport:
         return [finding for finding in self.findings if finding.status == "note"]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values for :func:`fpn_ext.reporting.json_files.write_json`."""
+        """The report as plain values for :func:`fpn_ext.reporting.json_files.write_json`."""
         return {"valid": not self.problems, **asdict(self)}
 
     def __str__(self) -> str:
@@ -78,12 +78,11 @@ def _with_images(finding: CountedFinding) -> str:
 
 
 def inspect_proposals(file: str | os.PathLike, dataset_name: str) -> ProposalReport:
-    """Check every value of a file of proposals, ours or Detectron2's ``.pkl``, for a dataset.
+    """Check every value of a proposal file, ours or Detectron2's ``.pkl``, against a dataset.
 
-    Problems: a file that cannot be read, bytes that changed since it was written, image ids that
-    are missing or unknown, NaN and infinite values, boxes without area or outside of their image,
-    scores out of order. Notes: images without proposals, another dataset's name in the file,
-    images whose size the dataset does not tell.
+    Errors: an unreadable file, checksum mismatches, missing or unknown image ids, NaN and infinite
+    values, boxes without area or outside their image, unsorted scores. Notes: images without
+    proposals, another dataset's name in the file, images whose size is not in the dataset.
     """
     report = ProposalReport(os.fspath(file), dataset_name)
     try:
@@ -158,7 +157,7 @@ def _not_finite(boxes: np.ndarray, scores: np.ndarray, size: tuple) -> np.ndarra
 
 
 def _no_area(boxes: np.ndarray, scores: np.ndarray, size: tuple) -> np.ndarray:
-    # Not "not >": NaN has a finding of its own.
+    # Not "not >": NaN has a separate finding.
     return np.less_equal(boxes[:, 2:], boxes[:, :2]).any(axis=1)
 
 

@@ -1,3 +1,3 @@
-"""What the names in a config stand for."""
+"""Resolves the component names in a config."""
 
 from .. import components as components

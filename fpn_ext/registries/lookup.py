@@ -1,7 +1,7 @@
-"""What the names in a config stand for in Detectron2's registries, and which of it is ours.
+"""Resolves config names in Detectron2's registries, and tells which components are ours.
 
-Whether a component is ours is asked in one way: whether the class that is registered under its name
-is the class that we registered, or a subclass of it. A user's own subclass counts.
+A component is ours if the class registered under its name is one we registered, or a subclass of
+it; a user's subclass counts.
 """
 
 from typing import Any
@@ -13,15 +13,15 @@ from detectron2.utils.registry import Registry
 
 from ..names import did_you_mean
 
-# What get_norm knows by name in every Detectron2, for the message only; main knows more.
+# Names get_norm accepts in every Detectron2, for the message only; main accepts more.
 NORMS = ("", "BN", "FrozenBN", "GN", "SyncBN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN")
 
 
 def look_up(registry: Any, name: str, yaml_key: str) -> Any:
-    """What is registered under ``name`` in a Detectron2 registry.
+    """The object registered as ``name`` in a Detectron2 registry.
 
     Raises:
-        ValueError: nothing is; names the YAML key to change and the nearest valid names.
+        ValueError: unknown name; the message has the YAML key and the nearest valid names.
     """
     if name not in registry:
         raise ValueError(
@@ -33,16 +33,16 @@ def look_up(registry: Any, name: str, yaml_key: str) -> Any:
 
 
 def inherits(registry: Registry, name: str, base: str) -> bool:
-    """Whether ``name`` stands for the class that is registered as ``base``, or for a subclass.
+    """Whether ``name`` is registered to the class registered as ``base``, or to a subclass.
 
-    A function that builds a component is neither, nor is a name that nobody has registered.
+    False for a function that builds a component, and for an unregistered name.
     """
     registered = registry.get(name) if name in registry else None
     return isinstance(registered, type) and issubclass(registered, registry.get(base))
 
 
 def pyramids() -> list[str]:
-    """Registered names of :class:`fpn_ext.FeaturePyramid` and its subclasses, a user's among them.
+    """Registered names of :class:`fpn_ext.FeaturePyramid` and its subclasses, including a user's.
 
     These build a pyramid over ``MODEL.FPN_EXT.BOTTOM_UP``.
     """
@@ -66,7 +66,7 @@ def is_finest_level_alone(cfg: CfgNode) -> bool:
 def has_pyramid_heads(cfg: CfgNode) -> bool:
     """Whether a config's RoI heads are :class:`fpn_ext.PyramidROIHeads` or a subclass.
 
-    These read the keys of ``MODEL.FPN_EXT`` that say how boxes are pooled.
+    These read the pooling keys of ``MODEL.FPN_EXT``.
     """
     return inherits(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "PyramidROIHeads")
 
@@ -77,7 +77,7 @@ def pools_from_all_levels(cfg: CfgNode) -> bool:
 
 
 def check_norm(norm: object, yaml_key: str) -> None:
-    """Raise ValueError if ``norm`` is a name that :func:`detectron2.layers.get_norm` knows not."""
+    """Raise ValueError if ``norm`` is a name unknown to :func:`detectron2.layers.get_norm`."""
     if isinstance(norm, str):
         try:
             get_norm(norm, 32)

@@ -1,1 +1,1 @@
-"""What commands say: findings, JSON, drawings, measurements, and where a figure comes from."""
+"""Output of commands: findings, JSON, drawings, measurements and their provenance."""

@@ -1,6 +1,6 @@
-"""Boxes on pictures, coloured by pyramid level.
+"""Boxes drawn on images, coloured by pyramid level.
 
-Drawn with Pillow: Detectron2's own Visualizer needs OpenCV.
+Uses Pillow: Detectron2's Visualizer needs OpenCV.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from ..levels import LEVEL_FIELDS, name_of
 
 Color = tuple[int, int, int]
 
-# Okabe and Ito's colours, distinct for colour-blind readers too.
+# Okabe and Ito's colour-blind-safe palette.
 LEVEL_COLORS: dict[int, Color] = {
     1: (90, 90, 90),
     2: (213, 94, 0),
@@ -35,12 +35,15 @@ def draw_detections(
 ) -> Image.Image:
     """Boxes with class and score, coloured by the levels of :func:`coloring_field`.
 
+    Masks are tinted in the colour of their box; keypoints are dots in it.
+
     Args:
         image: (H, W, 3) uint8 RGB.
         detections: on CPU, with ``pred_boxes`` in pixels of ``image``, ``pred_classes``, ``scores``
-            and, if the model keeps them, ``proposal_level`` and ``pooled_level``.
-        class_names: name of each class number.
-        scale: size of the picture relative to ``image``.
+            and, if the model has them, ``pred_masks``, ``pred_keypoints``, ``proposal_level`` and
+            ``pooled_level``.
+        class_names: by class index.
+        scale: size of the drawing relative to ``image``.
         label_levels: put both levels on every box (:func:`level_labels`).
     """
     labels = [
@@ -52,19 +55,42 @@ def draw_detections(
         labels = [f"{label} {levels}".rstrip() for label, levels in zip(labels, own, strict=True)]
     field = coloring_field(detections)
     levels = detections.get(field).tolist() if field else [None] * len(detections)
-    return draw_boxes(image, detections.pred_boxes.tensor.numpy(), labels, levels, scale)
+    if detections.has("pred_masks"):
+        image = _tinted(image, detections.pred_masks.numpy(), levels)
+    boxes = detections.pred_boxes.tensor.numpy()
+    picture = draw_boxes(image, boxes, labels, levels, scale)
+    if detections.has("pred_keypoints"):
+        pen, radius = ImageDraw.Draw(picture), max(1, picture.height // 120)
+        points = detections.pred_keypoints.numpy()[:, :, :2] * scale
+        for of_one, level in zip(points, levels, strict=True):
+            for x, y in of_one.tolist():
+                corners = (x - radius, y - radius, x + radius, y + radius)
+                pen.ellipse(corners, fill=color_of(level), outline="white")
+    return picture
+
+
+def color_of(level: int | None) -> Color:
+    return NO_LEVEL_COLOR if level is None else LEVEL_COLORS.get(level, NO_LEVEL_COLOR)
+
+
+def _tinted(image: np.ndarray, masks: np.ndarray, levels: Sequence[int | None]) -> np.ndarray:
+    """An image, half of it in the colour of the level where an object's mask is."""
+    tinted = image.astype(np.float32)
+    for mask, level in zip(masks.astype(bool), levels, strict=True):
+        tinted[mask] = (tinted[mask] + color_of(level)) / 2
+    return tinted.astype(np.uint8)
 
 
 def coloring_field(detections: Instances) -> str | None:
     """The field that colours boxes: ``pooled_level``, else ``proposal_level``, else None.
 
-    Proposals are pooled from nowhere yet, and AllLevelsROIHeads pool from everywhere.
+    Proposals are not pooled yet, and AllLevelsROIHeads pool from all levels.
     """
     return next((field for field in reversed(LEVEL_FIELDS) if detections.has(field)), None)
 
 
 def level_labels(detections: Instances) -> list[str]:
-    """``"p3>p4"`` for each box: proposed by P3, pooled from P4; what is not known is left out.
+    """``"p3>p4"`` for each box: proposed by P3, pooled from P4; unknown levels are omitted.
 
     >>> import torch
     >>> found = Instances((60, 80), proposal_level=torch.tensor([3, -1]))
@@ -78,7 +104,7 @@ def level_labels(detections: Instances) -> list[str]:
     for field, mark in zip(LEVEL_FIELDS, ("", ">"), strict=True):
         if detections.has(field):
             for i, level in enumerate(detections.get(field).tolist()):
-                if level >= 0:  # -1 stands for none
+                if level >= 0:  # -1: none
                     labels[i] += mark + name_of(level)
     return labels
 
@@ -90,9 +116,9 @@ def draw_boxes(
     levels: Sequence[int | None],
     scale: float = 1.0,
 ) -> Image.Image:
-    """(R, 4) XYXY boxes in pixels of an (H, W, 3) uint8 RGB image, each in its level's colour.
+    """Draw (R, 4) XYXY boxes in pixels of an (H, W, 3) uint8 RGB image, in their levels' colours.
 
-    A label ``""`` is none.
+    The label ``""`` draws none.
     """
     picture = Image.fromarray(image)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
@@ -100,7 +126,7 @@ def draw_boxes(
     font = ImageFont.load_default(size=max(10, picture.height // 40))
     line_width = max(1, picture.height // 160)
     for box, label, level in zip(boxes * scale, labels, levels, strict=True):
-        color = NO_LEVEL_COLOR if level is None else LEVEL_COLORS.get(level, NO_LEVEL_COLOR)
+        color = color_of(level)
         x0, y0, x1, y1 = (float(v) for v in box)
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line_width)
         if not label:
@@ -113,7 +139,7 @@ def draw_boxes(
 
 
 def draw_legend(pen: ImageDraw.ImageDraw, x: int, y: int, names: Mapping[int, str]) -> None:
-    """From (x, y) to the right: the colour of each level, and the name of its map."""
+    """Draw a legend from (x, y) to the right: each level's colour and feature-map name."""
     for level, name in names.items():
         pen.rectangle((x, y, x + 12, y + 12), fill=LEVEL_COLORS.get(level, NO_LEVEL_COLOR))
         pen.text((x + 18, y), name, fill="black")

@@ -1,4 +1,4 @@
-"""What a check reports: findings, each with a status and, where it can be mended, a remedy."""
+"""Findings of a check, each with a status and, if it can be fixed, a remedy."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,14 +12,14 @@ Status = Literal["ok", "note", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        status: ``"error"`` if it will not work, ``"warning"`` if it may be meant, ``"note"`` if it
-            only informs, ``"ok"``.
-        subject: what was looked at, in a word or two.
-        text: what was found.
-        remedy: what mends it; "" if nothing needs to be.
+        status: ``"error"`` if it will not work, ``"warning"`` if it may be intended, ``"note"`` if
+            it only informs, ``"ok"``.
+        subject: what was checked, in a word or two.
+        text: the result.
+        remedy: how to fix it; "" if not needed.
     """
 
     status: Status
@@ -30,11 +30,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class CountedFinding(Finding):
-    """Something met several times.
+    """A finding with several occurrences.
 
     Attributes:
-        count: how often.
-        image_ids: of the images that it was met in; empty if it is not about images.
+        count: number of occurrences.
+        image_ids: of the affected images; empty if not about images.
     """
 
     count: int = 1
@@ -48,7 +48,7 @@ class Report(Protocol):
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """A line for each finding, each remedy below its fault, and :func:`totals`."""
+    """One line per finding, each remedy below its finding, and :func:`totals`."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.status:8}{finding.subject:20}{finding.text}")
@@ -58,7 +58,7 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def totals(statuses: Iterable[str]) -> str:
-    """How many there are of those that matter.
+    """The numbers of errors and warnings.
 
     >>> totals(["ok", "error", "note", "error"])
     '2 error(s), 0 warning(s)'
@@ -68,7 +68,7 @@ def totals(statuses: Iterable[str]) -> str:
 
 
 def conclude(findings: Sequence[Finding], json_file: Path | None) -> int:
-    """Print the findings of a command, and write them if a file is named.
+    """Print a command's findings, and write them to ``json_file`` if given.
 
     Returns:
         The exit code: 1 if there is an error, else 0.

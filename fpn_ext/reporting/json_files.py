@@ -1,4 +1,4 @@
-"""Results as JSON files: whole or not there, with a newline at the end."""
+"""Results as JSON files, written atomically, with a trailing newline."""
 
 import json
 import math
@@ -11,15 +11,15 @@ from ..files.atomic import replacing
 
 
 def write_json(file: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
-    """Write a value as JSON, in ASCII, in place of ``file`` once it is whole. The folder is made.
+    """Write a value as ASCII JSON, replacing ``file`` atomically. Creates the folder.
 
     Args:
-        value: of what :func:`plain` takes; numbers that JSON has no word for become null.
+        value: anything that :func:`plain` accepts; NaN and infinity become null.
         indent: spaces per level; None for one line without spaces.
 
     Raises:
-        TypeError: something in ``value`` is no mapping, sequence, text or number. The file is as
-            it was, as it is after an OSError.
+        TypeError: something in ``value`` is not a mapping, sequence, text or number. The file is
+            unchanged, as after an OSError.
     """
     separators = (",", ":") if indent is None else None
     text = json.dumps(plain(value), indent=indent, separators=separators, allow_nan=False)
@@ -28,7 +28,7 @@ def write_json(file: str | os.PathLike, value: Any, indent: int | None = 2) -> N
 
 
 def plain(value: Any) -> Any:
-    """As JSON holds it: mappings, sequences, text, finite numbers; None for all other numbers.
+    """A value in JSON types: mappings, sequences, text, numbers; None for NaN and infinity.
 
     >>> plain({"AP": float("nan"), "images": (1, "a.jpg")})
     {'AP': None, 'images': [1, 'a.jpg']}

@@ -1,4 +1,4 @@
-"""Measuring: sides timed in turn, peak memory, and how their figures are written down."""
+"""Measurements: alternating timing of several sides, peak memory, formatting of the results."""
 
 import ctypes
 import gc
@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-WARM_UP = 2  # rounds whose times do not count
+WARM_UP = 2  # untimed rounds
 MIB = 2**20
 
 
 def measure(
     sides: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", calls: int = 1
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Milliseconds of a call of every side in every round, and what it returned last.
+    """Milliseconds per call of every side in every round, and each side's last result.
 
-    All sides run in turn within a round, so that what else the machine does falls on all alike;
-    each ``calls`` times in a row, of which the mean is taken.
+    Sides alternate within a round, so that other load on the machine affects all alike; each runs
+    ``calls`` times in a row, of which the mean is taken.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     results = {}
@@ -43,13 +43,13 @@ def synchronize(device: str) -> None:
 
 
 def ratio(times: dict[str, list[float]], side: str, baseline: str) -> dict[str, Any]:
-    """How many times as fast as ``baseline``, round by round: median and range."""
+    """Speedup over ``baseline``, per round: median and range."""
     ratios = [b / t for b, t in zip(times[baseline], times[side], strict=True)]
     return {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
 
 
 def peak_memory(run: Callable[[], Any], device: str = "cpu") -> dict[str, float] | None:
-    """MiB before ``run`` and at its peak; None where the system does not tell."""
+    """MiB before ``run`` and at its peak; None if the system does not report it."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -60,7 +60,7 @@ def peak_memory(run: Callable[[], Any], device: str = "cpu") -> dict[str, float]
     if not Path("/proc/self/clear_refs").exists():
         return None
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # what is free already is not the model's
+        libc.malloc_trim(0)  # do not count memory already freed
     try:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
     except OSError:
@@ -83,7 +83,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def ratio_text(row: dict, key: str = "ratio") -> str:
-    """``1.93 (1.80 to 2.11)``, or nothing where ``row`` has no such ratio."""
+    """``1.93 (1.80 to 2.11)``, or "" if ``row`` has no such ratio."""
     if row.get(key) is None:
         return ""
     low, high = row[f"{key}_range"]

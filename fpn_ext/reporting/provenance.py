@@ -1,4 +1,4 @@
-"""Where figures come from: commit, hardware and versions, for every report that states figures."""
+"""Provenance of figures: commit, hardware and versions, for every report that states figures."""
 
 import platform
 import shlex
@@ -7,25 +7,24 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import detectron2
 import torch
 
-from .._d2_compat import has_compiled_operators
+from .. import _d2_compat
 
 PACKAGES = ("torchvision", "numpy", "pycocotools", "fvcore")
 
 
 def commit() -> str:
-    """Of the project, with ``-dirty`` where it was changed since; "" outside its git checkout."""
+    """The project's commit, with ``-dirty`` if modified; "" outside its git checkout."""
     here = Path(__file__)
-    # Installed into a folder of somebody else's checkout, this file is not one git knows.
+    # If installed inside another project's checkout, this file is untracked.
     if _output("git", "ls-files", here.name, folder=here.parent) != here.name:
         return ""
     return _output("git", "describe", "--always", "--dirty", folder=here.parent)
 
 
 def hardware(device: str = "cpu") -> str:
-    """Name of the GPU, or of the CPU with the number of its cores: ``2 x AMD EPYC``.
+    """Name of the GPU, or of the CPU with its number of cores: ``2 x AMD EPYC``.
 
     Args:
         device: as in ``MODEL.DEVICE``: cpu, cuda, cuda:1.
@@ -44,23 +43,23 @@ def hardware(device: str = "cpu") -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, Detectron2 and the packages that decide about numbers, by their names.
+    """Versions of Python, Detectron2 and the packages that affect results, by name.
 
     >>> list(versions())
     ['python', 'detectron2', 'torch', 'torchvision', 'numpy', 'pycocotools', 'fvcore']
     """
     # Not importlib's: an uncompiled Detectron2 has no metadata.
-    kind = "compiled" if has_compiled_operators() else "uncompiled"
+    kind = "compiled" if _d2_compat.has_compiled_operators() else "uncompiled"
     return {
         "python": platform.python_version(),
-        "detectron2": f"{detectron2.__version__} ({kind})",
-        "torch": torch.__version__,  # with its build: +cu126, +cpu
+        "detectron2": f"{_d2_compat.version(_d2_compat.detectron2_folder())}, {kind}",
+        "torch": torch.__version__,  # with build tag: +cu126, +cpu
         **{package: version(package) for package in PACKAGES},
     }
 
 
 def _output(*command: str, folder: Path | None = None) -> str:
-    """What a command prints; "" where it fails or is not installed."""
+    """A command's output; "" if it fails or is not installed."""
     try:
         return subprocess.run(command, capture_output=True, text=True, cwd=folder).stdout.strip()
     except FileNotFoundError:
@@ -68,7 +67,7 @@ def _output(*command: str, folder: Path | None = None) -> str:
 
 
 def command_line() -> str:
-    """The command that this process was started by, as one would type it."""
+    """The command that started this process, as one would type it."""
     name = Path(sys.argv[0]).name
     words = ["fpn-ext"] if name in ("__main__.py", "fpn-ext") else ["python", name]
     return shlex.join([*words, *sys.argv[1:]])

@@ -1,3 +1,3 @@
-"""The same results sooner: models made for inference or training on this machine."""
+"""Speed-ups of inference and training with the same results to rounding."""
 
 from .. import components as components

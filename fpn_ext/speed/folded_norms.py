@@ -1,8 +1,8 @@
-"""Training with frozen norms folded into the convolutions before them.
+"""Training with frozen norms folded into the preceding convolutions.
 
-A frozen norm is a scale and a shift of each channel. Detectron2 multiplies and adds after the
-convolution: two maps more to write, and one more for the gradient. Scaling the filters instead
-costs next to nothing, and the gradient flows to the filters through the scale.
+A frozen norm is a per-channel scale and shift. Detectron2 multiplies and adds after the
+convolution: two more maps to write, and one more for the gradient. Scaling the filters instead
+costs next to nothing, and gradients reach the filters through the scale.
 """
 
 import torch
@@ -26,7 +26,7 @@ class FoldedConv2d(Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, I, H, W) -> (N, O, H', W')."""
-        if not isinstance(self.norm, FrozenBatchNorm2d):  # taken away since
+        if not isinstance(self.norm, FrozenBatchNorm2d):  # removed since
             return super().forward(x)
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -38,13 +38,13 @@ class FoldedConv2d(Conv2d):
 
 
 def fold_frozen_norms(model: nn.Module) -> int:
-    """Have each convolution of the model that a frozen norm follows computed as one with it.
+    """Fold every frozen norm of the model into the convolution before it, in place.
 
-    In place; names of parameters stay, and checkpoints go both ways. Results are equal to rounding.
-    Serves Detectron2's own convolutions, on every device; others stay as they are.
+    Parameter names are unchanged, so checkpoints load either way. Results are equal to rounding.
+    Handles Detectron2's own Conv2d, on every device; others are left unchanged.
 
     Returns:
-        How many convolutions it serves.
+        Number of convolutions changed.
     """
     count = 0
     for module in model.modules():

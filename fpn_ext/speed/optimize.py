@@ -1,7 +1,7 @@
-"""A trained model made quicker for inference, with the same results: ``optimize_for_inference``.
+"""Optimises a trained model for inference, with the same results to rounding.
 
-What is always safe is always on (in-place top-down pathway, PyramidRPN, cached anchors, the fast
-pooler). What changes the module tree is here, and makes a model that can only infer.
+Optimisations that are always safe are always on (in-place top-down pathway, PyramidRPN, cached
+anchors, the fast pooler). Those here change the module tree; the result can only infer.
 """
 
 import collections
@@ -52,36 +52,34 @@ def optimize_for_inference(
     """A copy of a Detectron2 model that infers faster, on the device the model is on.
 
     - Frozen and batch norms are folded into the convolutions before them.
-    - Everything runs in channels_last memory; residual sums go into the shortcut's memory.
-    - On CPU in float32, 3x3 convolutions of many channels become Winograd's
-      (:mod:`fpn_ext.kernels.winograd`), and the first fc layer reads pooled features where they
-      lie.
+    - Everything runs in channels_last memory; residual sums reuse the shortcut's memory.
+    - On CPU in float32, 3x3 convolutions with many channels use Winograd's algorithm
+      (:mod:`fpn_ext.kernels.winograd`), and the first fc layer reads pooled features in place.
     - :class:`PyramidROIHeads` pool and run the box head image by image, ``boxes_per_chunk`` boxes
-      at once, which bounds the memory of a batch.
+      at a time, which bounds the memory of a batch.
 
-    Detections agree with the model's to rounding: what a stage makes of the same input differs by
-    less than 1e-3 px and 1e-5 in score (tests/test_optimize.py). With ``dtype`` of half precision
-    they agree as far as such arithmetic does; decoding, suppression, scores and the mask and
-    keypoint heads stay in float32. On a CPU without bfloat16 convolutions
-    (:func:`has_bfloat16_convolutions`) a bfloat16 model is right, slower than float32, and a
-    warning says so.
+    Detections agree with the model's to rounding: given the same input, each stage's output differs
+    by less than 1e-3 px and 1e-5 in score (tests/test_optimize.py). With a half-precision ``dtype``
+    they agree within its accuracy; box decoding, NMS, scores and the mask and keypoint heads stay
+    in float32. On a CPU without bfloat16 convolutions (:func:`has_bfloat16_convolutions`) a
+    bfloat16 model is correct but slower than float32; a warning says so.
 
     Args:
-        model: a GeneralizedRCNN or ProposalNetwork of this project's or of Detectron2's components,
-            on its device, in any mode. It is not changed.
+        model: a GeneralizedRCNN or ProposalNetwork with components of this project or Detectron2,
+            on its device, in any mode. Not modified.
         dtype: of backbone, RPN head and box head: float32, bfloat16, or float16 (GPU only).
         boxes_per_chunk: boxes pooled at once, per image.
-        cuda_graphs: on a GPU, record what backbone and RPN head launch for an input size, and
-            replay it: hundreds of launches less per image. Each of the last ``MOST_GRAPHS`` sizes
-            keeps its memory; the maps of one image are overwritten by the next of that size.
+        cuda_graphs: on a GPU, capture backbone and RPN head as a CUDA graph per input size and
+            replay it: hundreds of launches fewer per image. Each of the last ``MOST_GRAPHS`` sizes
+            keeps its memory; one image's feature maps are overwritten by the next of that size.
 
     Returns:
         The copy, in eval mode, called like the model. In training mode it raises RuntimeError.
 
     Raises:
-        TypeError: another kind of model.
-        ValueError: another dtype; float16 or ``cuda_graphs`` on CPU; half precision with ROI heads
-            that have no ``box_head``.
+        TypeError: any other model.
+        ValueError: any other dtype; float16 or ``cuda_graphs`` on CPU; half precision with RoI
+            heads that have no ``box_head``.
     """
     if not isinstance(model, GeneralizedRCNN | ProposalNetwork):
         raise TypeError(
@@ -111,7 +109,7 @@ def optimize_for_inference(
             model.roi_heads = ChunkedROIHeads.from_heads(roi_heads, boxes_per_chunk)
         if dtype != torch.float32:
             _convert(model, dtype)
-        # A convolution whose weight is channels_last makes channels_last maps of any input.
+        # A convolution with channels_last weights outputs channels_last for any input.
         model.to(memory_format=torch.channels_last)
         head: Any
         for head in _contiguous_heads(model):
@@ -126,7 +124,7 @@ def optimize_for_inference(
 
 
 def model_for_inference(cfg: CfgNode, model: Any) -> nn.Module:
-    """The model as ``MODEL.FPN_EXT.INFERENCE_DTYPE`` asks for it: itself, or optimised.
+    """The model as set by ``MODEL.FPN_EXT.INFERENCE_DTYPE``: unchanged, or optimised.
 
     Args:
         cfg: the config the model was built from.
@@ -159,7 +157,7 @@ def _fold_norms(model: nn.Module) -> None:
                 module.weight,
                 module.bias,
                 norm.running_mean,
-                norm.running_var,  # type: ignore[arg-type]  # as good as running_mean
+                norm.running_var,  # type: ignore[arg-type]  # set if running_mean is
                 norm.eps,
                 norm.weight,
                 norm.bias,
@@ -174,13 +172,13 @@ def _sum_residuals_in_place(model: nn.Module) -> None:
         for stage in module.stages:
             for i, block in enumerate(stage):
                 if type(block) in (BasicBlock, BottleneckBlock):
-                    # What a stage is given may also be an output of the network; what its first
-                    # block makes of it, only its second block reads.
+                    # A stage's input may also be an output of the network; its first block's
+                    # output is read only by its second block.
                     stage[i] = _ResidualBlock(block, owns_input=i > 0)
 
 
 class _ResidualBlock(nn.Module):
-    """Detectron2's residual block, summing into the memory of the shortcut where it may."""
+    """Detectron2's residual block, summing into the shortcut's memory if possible."""
 
     def __init__(self, block: Any, owns_input: bool):
         super().__init__()
@@ -209,8 +207,8 @@ class _ResidualBlock(nn.Module):
 def has_bfloat16_convolutions() -> bool:
     """Whether oneDNN computes bfloat16 convolutions on this CPU (AVX-512 or AVX-NE-CONVERT).
 
-    Elsewhere PyTorch computes them without oneDNN, correctly and several times slower than
-    float32, and oneDNN's fused operators refuse them. ``ONEDNN_MAX_CPU_ISA`` counts.
+    Elsewhere PyTorch computes them without oneDNN, correctly but several times slower than
+    float32, and oneDNN's fused operators reject them. Respects ``ONEDNN_MAX_CPU_ISA``.
     """
     available = torch.backends.mkldnn.is_available()
     return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -239,8 +237,8 @@ def _can_add_in_place(last: nn.Module, x: torch.Tensor, into: torch.Tensor) -> b
 
 
 def _convolve_add_relu_(last: nn.Conv2d, x: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
-    # oneDNN's fused operator, the one torch.compile uses. It saves a map's worth of fresh memory,
-    # which is dearer on CPU than the 1x1 convolution.
+    # oneDNN's fused operator, as used by torch.compile. It saves allocating a feature map, which on
+    # CPU costs more than the 1x1 convolution.
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         into,
         x,
@@ -268,7 +266,7 @@ def _use_winograd(model: nn.Module) -> None:
                 relu = getattr(child, "activation", None) is not None
                 quick.setdefault(child, winograd.WinogradConv2d(child.weight, child.bias, relu))
                 parent.add_module(name, quick[child])
-    # FeaturePyramid walks plain lists beside the modules it registered.
+    # FeaturePyramid iterates over plain lists beside its registered modules.
     for parent in model.modules():
         for value in vars(parent).values():
             if isinstance(value, list) and any(isinstance(item, nn.Module) for item in value):
@@ -289,9 +287,9 @@ def _winograd_serves(module: nn.Module) -> bool:
 
 
 def _read_pooled_features_where_they_lie(model: Any) -> None:
-    """The first fc of the box head becomes a convolution as large as its input.
+    """Turn the box head's first fc into a convolution as large as its input.
 
-    Pooled features are channels_last; flattening them for the fc would copy them all.
+    Pooled features are channels_last; flattening them for the fc would copy them.
     """
     roi_heads: Any = getattr(model, "roi_heads", None)
     head: Any = getattr(roi_heads, "box_head", None)
@@ -309,9 +307,9 @@ def _read_pooled_features_where_they_lie(model: Any) -> None:
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:
-    """Backbone and heads in half precision; what goes in and comes out is converted."""
+    """Backbone and heads in half precision, with inputs and outputs converted."""
     backbone = model.backbone.to(dtype)
-    first = getattr(backbone, "bottom_up", backbone)  # where the image goes in
+    first = getattr(backbone, "bottom_up", backbone)  # reads the image
     first.register_forward_pre_hook(_InputTo(dtype))
     if model.proposal_generator is not None:  # None with precomputed proposals
         model.proposal_generator.rpn_head.to(dtype).register_forward_hook(_outputs_to_float)
@@ -329,14 +327,14 @@ def _convert(model: Any, dtype: torch.dtype) -> None:
         head.register_forward_hook(_outputs_to_float)
     for branch in ("box", "mask", "keypoint"):
         pooler = getattr(roi_heads, f"{branch}_pooler", None)
-        if isinstance(pooler, ROIPooler):  # Detectron2's has no half precision on CPU
+        if isinstance(pooler, ROIPooler):  # Detectron2's lacks half precision on CPU
             pooler.register_forward_pre_hook(_InputTo(torch.float32))
         elif pooler is not None and branch != "box":
             pooler.register_forward_hook(_outputs_to_float)
 
 
 class _InputTo:
-    """Forward pre-hook: the first argument, a tensor or a list of them, in another dtype."""
+    """Forward pre-hook that casts the first argument, a tensor or a list of tensors."""
 
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype
@@ -355,10 +353,10 @@ def _outputs_to_float(module: nn.Module, inputs: Any, outputs: Any) -> Any:
 
 
 class _Recorded:
-    """A function of tensors, recorded as a CUDA graph for each set of input sizes.
+    """A function of tensors, captured as a CUDA graph for each set of input sizes.
 
-    One argument: a tensor or a list of tensors. What it returns is written over by the next call
-    with the same sizes.
+    One argument: a tensor or a list of tensors. The result is overwritten by the next call with the
+    same sizes.
     """
 
     def __init__(self, function: Callable[[Any], Any]):
@@ -382,7 +380,7 @@ class _Recorded:
     def _record(self, argument: Any, tensors: list[torch.Tensor]) -> tuple:
         inputs = [torch.empty_like(t).copy_(t) for t in tensors]
         own = inputs[0] if isinstance(argument, torch.Tensor) else inputs
-        # Once outside of the recording: libraries set themselves up and choose their algorithms.
+        # Warm up outside the capture: libraries initialise and choose their algorithms.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -1,7 +1,7 @@
-"""Training on CPU with Winograd's convolution, forwards and for the gradient of the maps.
+"""Training on CPU with Winograd's convolution, for the forward pass and input gradients.
 
-The gradient of a convolution's input is a convolution, of the output's gradient with the filters
-turned round: as many multiplications, and as many saved. The gradient of the filters is torch's.
+The gradient of a convolution's input is a convolution of the output's gradient with the flipped
+filters: as many multiplications, and as many saved. The filters' gradient is torch's.
 """
 
 from typing import Any
@@ -27,12 +27,12 @@ declare(
 class TrainableWinogradConv2d(Conv2d):
     """Detectron2's Conv2d, 3x3 with stride 1 and padding 1: same parameters, norm and activation.
 
-    On a GPU, in half precision, on small maps, and where a graph is captured, it computes as its
+    On a GPU, in half precision, on small maps, and while tracing or compiling, it computes as its
     parent does.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, I, H, W) -> (N, O, H, W), in channels_last memory where Winograd's serves."""
+        """(N, I, H, W) -> (N, O, H, W), in channels_last memory if by Winograd."""
         if not _serves(x, self.weight):
             return super().forward(x)
         x = _Convolution.apply(x, self.weight, self.bias)
@@ -42,14 +42,14 @@ class TrainableWinogradConv2d(Conv2d):
 
 
 def train_with_winograd(model: nn.Module) -> int:
-    """Have the model's 3x3 convolutions of many channels computed by Winograd's algorithm.
+    """Use Winograd's algorithm in the model's 3x3 convolutions with many channels, in place.
 
-    In place; names of parameters stay, and checkpoints go both ways. Results are equal to rounding,
-    as with the direct sums. Other modules stay as they are: those of a library's network, and those
-    that :func:`fpn_ext.speed.folded_norms.fold_frozen_norms` served.
+    Parameter names are unchanged, so checkpoints load either way. Results equal the direct sums to
+    rounding. Other modules are left unchanged: those of library networks, and those changed by
+    :func:`fpn_ext.speed.folded_norms.fold_frozen_norms`.
 
     Returns:
-        How many convolutions it serves.
+        Number of convolutions changed.
     """
     count = 0
     contiguous = {inner for head in contiguous_heads(model) for inner in head.modules()}

@@ -1,1 +1,1 @@
-"""One file per verb of ``fpn-ext``: what it takes, and which room does the work."""
+"""One file per verb of ``fpn-ext``: its arguments, and the call that does the work."""

@@ -7,7 +7,7 @@ examples:
 
 import argparse
 
-from .options import add_boxes_report
+from .options import add_boxes_report, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,4 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..inspection.anchor_report import run as report
 
+    take_run(args, weights=False)
     report(args)

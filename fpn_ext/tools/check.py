@@ -31,6 +31,6 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.check_run import examine, quiet
     from ..reporting.findings import conclude
 
-    with quiet():  # the report says the rest
+    with quiet():  # the report covers the rest
         findings = examine(args.config_file, args.opts, args.eval_only, args.num_gpus or 1)
     return conclude(findings, args.json)

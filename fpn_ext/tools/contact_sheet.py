@@ -1,18 +1,21 @@
 """Draw ground truth beside detections for several test images, and the curves of a training.
 
-example:
+With --run, --output is that folder.
+
+examples:
+  fpn-ext contact-sheet --run output/demo
   fpn-ext contact-sheet --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --output out \\
       MODEL.WEIGHTS output/demo/model_final.pth
 """
 
 import argparse
 
-from .options import add_config, add_detections, add_output
+from .options import add_config, add_detections, add_output, output_of_run, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    add_output(parser, "the pictures")
+    add_config(parser, run=True)
+    add_output(parser, "the pictures", required=False)
     parser.add_argument("--num-images", type=int, default=12, metavar="N", help="(%(default)s)")
     add_detections(parser)
 
@@ -20,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from ..inference.pictures import load_inference_config
+    from ..inference.predictor import load_inference_config
     from ..inspection.contact_sheet import contact_sheet, draw_curves
 
+    output_of_run(args, "")
+    take_run(args)
     cfg = load_inference_config(args.config_file, args.opts)
     args.output.mkdir(parents=True, exist_ok=True)
     sheet = args.output / "contact_sheet.png"

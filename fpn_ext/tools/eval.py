@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on DATASETS.TEST; scores go to OUTPUT_DIR/inference/DATASET/results.json.
 
 examples:
+  fpn-ext eval --run output/demo
   fpn-ext eval --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
       MODEL.WEIGHTS output/demo/model_final.pth
   fpn-ext eval --config-file ... --resume            # OUTPUT_DIR's last checkpoint
@@ -8,20 +9,21 @@ examples:
 
 import argparse
 
-from .options import add_config, add_json, add_processes
+from .options import add_config, add_json, add_processes, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
+    add_config(parser, run=True)
     parser.add_argument(
         "--resume", action="store_true", help="evaluate OUTPUT_DIR's last checkpoint"
     )
     add_json(parser)
     add_processes(parser)
-    parser.set_defaults(eval_only=True, extend=False)
+    parser.set_defaults(eval_only=True, extend=False, new_folder=False)
 
 
 def run(args: argparse.Namespace) -> None:
     from ..engine.train import start
 
+    take_run(args)
     start(args)

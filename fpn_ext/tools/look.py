@@ -1,6 +1,9 @@
 """Draw what a model does with an image: best anchors, proposals by level, feature maps.
 
+With --run, --output is look in that folder.
+
 examples:
+  fpn-ext look --run output/demo --input photo.jpg
   fpn-ext look --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --output out \\
       MODEL.WEIGHTS output/demo/model_final.pth
   fpn-ext look --config-file ... --input photo.jpg --output out --tensorboard MODEL.WEIGHTS ...
@@ -8,12 +11,12 @@ examples:
 
 import argparse
 
-from .options import add_config, add_output
+from .options import add_config, add_output, output_of_run, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    add_output(parser, "the pictures")
+    add_config(parser, run=True)
+    add_output(parser, "the pictures", required=False)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--dataset", metavar="NAME", help="instead of DATASETS.TEST's first")
     source.add_argument("--input", nargs="+", metavar="PATH", help="image files and folders")
@@ -28,4 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..inspection.look import look
 
+    output_of_run(args, "look")
+    take_run(args)
     look(args)

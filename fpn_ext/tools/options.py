@@ -1,25 +1,115 @@
-"""The options that several verbs have, with the same words in each."""
+"""Options shared by several verbs."""
 
 import argparse
+import itertools
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """``--config-file FILE`` and trailing ``KEY VALUE`` overrides."""
-    parser.add_argument("--config-file", required=required, metavar="FILE", help="a YAML config")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+def add_config(
+    parser: argparse.ArgumentParser, required: bool = True, run: bool = False, paths: str = ""
+) -> None:
+    """``--config-file FILE`` and trailing ``KEY VALUE`` overrides.
+
+    Args:
+        run: also ``--run DIR`` in its place; :func:`take_run` reads it.
+        paths: what other words are, if they may be among the overrides (:func:`split_words`).
+    """
+    config: argparse._ActionsContainer = parser
+    if run:
+        config = parser.add_mutually_exclusive_group(required=required)
+    config.add_argument(
+        "--config-file", required=required and not run, metavar="FILE", help="a YAML config"
+    )
+    if run:
+        config.add_argument(
+            "--run",
+            type=Path,
+            metavar="DIR",
+            help="folder of a training (its OUTPUT_DIR): config and weights are taken from it",
+        )
+    meaning = "overrides of the config"
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        metavar="PATH or KEY VALUE" if paths else "KEY VALUE",
+        help=f"{paths}, and {meaning}" if paths else meaning,
+    )
+
+
+def take_run(args: argparse.Namespace, weights: bool = True) -> None:
+    """Put the config of ``--run DIR``, and its weights, in the place of ``--config-file``.
+
+    Overrides come after what is taken from the folder.
+
+    Raises:
+        FileNotFoundError: the folder is none of a training, or has no weights.
+    """
+    from ..files.run_folder import config_of, weights_of
+
+    if args.run is None:
+        return
+    args.config_file = str(config_of(args.run))
+    taken = ["OUTPUT_DIR", str(args.run)]
+    if weights and "MODEL.WEIGHTS" not in args.opts[::2]:
+        taken += ["MODEL.WEIGHTS", str(weights_of(args.run))]
+    args.opts = [*taken, *args.opts]
+
+
+def output_of_run(args: argparse.Namespace, name: str) -> None:
+    """Without ``--output``, that folder of ``--run``.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if args.output is None:
+        if args.run is None:
+            raise ValueError("--output FOLDER is needed without --run")
+        args.output = args.run / name
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files and folders, and ``KEY VALUE`` overrides, among words in any order.
+
+    A word that begins as a config key is one, and the next is its value; what is left must exist.
+
+    Raises:
+        FileNotFoundError: a word is neither.
+        ValueError: a word is both.
+    """
+    from ..config.defaults import get_cfg
+
+    nodes = get_cfg().keys()
+    paths, overrides = [], []
+    left = iter(words)
+    for word in left:
+        is_key = word.partition(".")[0] in nodes
+        if is_key and Path(word).exists():
+            raise ValueError(
+                f"{word!r} is a config key, and a file here has that name; write "
+                f"{os.path.join('.', word)!r} for the file"
+            )
+        if is_key or re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", word):  # a misspelt one is told so
+            overrides += [word, *itertools.islice(left, 1)]
+        elif Path(word).exists():
+            paths.append(word)
+        else:
+            raise FileNotFoundError(f"{word}: no such file or folder, nor a config key")
+    return paths, overrides
 
 
 def _folder(text: str) -> Path:
-    """A folder that is there or can be made; argparse says it where it cannot."""
+    """A folder that exists or can be created; otherwise an argparse error."""
     path = Path(text)
     if not text or any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
         raise argparse.ArgumentTypeError(f"{text!r} is no folder, and none can be made there")
     return path
 
 
-def _file(text: str) -> Path:
-    """A file that can be written; argparse says it where it cannot."""
+def file_to_write(text: str) -> Path:
+    """A writable file; otherwise an argparse error."""
     path = Path(text)
     if not text or path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a file")
@@ -37,7 +127,10 @@ def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json FILE``."""
     parser.add_argument(
-        "--json", type=_file, metavar="FILE", help="write what is reported to this file, as JSON"
+        "--json",
+        type=file_to_write,
+        metavar="FILE",
+        help="write what is reported to this file, as JSON",
     )
 
 
@@ -74,7 +167,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:
-    """``--datasets NAME ...`` and ``--output FOLDER`` for a file of proposals of each."""
+    """``--datasets NAME ...`` and ``--output FOLDER`` for a proposal file of each."""
     parser.add_argument(
         "--datasets",
         required=True,
@@ -97,7 +190,7 @@ def add_top_k(parser: argparse.ArgumentParser) -> None:
 
 
 def add_proposal_file(parser: argparse.ArgumentParser) -> None:
-    """A file of proposals, and ``--dataset NAME``."""
+    """A proposal file, and ``--dataset NAME``."""
     parser.add_argument("file", metavar="FILE", help="a .safetensors, or Detectron2's .pkl")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="the dataset it is for")
 
@@ -116,8 +209,8 @@ def add_sides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_boxes_report(parser: argparse.ArgumentParser) -> None:
-    """What a report on the boxes of a dataset takes: config, dataset, and where it is written."""
-    add_config(parser)
+    """The options of a report on a dataset's boxes: config, dataset and output."""
+    add_config(parser, run=True)
     parser.add_argument(
         "--dataset", metavar="NAME", help="a registered dataset, instead of DATASETS.TRAIN"
     )

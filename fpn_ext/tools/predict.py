@@ -1,31 +1,71 @@
 """Detect objects on images: an annotated copy of each, and all detections as COCO-format JSON.
 
-example:
+With --run, --output is predictions in that folder, or predictions-2, ... if there are some already.
+Exit status 1 if a picture could not be read; those that could are done.
+
+examples:
+  fpn-ext predict --run output/demo photo.jpg folder/
   fpn-ext predict --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
       --input photo.jpg folder/ --output out MODEL.WEIGHTS output/demo/model_final.pth
 """
 
 import argparse
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 
-from .options import add_config, add_detections, add_output
+from .options import add_config, add_detections, add_output, split_words, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PATH", help="image files and folders"
-    )
-    add_output(parser, "annotated copies and detections.json")
+    add_config(parser, run=True, paths="image files and folders")
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="image files and folders")
+    add_output(parser, "annotated copies and detections.json", required=False)
     add_detections(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    from ..inference.pictures import find_pictures, load_inference_config, predict
+def run(args: argparse.Namespace) -> int:
+    from ..files.run_folder import next_free
+    from ..inference.pictures import find_pictures, predict
+    from ..inference.predictor import load_inference_config
 
-    pictures = find_pictures(args.input)
-    cfg = load_inference_config(args.config_file, args.opts)
-    result = predict(cfg, pictures, args.output, args.min_score, args.label_levels)
+    paths, args.opts = split_words([*(args.input or ()), *args.opts])
+    if not paths:
+        raise ValueError("no pictures: name files or folders, e.g. fpn-ext predict --run DIR a.jpg")
+    if args.output is None:
+        if args.run is None:
+            raise ValueError("--output FOLDER is needed without --run")
+        args.output = next_free(args.run / "predictions", lambda path: path.exists())
+    pictures = find_pictures(paths)
+    take_run(args)
+    cfg = load_inference_config(args.config_file, args.opts, of_run=args.run is not None)
+    with ending_on_sigterm():
+        result = predict(cfg, pictures, args.output, args.min_score, args.label_levels)
+    skipped = len(result["skipped"])
     print(
-        f"{len(result['annotations'])} detections on {len(pictures)} image(s): "
+        f"{len(result['annotations'])} detections on {len(result['images'])} image(s): "
         f"{args.output / 'detections.json'}, annotated copies beside it"
     )
+    if skipped:
+        print(f"{skipped} image(s) could not be read and were skipped", file=sys.stderr)
+    return int(skipped > 0)
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """A block that SIGTERM ends as Ctrl-C does: what was found is kept."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,8 @@ examples:
   fpn-ext train --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
   fpn-ext train --config-file ... --num-gpus 8       # several processes: docs/guides/distributed.md
   fpn-ext train --config-file ... --resume           # go on with an interrupted training
-  fpn-ext train --config-file ... --extend MODEL.WEIGHTS output/demo/model_final.pth
+  fpn-ext train --config-file ... --extend MODEL.WEIGHTS output/demo/model_final.pth \\
+      OUTPUT_DIR output/longer
 """
 
 import argparse
@@ -23,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extend",
         action="store_true",
         help="begin a new schedule with the weights and the optimizer's state of MODEL.WEIGHTS",
+    )
+    parser.add_argument(
+        "--new-folder",
+        action="store_true",
+        help="where OUTPUT_DIR holds a training, train into OUTPUT_DIR-2 (-3, ...) beside it",
     )
     add_processes(parser)
     parser.set_defaults(eval_only=False)

@@ -1,6 +1,7 @@
 """Detect objects in a video or on a camera: an annotated video, JSON by frame, or a window.
 
 examples:
+  fpn-ext video --run output/demo --input street.mp4 --output out.mp4
   fpn-ext video --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --input street.mp4 \\
       --output out.mp4 --json out.jsonl MODEL.WEIGHTS output/demo/model_final.pth
   fpn-ext video --config-file ... --camera 0 --show MODEL.WEIGHTS ...
@@ -9,11 +10,11 @@ examples:
 import argparse
 from pathlib import Path
 
-from .options import add_config, add_detections
+from .options import add_config, add_detections, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
+    add_config(parser, run=True)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, metavar="VIDEO", help="video file to read")
     source.add_argument("--camera", type=int, metavar="N", help="camera to read, the first is 0")
@@ -32,12 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..inference.pictures import load_inference_config
+    from ..inference.predictor import load_inference_config
     from ..inference.video import opencv, predict_video
 
-    opencv()  # before a model is looked for
+    opencv()  # before looking for a model
+    take_run(args)
     summary = predict_video(
-        load_inference_config(args.config_file, args.opts),
+        load_inference_config(args.config_file, args.opts, of_run=args.run is not None),
         args.input if args.camera is None else args.camera,
         args.output,
         args.json,

@@ -1,3 +1,3 @@
-"""Pyramids, heads and poolers beside the paper's: its ablations, and other papers'."""
+"""Pyramids, heads and poolers from the paper's ablations and from other papers."""
 
 from .. import components as components

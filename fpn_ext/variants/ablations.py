@@ -1,8 +1,8 @@
 """The pyramids of the paper's ablations: rows (d), (e) and (f) of Tables 1 and 2 (Sec. 5.1, 5.2).
 
-Each takes one thing away from :class:`FeaturePyramid` and owns no convolution it does not use.
-Constructor arguments, names of parameters and maps, and the YAML keys are FeaturePyramid's. (Rows
-(a) and (b) have no pyramid: there the heads read a ResNet's ``res4`` or ``res5``.)
+Each removes one element of :class:`FeaturePyramid` and has no unused convolution. Constructor
+arguments, names of parameters and feature maps, and YAML keys are FeaturePyramid's. (Rows (a) and
+(b) have no pyramid: the heads read a ResNet's ``res4`` or ``res5``.)
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ class BottomUpPyramid(FeaturePyramid):
     """Row (d): lateral connections without the top-down pathway, P_k = 3x3(1x1(C_k)).
 
     "The 1x1 lateral connections followed by 3x3 convolutions are attached to the bottom-up
-    pyramid": high resolution, but nothing tells the fine levels what the coarse ones have seen.
+    pyramid": high resolution, but fine levels get no semantics from coarse ones.
     """
 
     @configurable
@@ -31,7 +31,7 @@ class BottomUpPyramid(FeaturePyramid):
         del self.top_down
 
     def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """As :meth:`FeaturePyramid.levels_on_maps`, each level by itself."""
+        """As :meth:`FeaturePyramid.levels_on_maps`, each level independently."""
         levels: list[torch.Tensor] = []
         for lateral, output in zip(self.laterals, self.outputs):  # noqa: B905 (TorchScript)
             levels.insert(0, output(lateral(maps.pop())))
@@ -42,9 +42,9 @@ class BottomUpPyramid(FeaturePyramid):
 class TopDownPyramid(FeaturePyramid):
     """Row (e): the top-down pathway without the lateral connections.
 
-    A 1x1 convolution on C5, upsampled by 2 again and again; a 3x3 convolution on each of these
-    maps gives P_k. Strong semantics everywhere, but where things are was lost on the way down.
-    The paper leaves open whether the 3x3 convolutions stay: they do here.
+    A 1x1 convolution on C5, repeatedly upsampled by 2; a 3x3 convolution on each of these maps
+    gives P_k. Strong semantics at all levels, but imprecise localisation. The paper leaves open
+    whether the 3x3 convolutions stay; here they do.
     """
 
     @configurable
@@ -55,11 +55,11 @@ class TopDownPyramid(FeaturePyramid):
         del self.top_down
 
     def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """As :meth:`FeaturePyramid.levels_on_maps`; of C2..C4 it takes the size alone."""
+        """As :meth:`FeaturePyramid.levels_on_maps`; of C2..C4 only the sizes are used."""
         sizes = [c_k.shape[-2:] for c_k in maps]
         coarser = maps.pop()
         maps.clear()
-        for lateral in self.laterals:  # that of the coarsest C_k
+        for lateral in self.laterals:  # only the coarsest C_k's
             coarser = lateral(coarser)
         levels: list[torch.Tensor] = []
         for output in self.outputs:
@@ -70,12 +70,12 @@ class TopDownPyramid(FeaturePyramid):
 
 @BACKBONE_REGISTRY.register()
 class FinestLevelPyramid(FeaturePyramid):
-    """Row (f): the whole pyramid is built, and its finest map alone is given to the heads.
+    """Row (f): the whole pyramid is computed, but only its finest map is output.
 
-    Anchors of all scales belong on that one map, and every box is pooled from it.
+    Anchors of all scales go on that one map, and every box is pooled from it.
 
     Raises:
-        ValueError: a ``top_block`` is given; its levels would not be among the maps.
+        ValueError: a ``top_block`` is given; its levels would not be output.
     """
 
     @configurable
@@ -94,14 +94,14 @@ class FinestLevelPyramid(FeaturePyramid):
         return {**super().from_config(cfg, input_shape), "top_block": None}
 
     def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """As :meth:`FeaturePyramid.levels_on_maps`, with the finest level alone: [P2]."""
+        """As :meth:`FeaturePyramid.levels_on_maps`, with only the finest level: [P2]."""
         merged: torch.Tensor | None = None
         for lateral in self.laterals:
             finer = lateral(maps.pop())
             merged = finer if merged is None else self.top_down(finer, merged)
         assert merged is not None
         levels: list[torch.Tensor] = []
-        for output in self.outputs:  # that of the finest level
+        for output in self.outputs:  # only the finest level's
             levels.append(output(merged))
         return levels
 

@@ -1,4 +1,4 @@
-"""RoI heads that pool every box from all levels, instead of from one."""
+"""RoI heads that pool every box from all levels instead of one."""
 
 from typing import Any
 
@@ -24,18 +24,18 @@ FUSIONS = ("max", "sum")
 
 
 class AllLevelsROIPooler(nn.Module):
-    """Pools every box from every level, and takes the maximum or the sum of what it gets.
+    """Pools every box from every level, and fuses the features by maximum or sum.
 
-    Path Aggregation Network's adaptive feature pooling (Liu et al. 2018, Sec. 3.2), fused right
-    after pooling; there, the box head's first layer runs on each level before. The sum is that of
-    GRoIE's baseline (Rossi et al. 2020).
+    PANet's adaptive feature pooling (Liu et al. 2018, Sec. 3.2), fused right after pooling; in the
+    paper the box head's first layer runs on each level before fusion. The sum is GRoIE's baseline
+    (Rossi et al. 2020).
 
     Args:
-        poolers: one for each level, fine to coarse, each for that level alone.
+        poolers: one single-level pooler per level, fine to coarse.
         fusion: ``"max"`` or ``"sum"``.
 
     Raises:
-        ValueError: no pooler, or another ``fusion``.
+        ValueError: no pooler, or an unknown ``fusion``.
     """
 
     def __init__(self, poolers: list[LevelMappedROIPooler], fusion: str = "max"):
@@ -51,7 +51,7 @@ class AllLevelsROIPooler(nn.Module):
     @property
     @torch.jit.unused
     def num_degenerate(self) -> torch.Tensor:
-        """Boxes that were no boxes, as LevelMappedROIPooler counts them."""
+        """Number of degenerate boxes, as counted by LevelMappedROIPooler."""
         first: Any = self.poolers[0]
         return first.num_degenerate
 
@@ -75,9 +75,9 @@ class AllLevelsROIPooler(nn.Module):
 
 @ROI_HEADS_REGISTRY.register()
 class AllLevelsROIHeads(PyramidROIHeads):
-    """:class:`PyramidROIHeads` with :class:`AllLevelsROIPooler` in all their branches.
+    """:class:`PyramidROIHeads` with :class:`AllLevelsROIPooler` in all branches.
 
-    Detections have no field ``pooled_level``: they are pooled from all of them.
+    Detections have no field ``pooled_level``: they are pooled from all levels.
     """
 
     @classmethod

@@ -1,4 +1,4 @@
-"""From one level's size to the next one's: what the pyramids beside the plain one share."""
+"""Resizing between adjacent levels and argument checks, shared by the variant pyramids."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from ..levels import stride_named
 
 
 def ratio_of(finer: str, coarser: str) -> float:
-    """How many cells of the finer level lie side by side in one of the coarser level.
+    """Ratio of strides: cells of the finer level along one cell of the coarser.
 
     >>> ratio_of("p2", "p3"), ratio_of("p2", "p4"), ratio_of("p2", "ps6")
     (2.0, 4.0, 1.5)
@@ -21,9 +21,9 @@ def ratio_of(finer: str, coarser: str) -> float:
 
 
 def whole_step(ratio: float) -> int:
-    """The stride of a layer that goes from the finer level to the coarser: 2; 4 over a gap.
+    """Stride of a layer from the finer level to the coarser: 2; 4 across a gap.
 
-    Where the ratio is no whole number the layer stays finer, and :func:`resized` does the rest.
+    If the ratio is not an integer the layer's output is finer, and :func:`resized` does the rest.
 
     >>> [whole_step(ratio) for ratio in (2.0, 4.0, 1.5)]
     [2, 4, 1]
@@ -32,14 +32,14 @@ def whole_step(ratio: float) -> int:
 
 
 def resized(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(N, d, H', W') in the size of ``like``, (N, d, H, W), by nearest neighbour."""
+    """(N, d, H', W') resized to that of ``like``, (N, d, H, W), by nearest neighbour."""
     if x.shape[2] == like.shape[2] and x.shape[3] == like.shape[3]:
         return x
     return F.interpolate(x, size=like.shape[2:], mode="nearest")
 
 
 def check_several(names: Sequence[str], pyramid: str) -> None:
-    """Raise ValueError unless there are two levels at least for ``pyramid`` to merge."""
+    """Raise ValueError unless ``pyramid`` has at least two levels to merge."""
     if len(names) < 2:
         raise ValueError(
             f"MODEL.BACKBONE.NAME {pyramid} merges levels and needs at least two, got "
@@ -48,7 +48,7 @@ def check_several(names: Sequence[str], pyramid: str) -> None:
 
 
 def check_fuse_type(fuse_type: str, pyramid: str) -> None:
-    """Raise ValueError unless levels are summed, for a ``pyramid`` that has no other way."""
+    """Raise ValueError unless levels are summed, the only way ``pyramid`` supports."""
     if fuse_type != "sum":
         raise ValueError(
             f"MODEL.FPN.FUSE_TYPE must be 'sum' with MODEL.BACKBONE.NAME {pyramid}, "

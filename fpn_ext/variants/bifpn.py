@@ -1,6 +1,6 @@
 """BiFPN: Tan, Pang and Le, "EfficientDet: Scalable and Efficient Object Detection".
 
-CVPR 2020 (arXiv 1911.09070), Sec. 3 and Fig. 2(d). Where it is silent: docs/paper/differences.md.
+CVPR 2020 (arXiv 1911.09070), Sec. 3, Fig. 2(d). Choices it leaves open: docs/paper/differences.md.
 """
 
 import itertools
@@ -30,10 +30,10 @@ declare(
 def fuse(maps: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """Fast normalised fusion (Sec. 3.3): sum_i w_i I_i / (0.0001 + sum_j w_j).
 
-    A weight below 0 counts as 0.
+    Negative weights count as 0.
 
     Args:
-        maps: I_i, of one shape.
+        maps: I_i, all of one shape.
         weights: (number of maps,) w_i.
 
     >>> fuse([torch.tensor(10.0), torch.tensor(20.0)], torch.tensor([1.0, 3.0])).item()
@@ -48,12 +48,12 @@ def fuse(maps: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
 
 
 class FusionNode(nn.Module):
-    """A node of the network: maps fused, then a depthwise separable convolution, norm and SiLU.
+    """A BiFPN node: fusion, then a depthwise separable convolution, norm and SiLU.
 
     Args:
-        inputs: number of maps; their weights are 1 at the start.
+        inputs: number of maps; their weights are initialised to 1.
         channels: d, of all maps.
-        norm: as :func:`detectron2.layers.get_norm` names it; ``""`` is none and turns biases on.
+        norm: name known to :func:`detectron2.layers.get_norm`; ``""`` for none, with a bias.
     """
 
     def __init__(self, inputs: int, channels: int, norm: str):
@@ -77,12 +77,12 @@ class FusionNode(nn.Module):
 
 
 class BiFPNLayer(nn.Module):
-    """One layer: a top-down pathway, then a bottom-up one, which sees the layer's own input, too.
+    """One layer: a top-down pathway, then a bottom-up one that also reads the layer's input.
 
-    On the way down each level but the coarsest is fused with the coarser one, upsampled by nearest
-    neighbour; on the way up each level but the finest is fused, input and result of the way down
-    alike, with the finer one, max-pooled. The coarsest level has no node on the way down and the
-    finest none on the way up: they would have one input only (Sec. 3.2).
+    Top-down, each level but the coarsest is fused with the coarser one, upsampled by nearest
+    neighbour; bottom-up, each level but the finest fuses its input, its top-down result and the
+    finer level, max-pooled. The coarsest level has no top-down node and the finest no bottom-up
+    node: they would have a single input (Sec. 3.2).
 
     Args:
         names: of the levels, fine to coarse.
@@ -93,7 +93,7 @@ class BiFPNLayer(nn.Module):
     def __init__(self, names: Sequence[str], channels: int, norm: str):
         super().__init__()
         coarsest = names[-1]
-        # Parameters are named top_down.p4.*, bottom_up.p4.*; both in the order that they run.
+        # Parameters are named top_down.p4.*, bottom_up.p4.*; both in execution order.
         self.top_down = nn.ModuleDict({p: FusionNode(2, channels, norm) for p in names[-2::-1]})
         self.bottom_up = nn.ModuleDict(
             {p: FusionNode(2 if p == coarsest else 3, channels, norm) for p in names[1:]}
@@ -103,7 +103,7 @@ class BiFPNLayer(nn.Module):
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Maps (N, d, H_i, W_i) of all levels, fine to coarse -> the same shapes and order."""
         level = len(maps) - 1
-        down = [maps[level]]  # what the way down has made, coarse to fine
+        down = [maps[level]]  # top-down results, coarse to fine
         for node in self.top_down.values():
             level -= 1
             down.append(node([maps[level], resized(down[-1], maps[level])]))
@@ -121,22 +121,22 @@ class BiFPNLayer(nn.Module):
 
 @BACKBONE_REGISTRY.register()
 class BiFPN(FeaturePyramid):
-    """Lateral connections as :class:`FeaturePyramid`'s, then layers of weighted fusion both ways.
+    """Lateral connections as in :class:`FeaturePyramid`, then layers of bidirectional fusion.
 
-    All levels take part, those of the top block with what it makes of the lateral connections'
-    maps, or of a C_k. EfficientDet is P3 to P7 (``MODEL.FPN_EXT.LEVELS``), with 64 channels and 3
-    layers for D0, up to 384 and 8.
+    All levels take part; the top block makes its levels from the lateral connections' outputs or
+    from a C_k. EfficientDet has P3 to P7 (``MODEL.FPN_EXT.LEVELS``), with 64 channels and 3 layers
+    for D0, up to 384 and 8.
 
-    Arguments, keys and names of maps are FeaturePyramid's. Parameters: ``fpn_lateral{k}.*`` and
+    Arguments, keys and map names are FeaturePyramid's. Parameters: ``fpn_lateral{k}.*`` and
     ``bifpn.{layer}.{top_down,bottom_up}.p{k}.{weights,depthwise.*,pointwise.*}``.
 
     Args:
-        norm: after the lateral connections and in every node; the paper has synchronised batch
+        norm: after the lateral connections and in every node; the paper uses synchronised batch
             norm, ``"SyncBN"``.
         repeats: number of layers.
 
     Raises:
-        ValueError: those of FeaturePyramid, one level alone, a ``fuse_type`` other than ``"sum"``,
+        ValueError: as FeaturePyramid; a single level; a ``fuse_type`` other than ``"sum"``;
             ``repeats`` below 1.
     """
 
@@ -170,7 +170,7 @@ class BiFPN(FeaturePyramid):
         return {**keys, "repeats": own_keys(cfg).BIFPN_REPEATS}
 
     def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """As :meth:`FeaturePyramid.levels_on_maps`, the lateral connections alone."""
+        """As :meth:`FeaturePyramid.levels_on_maps`, only the lateral connections."""
         levels: list[torch.Tensor] = []
         for lateral in self.laterals:
             levels.insert(0, lateral(maps.pop()))
@@ -179,7 +179,7 @@ class BiFPN(FeaturePyramid):
     def with_top_block(
         self, levels: list[torch.Tensor], top_map: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """As :meth:`FeaturePyramid.with_top_block`, then layers that all levels go through."""
+        """As :meth:`FeaturePyramid.with_top_block`, then the BiFPN layers."""
         levels = levels + self.levels_above(levels, top_map)
         for layer in self.bifpn:
             levels = layer(levels)

@@ -2,9 +2,9 @@
 
 ``MODEL.FPN.NORM`` puts a norm after every convolution of :class:`FeaturePyramid`, lateral and
 output, as Wu & He do with group norm ("Group Normalization", ECCV 2018, arXiv 1803.08494, Sec.
-4.2). Liu et al. ("ParseNet", 2015, arXiv 1506.04579, Sec. 3.3) give a reason for the first alone:
-maps of different layers differ in scale, and of two that are merged the larger one drowns the
-other. Where they are silent: docs/paper/differences.md.
+4.2). Liu et al. ("ParseNet", 2015, arXiv 1506.04579, Sec. 3.3) motivate it for laterals only:
+feature maps of different layers differ in scale, and when merged the larger dominates. Choices
+they leave open: docs/paper/differences.md.
 """
 
 from typing import Any
@@ -21,15 +21,15 @@ from ..modeling.fpn import FeaturePyramid
 class NormalizedLateralPyramid(FeaturePyramid):
     """:class:`FeaturePyramid` with a norm after each lateral 1x1 convolution, and nowhere else.
 
-    The 3x3 convolutions that make the P_k have biases instead. Arguments, keys and names of
-    parameters are FeaturePyramid's.
+    The 3x3 output convolutions have biases instead. Arguments, keys and parameter names are
+    FeaturePyramid's.
 
     Args:
-        norm: normalisation after the lateral connections, as
-            :func:`detectron2.layers.get_norm` names it.
+        norm: normalisation after the lateral connections, a name known to
+            :func:`detectron2.layers.get_norm`.
 
     Raises:
-        ValueError: those of FeaturePyramid, or no ``norm``.
+        ValueError: as FeaturePyramid; an empty ``norm``.
     """
 
     @configurable

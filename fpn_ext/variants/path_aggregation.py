@@ -1,7 +1,7 @@
 """Bottom-up path augmentation: Liu et al., "Path Aggregation Network for Instance Segmentation".
 
-CVPR 2018 (PANet, arXiv 1803.01534), Sec. 3.1 and Fig. 2. Its other parts are no part of a pyramid
-(adaptive feature pooling: :mod:`fpn_ext.variants.all_levels`). Where it is silent:
+CVPR 2018 (PANet, arXiv 1803.01534), Sec. 3.1 and Fig. 2. PANet's other parts are outside the
+pyramid (adaptive feature pooling: :mod:`fpn_ext.variants.all_levels`). Choices it leaves open:
 docs/paper/differences.md.
 """
 
@@ -24,20 +24,19 @@ class AugmentationStep(nn.Module):
 
     Args:
         channels: d, of all maps.
-        stride: cells of N_i to one of P_{i+1}, 2 without a gap.
-        norm: as :func:`detectron2.layers.get_norm` names it; ``""`` is none.
+        stride: stride ratio of P_{i+1} to N_i, 2 without a gap.
+        norm: name known to :func:`detectron2.layers.get_norm`; ``""`` for none.
     """
 
     def __init__(self, channels: int, stride: int = 2, norm: str = ""):
         super().__init__()
-        # 3x3 for a stride of 2, as in the paper; over a gap so large that no cell between two of
-        # its places is left out.
+        # 3x3 for stride 2, as in the paper; across a gap, large enough to skip no cell.
         reach = max(1, stride // 2)
         self.down = _convolution(channels, 2 * reach + 1, stride, norm)
         self.output = _convolution(channels, 3, 1, norm)
 
     def forward(self, finer: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
-        """N_i (N, d, H, W) and P_{i+1} (N, d, ceil(H/2), ceil(W/2)) -> N_{i+1}, as large."""
+        """N_i (N, d, H, W), P_{i+1} (N, d, ceil(H/2), ceil(W/2)) -> N_{i+1}, sized as P_{i+1}."""
         return self.output(resized(self.down(finer), coarser) + coarser)
 
 
@@ -58,19 +57,18 @@ def _convolution(channels: int, size: int, stride: int, norm: str) -> nn.Module:
 
 @BACKBONE_REGISTRY.register()
 class PathAggregationPyramid(FeaturePyramid):
-    """:class:`FeaturePyramid`, and from its finest level a path back up: P2..P5 become N2..N5.
+    """:class:`FeaturePyramid` plus a bottom-up path from its finest level: P2..P5 become N2..N5.
 
     "N2 is simply P2, without any processing"; each N_{i+1} is a 3x3 convolution on the sum of
-    P_{i+1} and a 3x3 convolution of stride 2 on N_i, a ReLU after either. What low layers know
-    about where things are is then few layers away from every level.
+    P_{i+1} and a 3x3 convolution of stride 2 on N_i, each followed by a ReLU. This shortens the
+    path from low-level localisation features to every level.
 
-    N_k has the name of P_k, ``"p{k}"``, so that nothing else in a config changes. What a top block
-    makes of the coarsest P_k it makes of the coarsest N_k. Arguments and keys are FeaturePyramid's;
-    the parameters that are added are ``pan{k}.down.*`` and ``pan{k}.output.*`` for each N_k but the
-    finest.
+    N_k keeps the name of P_k, ``"p{k}"``, so nothing else in a config changes. A top block that
+    reads the coarsest P_k reads the coarsest N_k instead. Arguments and keys are FeaturePyramid's;
+    the added parameters are ``pan{k}.down.*`` and ``pan{k}.output.*`` for each N_k but the finest.
 
     Raises:
-        ValueError: those of FeaturePyramid, or one level alone.
+        ValueError: as FeaturePyramid; a single level.
     """
 
     @configurable
@@ -91,10 +89,10 @@ class PathAggregationPyramid(FeaturePyramid):
     def with_top_block(
         self, levels: list[torch.Tensor], top_map: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """As :meth:`FeaturePyramid.with_top_block`, with N_k in the place of P_k, in the list, too.
+        """As :meth:`FeaturePyramid.with_top_block`, with P_k replaced by N_k, also in ``levels``.
 
         N2 is P2.
         """
         for i, step in enumerate(self.steps):
-            levels[i + 1] = step(levels[i], levels[i + 1])  # a P_k lives until N_k is made
+            levels[i + 1] = step(levels[i], levels[i + 1])  # frees P_k once N_k is made
         return levels + self.levels_above(levels, top_map)

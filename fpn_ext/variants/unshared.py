@@ -1,7 +1,7 @@
-"""Heads that are not shared: one set of parameters for each level of the pyramid.
+"""Unshared heads: one set of parameters per pyramid level.
 
-The paper shares its heads across all levels and reports that not sharing them is about as good
-(Sec. 4.1), without a number. These components are for finding one.
+The paper shares its heads across all levels and reports similar accuracy without sharing (Sec.
+4.1), but gives no numbers. These components serve to measure it.
 """
 
 from typing import Any
@@ -23,14 +23,14 @@ from ..modeling.roi_heads import PyramidROIHeads
 
 @RPN_HEAD_REGISTRY.register()
 class UnsharedRPNHead(nn.Module):
-    """An RPN head of its own for every level; levels may have different numbers of anchors.
+    """A separate RPN head per level; levels may have different numbers of anchors.
 
     Args:
-        heads: one head per level, fine to coarse, each taking a list with that level's map, as
-            :class:`StandardRPNHead` does.
+        heads: one head per level, fine to coarse, each called with a list of that level's map, like
+            :class:`StandardRPNHead`.
 
     Raises:
-        ValueError: no head.
+        ValueError: no heads.
     """
 
     @configurable
@@ -70,9 +70,9 @@ class UnsharedRPNHead(nn.Module):
 
 @ROI_HEADS_REGISTRY.register()
 class UnsharedROIHeads(PyramidROIHeads):
-    """:class:`PyramidROIHeads` with a box head and a box predictor of its own for every level.
+    """:class:`PyramidROIHeads` with a separate box head and box predictor per level.
 
-    A box goes to those of the level it is pooled from. Parameters: ``box_head.{i}.*`` and
+    A box uses those of the level it is pooled from. Parameters: ``box_head.{i}.*`` and
     ``box_predictor.{i}.*``, i from the finest level to the coarsest.
     """
 
@@ -100,14 +100,14 @@ class UnsharedROIHeads(PyramidROIHeads):
         heads = zip(self.box_head, self.box_predictor, strict=True)
         for level, (head, predictor) in enumerate(heads):
             of_level = (map_index == level).nonzero().flatten()
-            # A level without a box runs, too: distributed training wants every gradient.
+            # Levels without boxes run, too: distributed training needs every gradient.
             level_scores, level_deltas = predictor(head(pooled[of_level]))
             rows.append(of_level)
             scores.append(level_scores)
             deltas.append(level_deltas)
         back = torch.cat(rows).argsort()
         predictions = torch.cat(scores)[back], torch.cat(deltas)[back]
-        # Losses and inference have no parameters: any level's will do.
+        # Losses and inference use no parameters: any level's predictor will do.
         if self.training:
             return self.box_predictor[0].losses(predictions, proposals)
         return self.box_predictor[0].inference(predictions, proposals)[0]

@@ -1,9 +1,9 @@
-"""Other upsamplings for the top-down pathway: bilinear, and learned.
+"""Alternative upsampling for the top-down pathway: bilinear and learned.
 
-Lin et al. 2017 upsample by nearest neighbour "for simplicity" (Sec. 3). Both alternatives are those
-of Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015 (arXiv
-1411.4038), Sec. 3.3; DSSD (Fu et al. 2017, arXiv 1701.06659), a top-down detector, prefers the
-learned one. Where they are silent: docs/paper/differences.md.
+Lin et al. 2017 upsample by nearest neighbour "for simplicity" (Sec. 3). Both alternatives are from
+Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015 (arXiv 1411.4038),
+Sec. 3.3; DSSD (Fu et al. 2017, arXiv 1701.06659), a top-down detector, prefers the learned one.
+Choices they leave open: docs/paper/differences.md.
 """
 
 import itertools
@@ -21,12 +21,12 @@ from .between_levels import check_fuse_type, check_several, ratio_of, resized
 
 
 class BilinearSum(nn.Module):
-    """One top-down step: the coarser map, bilinearly upsampled to the lateral's size, plus it."""
+    """One top-down step: the coarser map bilinearly upsampled, plus the lateral."""
 
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
         """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W).
 
-        Each cell's value stands at its centre (``align_corners=False``).
+        Values are located at cell centres (``align_corners=False``).
         """
         size = lateral.shape[-2:]
         return F.interpolate(coarser, size=size, mode="bilinear", align_corners=False).add_(lateral)
@@ -36,11 +36,11 @@ class BilinearSum(nn.Module):
 class BilinearPyramid(FeaturePyramid):
     """:class:`FeaturePyramid` whose top-down pathway upsamples bilinearly.
 
-    Arguments, keys and names of parameters are FeaturePyramid's; checkpoints of either load into
-    the other.
+    Arguments, keys and parameter names are FeaturePyramid's; checkpoints of either load into the
+    other.
 
     Raises:
-        ValueError: those of FeaturePyramid, one level alone, a ``fuse_type`` other than ``"sum"``.
+        ValueError: as FeaturePyramid; a single level; a ``fuse_type`` other than ``"sum"``.
     """
 
     @configurable
@@ -54,41 +54,40 @@ class BilinearPyramid(FeaturePyramid):
 class LearnedSum(nn.Module):
     """One top-down step: the coarser map upsampled by a transposed convolution, plus the lateral.
 
-    Kernel and stride are the same, 2x2 without a gap: every cell makes 2 x 2 cells of its own. At
-    the start each of them is a copy of it, which is nearest neighbour; biases are 0.
+    Kernel and stride are equal, 2x2 without a gap: every cell yields its own 2 x 2 cells.
+    Initialised to copy the cell, i.e. to nearest neighbour, with zero biases.
 
     Args:
         channels: d, of all maps.
-        stride: cells of the lateral to one of the coarser map.
+        stride: stride ratio of the coarser map to the lateral.
     """
 
     def __init__(self, channels: int, stride: int = 2):
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, channels, stride, stride)
-        nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]  # there is one
+        nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]  # not None
         with torch.no_grad():
             self.up.weight.copy_(torch.eye(channels)[:, :, None, None].expand_as(self.up.weight))
 
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
         """(N, d, H, W) and (N, d, ceil(H/2), ceil(W/2)) -> (N, d, H, W).
 
-        Where the result is larger than the lateral, whose sides were rounded up on the way to the
-        coarser map, cells are left out as nearest neighbour does it; with a stride of 2 the last.
+        If the upsampled map exceeds the lateral, because sides were rounded up on the way to the
+        coarser map, cells are dropped as nearest neighbour does; with stride 2, the last.
         """
         return resized(self.up(coarser), lateral) + lateral
 
 
 @BACKBONE_REGISTRY.register()
 class LearnedUpsamplingPyramid(FeaturePyramid):
-    """:class:`FeaturePyramid` whose top-down pathway learns to upsample, at every step by itself.
+    """:class:`FeaturePyramid` with learned upsampling, separate for each top-down step.
 
-    Before training it is FeaturePyramid, to rounding, where each stride is twice the one before it,
-    or the image's sides are multiples of the coarsest. Arguments and keys are FeaturePyramid's; the
-    parameters that are added are ``fpn_upsample{k}.up.*``, which make the map that is added to the
-    lateral of level k.
+    Before training it equals FeaturePyramid to rounding if each stride is twice the last or image
+    sides are multiples of the coarsest stride. Arguments and keys are FeaturePyramid's; the added
+    parameters are ``fpn_upsample{k}.up.*``, which upsample to the lateral of level k.
 
     Raises:
-        ValueError: those of FeaturePyramid, one level alone, a ``fuse_type`` other than ``"sum"``.
+        ValueError: as FeaturePyramid; a single level; a ``fuse_type`` other than ``"sum"``.
     """
 
     @configurable
@@ -103,14 +102,14 @@ class LearnedUpsamplingPyramid(FeaturePyramid):
             step = LearnedSum(self._out_feature_channels[finer], stride)
             self.add_module(f"fpn_upsample{finer[1:]}", step)
             steps.append(step)
-        # A plain list, coarse to fine: see FeaturePyramid. The first one is never called.
+        # A plain list, coarse to fine: see FeaturePyramid. The first is never called.
         self.steps = [self.top_down, *steps[::-1]]
         del self.top_down
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
     def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """As :meth:`FeaturePyramid.levels_on_maps`, each top-down step by its own module."""
+        """As :meth:`FeaturePyramid.levels_on_maps`, with a module per top-down step."""
         levels: list[torch.Tensor] = []
         coarser: torch.Tensor | None = None
         walk = zip(self.laterals, self.steps, self.outputs)  # noqa: B905 (TorchScript)

@@ -9,22 +9,22 @@ from torch import nn
 
 @RPN_HEAD_REGISTRY.register()
 class VariedAnchorsRPNHead(nn.Module):
-    """The paper's RPN head, shared by all levels as far as their numbers of anchors allow.
+    """The paper's RPN head, shared across levels as far as their anchor counts allow.
 
-    The 3x3 convolution is the same on all levels (Lin et al. 2017, Sec. 4.1); the two 1x1
-    convolutions, scores and deltas, are shared by the levels with the same number of anchors per
-    location. With one number everywhere this is Detectron2's StandardRPNHead.
+    All levels share the 3x3 convolution (Lin et al. 2017, Sec. 4.1); the two 1x1 convolutions, for
+    scores and deltas, are shared by levels with the same number of anchors per location. If that
+    number is the same on all levels, this is Detectron2's StandardRPNHead.
 
-    Parameters: ``conv.*``, and for each number A ``objectness_logits.{A}.*`` and
+    Parameters: ``conv.*``, and for each anchor count A ``objectness_logits.{A}.*`` and
     ``anchor_deltas.{A}.*``.
 
     Args:
         in_channels: of every level's map.
-        num_anchors: per location, of each level, fine to coarse.
-        box_dim: numbers that a box is described by.
+        num_anchors: per location, for each level, fine to coarse.
+        box_dim: parameters per box.
 
     Raises:
-        ValueError: no level, or one without anchors.
+        ValueError: no levels, or a level without anchors.
     """
 
     @configurable

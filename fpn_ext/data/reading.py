@@ -1,0 +1,198 @@
+"""Pictures as arrays, for training and prediction alike: what Pillow reads, ``.npy``, TIFF pages.
+
+A picture of 8 bits a channel is what Detectron2's ``read_image`` makes of it. One of more has its
+values scaled to 8 bits: those of ``INPUT.FPN_EXT.VALUE_RANGE`` become 0 to 255, rounded, and a
+value outside is an error. Nothing is clipped.
+"""
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.data.detection_utils import read_image as read_8_bit
+from PIL import Image, ImageOps
+
+from ..keys import declare, own_keys
+
+declare(
+    "INPUT.FPN_EXT.VALUE_RANGE",
+    [],
+    "Pixel values [low, high] that become 0 and 255, of pictures with more than 8 bits per channel "
+    "and of .npy with floating point; [] for 0 and 65535, which is for 16 bits alone.",
+    "training",
+    "evaluation",
+    "inference",
+)
+
+logger = logging.getLogger(__name__)
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", *TIFF_SUFFIXES, ".npy")
+CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # of a .npy, and what they are taken for
+DEEP_MODES = ("I", "F")  # and I;16 of several byte orders: Pillow's, of more than 8 bits
+WHOLE_16_BITS = (0.0, 65535.0)
+
+
+def value_range(cfg: CfgNode) -> tuple[float, ...]:
+    """``INPUT.FPN_EXT.VALUE_RANGE``, checked.
+
+    Raises:
+        ValueError: it is neither empty nor two numbers, the lower first.
+    """
+    given = tuple(float(value) for value in own_keys(cfg, "INPUT").VALUE_RANGE)
+    if given and not (len(given) == 2 and np.isfinite(given).all() and given[0] < given[1]):
+        raise ValueError(
+            f"INPUT.FPN_EXT.VALUE_RANGE must be [] or [low, high] with low < high, got {given}"
+        )
+    return given
+
+
+def num_pages(file: str | Path) -> int:
+    """How many pictures a file holds: the pages of a TIFF, 1 of any other.
+
+    Raises:
+        OSError: a TIFF that cannot be opened.
+    """
+    if Path(file).suffix.lower() not in TIFF_SUFFIXES:
+        return 1
+    with Image.open(file) as image:
+        return getattr(image, "n_frames", 1)
+
+
+def read_picture(
+    file: str | Path, pixel_format: str, values: Sequence[float] = (), page: int | None = None
+) -> np.ndarray:
+    """A picture, (H, W, C), in the channels of ``INPUT.FORMAT``; uint8 unless that is YUV-BT.601.
+
+    Args:
+        file: what Pillow reads; or ``.npy`` of (H, W) or (H, W, C), uint8, uint16 or floating
+            point, whose 1, 3 or 4 channels are grey, RGB or RGBA. Pickled objects are not read.
+        pixel_format: as in ``INPUT.FORMAT``: "BGR", "RGB", "L", "RGBA", ...
+        values: ``INPUT.FPN_EXT.VALUE_RANGE``.
+        page: of a TIFF with several, from 0; None for the first, which is said if there are more.
+
+    Raises:
+        OSError: the file cannot be read, or not decoded.
+        ValueError: an array that is no picture; values outside of ``values``; floating point
+            without ``values``.
+    """
+    path = Path(file)
+    if path.suffix.lower() == ".npy":
+        return convert_PIL_to_numpy(_scaled(load_array(path), values, path), pixel_format)
+    with Image.open(path) as image:
+        pages = getattr(image, "n_frames", 1) if path.suffix.lower() in TIFF_SUFFIXES else 1
+        if pages > 1 and page is None:
+            _say_first_page(str(path), pages)
+        if not page and not _is_deep(image.mode):
+            return read_8_bit(str(path), pixel_format)
+        image.seek(page or 0)
+        image.load()
+        turned = ImageOps.exif_transpose(image)
+        if _is_deep(turned.mode):
+            turned = _scaled(np.asarray(turned), values, path)
+        return convert_PIL_to_numpy(turned, pixel_format)
+
+
+def _is_deep(mode: str) -> bool:
+    return mode in DEEP_MODES or mode.startswith("I;16")
+
+
+def load_array(file: Path) -> np.ndarray:
+    """The array of a ``.npy``: (H, W) or (H, W, C) with 1, 3 or 4 channels.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it holds something else; pickled objects are not read.
+    """
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{file}: no array of numbers ({error}). Arrays are read as data alone: save numbers, "
+            "with numpy.save"
+        ) from error
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"{file}: a picture is (H, W) or (H, W, C), got {np.shape(array)}")
+    if array.ndim == 3 and array.shape[2] not in CHANNELS:
+        raise ValueError(
+            f"{file}: {array.shape[2]} channels in (H, W, C) {array.shape}; a picture has 1, 3 or 4"
+        )
+    return array
+
+
+def _scaled(array: np.ndarray, values: Sequence[float], file: Path) -> Image.Image:
+    """An array of any depth as a picture of 8 bits a channel."""
+    if array.dtype != np.uint8:
+        low, high = _range_of(array, values, file)
+        lowest, highest = float(array.min()), float(array.max())
+        if not low <= lowest <= highest <= high:  # nor NaN
+            raise ValueError(
+                f"{file}: its values go from {lowest:g} to {highest:g}, outside of {low:g} to "
+                f"{high:g}; they are not clipped: set INPUT.FPN_EXT.VALUE_RANGE to the range of "
+                "all pictures"
+            )
+        array = np.rint((array.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _range_of(array: np.ndarray, values: Sequence[float], file: Path) -> tuple[float, float]:
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"{file}: values of type {array.dtype}; uint8, uint16 or floating point")
+    if values:
+        low, high = values
+        return low, high
+    if array.dtype.kind == "f":
+        raise ValueError(
+            f"{file}: floating point has no range of its own; set INPUT.FPN_EXT.VALUE_RANGE to the "
+            "values that are to become 0 and 255, e.g. [0.0, 1.0]"
+        )
+    _say_16_bits()
+    return WHOLE_16_BITS
+
+
+@functools.cache
+def _say_16_bits() -> None:
+    logger.warning(
+        "pictures of 16 bits: 0 to 65535 become 0 to 255; where they use a smaller range, "
+        "INPUT.FPN_EXT.VALUE_RANGE keeps more of it"
+    )
+
+
+@functools.cache
+def _say_first_page(file: str, pages: int) -> None:
+    logger.warning('%s has %d pages, and the first is read; a record\'s "page" names another',
+                   file, pages)  # fmt: skip
+
+
+def as_rgb(image: np.ndarray, pixel_format: str) -> np.ndarray:
+    """A picture in the channels of ``INPUT.FORMAT`` as (H, W, 3) uint8 RGB, to be drawn on.
+
+    Transparency is left out.
+
+    >>> as_rgb(np.array([[[7]]], dtype=np.uint8), "L").tolist()
+    [[[7, 7, 7]]]
+    >>> as_rgb(np.array([[[1, 2, 3]]], dtype=np.uint8), "BGR").tolist()
+    [[[3, 2, 1]]]
+    """
+    if pixel_format == "BGR":
+        image = image[:, :, ::-1]
+    elif pixel_format not in ("RGB", "L", "RGBA"):
+        raise ValueError(f"INPUT.FORMAT {pixel_format!r} cannot be drawn; BGR, RGB, L and RGBA can")
+    if image.shape[2] == 1:
+        image = np.repeat(image, 3, axis=2)
+    return np.ascontiguousarray(image[:, :, :3])
+
+
+def from_rgb(image: np.ndarray, pixel_format: str) -> np.ndarray:
+    """An (H, W, 3) uint8 RGB picture in the channels of ``INPUT.FORMAT``; opaque in RGBA.
+
+    >>> from_rgb(np.array([[[1, 2, 3]]], dtype=np.uint8), "RGBA").tolist()
+    [[[1, 2, 3, 255]]]
+    """
+    return convert_PIL_to_numpy(Image.fromarray(image), pixel_format)

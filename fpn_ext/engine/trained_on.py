@@ -1,0 +1,87 @@
+"""What a training is on, for its checkpoints; whether a dataset's classes are a model's."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.utils import comm
+
+from ..data.class_names import RENAMING_KEY, renamed
+from ..data.reading import value_range
+from ..data.summary import DataSummary
+from ..files.checkpoint import SafeCheckpointer
+from ..files.trained_on import FILE, KEY, TrainedOn, check_class_names, trained_on_of
+from ..reporting.json_files import write_json
+
+logger = logging.getLogger(__name__)
+
+
+def trained_on(cfg: CfgNode, loader: Any) -> TrainedOn:
+    """What a config trains on.
+
+    Args:
+        loader: that of the training; one without a ``summary`` leaves images and boxes at 0.
+    """
+    summary = getattr(loader, "summary", None) or DataSummary(0, 0, "")
+    names = list(cfg.DATASETS.TRAIN)
+    metadata: Any = MetadataCatalog.get(names[0]) if names else Metadata()
+    classes = [str(name) for name in metadata.get("thing_classes") or ()]
+    number_of = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+    id_of = {number: int(category) for category, number in number_of.items()}
+    keypoints: Any = metadata if cfg.MODEL.KEYPOINT_ON else Metadata()
+    return TrainedOn(
+        classes=classes,
+        category_ids=[id_of[i] for i in range(len(classes))] if len(id_of) == len(classes) else [],
+        datasets=names,
+        images=summary.images,
+        boxes=summary.boxes,
+        data_sha256=summary.sha256,
+        pixel_format=cfg.INPUT.FORMAT,
+        pixel_mean=[float(value) for value in cfg.MODEL.PIXEL_MEAN],
+        pixel_std=[float(value) for value in cfg.MODEL.PIXEL_STD],
+        value_range=list(value_range(cfg)),
+        keypoint_names=list(keypoints.get("keypoint_names") or ()),
+        keypoint_flip_map=[list(pair) for pair in keypoints.get("keypoint_flip_map") or ()],
+    )
+
+
+def record_in(checkpointer: SafeCheckpointer, cfg: CfgNode, loader: Any) -> TrainedOn:
+    """Have every file of a checkpointer say what was trained on; returns it."""
+    record = trained_on(cfg, loader)
+    checkpointer.in_every_file[KEY] = record.as_dict()
+    return record
+
+
+def write_beside_config(record: TrainedOn, output: str) -> None:
+    """Write ``trained_on.json`` into a run's folder; the main process does."""
+    if comm.is_main_process():
+        write_json(Path(output, FILE), record.as_dict())
+
+
+def warn_of_changed_data(file: str, checkpoint: Mapping[str, Any], now: TrainedOn) -> None:
+    """Say in the log in what the data are not those that a checkpoint was trained on."""
+    before = trained_on_of(checkpoint)
+    for change in before.changes(now) if before else ():
+        logger.warning("the data changed since %s: %s", file, change)
+
+
+def check_test_classes(cfg: CfgNode, file: str, checkpoint: Mapping[str, Any]) -> None:
+    """Raise unless the datasets of ``DATASETS.TEST`` have the classes of a checkpoint's model.
+
+    Raises:
+        ValueError: they do not; both lists are shown.
+    """
+    record = trained_on_of(checkpoint)
+    if record is None or not record.classes or cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return
+    names = renamed(cfg, record.classes)
+    for dataset in cfg.DATASETS.TEST:
+        other: Sequence[str] = MetadataCatalog.get(dataset).get("thing_classes") or ()
+        if not other:  # COCO-format sets learn their class names from their JSON
+            DatasetCatalog.get(dataset)
+            other = MetadataCatalog.get(dataset).get("thing_classes") or ()
+        if other:
+            check_class_names(names, other, f"dataset {dataset!r}", file, RENAMING_KEY)

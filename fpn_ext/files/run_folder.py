@@ -1,0 +1,73 @@
+"""The folder of a training, ``OUTPUT_DIR``: what of a run is in it, and what of it is used.
+
+Nothing in it names the folder, so that it can be moved or copied.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+CONFIG = "config.yaml"
+# Weights to use, the best first: of the best score, averaged, as trained.
+FINISHED = ("model_best.pth", "model_final_ema.pth", "model_final.pth")
+
+_CHECKPOINT = re.compile(r"\w+_\d{7}\.pth")
+
+
+def config_of(run: Path) -> Path:
+    """The config that a run was trained with.
+
+    Raises:
+        FileNotFoundError: the folder is none of a training.
+    """
+    file = run / CONFIG
+    if not file.is_file():
+        what = "no such folder" if not run.is_dir() else f"no {CONFIG} in this folder"
+        raise FileNotFoundError(f"--run {run}: {what}; name the OUTPUT_DIR of a training")
+    return file
+
+
+def weights_of(run: Path) -> Path:
+    """The weights of a run to use: of its best score, else averaged, else final, else the last.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    for name in FINISHED:
+        if (run / name).is_file():
+            return run / name
+    numbered = [file for file in run.glob("*.pth") if _CHECKPOINT.fullmatch(file.name)]
+    if not numbered:
+        raise FileNotFoundError(
+            f"--run {run}: no weights in this folder ({', '.join(FINISHED)}, or a checkpoint); "
+            "train first, or name them: MODEL.WEIGHTS FILE"
+        )
+    return max(numbered, key=lambda file: file.stem[-7:])
+
+
+def left_by_a_run(folder: Path) -> str:
+    """What a training has left in a folder, in a word or two; "" if nothing.
+
+    Scores, logs and configs alone are none: an evaluation writes them, too. Nor are weights of
+    another name, to start from.
+    """
+    for file in sorted(folder.glob("*.pth"), reverse=True):
+        if file.name in FINISHED or _CHECKPOINT.fullmatch(file.name):
+            return file.name
+    if (folder / "last_checkpoint").is_file():
+        return "last_checkpoint"
+    metrics = folder / "metrics.json"  # made, and empty, before the first iterations
+    return metrics.name if metrics.is_file() and metrics.stat().st_size else ""
+
+
+def next_free(folder: Path, is_taken: Callable[[Path], bool]) -> Path:
+    """A folder, or if that is taken ``folder-2``, ``folder-3``, ... beside it.
+
+    >>> str(next_free(Path("output/mine"), lambda path: path.name in ("mine", "mine-2")))
+    'output/mine-3'
+    """
+    candidate, number = folder, 1
+    while is_taken(candidate):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate

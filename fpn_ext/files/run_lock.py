@@ -1,0 +1,77 @@
+"""One training at a time in a folder: a lock that ends with its process, however that ends."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK = "run.lock"
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def only_one_in(folder: Path) -> Iterator[None]:
+    """A block that one process at a time is in, for a folder, which is made.
+
+    The system holds the lock for this process alone, not for those it starts: a worker that
+    outlives a killed training does not keep others out. The file says who is in.
+
+    Raises:
+        ValueError: another process is in; names its number, machine and start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / LOCK
+    descriptor = _locked(file)
+    if descriptor is None:
+        yield
+        return
+    try:
+        about = {
+            "pid": os.getpid(),
+            "machine": socket.gethostname(),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(about).encode(), 0)
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # before the lock is given back: nobody else is in
+        os.close(descriptor)
+
+
+def _locked(file: Path) -> int | None:
+    """An open file with this process's lock on it; None where the file system has no locks."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = _holder(os.pread(descriptor, 4096, 0))
+            os.close(descriptor)
+            raise ValueError(
+                f"OUTPUT_DIR {file.parent} is in use: {holder} is training into it. Name another "
+                "OUTPUT_DIR, or wait until it ends"
+            ) from None
+        except OSError as error:
+            logger.warning("%s: this file system has no locks (%s)", file, error.strerror)
+            os.close(descriptor)
+            return None
+        # The one before may have removed the file between opening and locking it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), file.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _holder(content: bytes) -> str:
+    try:
+        about = json.loads(content)
+        return f"process {about['pid']} on {about['machine']}, started {about['started']},"
+    except (ValueError, KeyError, TypeError):  # it has not written it yet
+        return "another process"

@@ -1,0 +1,161 @@
+"""A trained model on one picture after the other, with the names of its classes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from ..config.level_table import level_table, level_table_in_errors
+from ..config.load import load_config
+from ..config.prepare import prepare
+from ..data.class_names import class_names
+from ..data.datasets import register_datasets
+from ..data.reading import read_picture, value_range
+from ..files.checkpoint import CompleteCheckpointer, described
+from ..files.trained_on import TrainedOn, trained_on_of
+from ..keys import own_keys
+
+
+def load_inference_config(
+    config_file: str, opts: Sequence[str] = (), *, of_run: bool = False
+) -> CfgNode:
+    """A config ready for a :class:`Predictor`, keeping the levels of each detection.
+
+    Args:
+        of_run: the file is that of a training, whose datasets may not be known here; those of
+            another machine are left out.
+
+    Raises:
+        FileNotFoundError: no such config, or no such checkpoint (a local ``MODEL.WEIGHTS``).
+        ValueError: what :func:`fpn_ext.prepare` finds wrong, or a model that needs proposals made
+            beforehand.
+    """
+    if of_run:
+        opts = [*opts, *_without_unknown_datasets(config_file, opts)]
+    cfg, notes = prepare(config_file, opts, weights="required")
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError(
+            "MODEL.LOAD_PROPOSALS: this model needs proposals made beforehand for every picture; "
+            "predict with a model that has its own RPN"
+        )
+    for note in filter(None, (*notes, level_table(cfg))):
+        print(note)
+    cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
+    cfg.freeze()
+    return cfg
+
+
+def _without_unknown_datasets(config_file: str, opts: Sequence[str]) -> list[str]:
+    """Overrides that leave out of a config the datasets that are not registered, and their file."""
+    register_datasets()
+    cfg = load_config(config_file, opts)
+    overrides = ["DATASETS.FPN_EXT.DATA", ""] if own_keys(cfg, "DATASETS").get("DATA") else []
+    for key in ("TRAIN", "TEST"):
+        known = tuple(name for name in cfg.DATASETS[key] if name in DatasetCatalog)
+        overrides += [f"DATASETS.{key}", str(known)]
+    return overrides
+
+
+class Predictor:
+    """A trained model on one picture after the other, resized as in Detectron2's evaluation.
+
+    Args:
+        cfg: of :func:`load_inference_config`.
+
+    Attributes:
+        model: on its device, in eval mode.
+        classes (dict): COCO category id of each class, in the order of their numbers, and its name.
+        trained_on (TrainedOn or None): what the checkpoint says of itself.
+        weights (str): the checkpoint, and how far its training was.
+        pixel_format (str): ``INPUT.FORMAT``.
+        aug: resizes a picture by ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``.
+
+    Raises:
+        ValueError: the checkpoint does not fill the model, or its classes are not those of
+            ``DATASETS.TEST``.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.pixel_format = cfg.INPUT.FORMAT
+        self.value_range = value_range(cfg)
+        of_checkpoint = cfg.clone()
+        of_checkpoint.defrost()
+        # They may be those of BOTTOM_UP_WEIGHTS, a file that need not be here.
+        of_checkpoint.MODEL.FPN_EXT.KEEP_PIXELS = True
+        with level_table_in_errors(cfg):
+            self.model = build_model(of_checkpoint).eval()
+        checkpoint = CompleteCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        self.weights = described(cfg.MODEL.WEIGHTS, checkpoint)
+        self.trained_on = trained_on_of(checkpoint)
+        self.classes = class_names(cfg, self.trained_on, num_classes(self.model))
+        shortest = cfg.INPUT.MIN_SIZE_TEST
+        self.aug = T.ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
+        if self.trained_on:
+            _check_pixels(cfg, self.trained_on)
+
+    def read(self, file: Any, page: int | None = None) -> np.ndarray:
+        """A picture as the model takes it (:func:`fpn_ext.data.reading.read_picture`)."""
+        return read_picture(file, self.pixel_format, self.value_range, page)
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> dict[str, Any]:
+        """What the model gives for one picture, in pixels of ``image``.
+
+        Args:
+            image: (H, W, C) in the channels of ``INPUT.FORMAT``.
+        """
+        height, width = image.shape[:2]
+        resized = self.aug.get_transform(image).apply_image(image)
+        pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        return self.model([{"image": pixels, "height": height, "width": width}])[0]
+
+
+def build_predictor(cfg: CfgNode) -> Predictor:
+    """A :class:`Predictor`; prints which checkpoint it has, and how far its training was."""
+    predictor = Predictor(cfg)
+    print(f"weights: {predictor.weights}")
+    return predictor
+
+
+def num_classes(model: Any) -> int | None:
+    """How many classes a detector tells apart; None for one that does not say.
+
+    Detectron2's ROI heads and one-stage detectors have it as an attribute.
+    """
+    count = getattr(getattr(model, "roi_heads", model), "num_classes", None)
+    return count if isinstance(count, int) else None
+
+
+def _check_pixels(cfg: CfgNode, trained_on: TrainedOn) -> None:
+    keys: Mapping[str, tuple[Any, Any]] = {
+        "INPUT.FORMAT": (trained_on.pixel_format, cfg.INPUT.FORMAT),
+        "MODEL.PIXEL_MEAN": (trained_on.pixel_mean, [float(v) for v in cfg.MODEL.PIXEL_MEAN]),
+        "MODEL.PIXEL_STD": (trained_on.pixel_std, [float(v) for v in cfg.MODEL.PIXEL_STD]),
+        "INPUT.FPN_EXT.VALUE_RANGE": (trained_on.value_range, list(value_range(cfg))),
+    }
+    for key, (was, is_now) in keys.items():
+        if trained_on.pixel_format and was != is_now:
+            print(f"warning: {key} is {is_now}, and {cfg.MODEL.WEIGHTS} was trained with {was}")
+
+
+def detections_of(output: dict[str, Any]) -> Instances:
+    """The detections in a model's output for one image, on CPU; an RPN's proposals count as such.
+
+    A proposal's class is 0 and its score the sigmoid of its objectness.
+    """
+    if "instances" in output:
+        return output["instances"].to("cpu")
+    proposals = output["proposals"].to("cpu")
+    detections = Instances(proposals.image_size)
+    detections.pred_boxes = proposals.proposal_boxes
+    detections.scores = proposals.objectness_logits.sigmoid()
+    detections.pred_classes = torch.zeros(len(proposals), dtype=torch.int64)
+    if proposals.has("proposal_level"):
+        detections.proposal_level = proposals.proposal_level
+    return detections

@@ -1,0 +1,40 @@
+"""Say what a detector gets right and wrong: classes, scores, confusions, error types, levels.
+With --detections no model is run; --config-file then adds AP by pyramid level.
+
+examples:
+  fpn-ext analyze --run output/demo --output out
+  fpn-ext analyze --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --output out \\
+      MODEL.WEIGHTS output/demo/model_final.pth
+  fpn-ext analyze --detections coco_instances_results.json --annotations instances_val.json \\
+      --output out --json analysis.json
+"""
+
+import argparse
+from pathlib import Path
+
+from .options import add_config, add_json, add_output, take_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser, required=False, run=True)
+    parser.add_argument("--dataset", metavar="NAME", help="instead of DATASETS.TEST's first")
+    parser.add_argument(
+        "--detections", type=Path, metavar="FILE", help="COCO results, instead of running a model"
+    )
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="COCO annotations of the --detections"
+    )
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        help="of the detections in the confusion matrix (default: the score with the best F1)",
+    )
+    add_json(parser)
+    add_output(parser, "analysis.html and the images", required=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..inspection.analysis_report import run as report
+
+    take_run(args, weights=not args.detections)
+    report(args)

@@ -1,0 +1,118 @@
+"""What a training shows: little before its first iteration, progress from there on, a plain log."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from fpn_ext.engine.progress import FirstLineOnly, ProgressWriter, WithoutEscapes
+
+DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
+SCREEN = 25  # lines
+
+
+@pytest.fixture(scope="module")
+def captured(demo_images, tmp_path_factory):
+    """The console of a training of two iterations, as lines; and its folder."""
+    output = tmp_path_factory.mktemp("run")
+    command = [
+        *(sys.executable, "-m", "fpn_ext", "train", "--config-file", DEMO, "OUTPUT_DIR", output),
+        *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"),
+        *("SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "DATASETS.TEST", "()"),
+        *("MODEL.FPN_EXT.BOTTOM_UP", "timm/test_resnet", "MODEL.FPN_EXT.KEEP_PIXELS", "True"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FORCE_COLOR": "1"}
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    return done.stdout.splitlines(), output
+
+
+def progress(lines):
+    return [i for i, line in enumerate(lines) if "total_loss" in line]
+
+
+def test_at_most_one_screen_before_the_first_iteration(captured):
+    lines, _ = captured
+    first = progress(lines)[0]
+    assert first <= SCREEN, "\n".join(lines[:first])
+    before = "\n".join(lines[:first])
+    assert "levels:" in before and "log.txt has environment, config, model and data" in before
+
+
+def test_progress_from_the_first_iteration_with_time_left(captured):
+    lines, _ = captured
+    shown = [lines[i] for i in progress(lines)]
+    assert [line.partition("iter: ")[2].split()[0] for line in shown] == ["0", "1"]
+    assert all("eta: 0:00:0" in line and " time: " in line for line in shown)
+
+
+def test_the_log_has_everything_and_no_escapes(captured):
+    lines, output = captured
+    log = (output / "log.txt").read_text()
+    assert "\x1b" not in log and "\x1b" not in "\n".join(lines)
+    for text in ("Environment info:\n", "Running with full config:\n", "Model:\nGeneralizedRCNN"):
+        assert text in log
+    assert "Distribution of instances" in log
+    assert len(log.splitlines()) > 300
+
+
+def test_metrics_have_each_iteration_once(captured):
+    metrics = [json.loads(line) for line in (captured[1] / "metrics.json").read_text().splitlines()]
+    assert [m["iteration"] for m in metrics] == [0, 1]
+
+
+class Counting:
+    """A trainer and an EventWriter in one: which iterations were written."""
+
+    def __init__(self, start, last):
+        self.start_iter, self.max_iter, self.written = start, last, []
+
+    def write(self):
+        self.written.append(self.iter + 1)
+
+
+@pytest.mark.parametrize(
+    ("start", "last", "written"),
+    [
+        (0, 45, [1, 2, 5, 10, 20, 40, 45]),
+        (0, 2, [1, 2]),
+        (30, 65, [31, 32, 35, 40, 60, 65]),  # resumed: its first ones, whatever their number
+        (19, 21, [20, 21]),
+    ],
+)
+def test_which_iterations_are_written(monkeypatch, start, last, written):
+    monkeypatch.setattr("detectron2.engine.hooks.EventWriter", object)
+    trainer = Counting(start, last)
+    hook = ProgressWriter([trainer])
+    hook.trainer = trainer
+    for trainer.iter in range(start, last):
+        hook.after_step()
+    assert trainer.written == written
+
+
+def record(level, text, *args):
+    return logging.LogRecord("name", level, "file", 1, text, args, None)
+
+
+def test_long_messages_lose_lines_on_the_console_and_warnings_none():
+    plain = logging.Formatter("%(message)s")
+    text = "Model:\na\nb\nc %s"
+    long = record(logging.INFO, text, "d")
+    assert FirstLineOnly(plain).format(long) == "Model (4 lines, in log.txt)"
+    assert plain.format(long) == "Model:\na\nb\nc d", "other handlers get it whole"
+    warning = record(logging.WARNING, text, "d")
+    assert FirstLineOnly(plain).format(warning) == "Model:\na\nb\nc d"
+
+
+def test_escapes_of_every_kind_go():
+    text = "\x1b[5m\x1b[31mWARNING\x1b[0m \x1b[38;5;245mgrey\x1b[39m [not one]"
+    formatter = WithoutEscapes(logging.Formatter("%(message)s"))
+    assert formatter.format(record(logging.INFO, text)) == "WARNING grey [not one]"

@@ -1,0 +1,379 @@
+"""A run's folder: what is in it, that it is enough, and that two runs are never mixed in one."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from fpn_ext.__main__ import main
+from fpn_ext.data.digest import data_digest
+from fpn_ext.engine.repeatable import RepeatableTrainLoader
+from fpn_ext.engine.trained_on import trained_on
+from fpn_ext.engine.trainer import Trainer
+from fpn_ext.files.run_folder import left_by_a_run, weights_of
+from fpn_ext.files.run_lock import only_one_in
+from fpn_ext.files.trained_on import TrainedOn, check_class_names, trained_on_of
+from fpn_ext.tools.options import split_words
+from PIL import Image
+from tiny import DATASET, FILE, config, options, register
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images") / "tiny"
+    register(root)
+    yield root
+    DatasetCatalog.remove(DATASET)
+    MetadataCatalog.remove(DATASET)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, images):
+    """The folder of a training of one iteration."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    assert train(folder) == 0
+    return folder
+
+
+def train(folder, *words):
+    opts = options(folder, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()")
+    return main(["train", *words, "--config-file", FILE, *opts])
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it, elsewhere, whose dataset nobody knows."""
+    folder = tmp_path / "moved"
+    shutil.copytree(trained, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace(DATASET, "of_another_machine"))
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path):
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def weights(file):
+    return torch.load(file, weights_only=True)
+
+
+# What it was trained on
+
+
+def test_every_checkpoint_says_what_it_was_trained_on(trained, images):
+    truth = json.loads((images / "annotations" / "instances_train.json").read_text())
+    record = trained_on_of(weights(trained / "model_final.pth"))
+    assert record.classes == [category["name"] for category in truth["categories"]]
+    assert record.category_ids == [category["id"] for category in truth["categories"]]
+    assert record.datasets == [DATASET] and record.images == 6
+    assert record.boxes == sum(not a["iscrowd"] for a in truth["annotations"])
+    assert record.data_sha256 == data_digest(DatasetCatalog.get(DATASET))
+    cfg = config(trained)
+    assert record.pixel_format == cfg.INPUT.FORMAT == "BGR"
+    assert record.pixel_mean == cfg.MODEL.PIXEL_MEAN and record.pixel_std == cfg.MODEL.PIXEL_STD
+    assert json.loads((trained / "trained_on.json").read_text()) == record.as_dict()
+
+
+def test_the_averaged_and_the_best_weights_say_it_too(tmp_path):
+    trainer = Trainer(config(tmp_path, "SOLVER.MAX_ITER", 1, "SOLVER.FPN_EXT.EMA_DECAY", 0.5))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    record = trained_on_of(weights(tmp_path / "model_final_ema.pth"))
+    assert record == trainer.trained_on and record.images == 6
+
+
+def test_keypoints_are_named_and_paired(small_cfg):
+    names, pairs = ["left", "right"], [("left", "right")]
+    small_cfg.DATASETS.TRAIN = ("of_keypoints",)
+    MetadataCatalog.get("of_keypoints").set(
+        thing_classes=["hand"], keypoint_names=names, keypoint_flip_map=pairs
+    )
+    try:
+        assert trained_on(small_cfg, None).keypoint_names == []
+        small_cfg.MODEL.KEYPOINT_ON = True
+        record = trained_on(small_cfg, None)
+    finally:
+        MetadataCatalog.remove("of_keypoints")
+    assert record.keypoint_names == names and record.keypoint_flip_map == [["left", "right"]]
+    assert record.classes == ["hand"] and record.category_ids == [] and record.images == 0
+
+
+def test_detectron2_reads_such_a_checkpoint(trained):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    model = build_model(config(trained))
+    rest = DetectionCheckpointer(model).load(str(trained / "model_final.pth"))
+    assert rest["trained_on"]["images"] == 6
+    saved = weights(trained / "model_final.pth")["model"]
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+def test_resuming_says_in_what_the_data_changed(tmp_path, caplog):
+    class OnThese(Trainer):
+        records = DatasetCatalog.get(DATASET)
+
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return RepeatableTrainLoader(cfg, records=cls.records)
+
+    def begin(resume, iterations):
+        trainer = OnThese(config(tmp_path, "SOLVER.MAX_ITER", iterations))
+        trainer.resume_or_load(resume)
+        return trainer
+
+    begin(False, 2).train()
+    whole = OnThese.records
+    moved = [dict(record) for record in whole]
+    first = next(i for i, record in enumerate(whole) if record["annotations"])
+    moved[first]["annotations"] = [{**a, "bbox": [0, 0, 9, 9]} for a in whole[first]["annotations"]]
+    boxes = [sum(not a["iscrowd"] for a in record["annotations"]) for record in whole]
+    for records, said in (
+        (whole, []),
+        (moved, ["other images, sizes or boxes, though as many: data_sha256 was"]),
+        (
+            whole[:4],
+            [
+                "there were 6 images, now 4",
+                f"there were {sum(boxes)} boxes, now {sum(boxes[:4])}",
+            ],
+        ),
+    ):
+        caplog.clear()
+        OnThese.records = records
+        begin(True, 3)
+        found = [r.getMessage() for r in caplog.records if "the data changed" in r.getMessage()]
+        assert len(found) == len(said)
+        assert all(text in line for text, line in zip(said, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("other", "how"),
+    [
+        (["a", "b"], "3 and 2 classes"),
+        (["b", "a", "c"], "the same names in another order"),
+        (["a", "B", "c"], "the first to differ is class 1: 'b' and 'B'"),
+    ],
+)
+def test_other_classes_are_refused_and_both_lists_shown(other, how):
+    with pytest.raises(ValueError) as error:
+        check_class_names(["a", "b", "c"], other, "dataset 'x'", "model.pth", "KEY")
+    said = str(error.value)
+    assert how in said and "['a', 'b', 'c']" in said and f"dataset 'x': {other}" in said
+    assert "rename the model's: KEY" in said
+    check_class_names(["a", "b"], ["a", "b"], "dataset 'x'", "model.pth", "KEY")
+
+
+@pytest.mark.parametrize("value", [3, {"classes": "cat"}, {"classes": [1]}, {"images": "3"}])
+def test_a_record_of_another_form_is_an_error(value):
+    with pytest.raises(ValueError, match="of the checkpoint"):
+        trained_on_of({"trained_on": value})
+    assert trained_on_of({"model": {}}) is None
+    assert trained_on_of({"trained_on": {"of_a_later_version": 1}}) == TrainedOn()
+
+
+# A run's folder is enough
+
+
+def test_a_run_predicts_on_another_machine(run, photo, trained, capsys):
+    """Two times, into two folders; with the names and ids of the classes it was trained on."""
+    record = trained_on_of(weights(trained / "model_final.pth"))
+    words = ["predict", "--run", str(run), str(photo), "--min-score", "0.0"]
+    assert main(words) == 0
+    assert f"weights: {run / 'model_final.pth'}, after 1 iterations" in capsys.readouterr().out
+    found = json.loads((run / "predictions" / "detections.json").read_text())
+    expected = dict(zip(record.category_ids, record.classes, strict=True))
+    assert {c["id"]: c["name"] for c in found["categories"]} == expected
+    assert (run / "predictions" / "photo.png").is_file()
+    assert main([*words, "MODEL.DEVICE", "cpu"]) == 0
+    assert (run / "predictions-2" / "detections.json").is_file()
+
+
+def test_a_run_is_looked_into(run, photo):
+    assert main(["look", "--run", str(run), "--input", str(photo)]) == 0
+    assert (run / "look" / "photo_proposals.png").is_file()
+
+
+def test_a_run_is_evaluated_and_drawn(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = (folder / "config.yaml").read_bytes()
+    opts = ["DATASETS.TEST", f"('{DATASET}',)"]
+    assert main(["eval", "--run", str(folder), *opts]) == 0
+    assert (folder / "inference" / DATASET / "results.json").is_file()
+    assert (folder / "config.yaml").read_bytes() == before, "the training's, not the evaluation's"
+    assert main(["contact-sheet", "--run", str(folder), "--num-images", "1", *opts]) == 0
+    assert (folder / "contact_sheet.png").is_file()
+    assert main(["levels", "--run", str(folder), "--output", str(folder)]) == 0
+    assert main(["anchors", "--run", str(folder), "--output", str(folder)]) == 0
+
+
+def test_a_dataset_of_other_classes_is_not_evaluated(trained, tmp_path, capsys):
+    names = MetadataCatalog.get(DATASET).thing_classes
+    other = [name.upper() for name in names]
+    DatasetCatalog.register("tiny_upper", lambda: DatasetCatalog.get(DATASET))
+    MetadataCatalog.get("tiny_upper").set(
+        thing_classes=other, evaluator_type="coco",
+        json_file=MetadataCatalog.get(DATASET).json_file,
+        thing_dataset_id_to_contiguous_id=MetadataCatalog.get(
+            DATASET
+        ).thing_dataset_id_to_contiguous_id,
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    words = ["--run", str(folder), "DATASETS.TEST", "('tiny_upper',)"]
+    try:
+        for verb, *more in (["eval"], ["contact-sheet", "--num-images", "1"]):
+            assert main([verb, *more, *words]) == 2
+            said = capsys.readouterr().err
+            assert f"the model's: {names}" in said and f"'tiny_upper': {other}" in said
+            assert "TEST.FPN_EXT.CLASS_NAMES" in said
+            assert main([verb, *more, *words, "TEST.FPN_EXT.CLASS_NAMES", str(other)]) == 0
+    finally:
+        DatasetCatalog.remove("tiny_upper")
+        MetadataCatalog.remove("tiny_upper")
+
+
+def test_the_best_weights_of_a_run_are_taken(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights in this folder"):
+        weights_of(tmp_path)
+    best_last = [
+        "model_0000099.pth", "model_0000199.pth", "model_final.pth", "model_final_ema.pth",
+        "model_best.pth",
+    ]  # fmt: skip
+    for name in best_last:
+        (tmp_path / name).touch()
+        assert weights_of(tmp_path).name == name
+
+
+def test_a_folder_that_is_no_run(tmp_path, photo, capsys):
+    for folder, said in (("none", "no such folder"), (".", "no config.yaml in this folder")):
+        assert main(["predict", "--run", str(tmp_path / folder), str(photo)]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["predict", "--run", str(tmp_path), "--config-file", FILE, str(photo)]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+    assert main(["predict", "--run", str(tmp_path)]) == 2
+    assert "no pictures" in capsys.readouterr().err
+    assert main(["predict", "--config-file", FILE, str(photo)]) == 2
+    assert "--output FOLDER is needed without --run" in capsys.readouterr().err
+
+
+def test_pictures_and_overrides_in_any_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "cpu", "SEED"):
+        Path(name).touch()
+    words = ["a.png", "MODEL.DEVICE", "cpu", "cpu", "INPUT.FORMAT", "L"]
+    assert split_words(words) == (["a.png", "cpu"], ["MODEL.DEVICE", "cpu", "INPUT.FORMAT", "L"])
+    assert split_words(["MODL.DEVICE", "cpu"]) == ([], ["MODL.DEVICE", "cpu"])
+    with pytest.raises(ValueError, match=r"'SEED' is a config key, .* write './SEED'"):
+        split_words(["SEED", "1"])
+    assert split_words(["./SEED"]) == (["./SEED"], [])
+    with pytest.raises(FileNotFoundError, match=r"b\.png: no such file or folder, nor a config"):
+        split_words(["b.png"])
+
+
+# Two runs in one folder
+
+
+def test_a_training_into_a_used_folder_is_refused(trained, capsys, tmp_path):
+    before = {f: f.stat().st_mtime_ns for f in trained.rglob("*") if f.is_file()}
+    assert train(trained) == 2
+    said = capsys.readouterr().err
+    assert f"OUTPUT_DIR {trained} holds a training already (model_final.pth)" in said
+    assert "--resume" in said
+    assert f"--new-folder trains into a new folder beside it ({trained}-2)" in said
+    assert {f: f.stat().st_mtime_ns for f in trained.rglob("*") if f.is_file()} == before
+
+
+def test_a_new_folder_beside_it(trained):
+    assert train(trained, "--new-folder") == 0
+    second = trained.with_name("mine-2")
+    assert (second / "model_final.pth").is_file()
+    assert f"OUTPUT_DIR: {second}" in (second / "config.yaml").read_text()
+    assert train(trained, "--new-folder", "--resume") == 2
+    shutil.rmtree(second)
+
+
+def test_what_a_run_leaves(tmp_path):
+    assert left_by_a_run(tmp_path / "none") == ""
+    for name in ("config.yaml", "log.txt", "metrics.json", "resnet18.pth"):
+        (tmp_path / name).touch()
+    assert left_by_a_run(tmp_path) == "", "an empty metrics.json is of no iteration"
+    (tmp_path / "metrics.json").write_text("{}")
+    assert left_by_a_run(tmp_path) == "metrics.json"
+    (tmp_path / "last_checkpoint").touch()
+    assert left_by_a_run(tmp_path) == "last_checkpoint"
+    (tmp_path / "model_0000099.pth").touch()
+    assert left_by_a_run(tmp_path) == "model_0000099.pth"
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_gone_on_with(tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text('{"iteration": 19, "total_loss": 1.0}\n')
+    assert train(tmp_path) == 2
+    assert "(metrics.json)" in capsys.readouterr().err
+    assert train(tmp_path, "--resume") == 0
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from fpn_ext.files.run_lock import only_one_in
+with only_one_in(Path(sys.argv[1])):
+    if len(sys.argv) > 2 and os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder():
+    started = []
+
+    def hold(folder, *more):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(folder), *more],
+            stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        assert process.stdout.readline() == "in\n"
+        return process
+
+    yield hold
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_second_process_is_refused_at_once(tmp_path, holder, capsys):
+    first = holder(tmp_path)
+    assert train(tmp_path) == 2
+    said = capsys.readouterr().err
+    assert f"OUTPUT_DIR {tmp_path} is in use: process {first.pid} on " in said
+    assert ", started 20" in said
+    assert [f.name for f in tmp_path.iterdir()] == ["run.lock"]
+
+
+def test_a_crash_leaves_no_lock(tmp_path, holder):
+    """Nor does one whose workers live on."""
+    first = holder(tmp_path, "with a child")
+    with pytest.raises(ValueError, match="is in use"), only_one_in(tmp_path):
+        pass
+    first.kill()
+    first.wait()
+    with only_one_in(tmp_path):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
