@@ -15,6 +15,8 @@ from difflib import get_close_matches
 from types import ModuleType, TracebackType
 from typing import NamedTuple
 
+from .tools.options import data_as_override
+
 
 class Verb(NamedTuple):
     """A command: a file in fpn_ext/tools/ with ``add_arguments(parser)`` and ``run(args)``."""
@@ -50,6 +52,7 @@ VERBS = {
         ("video", "detect objects in a video or on a camera"),
         ("check", "every problem of a config, its data and its weights, before training"),
         ("data", "every problem of a dataset at once"),
+        ("data convert", "a dataset in another format: coco, voc or yolo"),
         ("anchors", "whether the anchors fit the boxes of a dataset, and which would"),
         ("levels", "how many boxes of a dataset are pooled from each pyramid level"),
         ("look", "best anchors, proposals by level and feature maps, drawn"),
@@ -140,6 +143,7 @@ def _run(words: list[str]) -> int:
         args = verb.parser().parse_intermixed_args(words[len(name.split()) :])
     except SystemExit as end:  # argparse has printed the error, or its help
         return end.code if isinstance(end.code, int) else 2
+    data_as_override(args)
     try:
         return verb.load().run(args) or 0
     except BrokenPipeError:

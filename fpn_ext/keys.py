@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 
 # The config nodes under which keys may be declared.
-NODES = ("MODEL.FPN_EXT", "INPUT.FPN_EXT", "SOLVER.FPN_EXT", "TEST.FPN_EXT")
+NODES = tuple(f"{parent}.FPN_EXT" for parent in ("MODEL", "INPUT", "DATASETS", "SOLVER", "TEST"))
 
 
 class Key(NamedTuple):

@@ -19,6 +19,7 @@ from fuzzing import tried
 os.chdir(Path(__file__).parents[1])
 
 # No test reads or writes data in the project folder.
+_real = os.environ.get("DETECTRON2_DATASETS", "datasets")
 _datasets = tempfile.TemporaryDirectory(prefix="fpn_ext_tests_")
 os.environ["DETECTRON2_DATASETS"] = _datasets.name
 register_datasets()
@@ -30,6 +31,18 @@ def demo_images():
     root = Path(_datasets.name, "demo_multiscale")
     demo_data.ensure(root, num_train=6, num_val=4)
     return root
+
+
+@pytest.fixture
+def real_datasets():
+    """The folder of a dataset that a user has fetched, by its name; skips where it is not."""
+
+    def folder(name):
+        if not Path(_real, name).is_dir():
+            pytest.skip(f"no {name} in DETECTRON2_DATASETS ({_real})")
+        return Path(_real, name)
+
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from coco_files import CLASSES, OBJECTS, SIZE, Datasets, coco, config, found, records
 from detectron2.data import MetadataCatalog
-from fpn_ext.data.run_lengths import mask_area, run_lengths
+from fpn_ext.data.mask_area import mask_area, runs_of
 from fpn_ext.evaluation.evaluators import build_evaluator
 from fpn_ext.evaluation.rehearsal import check_evaluation, rehearse
 from fpn_ext.proposals.loader import training_data
@@ -72,7 +72,7 @@ def test_run_lengths_are_those_of_pycocotools(picture):
     assert mask_area(
         {"size": list(picture.shape), "counts": encoded["counts"]}, *picture.shape
     ) == (picture.sum())
-    runs = run_lengths(encoded["counts"].decode())
+    runs = runs_of(encoded["counts"].decode())
     values = np.repeat(np.arange(len(runs)) % 2, runs)
     assert (values == picture.T.ravel()).all()
 
@@ -80,7 +80,7 @@ def test_run_lengths_are_those_of_pycocotools(picture):
 @given(st.text(max_size=30) | st.binary(max_size=30) | st.lists(st.integers(-3, 2**33), max_size=5))
 def test_anything_else_is_refused_and_ends(counts):
     try:
-        runs = run_lengths(counts)
+        runs = runs_of(counts)
     except ValueError:
         return
     assert len(runs) and runs.min() >= 0
@@ -91,7 +91,7 @@ def test_anything_else_is_refused_and_ends(counts):
 )
 def test_no_run_lengths(counts):
     with pytest.raises(ValueError):
-        run_lengths(counts)
+        runs_of(counts)
 
 
 # Masks

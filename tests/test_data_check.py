@@ -639,7 +639,7 @@ def test_only_a_few_of_many_problems_are_printed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one of the arguments --dataset --coco --voc is required"),
+        ([], "one of the arguments --data --dataset --coco --voc is required"),
         (["--coco", "x.json"], "--coco and --images go together"),
         (["--voc", "x"], "--voc and --split go together"),
         (["--coco", "no.json", "--images", "."], "no annotation file no.json"),

@@ -105,7 +105,7 @@ def test_the_doctor_needs_the_standard_library_alone():
 def imports(module):
     """The modules that a module of this package imports, and its package.
 
-    At module level, and for a verb, whose file imports its room once it runs, in functions too.
+    At module level; for the verb, which imports its room once it runs, in functions too.
     """
     if module.partition(".")[0] != "fpn_ext":
         return
@@ -114,7 +114,7 @@ def imports(module):
     yield package
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     tree = ast.parse(file.read_text())
-    for node in ast.walk(tree) if package == "fpn_ext.tools" else tree.body:
+    for node in ast.walk(tree) if module == "fpn_ext.tools.doctor" else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

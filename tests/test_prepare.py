@@ -35,7 +35,7 @@ def checkpoint(tmp_path):
 
 def test_the_stages_in_their_order():
     stages = prepare_loaded(fpn_ext.load_config(DEMO, CPU), training=True, weights="start")
-    order = ["device", "config", "keys", "weights", "pixels", "numerics"]
+    order = ["device", "data", "config", "keys", "weights", "pixels", "numerics"]
     assert [stage.subject for stage in stages] == order
 
 
@@ -192,7 +192,7 @@ PREPARE = (
 )
 # Verbs that build no detector, by themselves.
 BUILD_NONE = (
-    *("data", "anchors", "levels", "contact-sheet", "proposals ground-truth"),
+    *("data", "data convert", "anchors", "levels", "contact-sheet", "proposals ground-truth"),
     *("proposals selective-search", "proposals validate", "proposals stats", "proposals convert"),
     *("weights list", "weights convert", "reproduce", "pretrain", "demo-data", "doctor"),
 )

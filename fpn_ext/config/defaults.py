@@ -27,7 +27,8 @@ MOVED = {
 def add_fpn_ext_config(cfg: CfgNode) -> None:
     """Add this project's keys to a Detectron2 config, in place.
 
-    They are under ``MODEL.FPN_EXT``, ``INPUT.FPN_EXT``, ``SOLVER.FPN_EXT`` and ``TEST.FPN_EXT``.
+    They are in a node ``FPN_EXT`` under each of ``MODEL``, ``INPUT``, ``DATASETS``, ``SOLVER`` and
+    ``TEST``.
     Keys already in the config keep their values.
     """
     from .. import api  # noqa: F401  (declares the keys of the rooms above this one)

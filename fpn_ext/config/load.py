@@ -12,7 +12,9 @@ from ..files.shipped import find_config
 from .defaults import flat, get_cfg, keys_of, leaves, mapping_of, near_keys
 from .level_keys import resolve_levels
 from .level_table import level_table_in_errors
+from .written import WrittenKeys
 
+MAX_ITER, EPOCHS = "SOLVER.MAX_ITER", "SOLVER.FPN_EXT.EPOCHS"
 ANCHOR_SIZES_AS_LIST = "MODEL.ANCHOR_GENERATOR.SIZES"
 
 
@@ -70,22 +72,28 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     except (KeyError, AssertionError, ValueError) as error:
         pairs = zip(opts[::2], opts[1::2], strict=True)
         raise _mistakes(pairs, "the command line", error) from error
-    written = [*_written_in(config_file), set(opts[::2])]
-    explicitly_set = _written_since(LEVELS, written) & set(flat(cfg))
-    explicitly_set |= _written_since("MODEL.FPN_EXT.ANCHOR_SIZES", written) & {ANCHOR_SIZES_AS_LIST}
+    written = written_keys(config_file, opts)
+    _check_length(cfg, written)
+    explicitly_set = written.since(LEVELS) & set(flat(cfg))
+    explicitly_set |= written.since("MODEL.FPN_EXT.ANCHOR_SIZES") & {ANCHOR_SIZES_AS_LIST}
     with level_table_in_errors(cfg):
         resolve_levels(cfg, explicitly_set)
     return cfg
 
 
-def written_keys(config_file: str, opts: Sequence[str] = ()) -> set[str]:
+def written_keys(config_file: str, opts: Sequence[str] = ()) -> WrittenKeys:
     """Every key set in a file, its ``_BASE_`` files or the overrides."""
-    return set().union(*_written_in(find_config(config_file)), opts[::2])
+    return WrittenKeys([*_written_in(find_config(config_file)), opts[::2]])
 
 
-def written_keys_here(config_file: str, opts: Sequence[str] = ()) -> set[str]:
-    """Those of :func:`written_keys` that the file itself or the overrides give a value to."""
-    return _written_in(find_config(config_file))[-1].union(opts[::2])
+def _check_length(cfg: CfgNode, written: WrittenKeys) -> None:
+    """Raise ValueError where one file, or the command line, gives iterations and epochs."""
+    both = MAX_ITER in written.since(EPOCHS) and EPOCHS in written.since(MAX_ITER)
+    if cfg.SOLVER.FPN_EXT.EPOCHS and both:
+        raise ValueError(
+            f"{MAX_ITER} {cfg.SOLVER.MAX_ITER} and {EPOCHS} {cfg.SOLVER.FPN_EXT.EPOCHS} both say "
+            f"how long to train: leave one out ({EPOCHS} 0 is none)"
+        )
 
 
 def _declare_entries(cfg: CfgNode, keys: Iterable[str]) -> None:
@@ -110,16 +118,6 @@ def _written_in(config_file: str) -> list[set[str]]:
         path = os.path.join(os.path.dirname(config_file), os.path.expanduser(base))
         written += _written_in(path)
     return [*written, set(flat(CfgNode(content)))]
-
-
-def _written_since(key: str, written: Sequence[set[str]]) -> set[str]:
-    """All keys in the last set that has ``key``, or a key under it, and in the sets after it."""
-    having = [
-        i
-        for i, keys in enumerate(written)
-        if any(other == key or other.startswith(f"{key}.") for other in keys)
-    ]
-    return set().union(*written[having[-1] :]) if having else set()
 
 
 def _check_is_mapping(config_file: str) -> None:

@@ -1,9 +1,9 @@
 """From a YAML file to a config ready for building a model: the one path of every command.
 
 :func:`prepare` takes these steps, in this order: load the file and the overrides; choose the
-device; register datasets; check all that can be checked before building; check weights; set the
-bottom-up's pixel normalisation; apply NUMERICS. The order matters: checks depend on the device,
-pixel normalisation on the weights.
+device; register datasets, and read those of ``--data``; check all that can be checked before
+building; check weights; set the bottom-up's pixel normalisation; apply NUMERICS. The order matters:
+checks depend on the device and the data, pixel normalisation on the weights.
 """
 
 import os
@@ -18,15 +18,18 @@ from ..bottom_up.pretrained import how_to_obtain
 from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
+from .data_keys import resolve_data
 from .idle import idle_notes
-from .load import load_config, written_keys, written_keys_here
+from .load import load_config, written_keys
 from .numerics import resolve_numerics, slow_bfloat16
 from .unread import unread_notes
+from .written import WrittenKeys
 
 # What a command needs of MODEL.WEIGHTS: "start": training starts from it, or from random weights;
 # "optional": may be empty, else must exist; "required": must name a file; "unread": not read.
 Weights = Literal["start", "optional", "required", "unread"]
 MISTAKES = (ValueError, TypeError, OSError)  # errors that a user's mistake raises
+NONE_WRITTEN = WrittenKeys()
 
 
 class Caution(str):
@@ -79,9 +82,7 @@ def prepare(
     if callable(weights):
         weights = weights(cfg)
     notes: list[str] = []
-    written = written_keys(config_file, opts)
-    here = written_keys_here(config_file, opts)
-    for stage in prepare_loaded(cfg, training, weights, written, here):
+    for stage in prepare_loaded(cfg, training, weights, written_keys(config_file, opts)):
         if stage.error:
             raise stage.error
         notes += stage.notes
@@ -89,26 +90,19 @@ def prepare(
 
 
 def prepare_loaded(
-    cfg: CfgNode,
-    training: bool,
-    weights: Weights,
-    explicitly_set: Collection[str] = (),
-    written_here: Collection[str] = (),
+    cfg: CfgNode, training: bool, weights: Weights, explicitly_set: WrittenKeys = NONE_WRITTEN
 ) -> Iterator[Stage]:
-    """The stages of :func:`prepare` after loading, run lazily, in place.
-
-    Args:
-        explicitly_set: the keys that somebody has written.
-        written_here: those among them that no base file has written.
-    """
+    """The stages of :func:`prepare` after loading, run lazily, in place."""
     note = resolve_device(cfg)
     yield Stage("device", [note] if note else [])
     register_datasets()
+    yield _stage("data", lambda: resolve_data(cfg, training, explicitly_set))
     problems = config_problems(cfg, training)
     yield Stage("config", (), problems_error(cfg, problems) if problems else None, problems)
     notes = [
         *unread_notes(cfg, explicitly_set),
-        *idle_notes(cfg, written_here),
+        # Of the file itself and of overrides: a base file serves other configs, too.
+        *idle_notes(cfg, frozenset().union(*explicitly_set.places[-2:])),
     ]
     yield Stage("keys", [Caution(note) for note in notes])
     yield _stage("weights", lambda: check_weights(cfg, weights))

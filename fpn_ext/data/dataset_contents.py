@@ -76,6 +76,7 @@ KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
         "more than 8 bits a channel: INPUT.FPN_EXT.VALUE_RANGE scales them",
     ),
     "other-box-mode": ("warning", "boxes that are neither XYXY_ABS nor XYWH_ABS are not checked"),
+    "read-otherwise": ("note", "not as written: filled in, mended or left out"),
     "image-without-boxes": ("note", "an image without any object (crowd regions do not count)"),
 }
 

@@ -21,7 +21,7 @@ from detectron2.structures import BoxMode
 
 from .coco_file import Faults, check_coco_file
 from .dataset_contents import short, size_of
-from .run_lengths import mask_area
+from .mask_area import mask_area
 
 Records = list[dict[str, Any]]
 

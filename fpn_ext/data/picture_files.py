@@ -69,6 +69,28 @@ def look_at(file: str) -> Look:
         return Look("unreadable-image", f"{type(error).__name__}: {str(error)[:200]}")
 
 
+def size_of_picture(file: str | os.PathLike) -> tuple[int, int]:
+    """Width and height as Detectron2 reads an image, turned as its EXIF says; from its header.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no header of an image.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"no file {file}")
+    try:
+        if os.fspath(file).lower().endswith(".npy"):
+            height, width = load_array(Path(file)).shape[:2]
+            return width, height
+        with warnings.catch_warnings():  # about broken metadata and large images
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                width, height = image.size
+                return (height, width) if _orientation(image) in TURNED else (width, height)
+    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error
+        raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
 def _look_at_array(file: str) -> Look:
     try:
         array = load_array(Path(file))

@@ -9,8 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from ..config.level_table import level_table_in_errors
-from ..config.load import load_config, written_keys, written_keys_here
+from ..config.load import load_config, written_keys
 from ..config.prepare import MISTAKES, Caution, Weights, prepare_loaded
+from ..config.written import WrittenKeys
 from ..evaluation.rehearsal import rehearse
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
 from ..proposals.loader import training_data
@@ -32,8 +33,7 @@ def examine(
         cfg = load_config(config_file, opts)
     except MISTAKES as error:
         return [Finding("error", "config", str(error))]
-    written = written_keys(config_file, opts), written_keys_here(config_file, opts)
-    findings = list(_preparation(cfg, eval_only, *written))
+    findings = list(_preparation(cfg, eval_only, written_keys(config_file, opts)))
     if any(finding.status == "error" for finding in findings):
         return findings
     findings += [*_evaluation(cfg), *_model(cfg, eval_only)]
@@ -42,15 +42,19 @@ def examine(
     return findings
 
 
-def _preparation(
-    cfg: CfgNode, eval_only: bool, explicitly_set: set[str], written_here: set[str]
-) -> Iterable[Finding]:
+def _preparation(cfg: CfgNode, eval_only: bool, explicitly_set: WrittenKeys) -> Iterable[Finding]:
     weights: Weights = "required" if eval_only else "start"
-    for stage in prepare_loaded(cfg, not eval_only, weights, explicitly_set, written_here):
+    without_data = False
+    for stage in prepare_loaded(cfg, not eval_only, weights, explicitly_set):
         for note in stage.notes:
             status: Status = "warning" if isinstance(note, Caution) else "ok"
             yield Finding(status, stage.subject, note)
-        yield from (Finding("error", stage.subject, problem) for problem in stage.problems)
+        problems = stage.problems
+        if stage.subject == "data" and problems:
+            without_data = True
+        if without_data and stage.subject == "config":  # what follows from that error
+            problems = [problem for problem in problems if not problem.startswith("DATASETS.")]
+        yield from (Finding("error", stage.subject, problem) for problem in problems)
         if stage.subject == "config" and not stage.problems:
             yield Finding("ok", "config", "every key, name and level fits")
 

@@ -37,6 +37,8 @@ def learning_rate_note(cfg: CfgNode) -> str:
     """
     rate, times = cfg.SOLVER.BASE_LR, cfg.SOLVER.FPN_EXT.ACCUMULATE
     batch = cfg.SOLVER.IMS_PER_BATCH * times
+    if batch == cfg.SOLVER.FPN_EXT.REFERENCE_BATCH:
+        return ""  # the config says what batch its rate is for
     usual = REFERENCE_RATE * batch
     if 1 / TOLERATED <= rate / usual <= TOLERATED:
         return ""

@@ -61,7 +61,15 @@ def build_step(
         cfg: ``SOLVER.AMP.ENABLED``, ``SOLVER.FPN_EXT.AMP_DTYPE`` and ``ACCUMULATE`` are read.
         model, data_loader, optimizer: as in :class:`MicroBatchTrainer`; the model may be wrapped
             in DistributedDataParallel, and is set to training mode.
+
+    Raises:
+        ValueError: ``SOLVER.FPN_EXT.EPOCHS`` has not been made ``SOLVER.MAX_ITER``.
     """
+    if epochs := own_keys(cfg, "SOLVER").EPOCHS:
+        raise ValueError(
+            f"SOLVER.FPN_EXT.EPOCHS {epochs} has not been made SOLVER.MAX_ITER: take the config "
+            "from fpn_ext.prepare(..., training=True)"
+        )
     batches, dtype = own_keys(cfg, "SOLVER").ACCUMULATE, amp_dtype(cfg)
     if batches == 1 and dtype is None:
         return SimpleTrainer(model, data_loader, optimizer)

@@ -70,10 +70,14 @@ def start(args: argparse.Namespace) -> None:
     args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
     if args.new_folder:
         _take_new_folder(args)
-    cfg = prepared(args).cfg
-    args.evaluation_notes = check_evaluation(cfg)
     place = distributed.place_unless_launching(args)
     is_first = args.machine_rank == 0 if place is None else place.rank == 0
+    if not args.eval_only and is_first:
+        written = load_config(args.config_file, args.opts)
+        if written.DATASETS.FPN_EXT.DATA:  # which the preparation writes into the folder
+            check_unused(args, written.OUTPUT_DIR)
+    cfg = prepared(args).cfg
+    args.evaluation_notes = check_evaluation(cfg)
     with contextlib.ExitStack() as stack:
         if not args.eval_only and is_first:
             stack.enter_context(only_one_in(Path(cfg.OUTPUT_DIR)))

@@ -23,7 +23,7 @@ from ..data.class_numbers import class_names, numbers_in, unknown_class
 from ..data.coco_file import Faults, check_coco_file, read_coco_json
 from ..data.dataset_contents import four_numbers, number_of, short
 from ..data.loading import Records, check_records, load_records
-from ..data.run_lengths import mask_area
+from ..data.mask_area import mask_area
 from ..names import did_you_mean
 
 logger = logging.getLogger(__name__)

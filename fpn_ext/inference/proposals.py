@@ -30,8 +30,11 @@ def generate(
     """
     check_top_k(top_k)
     register_datasets()
-    check_registered(datasets)  # first: --datasets swallows overrides as names
+    has_data = "DATASETS.FPN_EXT.DATA" in opts  # prepare registers its splits
+    if not has_data:
+        check_registered(datasets)  # first: --datasets swallows overrides as names
     cfg, notes = prepare(config_file, opts, weights="required")
+    check_registered(datasets)
     print("\n".join(notes))
     cfg.freeze()
     with level_table_in_errors(cfg):

@@ -11,7 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
 
-from ..config.load import load_config
+from ..config.data_keys import resolve_data
+from ..config.load import load_config, written_keys
 from ..data.datasets import register_datasets
 from ..data.training_boxes import TrainingBoxes, read_boxes
 from ..files.atomic import replacing
@@ -58,6 +59,8 @@ def config_and_boxes(args: argparse.Namespace) -> tuple[CfgNode, TrainingBoxes]:
     """
     cfg = load_config(args.config_file, args.opts)
     register_datasets()
+    for note in resolve_data(cfg, False, written_keys(args.config_file, args.opts)):
+        print(note)
     if args.dataset:
         cfg.DATASETS.TRAIN = (args.dataset,)
     for name in cfg.DATASETS.TRAIN:

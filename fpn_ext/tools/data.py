@@ -1,9 +1,10 @@
-"""Check a dataset: annotation files, every box, and every image's pixels if asked for.
+"""Check a dataset: annotation files, every box, and every image's pixels.
 
 Every problem is listed at once, with its count and the first places. Exit status: 0 without errors,
 1 with errors.
 
 examples:
+  fpn-ext data --data photos/                        # COCO, VOC or YOLO, found out
   fpn-ext data --dataset bccd_trainval
   fpn-ext data --coco annotations/instances_train.json --images train/
   fpn-ext data --voc BCCD/ --split trainval --config-file configs/bccd/faster_rcnn_R_18_FPN.yaml
@@ -12,11 +13,12 @@ examples:
 import argparse
 from pathlib import Path
 
-from .options import add_config, add_json
+from .options import DATA, add_config, add_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="FOLDER", dest="folder", type=Path, help=DATA)
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset")
     source.add_argument("--coco", metavar="JSON", type=Path, help="with --images")
     source.add_argument("--voc", metavar="FOLDER", type=Path, help="with --split")
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", metavar="NAME", help="a list in ImageSets/Main")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="default: those in the files")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode images")
-    add_config(parser, required=False)
+    add_config(parser, required=False, has_data=False)
     add_json(parser)
 
 
@@ -32,12 +34,15 @@ def run(args: argparse.Namespace) -> int:
     from ..config.load import load_config
     from ..data.annotation_files import read_coco, read_voc
     from ..data.check import check, read_registered
+    from ..data.contents_of_data import read_data
     from ..data.datasets import register_datasets
     from ..reporting.json_files import write_json
 
     _check_options(args)
     cfg = load_config(args.config_file, args.opts) if args.config_file else None
-    if args.coco:
+    if args.folder:
+        contents = read_data(args.folder)
+    elif args.coco:
         contents = read_coco(args.coco, args.images)
     elif args.voc:
         contents = read_voc(args.voc, args.split, args.classes)

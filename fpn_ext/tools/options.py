@@ -7,14 +7,21 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+DATA = "photographs with annotations (COCO, VOC, YOLO), or a YAML file that describes them"
+
 
 def add_config(
-    parser: argparse.ArgumentParser, required: bool = True, run: bool = False, paths: str = ""
+    parser: argparse.ArgumentParser,
+    required: bool = True,
+    run: bool = False,
+    paths: str = "",
+    has_data: bool = True,
 ) -> None:
-    """``--config-file FILE`` and trailing ``KEY VALUE`` overrides.
+    """``--config-file FILE``, ``--data FOLDER`` and trailing ``KEY VALUE`` overrides.
 
     Args:
         run: also ``--run DIR`` in its place; :func:`take_run` reads it.
+        has_data: also ``--data``; :func:`data_as_override` reads it.
         paths: what other words are, if they may be among the overrides (:func:`split_words`).
     """
     config: argparse._ActionsContainer = parser
@@ -30,6 +37,8 @@ def add_config(
             metavar="DIR",
             help="folder of a training (its OUTPUT_DIR): config and weights are taken from it",
         )
+    if has_data:
+        parser.add_argument("--data", metavar="FOLDER", help=DATA)
     meaning = "overrides of the config"
     parser.add_argument(
         "opts",
@@ -98,6 +107,12 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             raise FileNotFoundError(f"{word}: no such file or folder, nor a config key")
     return paths, overrides
+
+
+def data_as_override(args: argparse.Namespace) -> None:
+    """Make ``--data FOLDER`` the override that it stands for, in place."""
+    if getattr(args, "data", None) is not None:
+        args.opts = [*args.opts, "DATASETS.FPN_EXT.DATA", repr(args.data)]
 
 
 def _folder(text: str) -> Path:
@@ -215,4 +230,4 @@ def add_boxes_report(parser: argparse.ArgumentParser) -> None:
         "--dataset", metavar="NAME", help="a registered dataset, instead of DATASETS.TRAIN"
     )
     add_json(parser)
-    add_output(parser, "a picture (PNG)", required=False)
+    add_output(parser, "a image (PNG)", required=False)

@@ -11,7 +11,7 @@ from .options import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
+    add_config(parser, has_data=False)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="weights")
     parser.add_argument("--iterations", type=int, default=1000, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")

@@ -1,0 +1,149 @@
+"""From a dataset by name to a whole config: what DATASETS.FPN_EXT.DATA and EPOCHS decide."""
+
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from ..data.named import NamedData, register_data
+from ..keys import declare
+from .written import WrittenKeys
+
+EPOCHS = "SOLVER.FPN_EXT.EPOCHS"
+WARMUP_SHARE = 10  # at most one in so many iterations warms up, where the config does not say
+MOST_NOTES = 4
+
+declare(
+    "SOLVER.FPN_EXT.EPOCHS",
+    0,
+    """How often each image of DATASETS.TRAIN is seen. MAX_ITER follows; so do, where they are not
+    written as late as this key, STEPS (at 2/3 and 8/9), WARMUP_ITERS (at most a tenth),
+    CHECKPOINT_PERIOD and TEST.EVAL_PERIOD (ten times). 0: MAX_ITER counts.""",
+    "training",
+)
+declare(
+    "SOLVER.FPN_EXT.REFERENCE_BATCH",
+    0,
+    """The number of images per step that BASE_LR was written for; it is scaled in proportion to
+    IMS_PER_BATCH x ACCUMULATE. 0: BASE_LR is taken as it is.""",
+    "training",
+)
+
+
+def resolve_data(cfg: CfgNode, training: bool, written: WrittenKeys) -> list[str]:
+    """Set what follows from the dataset and the number of epochs, in place; says what.
+
+    Afterwards EPOCHS is 0 and REFERENCE_BATCH the batch, so that the config, written to a file and
+    read again, is the same.
+
+    Args:
+        training: there is a schedule.
+        written: the keys that somebody has written.
+
+    Raises:
+        FileNotFoundError, ValueError: what is wrong with the data, or with EPOCHS.
+    """
+    notes = []
+    if cfg.DATASETS.FPN_EXT.DATA:
+        named = register_data(cfg.DATASETS.FPN_EXT.DATA, Path(cfg.OUTPUT_DIR, "data"))
+        cfg.DATASETS.FPN_EXT.DATA = str(named.source)
+        notes += _set_datasets(cfg, named, training, written)
+        notes += _set_classes(cfg, named, written)
+    if training:
+        notes += _set_schedule(cfg, written)
+    return notes
+
+
+def _set_datasets(
+    cfg: CfgNode, named: NamedData, training: bool, written: WrittenKeys
+) -> list[str]:
+    names = named.names
+    if training and "train" not in names:
+        raise ValueError(
+            f"--data {named.source}: no images to train on; its splits are {', '.join(names)}"
+        )
+    follow = {
+        "TRAIN": tuple(names[s] for s in ("train",) if s in names),
+        "TEST": tuple(names[s] for s in ("val", "test") if s in names)[:1],
+    }
+    counts = ", ".join(
+        f"{split} {images} images with {objects} objects"
+        for split, (images, objects) in named.counts.items()
+    )
+    shown = ", ".join(named.classes[:8]) + (", ..." if len(named.classes) > 8 else "")
+    notes = [
+        f"data {named.source} ({named.format}): {counts}; NUM_CLASSES {len(named.classes)}: {shown}"
+    ]
+    replaced = []
+    for key, chosen in follow.items():
+        before = tuple(cfg.DATASETS[key])
+        is_written = f"DATASETS.{key}" in written
+        # A split of the data's own may be named, DATASETS.TEST "('photos_test',)"; or no test.
+        if set(before) <= set(names.values()) and (before or (key == "TEST" and is_written)):
+            continue
+        cfg.DATASETS[key] = chosen
+        if before and is_written:
+            replaced.append(f"DATASETS.{key} is {chosen}, not {before}")
+    if replaced:
+        notes.append(f"--data decides: {'; '.join(replaced)}")
+    notes += named.notes[:MOST_NOTES]
+    if len(named.notes) > MOST_NOTES:
+        notes.append(f"and {len(named.notes) - MOST_NOTES} more such notes: fpn-ext data --data")
+    return notes
+
+
+def _set_classes(cfg: CfgNode, named: NamedData, written: WrittenKeys) -> list[str]:
+    """The number of classes, under each key of the model that counts objects' classes."""
+    count, replaced = len(named.classes), []
+    for name, node in cfg.MODEL.items():
+        if name == "SEM_SEG_HEAD" or not isinstance(node, CfgNode) or "NUM_CLASSES" not in node:
+            continue
+        key = f"MODEL.{name}.NUM_CLASSES"
+        if key in written and count != node.NUM_CLASSES:
+            replaced.append(f"{key} is {count}, not {node.NUM_CLASSES}")
+        node.NUM_CLASSES = count
+    return [f"--data decides: {'; '.join(replaced)}"] if replaced else []
+
+
+def _set_schedule(cfg: CfgNode, written: WrittenKeys) -> list[str]:
+    solver, keys = cfg.SOLVER, cfg.SOLVER.FPN_EXT
+    for key in ("EPOCHS", "REFERENCE_BATCH"):
+        if keys[key] < 0:
+            raise ValueError(f"SOLVER.FPN_EXT.{key} must be 0 or more, got {keys[key]}")
+    if keys.REFERENCE_BATCH and solver.REFERENCE_WORLD_SIZE:
+        raise ValueError(
+            f"SOLVER.FPN_EXT.REFERENCE_BATCH {keys.REFERENCE_BATCH} and "
+            f"SOLVER.REFERENCE_WORLD_SIZE {solver.REFERENCE_WORLD_SIZE} both scale the learning "
+            "rate: set one of them to 0"
+        )
+    batch = solver.IMS_PER_BATCH * keys.ACCUMULATE
+    notes = []
+    if keys.REFERENCE_BATCH:
+        rate = solver.BASE_LR * batch / keys.REFERENCE_BATCH
+        if batch != keys.REFERENCE_BATCH:
+            notes.append(
+                f"SOLVER.BASE_LR {rate:g}: {solver.BASE_LR:g} for {keys.REFERENCE_BATCH} images, "
+                f"scaled to {batch}"
+            )
+        solver.BASE_LR, keys.REFERENCE_BATCH = rate, batch
+    if not keys.EPOCHS:
+        return notes
+    images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
+    kept = written.since(EPOCHS)
+    # Of the two lengths, the one that is written later; load_config refuses both in one place.
+    by_epochs = "SOLVER.MAX_ITER" not in kept
+    iterations = max(-(-keys.EPOCHS * images // batch), 1) if by_epochs else solver.MAX_ITER
+    follow: dict[str, Any] = {
+        "SOLVER.STEPS": tuple(dict.fromkeys((iterations * 2 // 3, iterations * 8 // 9))),
+        "SOLVER.WARMUP_ITERS": min(solver.WARMUP_ITERS, iterations // WARMUP_SHARE),
+        "SOLVER.CHECKPOINT_PERIOD": max(iterations // 10, 1),
+        "TEST.EVAL_PERIOD": max(iterations // 10, 1) if cfg.DATASETS.TEST else 0,
+    }
+    values = {key: value for key, value in follow.items() if key not in kept}
+    cfg.merge_from_list([word for pair in values.items() for word in pair])
+    said = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in values.items())
+    epochs = f"{iterations * batch / images:.3g} epochs of {images} images in steps of {batch}"
+    notes.append(f"{epochs}: SOLVER.MAX_ITER {iterations}" + (f", {said}" if said else ""))
+    solver.MAX_ITER, keys.EPOCHS = iterations, 0
+    return notes

@@ -1,0 +1,200 @@
+"""A dataset made fit to train on and to be scored, and written as the COCO JSON for both.
+
+Whatever format the annotations came in, the same photographs and boxes give the same JSON: images
+in the order of their names and boxes as they were annotated, ids from 1, every field that an
+evaluator reads. What was filled in or left out for it is counted in the dataset's tally.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..names import did_you_mean
+from .box_formats import format_problems
+from .dataset import AnnotatedImage, Dataset, Instance, names_of, rounded
+from .dataset_contents import KINDS, Box
+from .picture_files import size_of_picture
+from .run_lengths import run_lengths
+
+VISIBLE = 0.01  # pixels: a box that reaches further beyond its image is said to be clipped
+
+
+def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
+    """Fill in sizes and areas, clip boxes to their images and leave out empty ones; in place.
+
+    Args:
+        classes: names in the order of their numbers, where the dataset's are not meant.
+
+    Raises:
+        ValueError: images that are not there or of another size than annotated, objects of
+            classes that there are none of, no images or no objects.
+    """
+    tally = dataset.tally
+    if classes:
+        dataset.classes = list(classes)
+    known = set(dataset.classes)
+    for image in dataset.images:
+        _complete_size(image, dataset)
+        for instance in image.instances:
+            if instance.category not in known:
+                tally.fault(
+                    f"objects are of class {instance.category!r}, which classes does not name; "
+                    + did_you_mean(instance.category, known),
+                    image.file.name,
+                )
+    boxes = [
+        (written_box(0, instance, dataset.format), (image.width, image.height))
+        for image in dataset.images
+        for instance in image.instances
+    ]
+    for problem in format_problems(boxes):
+        tally.fault(f"formats of boxes: {KINDS[problem.kind][1]}", problem.detail)
+    tally.check(dataset.source)
+    for image in dataset.images:
+        image.instances = [
+            instance for instance in image.instances if _complete(instance, image, dataset)
+        ]
+    objects = [i for image in dataset.images for i in image.instances if not i.iscrowd]
+    if not objects:
+        raise ValueError(
+            f"{dataset.source} ({dataset.format}): {len(dataset.images)} images and no object on "
+            "any of them (crowd regions are none)"
+        )
+    used = {instance.category for instance in objects}
+    for name in dataset.classes:
+        if name not in used:
+            tally.note("classes have no boxes, and cannot be learnt", name)
+    for split, images in dataset.splits.items():
+        names = names_of([image.file for image in images]) if images else {}
+        if len(names) < len(images):
+            twice = next(i.file for n, i in enumerate(images) if i.file in
+                         {other.file for other in images[:n]})  # fmt: skip
+            raise ValueError(f"{dataset.source}: {split} has the image {twice} twice")
+        dataset.splits[split] = sorted(images, key=lambda image: names[image.file])
+    return dataset
+
+
+def written_box(number: int, instance: Instance, written_in: str) -> Box:
+    """A box with its four numbers as its format has them; what they look like tells mistakes.
+
+    Args:
+        number: of the object on its image.
+        written_in: the format.
+    """
+    x0, y0, x1, y1 = instance.box
+    form, written = {
+        "coco": ("XYWH", (x0, y0, x1 - x0, y1 - y0)),
+        "voc": ("VOC", (x0 + 1, y0 + 1, x1, y1)),
+    }.get(written_in, ("XYXY", instance.box))
+    mask = instance.segmentation
+    extent = None
+    if isinstance(mask, list):
+        xs = [x for polygon in mask for x in polygon[::2]]
+        ys = [y for polygon in mask for y in polygon[1::2]]
+        extent = min(xs), min(ys), max(xs), max(ys)
+    return Box(number, written, form, instance.category, instance.iscrowd, extent)  # type: ignore[arg-type]
+
+
+def _complete_size(image: AnnotatedImage, dataset: Dataset) -> None:
+    tally = dataset.tally
+    try:
+        width, height = size_of_picture(image.file)
+    except (FileNotFoundError, ValueError) as error:
+        tally.fault("images are missing or cannot be read", f"{image.file}: {error}")
+        return
+    if not (image.width and image.height):
+        if dataset.format in ("coco", "voc"):
+            tally.note("images had no size: read from the images", image.file.name)
+        image.width, image.height = width, height
+    elif (image.width, image.height) != (width, height):
+        tally.fault(
+            "images have another size than annotated (turned by EXIF, or scaled since?)",
+            f"{image.file.name}: {width}x{height}, annotated {image.width}x{image.height}",
+        )
+
+
+def _complete(instance: Instance, image: AnnotatedImage, dataset: Dataset) -> bool:
+    """Whether there is a box, clipped and with an area."""
+    tally, where = dataset.tally, f"{image.file.name}, {instance.category}"
+    x0, y0, x1, y1 = instance.box
+    if not (x1 > x0 and y1 > y0):
+        tally.note("boxes have no width or no height: left out", where)
+        return False
+    width, height = image.width, image.height
+    clipped = rounded((max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)))
+    if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
+        tally.note("boxes lie outside their images: left out", where)
+        return False
+    if max(abs(a - b) for a, b in zip(clipped, instance.box, strict=True)) > VISIBLE:
+        tally.note("boxes reach beyond their images: clipped", where)
+    instance.box = clipped
+    if instance.area is None:
+        if instance.segmentation is None:
+            x0, y0, x1, y1 = clipped
+            source, instance.area = "boxes", round((x1 - x0) * (y1 - y0), 4)
+        else:
+            source, instance.area = "masks", _mask_area(instance)
+        if dataset.format == "coco":
+            tally.note(f"annotations had no area: taken from their {source}", where)
+    return True
+
+
+def _mask_area(instance: Instance) -> float:
+    """Of polygons by the shoelace formula, as COCO's; of a run-length mask its pixels."""
+    mask = instance.segmentation
+    if isinstance(mask, dict):
+        return float(sum((run_lengths(mask) or [])[1::2]))
+    area = 0.0
+    for polygon in mask or ():
+        x, y = np.reshape(polygon, (-1, 2)).T
+        area += abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+    return round(area, 4)
+
+
+def coco_json(dataset: Dataset, split: str) -> dict[str, Any]:
+    """One split of a completed dataset as COCO's JSON.
+
+    ``file_name`` is relative to the common folder of the split's images.
+    """
+    images = dataset.splits[split]
+    names = names_of([image.file for image in images]) if images else {}
+    number_of = {name: number for number, name in enumerate(dataset.classes, 1)}
+    annotations: list[dict[str, Any]] = []
+    for image_id, image in enumerate(images, 1):
+        for instance in image.instances:
+            x0, y0, x1, y1 = instance.box
+            annotation: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": number_of[instance.category],
+                "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+                "area": instance.area,
+                "iscrowd": int(instance.iscrowd),
+            }
+            if instance.segmentation is not None:
+                annotation["segmentation"] = instance.segmentation
+            if instance.keypoints is not None:
+                annotation["keypoints"] = instance.keypoints
+                annotation["num_keypoints"] = sum(v > 0 for v in instance.keypoints[2::3])
+            annotations.append(annotation)
+    categories: list[dict[str, Any]] = [
+        {"id": number, "name": name} for name, number in number_of.items()
+    ]
+    if dataset.keypoint_names:
+        for category in categories:
+            category["keypoints"] = dataset.keypoint_names
+    return {
+        "info": {"description": f"the split {split}"},
+        "images": [
+            {
+                "id": image_id,
+                "file_name": names[image.file],
+                "width": image.width,
+                "height": image.height,
+            }
+            for image_id, image in enumerate(images, 1)
+        ],
+        "annotations": annotations,
+        "categories": categories,
+    }

@@ -1,0 +1,35 @@
+"""A dataset written in another format."""
+
+from pathlib import Path
+
+from .canonical import complete
+from .data_file import open_data
+from .formats import FORMATS, read_dataset
+
+
+def convert(source: Path, to: str, output: Path) -> str:
+    """Read a dataset, write it with its images in another format, and say what was written.
+
+    Args:
+        source: a folder, or a YAML file that describes one.
+        to: ``"coco"``, ``"voc"`` or ``"yolo"``.
+        output: a folder that is empty or not there.
+
+    Raises:
+        FileNotFoundError, ValueError: what is wrong with the data.
+        FileExistsError: there is something in ``output``.
+    """
+    data = open_data(source)
+    if output.is_dir() and any(output.iterdir()):
+        raise FileExistsError(f"--output {output} is not empty: name a folder that is not there")
+    dataset = complete(read_dataset(data), data.classes)
+    write = FORMATS[to].write
+    assert write is not None, to
+    write(dataset, output)
+    objects = sum(len(image.instances) for image in dataset.images)
+    splits = ", ".join(f"{split} {len(images)}" for split, images in dataset.splits.items())
+    first = (
+        f"{source} ({dataset.format}) to {output} ({to}): {len(dataset.images)} images ({splits}), "
+        f"{objects} objects of {len(dataset.classes)} classes"
+    )
+    return "\n".join([first, *(f"  {line}" for line in dataset.tally.lines())])
