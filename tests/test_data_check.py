@@ -584,9 +584,8 @@ def test_training_says_what_becomes_of_them(tmp_path, caplog, drop, left, verb):
 
 def test_training_on_nothing(tmp_path):
     write_coco(tmp_path, {**coco(), "annotations": []})
-    with pytest.raises(ValueError, match=r"no image is left of the 2 .* 0 have boxes"):
+    with pytest.raises(ValueError, match=r"no object to train on in its 2 images"):
         training_data(training_cfg(tmp_path, True))
-    (tmp_path / "kept").mkdir()
 
 
 # The command.

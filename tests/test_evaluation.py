@@ -154,10 +154,9 @@ def test_a_higher_limit_of_detections_reaches_coco(coco_set, tmp_path, limit, re
     assert evaluator._max_dets_per_image[-1] == reported
 
 
-@pytest.mark.parametrize("evaluator_type", ["lvis", None])
+@pytest.mark.parametrize("evaluator_type", ["lvis", "coco_panoptic_seg"])
 def test_an_evaluator_we_do_not_run(evaluator_type, tmp_path):
     name = f"test_evaluation_{evaluator_type}"
-    if evaluator_type:
-        MetadataCatalog.get(name).set(evaluator_type=evaluator_type)
+    MetadataCatalog.get(name).set(evaluator_type=evaluator_type)
     with pytest.raises(ValueError, match=rf"{name}.*{evaluator_type}.*'coco' and 'pascal_voc'"):
         build_evaluator(fpn_ext.get_cfg(), name, str(tmp_path))

@@ -169,7 +169,10 @@ def test_what_a_key_is_not_for_is_not_chosen(avx512):
     by_name = ("MODEL.FPN_EXT.BOTTOM_UP", "torchvision/resnet18")
     values, _ = chosen(*by_name, "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]")
     assert values == ("auto", False, False, False, "")
-    retinanet = ("MODEL.META_ARCHITECTURE", "RetinaNet")
+    retinanet = (
+        *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "5"),
+        *("MODEL.RETINANET.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p6']"),
+    )
     assert chosen(*retinanet)[0] == ("auto", True, True, True, "")
 
 

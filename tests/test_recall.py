@@ -13,6 +13,7 @@ from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from detectron2.structures import Boxes, Instances
 from fpn_ext.data.datasets import register_voc_layout
 from fpn_ext.evaluation import recall
+from fpn_ext.evaluation.ground_truth import ground_truth_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
@@ -317,7 +318,7 @@ def test_other_mistakes():
 def test_ground_truth_of_a_voc_layout(tmp_path, request):
     write_voc(tmp_path, {"a": [("dog", 1, 1, 10, 20), ("cat", 5, 5, 5, 9)], "b": []})
     register_voc_layout(request.node.name, tmp_path, "train", CLASSES)
-    truth = recall.ground_truth_of(request.node.name)
+    truth = ground_truth_of(request.node.name)
     assert set(truth.imgs) == {"a", "b"}
     assert [c["name"] for c in truth.dataset["categories"]] == CLASSES
     (dog,) = truth.dataset["annotations"]  # a box without width is left out, as in training
@@ -340,7 +341,7 @@ def test_ground_truth_of_records_keeps_crowds(request):
 
     DatasetCatalog.register(request.node.name, records)
     MetadataCatalog.get(request.node.name).thing_classes = ["thing"]
-    crowd, thing = recall.ground_truth_of(request.node.name).dataset["annotations"]
+    crowd, thing = ground_truth_of(request.node.name).dataset["annotations"]
     assert (crowd["bbox"], crowd["iscrowd"]) == ([5, 5, 4, 4], 1)
     assert (thing["bbox"], thing["iscrowd"]) == ([5, 5, 9, 9], 0)
 
@@ -349,9 +350,9 @@ def test_ground_truth_of_a_json_file(tmp_path, request):
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(HAND.dataset))
     MetadataCatalog.get(request.node.name).json_file = str(file)
-    assert recall.ground_truth_of(request.node.name).dataset == HAND.dataset
+    assert ground_truth_of(request.node.name).dataset == HAND.dataset
 
 
 def test_ground_truth_of_nothing():
     with pytest.raises(ValueError, match=r"'demo_multiscale_vel' is not .*'demo_multiscale_val'"):
-        recall.ground_truth_of("demo_multiscale_vel")
+        ground_truth_of("demo_multiscale_vel")

@@ -17,6 +17,7 @@ from fpn_ext.data import demo_data
 from fpn_ext.data.datasets import register_voc_layout
 from fpn_ext.evaluation import recall
 from fpn_ext.evaluation.evaluators import VOCEvaluator, build_evaluator
+from fpn_ext.evaluation.ground_truth import ground_truth_of
 from fpn_ext.proposals.file import ProposalFile
 from voc import CLASSES, write_voc
 
@@ -261,7 +262,7 @@ def test_an_rpn_alone_is_scored(cfg, demo):
 
     saved = ProposalFile(folder / "box_proposals.safetensors")
     again = recall.average_recall(
-        recall.ground_truth_of(demo),
+        ground_truth_of(demo),
         {image_id: boxes for image_id, (boxes, _) in saved.items()},
         {image_id: scores for image_id, (_, scores) in saved.items()},
     )

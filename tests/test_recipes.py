@@ -417,10 +417,10 @@ def test_validation_loss_of_a_detector(images, tmp_path):
 
 def test_validation_loss_needs_ground_truth(images, tmp_path, monkeypatch):
     records = [{"file_name": "a.jpg", "height": 8, "width": 8, "image_id": 1, "annotations": []}]
-    module = fpn_ext.proposals.loader
-    monkeypatch.setattr(module, "get_detection_dataset_dicts", lambda *a, **k: records)
+    monkeypatch.setattr(fpn_ext.proposals.loader, "load_records", lambda names: records)
+    cfg = evaluated(tmp_path, "TEST.FPN_EXT.VALIDATION_LOSS", True)
     with pytest.raises(ValueError, match=r"VALIDATION_LOSS needs ground truth: .*tiny_train"):
-        Trainer(evaluated(tmp_path, "TEST.FPN_EXT.VALIDATION_LOSS", True))
+        fpn_ext.proposals.loader.build_validation_loader(cfg, "tiny_train")
 
 
 def test_validation_loss_is_logged(straight):

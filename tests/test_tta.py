@@ -231,11 +231,13 @@ def test_what_cannot_be_augmented_is_said_before_training():
     ]
     for opts, message in (
         (["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "GeneralizedRCNN, got ProposalNetwork"),
-        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "GeneralizedRCNN, got RetinaNet"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "5",
+          "MODEL.RETINANET.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p6']"],
+         "GeneralizedRCNN, got RetinaNet"),
         (precomputed, "needs the model's own RPN"),
         (["MODEL.KEYPOINT_ON", "True"], "has no keypoints"),
         (["TEST.AUG.MIN_SIZES", "()"], r"TEST\.AUG\.MIN_SIZES is empty"),
-    ):
+    ):  # fmt: skip
         cfg = load_config(demo_config, opts)
         check_config(cfg)
         cfg.TEST.AUG.ENABLED = True

@@ -28,9 +28,11 @@ from ..evaluation.coco import settings_problems
 from ..keys import own_keys
 from ..modeling.top_blocks import TOP_BLOCK_REGISTRY
 from ..names import did_you_mean
+from ..registries.architectures import class_count, class_count_key, is_architecture, reads_node
 from ..registries.lookup import check_norm, has_pyramid_heads, is_pyramid, look_up
 from .check_levels import configured_level_problems
 from .check_training import determinism_problems, recipe_problems, solver_problems
+from .check_values import value_problems
 from .defaults import get_cfg, keys_of, leaves, mapping_of, near_keys
 from .level_table import level_table
 
@@ -86,6 +88,7 @@ def config_problems(
         *determinism_problems(cfg),
         *solver_problems(cfg),
         *recipe_problems(cfg, training),
+        *value_problems(cfg, training),
         *configured_level_problems(cfg),
         *_dataset_problems(cfg, training),
         *_proposal_problems(cfg, training),
@@ -111,16 +114,19 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
         (META_ARCH_REGISTRY, model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"),
         (BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME"),
         (ANCHOR_GENERATOR_REGISTRY, model.ANCHOR_GENERATOR.NAME, "MODEL.ANCHOR_GENERATOR.NAME"),
-        (ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME"),
-        (RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME"),
     ]
+    has_rpn, has_heads = reads_node(cfg, "RPN"), reads_node(cfg, "ROI_HEADS")
+    if has_heads:
+        named.append((ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME"))
+    if has_rpn:
+        named.append((RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME"))
     if is_pyramid(cfg):
         named.append((TOP_BLOCK_REGISTRY, model.FPN_EXT.TOP_BLOCK, "MODEL.FPN_EXT.TOP_BLOCK"))
         try:
             check_bottom_up_name(model.FPN_EXT.BOTTOM_UP)
         except ValueError as error:
             yield str(error)
-    if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+    if has_rpn and model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
         named.append(
             (
                 PROPOSAL_GENERATOR_REGISTRY,
@@ -129,11 +135,11 @@ def _name_problems(cfg: CfgNode) -> Iterable[str]:
             )
         )
     # Empty in Detectron2's defaults, for models without such a head.
-    if model.ROI_BOX_HEAD.NAME or has_pyramid_heads(cfg):
+    if has_heads and (model.ROI_BOX_HEAD.NAME or has_pyramid_heads(cfg)):
         named.append((ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME, "MODEL.ROI_BOX_HEAD.NAME"))
-    if model.MASK_ON:
+    if has_heads and model.MASK_ON:
         named.append((ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME, "MODEL.ROI_MASK_HEAD.NAME"))
-    if model.KEYPOINT_ON:
+    if has_heads and model.KEYPOINT_ON:
         named.append(
             (
                 ROI_KEYPOINT_HEAD_REGISTRY,
@@ -211,7 +217,7 @@ def _inference_problems(cfg: CfgNode) -> Iterable[str]:
     elif dtype == "float16" and cfg.MODEL.DEVICE == "cpu":
         yield "MODEL.FPN_EXT.INFERENCE_DTYPE float16 needs a GPU; on CPU use bfloat16 or float32"
     architectures = ("GeneralizedRCNN", "ProposalNetwork")
-    if dtype and cfg.MODEL.META_ARCHITECTURE not in architectures:
+    if dtype and not is_architecture(cfg, *architectures):
         yield (
             f"MODEL.FPN_EXT.INFERENCE_DTYPE serves MODEL.META_ARCHITECTURE {architectures}, "
             f"got {cfg.MODEL.META_ARCHITECTURE}; leave it empty"
@@ -280,9 +286,9 @@ def _bottom_up_problems(cfg: CfgNode) -> Iterable[str]:
 def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     if training and not cfg.DATASETS.TRAIN:
         yield "DATASETS.TRAIN names no dataset to train on"
-    has_classes = (
-        cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and cfg.MODEL.ROI_HEADS.NAME != ""
-    )
+    count_key, count = class_count_key(cfg), class_count(cfg)
+    # Those of another split are found by name (fpn_ext.data.class_numbers).
+    by_name = _knows_trained_classes(cfg)
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -293,11 +299,22 @@ def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
                 continue
             # COCO-format datasets may know their classes only once loaded.
             classes = MetadataCatalog.get(name).get("thing_classes")
-            if has_classes and classes and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            if key == "TEST" and by_name:
+                continue
+            if count_key and classes and len(classes) != count:
                 yield (
-                    f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "
-                    f"DATASETS.{key} {name!r} has {len(classes)} classes"
+                    f"{count_key} is {count}, but DATASETS.{key} {name!r} has {len(classes)} "
+                    "classes"
                 )
+
+
+def _knows_trained_classes(cfg: CfgNode) -> bool:
+    count = class_count(cfg)
+    return count > 0 and any(
+        len(MetadataCatalog.get(name).get("thing_classes") or ()) == count
+        for name in cfg.DATASETS.TRAIN
+        if name in DatasetCatalog
+    )
 
 
 def _proposal_problems(cfg: CfgNode, training: bool) -> Iterable[str]:

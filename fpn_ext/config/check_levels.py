@@ -7,6 +7,7 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 
 from ..bottom_up.configured_levels import in_features_key
 from ..levels import stride_named
+from ..registries.architectures import reads_node
 from ..registries.lookup import has_pyramid_heads, inherits, is_pyramid
 from ..variants.all_levels import FUSIONS
 from .level_keys import level_problems, levels_given
@@ -29,23 +30,33 @@ def configured_level_problems(cfg: CfgNode) -> Iterable[str]:
             if None not in strides and strides != sorted(strides, key=lambda t: t or 0):
                 yield f"{key} must go from fine to coarse, got {maps}"
     yield from _rule_problems(cfg)
+    yield from _anchor_problems(cfg)
+
+
+def _anchor_problems(cfg: CfgNode) -> Iterable[str]:
+    model = cfg.MODEL
     anchors = model.ANCHOR_GENERATOR
-    if not inherits(PROPOSAL_GENERATOR_REGISTRY, model.PROPOSAL_GENERATOR.NAME, "RPN"):
+    has_rpn = reads_node(cfg, "RPN") and inherits(
+        PROPOSAL_GENERATOR_REGISTRY, model.PROPOSAL_GENERATOR.NAME, "RPN"
+    )
+    if not has_rpn and not reads_node(cfg, "RETINANET"):
         return
+    node = "RPN" if has_rpn else "RETINANET"
+    maps = model[node].IN_FEATURES
     per_map = []
     for key in ("SIZES", "ASPECT_RATIOS"):
         lists = anchors[key]
         if not lists or not isinstance(lists[0], list | tuple):
             continue  # one list for all levels, or invalid and rejected by the generator
-        if len(lists) not in (1, len(model.RPN.IN_FEATURES)):
+        if len(lists) not in (1, len(maps)):
             yield (
                 f"MODEL.ANCHOR_GENERATOR.{key} has {len(lists)} lists {lists} for the "
-                f"{len(model.RPN.IN_FEATURES)} maps of MODEL.RPN.IN_FEATURES "
-                f"{model.RPN.IN_FEATURES}; it needs one per map, or a single one"
+                f"{len(maps)} maps of MODEL.{node}.IN_FEATURES {maps}; it needs one per map, or a "
+                "single one"
             )
         elif len({len(level) for level in lists}) > 1:
             per_map.append(key)
-    if per_map and model.RPN.HEAD_NAME == "StandardRPNHead":
+    if per_map and has_rpn and model.RPN.HEAD_NAME == "StandardRPNHead":
         yield (
             f"MODEL.ANCHOR_GENERATOR.{' and '.join(per_map)}: StandardRPNHead serves all levels, "
             "so each needs the same number of anchors per location; MODEL.RPN.HEAD_NAME "
@@ -55,7 +66,7 @@ def configured_level_problems(cfg: CfgNode) -> Iterable[str]:
 
 def _rule_problems(cfg: CfgNode) -> Iterable[str]:
     own = cfg.MODEL.FPN_EXT
-    if not has_pyramid_heads(cfg):
+    if not (has_pyramid_heads(cfg) and reads_node(cfg, "ROI_HEADS")):
         return
     if own.LEVEL_FUSION not in FUSIONS:
         yield f"MODEL.FPN_EXT.LEVEL_FUSION must be one of {FUSIONS}, got {own.LEVEL_FUSION!r}"
@@ -67,10 +78,10 @@ def _rule_problems(cfg: CfgNode) -> Iterable[str]:
 
 
 def _asked_maps(cfg: CfgNode) -> Iterable[tuple[str, list[str]]]:
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
-        yield "MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        yield "MODEL.ROI_HEADS.IN_FEATURES", cfg.MODEL.ROI_HEADS.IN_FEATURES
+    for node in ("RPN", "ROI_HEADS", "RETINANET", "SEM_SEG_HEAD"):
+        precomputed = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"
+        if reads_node(cfg, node) and not (node == "RPN" and precomputed):
+            yield f"MODEL.{node}.IN_FEATURES", cfg.MODEL[node].IN_FEATURES
 
 
 def _resnet_pyramid_problems(cfg: CfgNode) -> Iterable[str]:

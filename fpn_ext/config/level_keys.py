@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from ..bottom_up.configured_levels import LEVELS, in_features_key, names_added, strides_of, value_of
 from ..keys import own_keys
 from ..levels import LevelError, map_name, stride_named
+from ..registries.architectures import reads_node
 from ..registries.lookup import is_finest_level_alone, is_pyramid, pyramids
 
 COARSEST_ON_A_MAP = 32
@@ -114,7 +115,7 @@ def level_problems(cfg: CfgNode) -> list[str]:
     for node in ("RPN", "ROI_HEADS"):
         asked = cfg.MODEL[node].IN_FEATURES
         absent = [name for name in asked if name not in (given or own.LEVELS)]
-        if absent:
+        if absent and reads_node(cfg, node):
             problems.append(
                 f"MODEL.{node}.IN_FEATURES {list(asked)} has {absent}, which {LEVELS} "
                 f"{list(own.LEVELS)} has not; leave it out, and it follows {LEVELS}"

@@ -12,6 +12,7 @@ from ..keys import own_keys
 from ..levels import LevelError, stride_named
 from ..modeling.level_rules import LEVEL_RULE_REGISTRY, PaperRule
 from ..names import aligned
+from ..registries.architectures import reads_node
 from ..registries.lookup import has_pyramid_heads, is_pyramid, look_up, pools_from_all_levels
 
 
@@ -76,14 +77,12 @@ def level_table_in_errors(cfg: CfgNode) -> Iterator[None]:
 
 
 def _rpn_levels(cfg: CfgNode) -> list[str]:
-    has_rpn = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "ProposalNetwork", "PanopticFPN")
     precomputed = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"
-    return list(cfg.MODEL.RPN.IN_FEATURES) if has_rpn and not precomputed else []
+    return list(cfg.MODEL.RPN.IN_FEATURES) if reads_node(cfg, "RPN") and not precomputed else []
 
 
 def _pooled_levels(cfg: CfgNode) -> list[str]:
-    has_heads = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
-    return list(cfg.MODEL.ROI_HEADS.IN_FEATURES) if has_heads else []
+    return list(cfg.MODEL.ROI_HEADS.IN_FEATURES) if reads_node(cfg, "ROI_HEADS") else []
 
 
 def _input_size(cfg: CfgNode) -> tuple[int, int]:

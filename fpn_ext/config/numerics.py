@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..keys import defaults, own_keys
+from ..registries.architectures import is_architecture
 from ..registries.lookup import is_pyramid
 from ..speed.optimize import has_bfloat16_convolutions
 
@@ -144,6 +145,6 @@ def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:
     if cfg.MODEL.FPN_EXT.BOTTOM_UP != "build_resnet_backbone":
         return {}, f"not measured with {cfg.MODEL.FPN_EXT.BOTTOM_UP}"
     chosen = dict(FAST_WITH_AVX512)
-    if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "ProposalNetwork"):
+    if not is_architecture(cfg, "GeneralizedRCNN", "ProposalNetwork"):
         del chosen["INFERENCE_DTYPE"]
     return chosen, "AVX-512"

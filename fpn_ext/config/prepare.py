@@ -19,6 +19,7 @@ from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
 from .data_keys import resolve_data
+from .idle import idle_notes
 from .load import load_config, written_keys
 from .numerics import resolve_numerics, slow_bfloat16
 from .unread import unread_notes
@@ -98,7 +99,12 @@ def prepare_loaded(
     yield _stage("data", lambda: resolve_data(cfg, training, explicitly_set))
     problems = config_problems(cfg, training)
     yield Stage("config", (), problems_error(cfg, problems) if problems else None, problems)
-    yield Stage("keys", [Caution(note) for note in unread_notes(cfg, explicitly_set)])
+    notes = [
+        *unread_notes(cfg, explicitly_set),
+        # Of the file itself and of overrides: a base file serves other configs, too.
+        *idle_notes(cfg, frozenset().union(*explicitly_set.places[-2:])),
+    ]
+    yield Stage("keys", [Caution(note) for note in notes])
     yield _stage("weights", lambda: check_weights(cfg, weights))
     yield _stage("pixels", lambda: [*resolve_bottom_up(cfg), _unknown_pixels(cfg)])
     yield _stage("numerics", lambda: _numerics(cfg, training, explicitly_set))

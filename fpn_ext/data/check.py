@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..levels import stride_named
 from ..names import did_you_mean
+from ..registries.architectures import class_count, class_count_key
 from .annotation_files import read_coco, read_records, read_voc
 from .box_formats import SLACK, format_problems
 from .dataset_contents import Box, Contents, Corners, Picture, Problem, short
@@ -82,8 +83,8 @@ def _dataset_problems(contents: Contents, cfg: CfgNode | None) -> Iterable[Probl
     for name in contents.classes:
         if name not in used:
             yield Problem("class-without-boxes", None, None, short(name))
-    if cfg is not None and cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        wanted, found = cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(contents.classes)
+    if cfg is not None and class_count_key(cfg):
+        wanted, found = class_count(cfg), len(contents.classes)
         if wanted != found:
             yield Problem("class-count", None, None, f"{wanted} in the config, {found} in the data")
 

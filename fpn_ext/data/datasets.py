@@ -23,6 +23,7 @@ from detectron2.structures import BoxMode
 from iopath.common.file_io import file_lock
 
 from ..names import did_you_mean
+from ..registries.architectures import class_count, class_count_key
 from . import demo_data
 
 logger = logging.getLogger(__name__)
@@ -140,30 +141,44 @@ def load_voc_layout(
     return records
 
 
-def check_classes(cfg: CfgNode, names: Sequence[str], records: Any) -> None:
-    """Check the classes of loaded datasets against ``MODEL.ROI_HEADS.NUM_CLASSES``.
+def check_classes(
+    cfg: CfgNode, names: Sequence[str], records: Any, trained: Sequence[str] = ()
+) -> None:
+    """Check the classes of loaded datasets against the number that the model tells apart.
 
     On a GPU, an out-of-range class is an anonymous device-side assert.
+
+    Args:
+        trained: the classes of the model, where the records are in its numbers; else they are to be
+            trained on, or to be evaluated on by a model of unknown classes.
 
     Raises:
         ValueError: an annotation's class is out of range, or the number of classes differs.
     """
-    model = cfg.MODEL
-    if model.META_ARCHITECTURE != "GeneralizedRCNN" or not model.ROI_HEADS.NAME:
-        return
-    if not isinstance(records, list):
-        return  # a torch dataset, which would have to be loaded
-    limit = model.ROI_HEADS.NUM_CLASSES
+    key, limit = class_count_key(cfg), class_count(cfg)
+    if not key or not isinstance(records, list):
+        return  # of a torch dataset, which would have to be loaded
     classes = MetadataCatalog.get(names[0]).get("thing_classes") or []
     found = {a["category_id"] for r in records for a in r.get("annotations", ())}
+    which = " + ".join(names)
+    if classes and found and min(found) == 1 and max(found) == len(classes):
+        raise ValueError(
+            f"{which} has objects of the classes 1 to {len(classes)}: Detectron2 counts from 0. "
+            "Have the registered function give 'category_id' less 1"
+        )
     beyond = sorted(number for number in found if not 0 <= number < limit)
-    if beyond or (classes and len(classes) != limit):
+    if beyond or (classes and not trained and len(classes) != limit):
         listed = f" ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})"
         numbers = f" and boxes of class {', '.join(map(str, beyond[:5]))}" if beyond else ""
+        needed = len(classes) or max(beyond) + 1
+        remedy = (
+            f"set it to {needed}"
+            if needed != limit
+            else "the registered function must give 'category_id' from 0 to one less"
+        )
         raise ValueError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {limit}, but {' + '.join(names)} has "
-            f"{len(classes) or 'no list of'} classes{listed if classes else ''}{numbers}: set it "
-            f"to {len(classes) or max(beyond) + 1}"
+            f"{key} is {limit}, but {which} has {len(classes) or 'no list of'} classes"
+            f"{listed if classes else ''}{numbers}: {remedy}"
         )
 
 
@@ -190,6 +205,11 @@ def keep_trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str
         "dropped" if drop else "kept",
         drop,
     )
+    if not with_boxes:
+        raise ValueError(
+            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no object to train on in its {total} "
+            "images; crowd regions ('iscrowd' 1) are none. Check the annotations with fpn-ext data"
+        )
     if drop:
         records = filter_images_with_only_crowd_annotations(records)
     model = cfg.MODEL

@@ -141,10 +141,12 @@ def packages() -> Iterable[Finding]:
 
 
 def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version satisfies bounds as in pyproject.toml (``>=`` and ``<``).
+    """Whether a version satisfies bounds as in pyproject.toml (``>=``, ``<`` and ``!=``).
 
     >>> satisfies("2.11.0+cu130", ">=2.4"), satisfies("0.1.6", ">=0.1.5,<0.1.6")
     (True, False)
+    >>> satisfies("2.0.10", ">=2.0.8,!=2.0.9,!=2.0.10")
+    False
     """
     found = _release(version)
     for bound in filter(None, bounds.replace(" ", "").split(",")):
@@ -152,7 +154,8 @@ def satisfies(version: str, bounds: str) -> bool:
         wanted = _release(bound[len(relation) :])
         length = max(len(found), len(wanted))
         a, b = (r + (0,) * (length - len(r)) for r in (found, wanted))
-        if not {">=": a >= b, "<": a < b, "<=": a <= b, ">": a > b, "==": a == b}[relation]:
+        holds = {">=": a >= b, "<": a < b, "<=": a <= b, ">": a > b, "==": a == b, "!=": a != b}
+        if not holds[relation]:
             return False
     return True
 

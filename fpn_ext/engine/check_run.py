@@ -12,8 +12,9 @@ from ..config.level_table import level_table_in_errors
 from ..config.load import load_config, written_keys
 from ..config.prepare import MISTAKES, Caution, Weights, prepare_loaded
 from ..config.written import WrittenKeys
+from ..evaluation.rehearsal import rehearse
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
-from ..proposals.loader import build_test_loader, training_data
+from ..proposals.loader import training_data
 from ..reporting.findings import Finding, Status
 from .schedule import learning_rate_note, scale_schedule
 
@@ -35,9 +36,9 @@ def examine(
     findings = list(_preparation(cfg, eval_only, written_keys(config_file, opts)))
     if any(finding.status == "error" for finding in findings):
         return findings
-    findings += [*_model(cfg, eval_only), *_data(cfg, eval_only)]
+    findings += [*_evaluation(cfg), *_model(cfg, eval_only)]
     if not eval_only:
-        findings += _schedule(cfg, world_size)
+        findings += [*_training_data(cfg), *_schedule(cfg, world_size)]
     return findings
 
 
@@ -64,8 +65,8 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
     try:
         with level_table_in_errors(cfg):
             model = build_model(cfg)
-    except MISTAKES as error:
-        yield Finding("error", "model", str(error))
+    except Exception as error:  # an AssertionError of Detectron2's, a KeyError of a user's class
+        yield Finding("error", "model", _said(error))
         return
     parameters = sum(p.numel() for p in model.parameters())
     yield Finding("ok", "model", f"{parameters / 1e6:.1f} million parameters")
@@ -77,8 +78,8 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
     checkpointer = CompleteCheckpointer(model) if eval_only else SafeCheckpointer(model)
     try:
         checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    except MISTAKES as error:
-        yield Finding("error", "weights", str(error))
+    except Exception as error:
+        yield Finding("error", "weights", _said(error))
         return
     value = f"{cfg.MODEL.WEIGHTS}: {checkpointer.matched}"
     others = checkpointer.other_shapes
@@ -93,24 +94,33 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
     )
 
 
-def _data(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
-    if not eval_only:
-        try:
-            records = training_data(cfg)["records"]
-            boxes = sum(len(record.get("annotations", ())) for record in records)
-            names = ", ".join(cfg.DATASETS.TRAIN)
-            value = f"{names}: {len(records)} images with {boxes} boxes"
-            per_epoch = len(records) / cfg.SOLVER.IMS_PER_BATCH
-            epochs = cfg.SOLVER.MAX_ITER / per_epoch
-            yield Finding("ok", "training data", f"{value}; {epochs:.1f} epochs")
-        except MISTAKES as error:
-            yield Finding("error", "training data", str(error))
-    for name in cfg.DATASETS.TEST:
-        try:
-            images = len(build_test_loader(cfg, name).dataset)
-            yield Finding("ok", "test data", f"{name}: {images} images")
-        except MISTAKES as error:
-            yield Finding("error", "test data", str(error))
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, MISTAKES) else f"{type(error).__name__}: {error}"
+
+
+def _evaluation(cfg: CfgNode) -> Iterable[Finding]:
+    for found in rehearse(cfg):
+        if found.stage != "test data" or not found.error:
+            yield Finding("ok", "test data", f"{found.dataset}: {found.images} images")
+        for note in found.notes:
+            yield Finding("warning", "evaluation", note)
+        if found.error:
+            yield Finding("error", found.stage, found.error)
+        else:
+            yield Finding("ok", "evaluation", f"{found.dataset}: {found.summary}")
+
+
+def _training_data(cfg: CfgNode) -> Iterable[Finding]:
+    try:
+        records = training_data(cfg)["records"]
+        boxes = sum(len(record.get("annotations", ())) for record in records)
+        names = ", ".join(cfg.DATASETS.TRAIN)
+        value = f"{names}: {len(records)} images with {boxes} boxes"
+        per_epoch = len(records) / cfg.SOLVER.IMS_PER_BATCH
+        epochs = cfg.SOLVER.MAX_ITER / per_epoch
+        yield Finding("ok", "training data", f"{value}; {epochs:.1f} epochs")
+    except Exception as error:  # whatever a registered function raises
+        yield Finding("error", "training data", _said(error))
 
 
 def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:

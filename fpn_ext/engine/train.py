@@ -15,6 +15,7 @@ from ..config.level_table import level_table, level_table_in_errors
 from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..config.prepare import Caution, Prepared, Weights, prepare
+from ..evaluation.rehearsal import check_evaluation
 from ..files.atomic import replacing
 from ..files.checkpoint import CompleteCheckpointer, checkpoints_in, described
 from ..files.run_folder import CONFIG, left_by_a_run, next_free
@@ -62,7 +63,8 @@ def start(args: argparse.Namespace) -> None:
     A training has its folder for itself (:mod:`fpn_ext.files.run_lock`).
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: a user error, before any process is started.
+        FileNotFoundError, TypeError, ValueError: a user error, before any process is started;
+            an evaluation that would fail or score wrong is one.
         RuntimeError: a process failed; says which.
     """
     args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
@@ -75,6 +77,7 @@ def start(args: argparse.Namespace) -> None:
         if written.DATASETS.FPN_EXT.DATA:  # which the preparation writes into the folder
             check_unused(args, written.OUTPUT_DIR)
     cfg = prepared(args).cfg
+    args.evaluation_notes = check_evaluation(cfg)
     with contextlib.ExitStack() as stack:
         if not args.eval_only and is_first:
             stack.enter_context(only_one_in(Path(cfg.OUTPUT_DIR)))
@@ -160,6 +163,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logger.info("SOLVER.REFERENCE_WORLD_SIZE: %s", ", ".join(scaled))
     if not args.eval_only:
         notes.append(learning_rate_note(cfg))
+    notes += map(Caution, getattr(args, "evaluation_notes", ()))
     for note in filter(None, notes):
         logger.log(logging.WARNING if isinstance(note, Caution) else logging.INFO, note)
     logger.info("levels:\n%s", level_table(cfg) or "  of no known strides")

@@ -24,49 +24,71 @@ from detectron2.evaluation import (
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.utils import comm
 
+from ..data.class_numbers import trained_classes
 from ..data.datasets import box_fault, read_voc_annotation, voc_box
 from ..files.atomic import replacing
 from ..keys import own_keys
+from ..registries.architectures import is_architecture
 from ..reporting.coco_json import levels_of
 from .coco import CocoScores, CocoSettings, evaluate_coco, settings_of
+from .ground_truth import GroundTruth
 from .recall import ProposalRecallEvaluator
 
 logger = logging.getLogger(__name__)
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    """The evaluator of a model on a dataset.
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
+    """The evaluator of a model on a dataset: :func:`build_evaluators` as one."""
+    evaluators = build_evaluators(cfg, dataset_name, output_dir)
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
-    Detections are scored by the metadata's ``evaluator_type``, proposals by average recall: those
-    of a standalone RPN (ProposalNetwork) and, with ``TEST.FPN_EXT.EVALUATE_PROPOSALS``, those
-    inside a two-stage model, in addition to its detections.
+
+def build_evaluators(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None
+) -> list[DatasetEvaluator]:
+    """The evaluators of a model on a dataset; their ``evaluate`` takes ``img_ids``.
+
+    Detections are scored by the metadata's ``evaluator_type`` (as COCO's if there is none),
+    proposals by average recall: those of a standalone RPN (ProposalNetwork) and, with
+    ``TEST.FPN_EXT.EVALUATE_PROPOSALS``, those inside a two-stage model, in addition to its
+    detections. Classes are the model's (:func:`fpn_ext.data.class_numbers.trained_classes`).
+
+    Args:
+        output_dir: folder for what they write; None to write nothing.
 
     Raises:
-        ValueError: the metadata names no evaluator, or one this project does not support; or a key
-            of the evaluation is invalid.
+        ValueError: the metadata names an evaluator that this project does not support; the ground
+            truth cannot be scored; or a key of the evaluation is invalid.
     """
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if evaluator_type not in ("coco", "pascal_voc"):
         # Not NotImplementedError: DefaultTrainer.test would catch that and skip the evaluation.
         raise ValueError(
             f"dataset {dataset_name!r} asks for evaluator_type {evaluator_type!r}; this project "
             "evaluates 'coco' and 'pascal_voc' (set it in MetadataCatalog, or change DATASETS.TEST)"
         )
-    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
-        return ProposalRecallEvaluator(dataset_name, output_dir)
+    if is_architecture(cfg, "ProposalNetwork"):
+        return [ProposalRecallEvaluator(dataset_name, output_dir)]
+    order = trained_classes(cfg)
     if evaluator_type == "coco":
+        model = cfg.MODEL
         evaluator = DetectionCOCOEvaluator(
             dataset_name,
+            GroundTruth(
+                dataset_name,
+                order,
+                masks=model.MASK_ON,
+                keypoints=model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else 0,
+            ),
             output_dir=output_dir,
             settings=settings_of(cfg),
             sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
     else:
-        evaluator = VOCEvaluator(dataset_name)
+        evaluator = VOCEvaluator(dataset_name, order)
     if own_keys(cfg, "TEST").EVALUATE_PROPOSALS:
-        recall = ProposalRecallEvaluator(dataset_name, output_dir)
-        return DatasetEvaluators([evaluator, recall])
-    return evaluator
+        return [evaluator, ProposalRecallEvaluator(dataset_name, output_dir)]
+    return [evaluator]
 
 
 class DetectionCOCOEvaluator(COCOEvaluator):
@@ -79,26 +101,51 @@ class DetectionCOCOEvaluator(COCOEvaluator):
 
     Args:
         dataset_name: a registered dataset.
+        truth: its ground truth; None to read it.
         output_dir: folder for the detections; None for no files.
         settings: how detections are counted; as COCO does if None.
         sigmas: of the keypoints; COCO's if empty.
+
+    Attributes:
+        notes: what was mended in the ground truth, a sentence each.
     """
 
     def __init__(
         self,
         dataset_name: str,
+        truth: GroundTruth | None = None,
         output_dir: str | None = None,
         settings: CocoSettings | None = None,
         sigmas: Sequence[float] = (),
     ):
         self.settings = settings or CocoSettings()
         limit = max(self.settings.limits)
-        super().__init__(
-            dataset_name,
-            output_dir=output_dir,
-            max_dets_per_image=None if limit == 100 else limit,
-            kpt_oks_sigmas=sigmas,
-        )
+        truth = truth or GroundTruth(dataset_name)
+        truth.say()
+        dataset = truth.coco.dataset
+        dataset.setdefault("info", {})  # pycocotools 2.0.9 and 2.0.10 ask for it
+        # The parent reads a file, and writes one where there is none; it gets an empty one.
+        name = f"{dataset_name} as it is scored"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "empty.json")
+            keys = ["images", "categories", *(["annotations"] if "annotations" in dataset else [])]
+            file.write_text(json.dumps({key: [] for key in keys}))
+            metadata = MetadataCatalog.get(name).set(json_file=str(file))
+            try:
+                super().__init__(
+                    name,
+                    output_dir=output_dir,
+                    max_dets_per_image=None if limit == 100 else limit,
+                    kpt_oks_sigmas=sigmas,
+                )
+            finally:
+                MetadataCatalog.remove(name)
+        if truth.classes:
+            metadata.set(thing_classes=truth.classes)
+        if truth.number_of:
+            metadata.set(thing_dataset_id_to_contiguous_id=truth.number_of)
+        self._metadata, self._coco_api = metadata, truth.coco
+        self.notes = truth.notes
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """As the parent's, less ``proposals``, which the parent would score by its own routine."""
@@ -183,7 +230,16 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
     Matching and AP are Detectron2's ``voc_eval``. AP is the mean over IoU 0.50:0.05:0.95. Boxes
     without width or height, which :func:`fpn_ext.data.datasets.load_voc_layout` drops from
     training, are dropped from the ground truth too: no detection could match them.
+
+    Args:
+        dataset_name: a registered dataset in Pascal VOC's layout.
+        class_names: by their numbers in the model; () for the dataset's own.
     """
+
+    def __init__(self, dataset_name: str, class_names: Sequence[str] = ()):
+        super().__init__(dataset_name)
+        if class_names:
+            self._class_names = list(class_names)
 
     def evaluate(self, img_ids: Sequence[str] | None = None) -> OrderedDict | None:
         """``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", "AP50-<class>", ...}}`` in percent.

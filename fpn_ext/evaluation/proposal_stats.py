@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..proposals.detectron2_pickle import open_proposals
-from .recall import AREA_SUFFIXES, LIMITS, average_recall, ground_truth_of
+from .ground_truth import ground_truth_of
+from .recall import AREA_SUFFIXES, LIMITS, average_recall
 
 
 def proposal_stats(file: str | os.PathLike, dataset_name: str) -> dict[str, float]:

@@ -16,14 +16,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from pycocotools import mask
 from pycocotools.coco import COCO
@@ -31,9 +28,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from ..keys import declare, own_keys
-from ..names import did_you_mean
 from ..proposals.file import write_proposals
 from ..unwrap import unwrapped
+from .ground_truth import as_coco, ground_truth_of
 
 declare(
     "TEST.FPN_EXT.EVALUATE_PROPOSALS",
@@ -47,33 +44,6 @@ logger = logging.getLogger(__name__)
 
 LIMITS = (10, 100, 1000)
 AREA_SUFFIXES = ("", "s", "m", "l")  # of pycocotools' ranges: all, small, medium, large
-
-
-def ground_truth_of(dataset_name: str) -> COCO:
-    """The ground truth of a registered dataset as a pycocotools COCO object.
-
-    Read from the metadata's ``json_file`` if there is one, else converted from the dataset's
-    records by Detectron2: ``iscrowd`` is kept, and an object's area is that of its mask, or of its
-    box if it has no mask.
-
-    Raises:
-        ValueError: no such dataset.
-        FileNotFoundError: its files are missing.
-    """
-    json_file = MetadataCatalog.get(dataset_name).get("json_file")
-    if not json_file and dataset_name not in DatasetCatalog:
-        raise ValueError(
-            f"{dataset_name!r} is not a registered dataset; "
-            + did_you_mean(dataset_name, DatasetCatalog.keys())
-        )
-    if not json_file:
-        # The conversion omits "annotations" if no image has any.
-        return _coco({"annotations": [], **convert_to_coco_dict(dataset_name)})
-    local_file = PathManager.get_local_path(json_file)
-    if not os.path.isfile(local_file) and dataset_name in DatasetCatalog:
-        DatasetCatalog.get(dataset_name)  # some are generated on first use
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(local_file)
 
 
 def average_recall(
@@ -170,10 +140,13 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             self._boxes[image["image_id"]] = proposals.proposal_boxes.tensor.float().cpu().numpy()
             self._scores[image["image_id"]] = proposals.objectness_logits.float().cpu().numpy()
 
-    def evaluate(self) -> OrderedDict | None:
+    def evaluate(self, img_ids: Sequence[Any] | None = None) -> OrderedDict | None:
         """``{"box_proposals": {"AR@10", ..., "ARl@1000", "AR@1000-<class>", ...}}`` in percent.
 
         None in all processes but the main one; empty for a dataset without annotations.
+
+        Args:
+            img_ids: the images to be scored, as COCOEvaluator's; None for all of the dataset.
         """
         comm.synchronize()
         gathered = comm.gather((self._boxes, self._scores), dst=0)
@@ -192,14 +165,25 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         if "annotations" not in self.ground_truth.dataset:
             logger.info("No annotations to score the proposals with.")
             return OrderedDict()
-        recall = average_recall(self.ground_truth, boxes, scores)
-        by_class = average_recall_by_class(self.ground_truth, boxes, scores)
+        truth = self.ground_truth
+        if img_ids is not None:
+            truth = _of_images(truth, img_ids)
+            boxes, scores = ({i: a[i] for i in a if i in truth.imgs} for a in (boxes, scores))
+        recall = average_recall(truth, boxes, scores)
+        by_class = average_recall_by_class(truth, boxes, scores)
         logger.info("Average recall of box proposals:\n%s", create_small_table(recall))
         logger.info(
             "Average recall of box proposals by class:\n%s",
             "\n".join(f"{key}: {value:.3f}" for key, value in by_class.items()),
         )
         return OrderedDict(box_proposals={**recall, **by_class})
+
+
+def _of_images(ground_truth: COCO, img_ids: Sequence[Any]) -> COCO:
+    """Some of the images, with their objects."""
+    images = [ground_truth.imgs[image_id] for image_id in img_ids]
+    annotations = [a for image_id in img_ids for a in ground_truth.imgToAnns[image_id]]
+    return as_coco({**ground_truth.dataset, "images": images, "annotations": annotations})
 
 
 def model_with_proposals(cfg: CfgNode, model: Any) -> nn.Module:
@@ -293,14 +277,6 @@ def _some(values: Iterable[Any], most: int = 5) -> str:
     return shown + (", ..." if len(others) >= most else "")
 
 
-def _coco(dataset: dict[str, Any]) -> COCO:
-    coco = COCO()
-    coco.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
 def _numbered_from_one(ground_truth: COCO, annotations: Iterable[dict[str, Any]]) -> COCO:
     """The same images with the given annotations, renumbered from 1 in order.
 
@@ -320,7 +296,7 @@ def _numbered_from_one(ground_truth: COCO, annotations: Iterable[dict[str, Any]]
     ]
     categories = [{"id": c} for c in sorted({copy["category_id"] for copy in copies})]
     images = ground_truth.dataset["images"]
-    return _coco({"images": images, "categories": categories, "annotations": copies})
+    return as_coco({"images": images, "categories": categories, "annotations": copies})
 
 
 def _recall_by_area(
@@ -354,7 +330,7 @@ def _recall_by_area(
                     "score": float(scores[row]),
                 }
             )
-    evaluation.cocoDt = _coco({"images": truth.dataset["images"], "annotations": results})
+    evaluation.cocoDt = as_coco({"images": truth.dataset["images"], "annotations": results})
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()

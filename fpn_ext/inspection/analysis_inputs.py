@@ -14,7 +14,7 @@ from ..config.prepare import Weights, prepare
 from ..engine.testing import changed
 from ..engine.trained_on import check_test_classes
 from ..engine.trainer import Trainer
-from ..evaluation.recall import ground_truth_of
+from ..evaluation.ground_truth import ground_truth_of
 from ..files.checkpoint import CompleteCheckpointer
 from ..names import did_you_mean
 from ..reporting.coco_json import annotations_of

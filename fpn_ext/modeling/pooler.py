@@ -343,6 +343,20 @@ class LevelMappedROIPooler(nn.Module):
         return pooled.to(features.dtype)
 
 
+class ContiguousROIPooler(LevelMappedROIPooler):
+    """:class:`LevelMappedROIPooler` whose result is contiguous, (R, C, H, W) in memory.
+
+    The fast implementations leave the channels of a cell side by side, which saves a head that can
+    read that a copy; one that calls ``.view`` needs this one.
+    """
+
+    @torch.jit.unused
+    def _pool_all_levels(
+        self, implementation: str, x: list[torch.Tensor], rois: torch.Tensor
+    ) -> torch.Tensor:
+        return super()._pool_all_levels(implementation, x, rois).contiguous()
+
+
 def _stride(scale: float) -> float:
     # 1/stride passes through YAML and Detectron2 as a float: 1 / (1/49) is not 49.
     stride = 1.0 / scale

@@ -12,13 +12,18 @@ from detectron2.modeling import (
     build_keypoint_head,
     build_mask_head,
 )
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads import (
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+)
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
+from torch import nn
 
 from ..keys import declare, own_keys
 from ..levels import LevelError
-from .pooler import LevelMappedROIPooler
+from .pooler import ContiguousROIPooler, LevelMappedROIPooler
 
 declare(
     "MODEL.FPN_EXT.BOXES_PER_CHUNK",
@@ -51,6 +56,7 @@ class PyramidROIHeads(StandardROIHeads):
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         pooler = cls._pooler(cfg, input_shape, "ROI_BOX_HEAD")
         box_head = build_box_head(cfg, _pooled_shape(cfg, input_shape, "ROI_BOX_HEAD"))
+        _pool_as_read(pooler, box_head)
         return {
             "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "box_pooler": pooler,
@@ -80,6 +86,7 @@ class PyramidROIHeads(StandardROIHeads):
         if cfg.MODEL[branch].POOLER_TYPE:
             pooler = cls._pooler(cfg, input_shape, branch)
             head = build_head(cfg, _pooled_shape(cfg, input_shape, branch))
+            _pool_as_read(pooler, head)
         else:
             pooler = None
             head = build_head(cfg, {f: input_shape[f] for f in in_features})
@@ -213,6 +220,22 @@ class LevelKeepingOutputLayers(FastRCNNOutputLayers):
             if candidates.has("proposal_level"):
                 found.proposal_level = candidates.proposal_level[proposal_rows]
         return detections, rows
+
+
+def reads_channels_last(head: nn.Module) -> bool:
+    """Whether a head is known to take pooled features in channels_last memory.
+
+    Others may call ``.view`` on what they compute, as the loss of Detectron2's keypoint heads does,
+    and get (R, C, H, W) in that order in memory.
+    """
+    return type(head) in (FastRCNNConvFCHead, MaskRCNNConvUpsampleHead)
+
+
+def _pool_as_read(pooler: nn.Module, head: nn.Module) -> None:
+    if not reads_channels_last(head):
+        for module in pooler.modules():  # several, where a box is pooled from all levels
+            if type(module) is LevelMappedROIPooler:
+                module.__class__ = ContiguousROIPooler  # the same arguments and buffers
 
 
 def _check_in_features(in_features: list[str], input_shape: dict[str, ShapeSpec]) -> None:

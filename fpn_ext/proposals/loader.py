@@ -13,15 +13,14 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
     MapDataset,
-    MetadataCatalog,
     build_detection_test_loader,
-    get_detection_dataset_dicts,
 )
-from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 from torch.utils.data import Dataset
 
+from ..data.class_numbers import in_trained_order, trained_classes
 from ..data.datasets import check_classes, keep_trainable
+from ..data.loading import check_records, check_training_targets, load_records, say_classes
 from ..data.mapper import PictureMapper
 from .detectron2_pickle import open_proposals
 from .file import ImageId, ProposalFile, Proposals, first_ids
@@ -34,23 +33,30 @@ def training_data(cfg: CfgNode) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError, ValueError: a file of ``DATASETS.PROPOSAL_FILES_TRAIN`` cannot be read,
-            or lacks images of its dataset; no training images remain.
+            or lacks images of its dataset; no training images remain; records that a training
+            could not read to its end.
     """
     names = cfg.DATASETS.TRAIN
+    trained_classes(cfg)  # which are the same in all of them
     if not cfg.MODEL.LOAD_PROPOSALS:
-        records = get_detection_dataset_dicts(names, filter_empty=False)
-        check_classes(cfg, names, records)
-        return {"records": keep_trainable(cfg, records)}
+        records = load_records(names)
+        return {"records": _trainable(cfg, records)}
     proposals = _open_all(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, "TRAIN")
     records = _records(names, proposals)
-    # As get_detection_dataset_dicts does for several datasets.
-    if "annotations" in records[0] and all(
-        MetadataCatalog.get(name).get("thing_classes") for name in names
-    ):
-        check_metadata_consistency("thing_classes", names)
+    records = _trainable(cfg, records)
+    return {"records": records, "mapper": ProposalMapper(cfg, True, proposals)}
+
+
+def _trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = cfg.DATASETS.TRAIN
+    if isinstance(records, list):  # not a torch dataset, which would have to be loaded
+        check_records(names, records)
     check_classes(cfg, names, records)
-    mapper = ProposalMapper(cfg, True, proposals)
-    return {"records": keep_trainable(cfg, records), "mapper": mapper}
+    records = keep_trainable(cfg, records)
+    if isinstance(records, list):
+        check_training_targets(cfg, names, records)
+        say_classes(names, records)
+    return records
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
@@ -58,9 +64,15 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
 
     Raises:
         FileNotFoundError, ValueError: the file of ``DATASETS.PROPOSAL_FILES_TEST`` cannot be read,
-            or lacks images of the dataset.
+            or lacks images of the dataset; or records that an evaluation could not read.
     """
-    return _one_by_one(cfg, *_test_data(cfg, dataset_name, is_train=False))
+    return test_loader_and_records(cfg, dataset_name)[0]
+
+
+def test_loader_and_records(cfg: CfgNode, dataset_name: str) -> tuple[Any, list[dict[str, Any]]]:
+    """:func:`build_test_loader`, and the records behind it in the class numbers of the model."""
+    records, mapper = _test_data(cfg, dataset_name, is_train=False)
+    return _one_by_one(cfg, records, mapper), records
 
 
 def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
@@ -89,15 +101,25 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
 def _test_data(
     cfg: CfgNode, dataset_name: str, is_train: bool
 ) -> tuple[list[dict[str, Any]], PictureMapper]:
+    if not is_train and cfg.MODEL.KEYPOINT_ON:
+        # The mapper would look for the keypoints' names in DATASETS.TRAIN, to flip them.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.KEYPOINT_ON = False
     if cfg.MODEL.LOAD_PROPOSALS:
         file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(dataset_name)]
         proposals = _open_all([dataset_name], [file], "TEST")
         records = _records([dataset_name], proposals)
         mapper: PictureMapper = ProposalMapper(cfg, is_train, proposals)
     else:
-        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        records = load_records([dataset_name])
         mapper = PictureMapper(cfg, is_train)
-    check_classes(cfg, [dataset_name], records)
+    if isinstance(records, list):
+        check_records([dataset_name], records, evaluated=True)
+    records = in_trained_order(cfg, dataset_name, records)
+    if is_train and isinstance(records, list):  # for the loss
+        check_training_targets(cfg, [dataset_name], records)
+    check_classes(cfg, [dataset_name], records, trained_classes(cfg))
     return records, mapper
 
 
@@ -184,7 +206,7 @@ def _records(names: Sequence[str], proposals: Sequence[Proposals]) -> list[dict[
     """The records of all datasets, each with the index of its proposal file."""
     records = []
     for number, (name, own) in enumerate(zip(names, proposals, strict=True)):
-        of_one = get_detection_dataset_dicts(name, filter_empty=False)
+        of_one = load_records([name])
         _check_match(name, [record["image_id"] for record in of_one], own)
         records += [{**record, "proposal_file": number} for record in of_one]
     return records

@@ -18,7 +18,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import FastRCNNConvFCHead
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead, KRCNNConvDeconvUpsampleHead
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -26,6 +26,7 @@ from ..kernels import winograd
 from ..keys import declare
 from ..modeling.roi_heads import ChunkedROIHeads, PyramidROIHeads
 from ..unwrap import unwrapped
+from .winograd_training import contiguous_heads
 
 declare(
     "MODEL.FPN_EXT.INFERENCE_DTYPE",
@@ -110,6 +111,9 @@ def optimize_for_inference(
             _convert(model, dtype)
         # A convolution with channels_last weights outputs channels_last for any input.
         model.to(memory_format=torch.channels_last)
+        head: Any
+        for head in _contiguous_heads(model):
+            head.to(memory_format=torch.contiguous_format)
     model.register_forward_pre_hook(_refuse_training)
     if cuda_graphs:
         model.backbone.forward = _Recorded(model.backbone.forward)
@@ -255,7 +259,8 @@ def _convolve_add_relu_(last: nn.Conv2d, x: torch.Tensor, into: torch.Tensor) ->
 def _use_winograd(model: nn.Module) -> None:
     quick: dict[nn.Module, nn.Module] = {}
     child: Any
-    for parent in list(model.modules()):
+    contiguous = {inner for head in _contiguous_heads(model) for inner in head.modules()}
+    for parent in [module for module in model.modules() if module not in contiguous]:
         for name, child in list(parent.named_children()):
             if child in quick or _winograd_serves(child):
                 relu = getattr(child, "activation", None) is not None
@@ -266,6 +271,11 @@ def _use_winograd(model: nn.Module) -> None:
         for value in vars(parent).values():
             if isinstance(value, list) and any(isinstance(item, nn.Module) for item in value):
                 value[:] = [quick.get(item, item) for item in value]
+
+
+def _contiguous_heads(model: nn.Module) -> list[nn.Module]:
+    # Detectron2's keypoint head calls .view in its loss alone.
+    return [h for h in contiguous_heads(model) if type(h) is not KRCNNConvDeconvUpsampleHead]
 
 
 def _winograd_serves(module: nn.Module) -> bool:

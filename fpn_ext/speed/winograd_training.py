@@ -12,6 +12,7 @@ from torch import nn
 
 from ..kernels import winograd
 from ..keys import declare
+from ..modeling.roi_heads import reads_channels_last
 
 declare(
     "MODEL.FPN_EXT.WINOGRAD",
@@ -51,11 +52,23 @@ def train_with_winograd(model: nn.Module) -> int:
         Number of convolutions changed.
     """
     count = 0
+    contiguous = {inner for head in contiguous_heads(model) for inner in head.modules()}
     for module in model.modules():
-        if type(module) is Conv2d and winograd.serves(module):
+        if type(module) is Conv2d and winograd.serves(module) and module not in contiguous:
             module.__class__ = TrainableWinogradConv2d  # a copy would have other parameters
             count += 1
     return count
+
+
+def contiguous_heads(model: nn.Module) -> list[nn.Module]:
+    """The heads on pooled features that are not known to read channels_last ones."""
+    roi_heads = getattr(model, "roi_heads", None)
+    heads: list[nn.Module] = []
+    for name in ("box_head", "mask_head", "keypoint_head"):
+        head = getattr(roi_heads, name, None)
+        if isinstance(head, nn.Module):
+            heads += head if isinstance(head, nn.ModuleList) else [head]  # a cascade's
+    return [head for head in heads if not reads_channels_last(head)]
 
 
 class _Convolution(torch.autograd.Function):

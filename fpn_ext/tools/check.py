@@ -2,7 +2,9 @@
 
 All that is wrong is said at once, each with what would mend it. `fpn-ext train` makes the same
 checks, each before the step that it protects. Exit status: 0 without errors (there may be
-warnings), 1 with errors. No image is opened: for these, `fpn-ext data`.
+warnings), 1 with errors. No image is opened: for these, `fpn-ext data`. The evaluation is
+rehearsed on every dataset of DATASETS.TEST: on no detections, and on its own objects as detections,
+which must score 100.
 
 examples:
   fpn-ext check --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
