@@ -110,7 +110,7 @@ BAD_MASKS = {
     "none": ({"segmentation": []}, "needs a 'segmentation' for every object"),
     "of another size": (
         {"segmentation": {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}},
-        r"'size' \[160, 120\] is not the picture's \[120, 160\]",
+        r"'size' \[160, 120\] is not the image's \[120, 160\]",
     ),
     "of too few pixels": (
         {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, 5]}}, r"runs are of 10 pixels"

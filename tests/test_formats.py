@@ -15,13 +15,8 @@ from fpn_ext.data.data_file import open_data
 from fpn_ext.data.digest import data_digest
 from fpn_ext.data.formats import read_dataset
 from fpn_ext.data.named import register_data
-from fpn_ext.data.run_lengths import run_lengths
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from photographs import OBJECTS, WRITERS, write_coco, write_pictures, write_voc_pngs, write_yolo
 from PIL import Image
-from pycocotools import mask as run_length
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from voc import write_voc
@@ -339,26 +334,6 @@ def test_perfect_detections_score_100_whatever_the_exporter_left_out(tmp_path):
     evaluation.accumulate()
     evaluation.summarize()
     assert evaluation.stats[0] == pytest.approx(1)
-
-
-@given(
-    pixels=st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
-        lambda size: arrays(np.uint8, size, elements=st.integers(0, 1))
-    )
-)
-def test_run_lengths_are_those_of_pycocotools(pixels):
-    encoded = run_length.encode(np.asfortranarray(pixels))
-    mask = {"size": list(pixels.shape), "counts": encoded["counts"].decode()}
-    runs = run_lengths(mask)
-    flat = np.repeat(np.arange(len(runs)) % 2, runs)
-    assert flat.tolist() == pixels.flatten("F").tolist()
-    assert run_lengths({**mask, "size": [mask["size"][0], mask["size"][1] + 1]}) is None
-
-
-@pytest.mark.parametrize("counts", ["P", "1P", "~", "0000", [3, -1, 4], [2.0, 4], None, "\x00"])
-def test_what_is_no_run_length_mask(counts):
-    """Six pixels; P is a number that does not end."""
-    assert run_lengths({"size": [2, 3], "counts": counts}) is None
 
 
 def test_boxes_of_no_size_are_left_out_and_said(tmp_path):

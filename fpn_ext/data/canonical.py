@@ -14,8 +14,8 @@ from ..names import did_you_mean
 from .box_formats import format_problems
 from .dataset import AnnotatedImage, Dataset, Instance, names_of, rounded
 from .dataset_contents import KINDS, Box
+from .mask_area import mask_area
 from .picture_files import size_of_picture
-from .run_lengths import run_lengths
 
 VISIBLE = 0.01  # pixels: a box that reaches further beyond its image is said to be clipped
 
@@ -144,7 +144,7 @@ def _mask_area(instance: Instance) -> float:
     """Of polygons by the shoelace formula, as COCO's; of a run-length mask its pixels."""
     mask = instance.segmentation
     if isinstance(mask, dict):
-        return float(sum((run_lengths(mask) or [])[1::2]))
+        return float(mask_area(mask, *mask["size"]))
     area = 0.0
     for polygon in mask or ():
         x, y = np.reshape(polygon, (-1, 2)).T

@@ -1,10 +1,10 @@
 """Run-length masks as COCO writes them, read without pycocotools.
 
-Its C code reads past the end of some strings and never ends on others; what is refused here never
-comes before it.
+Its C code reads past the end of some strings and never returns on others; what is refused here
+never reaches it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,25 +35,25 @@ def runs_of(counts: Any) -> np.ndarray:
     return runs
 
 
-def mask_area(segmentation: dict[str, Any], height: int, width: int) -> int:
-    """The number of pixels of a run-length mask of one picture.
+def mask_area(segmentation: Mapping[str, Any], height: int, width: int) -> int:
+    """The number of pixels of a run-length mask of one image.
 
     Args:
         segmentation: COCO's ``{"size": [height, width], "counts": ...}``.
 
     Raises:
-        ValueError: it is not a mask of a picture of this size.
+        ValueError: it is not a mask of an image of this size.
 
     >>> mask_area({"size": [3, 4], "counts": [5, 4, 3]}, 3, 4)
     4
     """
     size = segmentation.get("size")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        raise ValueError(f"'size' {size!r} is not the picture's [{height}, {width}]")
+        raise ValueError(f"'size' {size!r} is not the image's [{height}, {width}]")
     runs = runs_of(segmentation.get("counts"))
     if runs.sum() != height * width:
         raise ValueError(
-            f"the runs are of {runs.sum()} pixels, the picture has {height} x {width} = "
+            f"the runs are of {runs.sum()} pixels, the image has {height} x {width} = "
             f"{height * width}"
         )
     return int(runs[1::2].sum())

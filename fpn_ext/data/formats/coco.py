@@ -12,7 +12,7 @@ import numpy as np
 from ..data_file import DataFile, Source
 from ..dataset import AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..dataset_contents import four_numbers, number_of, short, size_of
-from ..run_lengths import run_lengths
+from ..mask_area import mask_area
 from .layout import Files, Pictures, by_split
 from .pictures import copy_pictures
 
@@ -249,7 +249,7 @@ class _File:
         if not written:
             return None
         if isinstance(written, dict):
-            if run_lengths(written) is None:
+            if not _is_mask(written):
                 self.tally.fault(
                     "run-length masks do not cover their image: size is [height, width] and the "
                     "counts add up to height x width",
@@ -297,3 +297,15 @@ def write(dataset: Dataset, folder: Path) -> None:
         copy_pictures(images, names, folder / split)
         content = coco_json(dataset, split)
         write_json(folder / "annotations" / f"instances_{split}.json", content, indent=None)
+
+
+def _is_mask(written: dict[str, Any]) -> bool:
+    """Whether run lengths cover an image of the size that they state."""
+    size = written.get("size")
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)):
+        return False
+    try:
+        mask_area(written, *size)
+    except ValueError:
+        return False
+    return True
