@@ -298,7 +298,7 @@ def test_a_trainer_without_a_prepared_config_is_refused(tmp_path):
     cfg = fpn_ext.load_config(FAST, [*TINY, "OUTPUT_DIR", str(tmp_path)])
     from fpn_ext.engine.steps import build_step
 
-    with pytest.raises(ValueError, match=r"EPOCHS 20 has not been made SOLVER.MAX_ITER"):
+    with pytest.raises(ValueError, match=r"EPOCHS 12 has not been made SOLVER.MAX_ITER"):
         build_step(cfg, None, None, None)
 
 
