@@ -27,6 +27,10 @@ START = sorted(map(str, Path("configs/start").glob("*.yaml")))
 SMALL = {
     "MODEL.DEVICE": "cpu",
     "MODEL.WEIGHTS": "",
+    "MODEL.BACKBONE.FREEZE_AT": "0",
+    "MODEL.FPN_EXT.BOTTOM_UP": "build_resnet_backbone",  # of FAST too: without a package
+    "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS": "",
+    "MODEL.FPN_EXT.BOTTOM_UP_NORM": "",
     "MODEL.RESNETS.DEPTH": "18",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "64",
     "MODEL.FPN.OUT_CHANNELS": "16",

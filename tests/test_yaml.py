@@ -35,7 +35,9 @@ def test_it_loads_checks_and_builds(file, tmp_path):
         for proposals in present:
             proposals.touch()
         cfg.DATASETS[key] = tuple(map(str, present))
-    cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""  # made by fpn-ext weights convert
+    fpn_ext.resolve_bottom_up(cfg)
+    cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""  # of a package that need not be here
+    cfg.MODEL.FPN_EXT.KEEP_PIXELS = True
     fpn_ext.check_config(cfg)
     build_model(cfg)
 

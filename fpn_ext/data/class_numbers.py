@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..keys import own_keys
 from ..names import did_you_mean
 from ..registries.architectures import class_count
 from .coco_file import coco_class_names
@@ -32,13 +33,17 @@ def class_names(dataset_name: str) -> tuple[str, ...]:
 
 
 def trained_classes(cfg: CfgNode) -> tuple[str, ...]:
-    """The class names by the numbers that the model gives them: those of ``DATASETS.TRAIN``.
+    """The class names by the numbers that the model gives them.
 
-    () where they are not known, or are not as many as the model tells apart.
+    Those of ``TEST.FPN_EXT.CLASS_NAMES``, else of ``DATASETS.TRAIN``; () where they are not known,
+    or are not as many as the model tells apart.
 
     Raises:
         ValueError: the datasets of ``DATASETS.TRAIN`` have different classes, or numbers for them.
     """
+    renamed = tuple(own_keys(cfg, "TEST").get("CLASS_NAMES") or ())
+    if renamed:
+        return renamed if class_count(cfg) in (0, len(renamed)) else ()
     known = [(name, class_names(name)) for name in cfg.DATASETS.TRAIN]
     known = [(name, classes) for name, classes in known if classes]
     if not known:
@@ -118,8 +123,8 @@ def unknown_class(
     name = names[number] if 0 <= number < len(names) else str(number)
     return ValueError(
         f"dataset {dataset_name!r} has objects of class {name!r}, which DATASETS.TRAIN has not; "
-        f"{did_you_mean(name, order)}. Give the class the same name in both, or add it to the "
-        "training data"
+        f"{did_you_mean(name, order)}. Give the class the same name in both, add it to the "
+        "training data, or rename the model's classes with TEST.FPN_EXT.CLASS_NAMES"
     )
 
 
