@@ -18,6 +18,7 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 REFERENCE = PROJECT / "docs/reference"
+RESULTS = PROJECT / "results"
 HELP_WIDTH = "100"
 
 sys.path.insert(0, str(PROJECT))  # the package beside this file, whichever is installed
@@ -127,6 +128,65 @@ def measured() -> str:
     )
 
 
+def seeds_in_words(file: Path) -> str:
+    """A sentence on the trainings in a file of benchmarks/seeds.py."""
+    record = json.loads(file.read_text())
+    (dataset,) = record["runs"][0]["results"]
+    boxes = [run["results"][dataset]["bbox"] for run in record["runs"]]
+
+    def numbers(metric: str) -> str:
+        return ", ".join(f"{box[metric]:.1f}" for box in boxes)
+
+    seeds = ", ".join(str(run["seed"]) for run in record["runs"])
+    seconds = [f"{run['seconds']:.0f}" for run in record["runs"]]
+    span = " to ".join(dict.fromkeys((min(seconds, key=float), max(seconds, key=float))))
+    return (
+        f"Seeds {seeds}: box AP {numbers('AP')}, AP50 {numbers('AP50')} on `{dataset}`; "
+        f"{span} seconds each, training and evaluation, on "
+        f"{where(record)}."
+    )
+
+
+def where(record: dict[str, Any]) -> str:
+    """Machine, threads, instructions, torch and commit of a record."""
+    settings = [f"`{name}={value}`" for name, value in record["environment"].items()]
+    what = [record["hardware"], *settings, f"torch {record['versions']['torch'].split('+')[0]}"]
+    return f"{', '.join(what)} (commit {record['commit']})"
+
+
+def seeds_table(file: Path) -> str:
+    """The same as a table, a row for each training, with CPU time."""
+    record = json.loads(file.read_text())
+    rows = [["seed", "dataset", "box AP", "AP50", "AP75", "seconds", "CPU seconds"], ["---"] * 7]
+    for run in record["runs"]:
+        for dataset, results in run["results"].items():
+            scores = [f"{results['bbox'][metric]:.1f}" for metric in ("AP", "AP50", "AP75")]
+            times = [f"{run[key]:.0f}" for key in ("seconds", "cpu_seconds")]
+            rows.append([str(run["seed"]), f"`{dataset}`", *scores, *times])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    source = file.relative_to(PROJECT)
+    name = f"[{source}]({'../' * 2}{source})"
+    return f"On {where(record)}; {name}, by `benchmarks/seeds.py`:\n\n{table}"
+
+
+def busy_table(file: Path) -> str:
+    """What another busy process costs a training, from a file of benchmarks/busy_machine.py."""
+    record = json.loads(file.read_text())
+    rows = [["OpenMP's threads wait", "idle, s a step", "busy, s a step", "busy / idle"]]
+    rows.append(["---"] * 4)
+    for side in record["sides"]:
+        low, high = side["busy_over_idle_range"]
+        ratio = f"{side['busy_over_idle']:.2f} ({low:.2f} to {high:.2f})"
+        times = (f"{side[key]:.3f}" for key in ("idle_s", "busy_s"))
+        rows.append([side["side"], *times, ratio])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return (
+        f"{record['hardware']}, {record['threads']} threads, {record['busy_processes']} busy "
+        f"process, {record['rounds']} rounds, commit {record['commit']}; median (min to max):\n\n"
+        f"{table}"
+    )
+
+
 def matrix(results: Path, short: bool = False) -> str:
     """A table of what the suite was run with: a row for each file of tests/matrix.py.
 
@@ -198,7 +258,19 @@ def generated() -> dict[Path, str]:
         (REFERENCE / "commands.md", "commands", command_help()),
         (PROJECT / "README.md", "measured", measured()),
         (PROJECT / "README.md", "matrix", matrix(PROJECT / "results/matrix", short=True)),
+        (PROJECT / "README.md", "demo", seeds_in_words(RESULTS / "demo/seeds.json")),
         (PROJECT / "docs/start/install.md", "matrix", matrix(PROJECT / "results/matrix")),
+        (
+            PROJECT / "docs/start/first_training.md",
+            "demo",
+            seeds_table(RESULTS / "demo/seeds.json"),
+        ),
+        (
+            PROJECT / "docs/start/first_training.md",
+            "demo-avx2",
+            seeds_table(RESULTS / "demo/seeds_avx2.json"),
+        ),
+        (PROJECT / "docs/evidence/speed.md", "busy", busy_table(RESULTS / "busy/busy.json")),
     ]
     pages: dict[Path, str] = {}
     for page, name, text in texts:
