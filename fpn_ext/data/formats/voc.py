@@ -5,6 +5,7 @@ By VOC's convention a box is its first and last pixel, counted from 1: (xmin, ym
 does not say which, so ``corners: 0`` in the data file does.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,6 +18,7 @@ from ..picture_files import size_of_picture
 from .layout import Files, Pictures, by_split, lines_of
 from .pictures import copy_pictures
 
+ROOT = re.compile(rb"<annotation[\s>]")  # CVAT's own is <annotations>
 LISTS = Path("ImageSets", "Main")
 UNDECLARED = (
     "boxes have a corner at 0 or between two pixels, which VOC's own counting from 1 never gives: "
@@ -31,7 +33,7 @@ def find(files: Files) -> dict[str, Source]:
     Raises:
         ValueError: some files name a split and others do not.
     """
-    found = [file for file in files.others[".xml"] if b"<annotation" in file.read_bytes()[:4096]]
+    found = [file for file in files.others[".xml"] if ROOT.search(file.read_bytes()[:4096])]
     if not found:
         return {}
     lists = {

@@ -16,7 +16,7 @@ from ..reading import PICTURE_SUFFIXES
 from .layout import Files, by_split, lines_of
 from .pictures import copy_pictures
 
-CLASS_LISTS = ("classes.txt", "obj.names", "names.txt")
+CLASS_LISTS = ("classes.txt", "names.txt")
 NOT_LABELS = {*CLASS_LISTS, "requirements.txt", "license.txt", "readme.txt"}
 SLACK = 0.01  # of an image's side, by which a coordinate may lie beyond it and be clipped
 
@@ -78,9 +78,9 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
 
 
 def _listed_names(files: Files) -> list[str]:
-    """Of classes.txt, as labelImg and Label Studio write it."""
-    for file in files.others[".txt"]:
-        if file.name in CLASS_LISTS:
+    """Of classes.txt, as labelImg and Label Studio write it, or Darknet's obj.names."""
+    for file in (*files.others[".txt"], *files.others[".names"]):
+        if file.name in CLASS_LISTS or file.suffix == ".names":
             lines = lines_of(file)
             return [line.strip() for line in lines if line.strip()]
     return []
