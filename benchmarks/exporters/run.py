@@ -1,10 +1,10 @@
-"""What annotation tools write for the same six pictures, and what `--data` reads of it.
+"""What annotation tools write for the same six images, and what `--data` reads of it.
 
     python benchmarks/exporters/run.py [--tools NAME ...] [--json FILE]     (make exporters)
 
 Each tool of requirements.txt is installed in an environment of its own, at its pinned version, and
-writes its formats (tools.py). Each is read as `--data` reads it, as it was written and, of VOC, with
-`corners: 0` declared as well, and compared with the boxes that were given to the tool.
+writes its formats (tools.py). Each is read as `--data` reads it, as it was written and then with
+what the message advises to declare, and compared with the boxes that were given to the tool.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def compared(dataset: Dataset) -> dict[str, Any]:
     differences: list[np.ndarray] = []
     crowd = "left out"
     if set(images) != set(PICTURES):
-        wrong.append(f"{len(set(PICTURES) - set(images))} pictures missing")
+        wrong.append(f"{len(set(PICTURES) - set(images))} images missing")
     if set(dataset.classes) != set(CLASSES):
         wrong.append(f"classes {', '.join(dataset.classes)}")
     for name, (_, _, objects) in PICTURES.items():
@@ -180,7 +180,9 @@ def compared(dataset: Dataset) -> dict[str, Any]:
     largest = float(np.abs(differences).max()) if differences else 0.0
     shift = float(np.mean(differences, axis=0)[:2].mean()) if differences else 0.0
     if largest >= 1 + EXACT or abs(shift) > SHIFTED:
-        wrong.append(f"boxes up to {largest:.4g} pixels off, first corners by {shift:.2g} on average")
+        wrong.append(
+            f"boxes up to {largest:.4g} pixels off, first corners by {shift:.2g} on average"
+        )
     return {
         "verdict": "different" if wrong else "equal" if largest <= EXACT else "rounded",
         "max_difference": round(largest, 4),
@@ -190,22 +192,31 @@ def compared(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def row_of(path: Path) -> dict[str, Any]:
+def row_of(path: Path, folder: Path, work: Path) -> dict[str, Any]:
     try:
         dataset = read(path)
     except (ValueError, FileNotFoundError) as error:
-        return {"verdict": "refused", "message": shortened(str(error), path)}
+        return {"verdict": "rejected", "message": shortened(str(error), folder, work)}
     return {
         "read_as": dataset.format,
         **compared(dataset),
-        "said": [shortened(line, path) for line in dataset.tally.lines()],
+        "said": [shortened(line, folder, work) for line in dataset.tally.lines()],
     }
 
 
-def shortened(text: str, path: Path) -> str:
-    """A message without the temporary folder."""
-    folder = path if path.is_dir() else path.parent
-    return text.replace(str(folder), folder.name).replace(tempfile.gettempdir(), "")
+def shortened(text: str, folder: Path, work: Path) -> str:
+    """A message without the folders of this run."""
+    text = text.replace(f"{folder}/", "").replace(str(folder), "FOLDER").replace(f"{work}/", "")
+    return text.replace(" `fpn-ext data --data` lists more", "")
+
+
+def remedy(row: dict[str, Any]) -> dict[str, Any]:
+    """What the message, or the notes, say that can be declared."""
+    if row["verdict"] in ("equal", "rounded"):
+        return {}
+    text = " ".join([row.get("message", ""), *row.get("said", [])])
+    known = {"corners": 0, "unannotated": "empty"}
+    return {key: value for key, value in known.items() if f"`{key}: {value}`" in text}
 
 
 def rows_of(tool: str, pins: list[str], output: Path, pictures: Path) -> list[dict[str, Any]]:
@@ -214,14 +225,17 @@ def rows_of(tool: str, pins: list[str], output: Path, pictures: Path) -> list[di
     rows = []
     for folder in sorted(p for p in output.iterdir() if p.is_dir() and p.name != "parts"):
         add_pictures(folder, pictures)
-        row = {"tool": version, "format": folder.name, "declared": ""}
-        as_written = row_of(folder)
-        rows.append({**row, **as_written})
-        if folder.name.startswith("VOC") and as_written["verdict"] in ("refused", "different"):
-            declared = output / "corners.yaml"
-            about = {"name": "parts", "path": str(folder), "format": "voc", "corners": 0}
-            declared.write_text(yaml.safe_dump(about))
-            rows.append({**row, "declared": "corners: 0", **row_of(declared)})
+        row = {"tool": version, "format": folder.name}
+        path, declared = folder, {}
+        while True:
+            text = ", ".join(f"{key}: {value}" for key, value in declared.items())
+            rows.append({**row, "declared": text, **row_of(path, folder, output.parent)})
+            more = remedy(rows[-1])
+            if not more or more.items() <= declared.items():
+                break
+            declared |= more
+            path = output / "declared.yaml"
+            path.write_text(yaml.safe_dump({"name": "parts", "path": str(folder), **declared}))
     return rows
 
 

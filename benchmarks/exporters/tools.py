@@ -2,8 +2,8 @@
 
     python tools.py TOOL TRUTH OUTPUT
 
-TRUTH has ``annotations/instances_train.json`` and ``images/train/``. A tool that reads COCO is given
-the JSON, the others their own objects. Each form goes to ``OUTPUT/FORMAT, as it is called``.
+TRUTH has ``annotations/instances_train.json`` and ``images/train/``. A tool that reads COCO is
+given the JSON, the others their own objects. Each form goes to ``OUTPUT/FORMAT, as it is called``.
 """
 
 import json
@@ -51,7 +51,9 @@ def write_datumaro(truth, out):
     for kind, importer in (("VOC", "voc_detection"), ("YOLO", "yolo")):
         again = datumaro.Dataset.import_from(str(out / kind), importer)
         again.export(str(out / f"COCO, from its {kind}"), "coco_instances", save_media=True)
-    dataset.transform("random_split", splits=[("train", 0.5), ("val", 0.5)], seed=1)  # it wants both
+    dataset.transform(
+        "random_split", splits=[("train", 0.5), ("val", 0.5)], seed=1
+    )  # it wants both
     dataset.export(str(out / "YOLO, ultralytics"), "yolo_ultralytics", save_media=True)
 
 
@@ -254,7 +256,7 @@ def write_labelImg(truth, out):
 def write_imantics(truth, out):
     from imantics import BBox, Category, Dataset, Image
 
-    categories = {name: Category(name) for name in truth.classes}
+    categories = {name: Category(name, id=number) for number, name in truth.names.items()}
     dataset = Dataset("made")
     for number, (_, file, objects) in enumerate(truth.images(), 1):
         image = Image.from_path(str(file))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..data_file import DataFile, Source
 from ..dataset import Dataset
 from . import coco, deeppcb, unannotated, voc, yolo
-from .layout import Files
+from .layout import ANNOTATIONS, Files
 
 Find = Callable[[Files], dict[str, Source]]
 Read = Callable[[DataFile, Mapping[str, Source], Files], Dataset]
@@ -64,7 +64,11 @@ def _found_format(data: DataFile, files: Files) -> str:
         return found[0]
     there = ", ".join(
         [f"{len(files.pictures)} images"]
-        + [f"{len(paths)} {suffix}" for suffix, paths in files.others.items()]
+        + [
+            f"{len(paths)} {suffix}"
+            for suffix, paths in files.others.items()
+            if paths or suffix in ANNOTATIONS
+        ]
     )
     if found:
         raise ValueError(

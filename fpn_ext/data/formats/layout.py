@@ -10,8 +10,8 @@ from ..data_file import split_named
 from ..dataset import Tally
 from ..reading import PICTURE_SUFFIXES
 
-
-ANNOTATIONS = (".json", ".xml", ".txt", ".names")
+ANNOTATIONS = (".json", ".xml", ".txt")
+NAMES = ".names"  # Darknet's lists of classes
 
 
 class Files:
@@ -25,7 +25,7 @@ class Files:
     def __init__(self, root: Path):
         self.root = root
         self.pictures: list[Path] = []
-        self.others: dict[str, list[Path]] = {s: [] for s in ANNOTATIONS}
+        self.others: dict[str, list[Path]] = {s: [] for s in (*ANNOTATIONS, NAMES)}
         for folder, folders, names in os.walk(root, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):

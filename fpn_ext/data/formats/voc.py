@@ -26,6 +26,11 @@ UNDECLARED = (
     "in the folder, or into the data file"
 )
 
+LABELIMG = (
+    "XML files are as labelImg writes them, which counts pixels from 0 and gives 1 for 0: if so, "
+    "write `corners: 0` into data.yaml in the folder or into the data file (otherwise `corners: 1`)"
+)
+
 
 def find(files: Files) -> dict[str, Source]:
     """The splits of the XML files in a folder: by lists in ImageSets/Main, else by folder names.
@@ -131,6 +136,8 @@ def _image(
 ) -> AnnotatedImage:
     sides = [_number(tree.findtext(f"size/{side}", "")) for side in ("width", "height")]
     image = AnnotatedImage(picture, *(size_of(*sides) or (0, 0)))
+    if corners is None and tree.findtext("source/database", "").strip() == "Unknown":
+        tally.note(LABELIMG, xml.name)
     for element in tree.findall("object"):
         name = element.findtext("name", "").strip()
         if not name:
