@@ -10,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_efficientnet_lite0_FPN.yaml
 
 
-.PHONY: demo test test-lowest test-avx2 test-avx2-short test-detectron2 test-main fuzz gpu setup lint format docs lock
+.PHONY: demo exporters test test-lowest test-avx2 test-avx2-short test-detectron2 test-main fuzz gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -56,6 +56,11 @@ test-main:
 fuzz: setup
 	FUZZ_EXAMPLES=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests -k fuzz -n auto \
 	    --maxprocesses 4
+
+# What annotation tools write, and what is read of it: installs them in .venv-exporters.
+exporters: setup
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/exporters/run.py --json results/exporters/exporters.json
+	$(RUN) docs/generate.py
 
 # What needs a GPU: its tests, then its figures into results/speed-gpu.
 gpu: setup

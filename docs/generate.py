@@ -11,6 +11,7 @@ that it is current. The Python API is not written here: Sphinx reads the docstri
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -251,6 +252,24 @@ def full_row(run: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def exporters() -> str:
+    """What `--data` reads of each tool's files, from benchmarks/exporters/run.py."""
+    results = json.loads((PROJECT / "results/exporters/exporters.json").read_text())
+    lines = [
+        "| tool | format | declared | read | off by, pixels | crowd region | said |",
+        "| --- " * 7 + "|",
+    ]
+    for row in results["rows"]:
+        said = row.get("message") or "; ".join([*row["wrong"], *row["said"]])
+        said = said.partition(" Needed:")[0]
+        said = re.sub(r" \(first: [^()]*(\([^()]*\))?[^()]*\)", "", said)
+        off = f"{row['max_difference']:g}" if "max_difference" in row else ""
+        declared = f"`{row['declared']}`" if row["declared"] else ""
+        columns = [row["tool"], row["format"], declared, row["verdict"], off]
+        lines.append(f"| {' | '.join([*columns, row.get('crowd', ''), cell(said)])} |")
+    return "\n".join(lines)
+
+
 def generated() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
     texts = [
@@ -259,6 +278,7 @@ def generated() -> dict[Path, str]:
         (PROJECT / "README.md", "measured", measured()),
         (PROJECT / "README.md", "matrix", matrix(PROJECT / "results/matrix", short=True)),
         (PROJECT / "README.md", "demo", seeds_in_words(RESULTS / "demo/seeds.json")),
+        (PROJECT / "docs/start/exporters.md", "exporters", exporters()),
         (PROJECT / "docs/start/install.md", "matrix", matrix(PROJECT / "results/matrix")),
         (
             PROJECT / "docs/start/first_training.md",

@@ -59,7 +59,7 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
     if not objects:
         raise ValueError(
             f"{dataset.source} ({dataset.format}): {len(dataset.images)} images and no object on "
-            "any of them (crowd regions are none)"
+            "any of them (crowd regions are none)" + "".join(f"; {s}" for s in tally.lines())
         )
     used = {instance.category for instance in objects}
     for name in dataset.classes:

@@ -11,6 +11,7 @@
     seed: 1                      # of that split
     split_file: my_split.json    # a split that was written before
     corners: 0                   # of VOC: the number of the first pixel, 1 by VOC's convention
+    unannotated: empty           # images that no annotation names have no objects; or: left out
 
 All keys may be left out. YOLO's own data.yaml is such a file as well.
 """
@@ -29,7 +30,7 @@ from .dataset import SPLITS
 FORMATS = ("coco", "voc", "yolo", "deeppcb")
 KEYS = (
     *("name", "format", "path", "classes", *SPLITS),
-    *("split", "seed", "split_file", "corners"),
+    *("split", "seed", "split_file", "corners", "unannotated"),
 )
 # What YOLO's data.yaml may hold besides; of these, only names and kpt_shape say something here.
 YOLO_KEYS = (
@@ -37,6 +38,7 @@ YOLO_KEYS = (
     *("author", "date", "license", "version", "description", "docs", "yaml_file"),
 )
 IN_A_FOLDER = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+UNANNOTATED = ("left out", "empty")
 NAMED_BY_SPLIT = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
@@ -67,6 +69,7 @@ class DataFile:
     seed: int = 1
     split_file: Path | None = None
     corners: int | None = None
+    unannotated: str = "left out"
     names: tuple[str, ...] = ()  # YOLO's
     keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many, numbers of each
     notes: tuple[str, ...] = ()
@@ -129,6 +132,11 @@ def _parsed(file: Path, content: dict[str, Any]) -> DataFile:
     corners = _of_type(file, content, "corners", int, None)
     if corners not in (None, 0, 1):
         raise ValueError(f"--data: {file}: corners is 0 or 1, the first pixel, got {corners}")
+    unannotated = _of_type(file, content, "unannotated", str, UNANNOTATED[0])
+    if unannotated not in UNANNOTATED:
+        raise ValueError(
+            f"--data: {file}: unannotated {unannotated!r}; {did_you_mean(unannotated, UNANNOTATED)}"
+        )
     split_file = _of_type(file, content, "split_file", str, None)
     if content.get("download"):
         notes.append(f"{file.name}: nothing is downloaded (its key download is not read)")
@@ -143,6 +151,7 @@ def _parsed(file: Path, content: dict[str, Any]) -> DataFile:
         _of_type(file, content, "seed", int, 1),
         (file.parent / split_file) if split_file else None,
         corners,
+        unannotated,
         tuple(_class_names(file, content.get("names"), "names")),
         _keypoint_shape(file, content.get("kpt_shape")),
         tuple(notes),

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from ..data_file import DataFile, Source
 from ..dataset import Dataset
-from . import coco, deeppcb, voc, yolo
-from .layout import Files
+from . import coco, deeppcb, unannotated, voc, yolo
+from .layout import ANNOTATIONS, Files
 
 Find = Callable[[Files], dict[str, Source]]
 Read = Callable[[DataFile, Mapping[str, Source], Files], Dataset]
@@ -44,13 +44,12 @@ def read_dataset(data: DataFile) -> Dataset:
     name = data.format or _found_format(data, files)
     splits = data.splits or FORMATS[name].find(files)
     if not splits:
-        raise ValueError(f"{data.file}: no annotations in format {name} in {data.root}")
+        raise ValueError(
+            f"{data.file}: no annotations in format {name} in {data.root}.{_hint(files)}"
+        )
     dataset = FORMATS[name].read(data, splits, files)
-    if not data.splits and name in ("coco", "voc"):
-        used = {image.file for image in dataset.images}
-        for picture in files.pictures:
-            if picture not in used:
-                dataset.tally.note("images that no annotation names: left out", picture.name)
+    if name in ("coco", "voc"):
+        unannotated.add(dataset, data, splits, files)
     for note in data.notes:
         dataset.tally.note(note, data.file.name)
     return dataset
@@ -65,17 +64,28 @@ def _found_format(data: DataFile, files: Files) -> str:
         return found[0]
     there = ", ".join(
         [f"{len(files.pictures)} images"]
-        + [f"{len(paths)} {suffix}" for suffix, paths in files.others.items()]
+        + [
+            f"{len(paths)} {suffix}"
+            for suffix, paths in files.others.items()
+            if paths or suffix in ANNOTATIONS
+        ]
     )
     if found:
         raise ValueError(
             f"{data.root} has annotations in several formats, {' and '.join(found)} ({there}): "
             f"name the one that is meant, `format: {found[0]}` in data.yaml in the folder"
         )
-    labelme = any(b'"shapes"' in file.read_bytes() for file in files.others[".json"][:20])
-    hint = " The JSON files are labelme's: convert them with labelme2coco." if labelme else ""
     raise ValueError(
-        f"{data.root} has no annotations in a known format ({there}).{hint} Needed: a COCO JSON "
-        "(images, annotations and categories), VOC's XML files (<annotation>), or YOLO's label "
-        "files with a data.yaml that names the classes (docs/start/your_data.md)"
+        f"{data.root} has no annotations in a known format ({there}).{_hint(files)} Needed: a COCO "
+        "JSON (images, annotations and categories), VOC's XML files (<annotation>), or YOLO's "
+        "label files with a data.yaml that names the classes (docs/start/your_data.md)"
     )
+
+
+def _hint(files: Files) -> str:
+    """What to do about a tool's own format, which is none of these."""
+    if any(b'"shapes"' in file.read_bytes() for file in files.others[".json"][:20]):
+        return " The JSON files are labelme's: convert them with labelme2coco."
+    if any(b"<annotations" in file.read_bytes()[:4096] for file in files.others[".xml"][:20]):
+        return " The XML (<annotations>) is CVAT's own: export the task as COCO 1.0."
+    return ""

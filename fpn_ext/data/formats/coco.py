@@ -16,6 +16,7 @@ from ..mask_area import mask_area
 from .layout import Files, Pictures, by_split
 from .pictures import copy_pictures
 
+BACKGROUND = ("background", "__background__")
 KEYS = ("images", "annotations", "categories")
 
 
@@ -64,7 +65,7 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
     tally = Tally()
     dataset = Dataset(data.file, "coco", [], {}, [], tally)
     numbers: dict[str, Any] = {}
-    unused: dict[str, Any] = {}  # classes that are the parent of others: exporters' own
+    spare: dict[str, str] = {}  # classes that exporters add, and why each is none
     for split, source in splits.items():
         images: list[AnnotatedImage] = []
         for written in source.annotations or source.images:
@@ -74,16 +75,16 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
                 if numbers.setdefault(name, key) != key:
                     what = "classes have another number in another split: matched by name"
                     tally.note(what, name)
-            unused |= reader.unused_parents()
+            spare |= reader.spare_classes()
             dataset.classes += [name for name in reader.names if name not in dataset.classes]
             dataset.keypoint_names = dataset.keypoint_names or reader.keypoint_names()
             folders = [data.root / name for name in source.images if source.annotations]
             images += reader.images(_pictures(folders, data, split, json_file, files, tally))
         dataset.splits[split] = images
     used = {i.category for image in dataset.images for i in image.instances}
-    for name in unused:
+    for name, why in spare.items():
         if name not in used and name not in data.classes:
-            tally.note("classes are the parent of all others and have no boxes: left out", name)
+            tally.note(f"classes are {why} and have no boxes: left out", name)
             dataset.classes.remove(name)
     return dataset
 
@@ -141,18 +142,22 @@ class _File:
                 self.name_of[key] = name
         self.names = {name: key for key, name in self.name_of.items()}
 
-    def unused_parents(self) -> dict[str, None]:
-        """Roboflow's first category: the supercategory of all others, itself without boxes."""
-        others = {str(c.get("supercategory")) for c in self.categories}
-        return {
-            name: None
-            for name in self.names
-            if len(self.names) > 1
-            and all(
+    def spare_classes(self) -> dict[str, str]:
+        """Classes that may be none, with what they are.
+
+        Roboflow's first category is the supercategory of all others; datumaro's, from VOC, is the
+        background.
+        """
+        if len(self.names) < 2:
+            return {}
+        spare = {name: "the background" for name in self.names if name in BACKGROUND}
+        parents = {str(c.get("supercategory")) for c in self.categories}
+        for name in parents & set(self.names):
+            if all(
                 c.get("supercategory") == name for c in self.categories if c.get("name") != name
-            )
-            and name in others
-        }
+            ):
+                spare[name] = "the parent of all others"
+        return spare
 
     def keypoint_names(self) -> list[str]:
         lists = (c.get("keypoints") for c in self.categories)
@@ -176,7 +181,7 @@ class _File:
                 picture, *(size_of(entry.get("width"), entry.get("height")) or (0, 0))
             )
             types[key] = type(entry["id"])
-        seen: dict[str, tuple[Any, Any]] = {}
+        seen: dict[str, tuple[Any, Any, str]] = {}
         for entry in self.content["annotations"]:
             self._annotation(entry, of_id, types, seen)
         return list(of_id.values())
@@ -186,7 +191,7 @@ class _File:
         entry: dict[str, Any],
         of_id: Mapping[str, AnnotatedImage],
         types: Mapping[str, type],
-        seen: dict[str, tuple[Any, Any]],
+        seen: dict[str, tuple[Any, Any, str]],
     ) -> None:
         tally, image_key = self.tally, str(entry.get("image_id"))
         if image_key not in of_id:
@@ -198,11 +203,15 @@ class _File:
             )
         image, where = of_id[image_key], of_id[image_key].file.name
         key = str(entry.get("id"))
+        content = entry.get("bbox"), entry.get("category_id"), image_key
         if key in seen:
-            if seen[key] == (entry.get("bbox"), entry.get("category_id")):
+            if seen[key] == content:  # pylabel's, in place of an image without objects
+                tally.note("annotations are written twice: taken once", where)
+                return
+            if seen[key][:2] == content[:2]:
                 tally.fault("annotations repeat the id and the box of another one", where)
             tally.note("annotations have the id of another one: numbered anew", where)
-        seen[key] = entry.get("bbox"), entry.get("category_id")
+        seen[key] = content
         name = self.name_of.get(str(entry.get("category_id")))
         if name is None:
             tally.fault(

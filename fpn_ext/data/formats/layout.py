@@ -10,19 +10,22 @@ from ..data_file import split_named
 from ..dataset import Tally
 from ..reading import PICTURE_SUFFIXES
 
+ANNOTATIONS = (".json", ".xml", ".txt")
+NAMES = ".names"  # Darknet's lists of classes
+
 
 class Files:
     """The files of a folder and the folders in it, in alphabetical order; hidden ones left out.
 
     Attributes:
         pictures: image files, by their suffix.
-        others: of JSON, XML and text, by suffix.
+        others: of JSON, XML, text and lists of names, by suffix.
     """
 
     def __init__(self, root: Path):
         self.root = root
         self.pictures: list[Path] = []
-        self.others: dict[str, list[Path]] = {".json": [], ".xml": [], ".txt": []}
+        self.others: dict[str, list[Path]] = {s: [] for s in (*ANNOTATIONS, NAMES)}
         for folder, folders, names in os.walk(root, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):

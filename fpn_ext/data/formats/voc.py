@@ -5,6 +5,7 @@ By VOC's convention a box is its first and last pixel, counted from 1: (xmin, ym
 does not say which, so ``corners: 0`` in the data file does.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,11 +18,17 @@ from ..picture_files import size_of_picture
 from .layout import Files, Pictures, by_split, lines_of
 from .pictures import copy_pictures
 
+ROOT = re.compile(rb"<annotation[\s>]")  # CVAT's own is <annotations>
 LISTS = Path("ImageSets", "Main")
 UNDECLARED = (
     "boxes have a corner at 0 or between two pixels, which VOC's own counting from 1 never gives: "
     "write `corners: 0` (plain coordinates, as most tools write) or `corners: 1` into data.yaml "
     "in the folder, or into the data file"
+)
+
+LABELIMG = (
+    "XML files are as labelImg writes them, which counts pixels from 0 and gives 1 for 0: if so, "
+    "write `corners: 0` into data.yaml in the folder or into the data file (otherwise `corners: 1`)"
 )
 
 
@@ -31,7 +38,7 @@ def find(files: Files) -> dict[str, Source]:
     Raises:
         ValueError: some files name a split and others do not.
     """
-    found = [file for file in files.others[".xml"] if b"<annotation" in file.read_bytes()[:4096]]
+    found = [file for file in files.others[".xml"] if ROOT.search(file.read_bytes()[:4096])]
     if not found:
         return {}
     lists = {
@@ -129,6 +136,8 @@ def _image(
 ) -> AnnotatedImage:
     sides = [_number(tree.findtext(f"size/{side}", "")) for side in ("width", "height")]
     image = AnnotatedImage(picture, *(size_of(*sides) or (0, 0)))
+    if corners is None and tree.findtext("source/database", "").strip() == "Unknown":
+        tally.note(LABELIMG, xml.name)
     for element in tree.findall("object"):
         name = element.findtext("name", "").strip()
         if not name:

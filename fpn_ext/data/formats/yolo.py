@@ -13,10 +13,10 @@ from ..data_file import DataFile, Source
 from ..dataset import AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..picture_files import size_of_picture
 from ..reading import PICTURE_SUFFIXES
-from .layout import Files, by_split, lines_of
+from .layout import NAMES, Files, by_split, lines_of
 from .pictures import copy_pictures
 
-CLASS_LISTS = ("classes.txt", "obj.names", "names.txt")
+CLASS_LISTS = ("classes.txt", "names.txt")
 NOT_LABELS = {*CLASS_LISTS, "requirements.txt", "license.txt", "readme.txt"}
 SLACK = 0.01  # of an image's side, by which a coordinate may lie beyond it and be clipped
 
@@ -68,30 +68,45 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
     dataset = Dataset(data.file, "yolo", names, {}, [], tally)
     if data.keypoints:
         dataset.keypoint_names = [f"keypoint_{i}" for i in range(data.keypoints[0])]
+    used: set[Path | None] = set()
     for split, source in splits.items():
         labels = [data.root / name for name in source.annotations]
-        dataset.splits[split] = [
-            _image(picture, _label_file(picture, folder, labels), names, data.keypoints, tally)
-            for folder, picture in _pictures(data.root, source)
-        ]
+        dataset.splits[split] = images = []
+        for folder, picture in _pictures(data.root, source, tally):
+            file = _label_file(picture, folder, labels)
+            used.add(file)
+            images.append(_image(picture, file, names, data.keypoints, tally))
+    if not data.splits:
+        for file in files.others[".txt"]:
+            if (
+                file not in used
+                and file.name.lower() not in NOT_LABELS
+                and _looks_like_labels(file)
+            ):
+                tally.note(
+                    "label files are of no image (beside it, or images/ to labels/)", file.name
+                )
     return dataset
 
 
 def _listed_names(files: Files) -> list[str]:
-    """Of classes.txt, as labelImg and Label Studio write it."""
-    for file in files.others[".txt"]:
-        if file.name in CLASS_LISTS:
+    """Of classes.txt, as labelImg and Label Studio write it, or Darknet's obj.names."""
+    for file in (*files.others[".txt"], *files.others[NAMES]):
+        if file.name in CLASS_LISTS or file.suffix == NAMES:
             lines = lines_of(file)
             return [line.strip() for line in lines if line.strip()]
     return []
 
 
-def _pictures(root: Path, source: Source) -> Iterable[tuple[Path, Path]]:
+def _pictures(root: Path, source: Source, tally: Tally) -> Iterable[tuple[Path, Path]]:
     """(the folder it was found through, file) of each image of a split."""
     for written in source.images:
         path = root / written
         if not path.exists() and written.startswith("../"):  # as Roboflow writes them
             path = root / written.removeprefix("../")
+        if not path.exists() and Path(written).is_absolute():
+            path = _moved(root, path)
+            tally.note("paths are of another machine: their last folders are here", written)
         if path.is_dir():
             found = (p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
             yield from ((path, picture) for picture in sorted(found))
@@ -103,6 +118,13 @@ def _pictures(root: Path, source: Source) -> Iterable[tuple[Path, Path]]:
                     yield path.parent, path.parent / line.strip()
         else:
             raise FileNotFoundError(f"no folder, list or image {path}")
+
+
+def _moved(root: Path, path: Path) -> Path:
+    """What lies under root with the most of a path's last parts; the path where nothing does."""
+    parts = path.parts[1:]
+    here = (root.joinpath(*parts[first:]) for first in range(len(parts)))
+    return next((candidate for candidate in here if candidate.exists()), path)
 
 
 def _label_file(picture: Path, folder: Path, labels: list[Path]) -> Path | None:
@@ -140,7 +162,9 @@ def _image(
             tally.fault("lines are no numbers", where)
             continue
         if category % 1 or not 0 <= category < len(names):
-            tally.fault(f"lines have a class that is none of 0 to {len(names) - 1}", where)
+            # As sahi writes them from COCO's ids.
+            hint = ", as where classes are counted from 1" if category == len(names) else ""
+            tally.fault(f"lines have a class that is none of 0 to {len(names) - 1}{hint}", where)
         elif not all(map(math.isfinite, values)) or any(
             not -SLACK <= value <= 1 + SLACK for value in values[: 4 if keypoints else None]
         ):
