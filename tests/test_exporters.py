@@ -146,6 +146,17 @@ def test_images_that_vocs_lists_leave_out_stay_out(tmp_path):
     assert list(boxes_of(read(tmp_path))) == ["a", "b"]
 
 
+def test_images_whose_xml_is_of_another_split_are_not_empty(tmp_path):
+    """In a folder of images that the declared split shares with one that is not declared."""
+    write_voc_pngs(tmp_path)
+    (tmp_path / "others").mkdir()
+    shutil.move(tmp_path / "Annotations" / "e.xml", tmp_path / "others")
+    (tmp_path / "Annotations" / "f.xml").unlink()
+    about = "unannotated: empty\ntrain: {images: JPEGImages, annotations: Annotations}\n"
+    (tmp_path / "data.yaml").write_text(about)
+    assert boxes_of(read(tmp_path)) == {**FIRST_FOUR, "f": []}
+
+
 def test_unannotated_is_one_of_two(tmp_path):
     write_coco(tmp_path)
     (tmp_path / "data.yaml").write_text("unannotated: emtpy\n")
