@@ -368,6 +368,7 @@ def test_a_command_that_fails_says_why(tmp_path):
 def in_place_of_ours(folder, code):
     """A package that shadows this one in processes started in a folder."""
     (folder / "fpn_ext").mkdir()
+    (folder / "fpn_ext" / "__init__.py").touch()  # or one on PYTHONPATH would come first
     (folder / "fpn_ext" / "__main__.py").write_text(code)
 
 
