@@ -296,7 +296,7 @@ def exif(orientation, size):
         (exif(6, (80, 60)), "exif-rotated", "80x60 in the annotations, 60x80 in the picture"),
         (exif(6, (60, 80)), None, None),
         (exif(3, (80, 60)), None, None),
-        (lambda file: Image.new("I;16", (80, 60)).save(file, "png"), "colour-depth", "I;16"),
+        (lambda file: Image.new("I;16", (80, 60)).save(file, "png"), "colour-depth", "mode I"),
     ],
     ids=range(13),
 )

@@ -214,6 +214,8 @@ def arguments(tmp_path, checkpoint, demo_images):
     }
 
     def words(verb):
+        if verb == "video":
+            pytest.importorskip("cv2", reason="OpenCV, the extra video, is not installed")
         config_file = [] if verb == "four-step" else ["--config-file", DEMO]
         opts = [*CPU, "MODEL.WEIGHTS", checkpoint, "OUTPUT_DIR", output]
         return [*verb.split(), *config_file, *of.get(verb, []), *opts]

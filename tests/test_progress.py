@@ -16,6 +16,7 @@ SCREEN = 25  # lines
 @pytest.fixture(scope="module")
 def captured(demo_images, tmp_path_factory):
     """The console of a training of two iterations, as lines; and its folder."""
+    pytest.importorskip("timm", reason="timm, an extra, is not installed")
     output = tmp_path_factory.mktemp("run")
     command = [
         *(sys.executable, "-m", "fpn_ext", "train", "--config-file", DEMO, "OUTPUT_DIR", output),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import fpn_ext
 import pytest
-import timm
 import torch
 import torchvision
 from detectron2.modeling import build_model
@@ -31,6 +30,8 @@ from fpn_ext.files.weight_files import metadata_of, read_weights
 from fpn_ext.inference.pictures import build_predictor
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+timm = pytest.importorskip("timm", reason="timm, an extra, is not installed")
 
 NETWORK = "timm/test_resnet"  # 0.5 million parameters, made by timm for tests
 LITE = Pixels("RGB", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))

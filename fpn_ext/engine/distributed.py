@@ -271,7 +271,8 @@ def start_processes(main: Main, args: argparse.Namespace, on_cpu: bool) -> None:
         raise RuntimeError(message) from None
     except multiprocessing.ProcessExitedException as error:
         rank = first_rank + error.error_index
-        message = f"the process of rank {rank} (pid {error.error_pid}) {_ending(error)}"
+        pid = getattr(error, "error_pid", None) or getattr(error, "pid", "?")  # in older PyTorch
+        message = f"the process of rank {rank} (pid {pid}) {_ending(error)}"
         raise RuntimeError(f"{message}; {_AFTER}") from None
 
 
