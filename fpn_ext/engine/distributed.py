@@ -5,6 +5,7 @@ commands, and what does not depend on the number of processes.
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import re
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from torch import multiprocessing, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from .. import _d2_compat
+from .interrupts import SIGNALS, handled_by
 
 Main = Callable[[argparse.Namespace], Any]
 
@@ -246,34 +249,62 @@ def _check_gpu(place: Place, on_cpu: bool) -> None:
 
 
 def start_processes(main: Main, args: argparse.Namespace, on_cpu: bool) -> None:
-    """Start this machine's processes, and terminate all when one fails."""
+    """Start this machine's processes, and terminate all when one fails.
+
+    Signals that are to stop a training (:mod:`fpn_ext.engine.interrupts`) are passed on to them.
+
+    Raises:
+        RuntimeError: one failed.
+        SystemExit: they ended because of a signal.
+    """
     per_machine = args.num_processes if on_cpu else args.num_gpus
+    if args.num_machines * per_machine == 1:
+        main(args)
+        return
     first_rank = args.machine_rank * per_machine
+    signals = (*SIGNALS, *getattr(args, "stop_signals", ()))
+    received: list[int] = []
     try:
-        if on_cpu and args.num_machines * per_machine > 1:
-            # Detectron2 v0.6's launcher supports GPUs only.
-            url = f"tcp://127.0.0.1:{free_port()}" if args.dist_url == "auto" else args.dist_url
-            multiprocessing.spawn(
-                _started, args=(first_rank, per_machine, url, main, args), nprocs=per_machine
-            )
-        else:
-            detectron2_launch(
-                end_with_the_launcher,
-                per_machine,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(main, args),
-            )
+        with handled_by(functools.partial(_pass_on, received), signals):
+            if on_cpu:
+                # Detectron2 v0.6's launcher supports GPUs only.
+                url = f"tcp://127.0.0.1:{free_port()}" if args.dist_url == "auto" else args.dist_url
+                multiprocessing.spawn(
+                    _started, args=(first_rank, per_machine, url, main, args), nprocs=per_machine
+                )
+            else:
+                detectron2_launch(
+                    end_with_the_launcher,
+                    per_machine,
+                    num_machines=args.num_machines,
+                    machine_rank=args.machine_rank,
+                    dist_url=args.dist_url,
+                    args=(main, args),
+                )
     except multiprocessing.ProcessRaisedException as error:
         rank = first_rank + error.error_index
         message = f"{error.msg}\nthe process of rank {rank} failed, see above; {_AFTER}"
         raise RuntimeError(message) from None
     except multiprocessing.ProcessExitedException as error:
-        rank = first_rank + error.error_index
-        pid = getattr(error, "error_pid", None) or getattr(error, "pid", "?")  # in older PyTorch
-        message = f"the process of rank {rank} (pid {pid}) {_ending(error)}"
-        raise RuntimeError(f"{message}; {_AFTER}") from None
+        interrupted = [number for number in signals if error.exit_code == 128 + number]
+        if not received + interrupted:
+            rank = first_rank + error.error_index
+            # In older PyTorch it is `pid`.
+            pid = getattr(error, "error_pid", None) or getattr(error, "pid", "?")
+            message = f"the process of rank {rank} (pid {pid}) {_ending(error)}"
+            raise RuntimeError(f"{message}; {_AFTER}") from None
+        received += interrupted
+    if received:
+        raise SystemExit(128 + received[0])
+
+
+def _pass_on(received: list[int], number: int, frame: FrameType | None) -> None:
+    """A signal handler: send it to the processes started here."""
+    received.append(number)
+    for process in multiprocessing.active_children():
+        if process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
 
 
 _AFTER = (
