@@ -391,7 +391,7 @@ def test_supervision(detector):
 
 def test_without_supervision_it_is_named(detector, monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ImportError, match=r"pip install 'fpn-ext\[supervision\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[supervision\]'"):
         detector(photo()).to_supervision()
 
 

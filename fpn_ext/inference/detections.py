@@ -13,7 +13,9 @@ from PIL import Image
 from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import draw_detections
 
-INSTALL_SUPERVISION = "pip install 'fpn-ext[supervision]', or pip install supervision"
+INSTALL_SUPERVISION = (
+    "pip install -e '.[supervision]' in this project's folder, or pip install supervision"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,6 +17,7 @@ from .detections import Detections
 from .eager import BoxFeatures, EagerModel
 from .inputs import Source, as_list, check_channels, picture_of
 from .predictor import inference_config
+from .tiles import OVERLAP, check_tiles, detect_in_tiles
 
 BATCH_ON_GPU = 8
 BATCHES_AHEAD = 4  # read and resized before the first of them is run: to find pictures of one size
@@ -200,6 +201,38 @@ class Detector:
         check_channels(channels)
         self._check_takes(True)
         return self.model.features(self._input(Given(image, boxes), channels))
+
+    def tiled(
+        self,
+        image: Source,
+        tile: int = 640,
+        *,
+        overlap: float = OVERLAP,
+        channels: str = "RGB",
+        min_score: float = 0.5,
+    ) -> Detections:
+        """The detections on a large picture, of its tiles and of the whole, merged by sahi.
+
+        Args:
+            image: as in calling.
+            tile: side of a tile in pixels of the picture; each is resized as a picture is.
+            overlap: of neighbouring tiles, as a part of their side.
+            channels: order of the channels of an array or a tensor.
+            min_score: detections under it are left out, before merging.
+
+        Returns:
+            Detections in pixels of the picture, without levels, masks and keypoints.
+
+        Raises:
+            ImportError: sahi is not installed; with the line that installs it.
+            ValueError: a tile under 32 px; an overlap under 0 or over 0.9; a model of RGBA; and
+                what calling raises.
+        """
+        check_channels(channels)
+        self._check_takes(False)
+        check_tiles(tile, overlap)
+        rgb = as_rgb(self._picture(image, channels), self.model.pixel_format)
+        return detect_in_tiles(self, rgb, tile, overlap, min_score)
 
     # Batches.
 
