@@ -53,7 +53,7 @@ def inference_config(
 ) -> tuple[CfgNode, list[str]]:
     """As :func:`load_inference_config`, and what that prints; of any model."""
     if of_run:
-        opts = [*opts, *_without_unknown_datasets(config_file, opts)]
+        opts = [*opts, *without_unknown_datasets(config_file, opts)]
     cfg, notes = prepare(config_file, opts, weights="required")
     notes = [note for note in (*notes, level_table(cfg)) if note]
     cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
@@ -61,7 +61,7 @@ def inference_config(
     return cfg, notes
 
 
-def _without_unknown_datasets(config_file: str, opts: Sequence[str]) -> list[str]:
+def without_unknown_datasets(config_file: str, opts: Sequence[str]) -> list[str]:
     """Overrides that leave out of a config the datasets that are not registered, and their file."""
     register_datasets()
     cfg = load_config(config_file, opts)
