@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetMapper
-from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from fpn_ext.__main__ import main
 from fpn_ext.reporting.coco_json import annotations_of
 from PIL import Image
-from tiny import TinyBottomUp, config, register
+from tiny import CLASSES, photo, register, saved_run
 
-NAMES = ["disc", "ring", "cross", "bar", "star"]
 FIELDS = ("boxes", "scores", "class_ids", "proposal_levels", "pooled_levels")
 
 
@@ -26,20 +24,6 @@ FIELDS = ("boxes", "scores", "class_ids", "proposal_levels", "pooled_levels")
 def images(tmp_path_factory):
     """Registers the network."""
     register(tmp_path_factory.mktemp("images") / "tiny")
-    assert TinyBottomUp
-
-
-def saved_run(folder, *opts):
-    """A folder as a training leaves it, of random weights."""
-    folder.mkdir()
-    words = ["INPUT.MIN_SIZE_TEST", 64, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
-    cfg = config(folder, *words, "DATASETS.TRAIN", "()", *opts)
-    torch.manual_seed(0)
-    record = {"classes": NAMES, "category_ids": [1, 2, 3, 4, 9]}
-    state = build_model(cfg).state_dict()
-    torch.save({"model": state, "trained_on": record}, folder / "model_final.pth")
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +34,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def detector(run):
     return fpn_ext.Detector.load(run)
-
-
-def photo(height=48, width=64, seed=0):
-    """(H, W, 3) uint8 RGB."""
-    values = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3))
-    return np.kron(values, np.ones((8, 8, 1))).astype(np.uint8)
 
 
 def assert_same(first, second):
@@ -114,7 +92,7 @@ def test_it_finds_what_fpn_ext_predict_finds(detector, run, tmp_path):
     assert found.to_coco() == [
         {k: v for k, v in annotation.items() if k != "id"} for annotation in written["annotations"]
     ]
-    assert [*found.categories.values()] == NAMES
+    assert [*found.categories.values()] == CLASSES
     assert {c["id"]: c["name"] for c in written["categories"]} == found.categories
 
 
@@ -330,7 +308,7 @@ def test_a_result_is_chosen_from_as_an_array(detector):
     found = detector(photo())
     best = found[found.scores >= found.scores[2]]
     assert len(best) == 3 and len(found[:2]) == 2 and len(found[0]) == len(found[-1]) == 1
-    assert best.class_names == [NAMES[number] for number in best.class_ids]
+    assert best.class_names == [CLASSES[number] for number in best.class_ids]
     assert best.category_ids.tolist() == [[1, 2, 3, 4, 9][number] for number in best.class_ids]
     assert found[[2, 0]].scores.tolist() == [found.scores[2], found.scores[0]]
     assert_same(detector(photo(), min_score=float(found.scores[2])), best)
@@ -414,7 +392,7 @@ def test_from_a_config_and_weights(run, detector):
         config_file=str(run / "config.yaml"), weights=str(run / "model_final.pth"), batch_size=3
     )
     assert other.batch_size == 3 and other.categories == dict(
-        zip([1, 2, 3, 4, 9], NAMES, strict=True)
+        zip([1, 2, 3, 4, 9], CLASSES, strict=True)
     )
     assert_same(other(photo()), detector(photo()))
 
