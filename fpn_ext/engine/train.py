@@ -77,7 +77,11 @@ def start(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         if not args.eval_only and is_first:  # before the preparation, which writes the data there
             output = load_config(args.config_file, args.opts).OUTPUT_DIR
-            stack.enter_context(only_one_in(Path(output)))
+            try:
+                stack.enter_context(only_one_in(Path(output)))
+            except OSError:  # no folder can be made there
+                prepared(args)  # says why
+                raise
             check_unused(args, output)
         cfg = prepared(args).cfg
         args.evaluation_notes = check_evaluation(cfg)
