@@ -78,7 +78,7 @@ def read_picture(
     Raises:
         OSError: the file cannot be read, or not decoded.
         ValueError: an array that is no picture; values outside of ``values``; floating point
-            without ``values``.
+            without ``values``; ``values`` with colours of 16 bits, which are read as 8.
     """
     path = Path(file)
     if path.suffix.lower() == ".npy":
@@ -87,9 +87,16 @@ def read_picture(
         pages = getattr(image, "n_frames", 1) if path.suffix.lower() in TIFF_SUFFIXES else 1
         if pages > 1 and page is None:
             _say_first_page(str(path), pages)
+        if page:
+            image.seek(page)
+        if values and _is_cut_to_8_bits(image):
+            raise ValueError(
+                f"{path} has {image.mode} of 16 bits per channel, of which only the upper 8 bits "
+                "are read, and INPUT.FPN_EXT.VALUE_RANGE would have no effect: convert it to 8 "
+                "bits or .npy, or leave the key []"
+            )
         if not page and not _is_deep(image.mode):
             return read_8_bit(str(path), pixel_format)
-        image.seek(page or 0)
         return converted(image, pixel_format, values, str(path))
 
 
@@ -116,6 +123,13 @@ def converted(
 
 def _is_deep(mode: str) -> bool:
     return mode in DEEP_MODES or mode.startswith("I;16")
+
+
+def _is_cut_to_8_bits(image: Image.Image) -> bool:
+    """Whether Pillow drops the lower half of each value, as of colours with 16 bits."""
+    return not _is_deep(image.mode) and any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
+    )
 
 
 def load_array(file: Path) -> np.ndarray:

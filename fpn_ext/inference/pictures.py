@@ -120,7 +120,10 @@ def check_harmless(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
     """
     read = {os.path.realpath(file): file for file in inputs}
     identities = {
-        (status.st_dev, status.st_ino): file for file in read.values() for status in [file.stat()]
+        (status.st_dev, status.st_ino): file
+        for file in read.values()
+        if file.exists()  # or a link to nothing, which is skipped when it is read
+        for status in [file.stat()]
     }
     for output in outputs:
         same = read.get(os.path.realpath(output))
