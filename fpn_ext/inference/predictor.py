@@ -23,13 +23,18 @@ from ..keys import own_keys
 
 
 def load_inference_config(
-    config_file: str, opts: Sequence[str] = (), *, of_run: bool = False
+    config_file: str,
+    opts: Sequence[str] = (),
+    *,
+    of_run: bool = False,
+    takes_proposals: bool = False,
 ) -> CfgNode:
     """A config ready for a :class:`Predictor`, keeping the levels of each detection.
 
     Args:
         of_run: the file is that of a training, whose datasets may not be known here; those of
             another machine are left out.
+        takes_proposals: a model that needs proposals made beforehand will do.
 
     Raises:
         FileNotFoundError: no such config, or no such checkpoint (a local ``MODEL.WEIGHTS``).
@@ -39,7 +44,7 @@ def load_inference_config(
     if of_run:
         opts = [*opts, *_without_unknown_datasets(config_file, opts)]
     cfg, notes = prepare(config_file, opts, weights="required")
-    if cfg.MODEL.LOAD_PROPOSALS:
+    if cfg.MODEL.LOAD_PROPOSALS and not takes_proposals:
         raise ValueError(
             "MODEL.LOAD_PROPOSALS: this model needs proposals made beforehand for every picture; "
             "predict with a model that has its own RPN"
