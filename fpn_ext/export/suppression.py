@@ -40,7 +40,9 @@ def neighbours(threshold: float) -> tuple[float, float]:
     """
     nearest = np.float32(threshold)
     below = nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-1))
-    return float(below), float(np.nextafter(below, np.float32(2)))
+    above = np.nextafter(below, np.float32(2))
+    # Runtimes may take numbers below the smallest normal one for 0.
+    return float(below), float(max(above, np.finfo(np.float32).tiny))
 
 
 def as_batched_nms_moves_them(
