@@ -33,7 +33,7 @@ def neighbours(threshold: float) -> tuple[float, float]:
     """The largest float32 number up to ``threshold``, and the smallest above it.
 
     >>> below, above = neighbours(0.3)
-    >>> below < 0.3 < above, np.float32(0.3) == above
+    >>> below < 0.3 < above, float(np.float32(0.3)) == above
     (True, True)
     >>> neighbours(0.5)[0]
     0.5
