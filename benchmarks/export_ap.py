@@ -34,12 +34,12 @@ def main() -> int:
     from fpn_ext.export.runtime import ExportedModel
     from fpn_ext.export.write import export
     from fpn_ext.files.run_folder import config_of, weights_of
-    from fpn_ext.inference.predictor import Predictor, load_inference_config
+    from fpn_ext.inference.predictor import Predictor, inference_config
     from fpn_ext.reporting.json_files import write_json
     from fpn_ext.reporting.provenance import commit, hardware, versions
 
     opts = ["MODEL.WEIGHTS", str(weights_of(options.run)), "MODEL.DEVICE", "cpu"]
-    cfg = load_inference_config(str(config_of(options.run)), opts, takes_proposals=True)
+    cfg, _ = inference_config(str(config_of(options.run)), opts)
     predictor = Predictor(cfg)
     dataset = cfg.DATASETS.TEST[0]
 

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from types import ModuleType, TracebackType
 from typing import NamedTuple
 
+from .parent import end_with_the_parent
 from .tools.options import data_as_override
 
 
@@ -52,6 +53,10 @@ VERBS = {
         ("video", "detect objects in a video or on a camera"),
         ("export", "a detector as ONNX, OpenVINO, TorchScript or .pt2, proved equal first"),
         ("check", "every problem of a config, its data and its weights, before training"),
+        (
+            "config",
+            "print a config with all that follows from it; --plain for Detectron2's get_cfg",
+        ),
         ("data", "every problem of a dataset at once"),
         ("data convert", "a dataset in another format: coco, voc or yolo"),
         ("anchors", "whether the anchors fit the boxes of a dataset, and which would"),
@@ -100,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistake.
     """
     yield_the_core_while_waiting(os.environ)
+    end_with_the_parent(os.environ)
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does

@@ -201,7 +201,7 @@ def test_everything_public_is_exported_and_described():
 
 
 DOCUMENTS = [Path("README.md"), *Path("docs").rglob("*.md"), *Path("configs").glob("*.md"),
-             Path("datasets/README.md")]  # fmt: skip
+             Path("datasets/README.md"), *Path("examples").glob("*.md")]  # fmt: skip
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)

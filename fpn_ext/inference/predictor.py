@@ -23,40 +23,45 @@ from ..keys import own_keys
 
 
 def load_inference_config(
-    config_file: str,
-    opts: Sequence[str] = (),
-    *,
-    of_run: bool = False,
-    takes_proposals: bool = False,
+    config_file: str, opts: Sequence[str] = (), *, of_run: bool = False
 ) -> CfgNode:
     """A config ready for a :class:`Predictor`, keeping the levels of each detection.
+
+    Prints what was chosen, and the level table.
 
     Args:
         of_run: the file is that of a training, whose datasets may not be known here; those of
             another machine are left out.
-        takes_proposals: a model that needs proposals made beforehand will do.
 
     Raises:
         FileNotFoundError: no such config, or no such checkpoint (a local ``MODEL.WEIGHTS``).
         ValueError: what :func:`fpn_ext.prepare` finds wrong, or a model that needs proposals made
             beforehand.
     """
-    if of_run:
-        opts = [*opts, *_without_unknown_datasets(config_file, opts)]
-    cfg, notes = prepare(config_file, opts, weights="required")
-    if cfg.MODEL.LOAD_PROPOSALS and not takes_proposals:
+    cfg, notes = inference_config(config_file, opts, of_run=of_run)
+    if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
             "MODEL.LOAD_PROPOSALS: this model needs proposals made beforehand for every picture; "
-            "predict with a model that has its own RPN"
+            "predict with a model that has its own RPN, or give fpn_ext.Detector the proposals"
         )
-    for note in filter(None, (*notes, level_table(cfg))):
-        print(note)
-    cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
-    cfg.freeze()
+    print("\n".join(notes))
     return cfg
 
 
-def _without_unknown_datasets(config_file: str, opts: Sequence[str]) -> list[str]:
+def inference_config(
+    config_file: str, opts: Sequence[str] = (), *, of_run: bool = False
+) -> tuple[CfgNode, list[str]]:
+    """As :func:`load_inference_config`, and what that prints; of any model."""
+    if of_run:
+        opts = [*opts, *without_unknown_datasets(config_file, opts)]
+    cfg, notes = prepare(config_file, opts, weights="required")
+    notes = [note for note in (*notes, level_table(cfg)) if note]
+    cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
+    cfg.freeze()
+    return cfg, notes
+
+
+def without_unknown_datasets(config_file: str, opts: Sequence[str]) -> list[str]:
     """Overrides that leave out of a config the datasets that are not registered, and their file."""
     register_datasets()
     cfg = load_config(config_file, opts)
@@ -115,10 +120,18 @@ class Predictor:
         Args:
             image: (H, W, C) in the channels of ``INPUT.FORMAT``.
         """
+        return self.model([self.network_input(image)])[0]
+
+    def network_input(self, image: np.ndarray) -> dict[str, Any]:
+        """A picture as Detectron2's models take it: resized, (C, H', W') float32, on CPU.
+
+        Args:
+            image: (H, W, C) in the channels of ``INPUT.FORMAT``.
+        """
         height, width = image.shape[:2]
         resized = self.aug.get_transform(image).apply_image(image)
         pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
-        return self.model([{"image": pixels, "height": height, "width": width}])[0]
+        return {"image": pixels, "height": height, "width": width}
 
 
 def build_predictor(cfg: CfgNode) -> Predictor:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from ..export.proof import table
     from ..export.write import export
     from ..inference.pictures import find_pictures
-    from ..inference.predictor import Predictor, load_inference_config
+    from ..inference.predictor import Predictor, inference_config
 
     require(args.format)
     if args.output is None:
@@ -53,9 +53,8 @@ def run(args: argparse.Namespace) -> int:
     files = find_pictures(args.pictures) if args.pictures else []
     take_run(args)
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
-    cfg = load_inference_config(
-        args.config_file, opts, of_run=args.run is not None, takes_proposals=True
-    )
+    cfg, notes = inference_config(args.config_file, opts, of_run=args.run is not None)
+    print("\n".join(notes))
     predictor = Predictor(cfg)
     print(f"weights: {predictor.weights}")
     pictures = [
