@@ -51,6 +51,7 @@ VERBS = {
         ("eval", "evaluate a checkpoint on the test datasets"),
         ("predict", "detect objects on images: annotated copies and COCO-format JSON"),
         ("video", "detect objects in a video or on a camera"),
+        ("export", "a detector as ONNX, OpenVINO, TorchScript or .pt2, proved equal first"),
         ("check", "every problem of a config, its data and its weights, before training"),
         (
             "config",
