@@ -54,8 +54,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.format:
             file = Path(folder, f"model{FORMATS[name].suffix}")
-            classes = list(predictor.classes.values())
-            rows = export(cfg, predictor.model, classes, file, name)
+            rows = export(cfg, predictor.model, predictor.classes, file, name)
             exported[name] = {
                 "scores": scores(ExportedModel(file)),
                 "largest_difference_px": max(row.boxes for row in rows),

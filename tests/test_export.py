@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import fpn_ext
 import numpy as np
 import pytest
 import tiny
@@ -21,6 +22,7 @@ from fpn_ext.modeling import fpn
 from PIL import Image
 
 NAMES = ["circle", "square", "star"]
+CLASSES = dict(zip((3, 5, 8), NAMES, strict=True))
 KINDS = ("rpn", "faster", "mask", "keypoint", "retinanet", "fast")
 
 
@@ -115,13 +117,13 @@ def test_a_whole_detector(kind, format_name, tmp_path):
         pytest.importorskip(package, reason="an extra is not installed")
     cfg, model = detector(kind, tmp_path)
     file = tmp_path / f"model{FORMATS[format_name].suffix}"
-    rows = export(cfg, model, NAMES, file, format_name)
+    rows = export(cfg, model, CLASSES, file, format_name)
     assert all(row.is_equal and row.expected == row.found for row in rows)
     assert sum(row.expected for row in rows) > 50
     assert len({row.size for row in rows}) == 3 and {row.batch for row in rows} == {1, 2}
     assert any(row.expected == 0 for row in rows)
     _, metadata = load_exported(file)
-    assert metadata["class_names"] == NAMES
+    assert metadata["class_names"] == NAMES and metadata["category_ids"] == [3, 5, 8]
     assert "NAME: FeaturePyramid" in metadata["config"]
     left = {path.suffix for path in tmp_path.iterdir() if path.stem == "model"}
     assert left == ({".xml", ".bin"} if format_name == "openvino" else {file.suffix})
@@ -152,11 +154,11 @@ def test_a_file_that_finds_something_else_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, "torchscript", make._replace(suppression=Careless))
     (tmp_path / "out").mkdir()
     with pytest.raises(RuntimeError, match=r"does not find what the model finds.*not written"):
-        export(cfg, model, NAMES, tmp_path / "out" / "model.pt", "torchscript")
+        export(cfg, model, CLASSES, tmp_path / "out" / "model.pt", "torchscript")
     assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "out" / "model.pt").write_text("of before")
     with pytest.raises(RuntimeError, match="as it was before"):
-        export(cfg, model, NAMES, tmp_path / "out" / "model.pt", "torchscript")
+        export(cfg, model, CLASSES, tmp_path / "out" / "model.pt", "torchscript")
     assert (tmp_path / "out" / "model.pt").read_text() == "of before"
 
 
@@ -167,7 +169,7 @@ def test_a_file_without_top_down_sums_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(fpn, "records_a_graph", lambda: False)
     cfg, model = detector("rpn", tmp_path)
     with pytest.raises(RuntimeError, match="does not find what the model finds"):
-        export(cfg, model, ["object"], tmp_path / "model.onnx", "onnx")
+        export(cfg, model, {1: "object"}, tmp_path / "model.onnx", "onnx")
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -197,6 +199,37 @@ def test_the_verb_writes_what_the_model_finds(onnx_file, run_folder):
     found = exported([entry])[0]["instances"]
     assert len(found) == len(expected) > 0 and found.image_size == (192, 260)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+
+
+def test_detector_of_a_file_and_of_the_run_it_was_made_from(onnx_file, run_folder, tmp_path):
+    picture = tiny.photo()
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    of_file, of_run = (fpn_ext.Detector.load(path) for path in (onnx_file, run_folder))
+    assert of_file.categories == of_run.categories
+    expected = of_run(picture)
+    for source in (picture, tmp_path / "photo.png", Image.fromarray(picture)):
+        found = of_file(source)
+        assert (found.height, found.width) == picture.shape[:2]
+        assert len(found) == len(expected) > 0 and found.class_names == expected.class_names
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.1)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+    annotations = [[entry["category_id"] for entry in d.to_coco()] for d in (found, expected)]
+    assert annotations[0] == annotations[1]
+    assert len(of_file([picture, picture])) == 2
+
+
+def test_what_a_detector_of_a_file_has_not(onnx_file, tmp_path):
+    box = [[0, 0, 9, 9]]
+    exported = fpn_ext.Detector.load(onnx_file)
+    with pytest.raises(TypeError, match="an exported file gives detections alone"):
+        exported.features(tiny.photo(), box)
+    with pytest.raises(TypeError, match="proposes boxes itself, and takes none"):
+        exported(tiny.photo(), proposals=box)
+    with pytest.raises(TypeError, match="its weights and config are in it"):
+        fpn_ext.Detector.load(onnx_file, opts=["MODEL.DEVICE", "cpu"])
+    (tmp_path / "model.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="what PyTorch saves may hold code"):
+        fpn_ext.Detector.load(tmp_path / "model.pt")
 
 
 def test_only_standard_operators_of_onnx(onnx_file):
@@ -274,9 +307,9 @@ def test_what_cannot_be_exported(opts, said, tmp_path):
 def test_a_wrong_name_of_the_file(tmp_path):
     cfg, model = detector("rpn", tmp_path)
     with pytest.raises(ValueError, match=r"ends with \.pt"):
-        export(cfg, model, [], tmp_path / "model.onnx", "torchscript")
+        export(cfg, model, {}, tmp_path / "model.onnx", "torchscript")
     with pytest.raises(ValueError, match="--format must be one of onnx, openvino"):
-        export(cfg, model, [], tmp_path / "model.tflite", "tflite")
+        export(cfg, model, {}, tmp_path / "model.tflite", "tflite")
 
 
 @pytest.mark.torchscript

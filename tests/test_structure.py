@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     *("", "kernels", "files", "reporting", "doctor", "registries", "bottom_up", "data"),
     *("modeling", "proposals", "variants", "speed", "evaluation", "config", "engine"),
-    *("inference", "export", "inspection", "paper", "tools"),
+    *("export", "inference", "inspection", "paper", "tools"),
 )
 # The roof: what imports all rooms to register their components. Rooms hand the import on.
 ROOF = ("__init__.py", "__main__.py", "api.py", "components.py", "registration.py")

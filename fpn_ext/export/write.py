@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ GIVEN_BOXES = 300
 def export(
     cfg: CfgNode,
     model: Any,
-    classes: Sequence[str],
+    classes: Mapping[int, str],
     file: Path,
     format_name: str,
     pictures: Sequence[Image.Image] = (),
@@ -41,7 +41,7 @@ def export(
     Args:
         cfg: the config that the model was built from.
         model: in eval mode, on the CPU.
-        classes: names, in the order of their numbers.
+        classes: COCO category id of each class, in the order of their numbers, and its name.
         file: to write; replaced if it is there. OpenVINO's weights are beside it, as ``.bin``.
         format_name: one of ``FORMATS``.
         pictures: RGB, for the comparison; none for generated ones.
@@ -87,7 +87,7 @@ def export(
 
 @contextlib.contextmanager
 def _written(
-    cfg: CfgNode, model: Any, classes: Sequence[str], stem: Path, form: Format
+    cfg: CfgNode, model: Any, classes: Mapping[int, str], stem: Path, form: Format
 ) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """The file of a model, opened: how it is run, and the names of its outputs."""
     graph = detector_graph(model, form.suppression()).eval()
@@ -100,12 +100,13 @@ def _written(
 
 
 def _metadata(
-    cfg: CfgNode, inputs: Sequence[str], outputs: Sequence[str], classes: Sequence[str]
+    cfg: CfgNode, inputs: Sequence[str], outputs: Sequence[str], classes: Mapping[int, str]
 ) -> dict[str, Any]:
     return {
         "inputs": list(inputs),
         "outputs": list(outputs),
-        "class_names": list(classes),
+        "class_names": list(classes.values()),
+        "category_ids": list(classes),  # in annotations in COCO's format
         "pixel_format": cfg.INPUT.FORMAT,
         "value_range": list(value_range(cfg)),
         "pixel_mean": [float(v) for v in cfg.MODEL.PIXEL_MEAN],

@@ -15,6 +15,7 @@ from ..data.reading import as_rgb
 from ..files.run_folder import taken_from
 from .detections import Detections
 from .eager import BoxFeatures, EagerModel
+from .exported import ExportedDetector
 from .inputs import Source, as_list, check_channels, picture_of
 from .predictor import inference_config
 from .tiles import OVERLAP, check_tiles, detect_in_tiles
@@ -60,7 +61,7 @@ class Detector:
         ValueError: ``batch_size`` under 1.
     """
 
-    def __init__(self, model: EagerModel, batch_size: int | None = None):
+    def __init__(self, model: EagerModel | ExportedDetector, batch_size: int | None = None):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model = model
@@ -76,14 +77,15 @@ class Detector:
         opts: Sequence[str] = (),
         batch_size: int | None = None,
     ) -> "Detector":
-        """A detector from the folder of a training, or from a config and a checkpoint.
+        """A detector from the folder of a training, an exported file, or a config and a checkpoint.
 
         Loading executes no code from the files. What was chosen (weights, device, levels) is
         logged under ``fpn_ext.inference.detector`` at level INFO.
 
         Args:
             run: folder of a training (its ``OUTPUT_DIR``). Its weights are those of the best
-                score, else averaged, else final, else the last checkpoint.
+                score, else averaged, else final, else the last checkpoint. Or an ``.onnx`` or
+                ``.xml`` file of ``fpn-ext export``, run by its own runtime.
             config_file: a YAML config, in place of ``run``.
             weights: a checkpoint; None for that of the run, or of the config's MODEL.WEIGHTS.
             opts: ``KEY VALUE ...`` overrides, e.g. ``("MODEL.DEVICE", "cpu")``.
@@ -91,15 +93,22 @@ class Detector:
 
         Raises:
             FileNotFoundError: no such folder, config or checkpoint.
-            TypeError: neither ``run`` nor ``config_file``, or both.
+            ImportError: the runtime of an exported file is not installed.
+            TypeError: neither ``run`` nor ``config_file``, or both; ``weights`` or ``opts`` for an
+                exported file, which has its own.
             ValueError: what :func:`fpn_ext.prepare` finds wrong; a checkpoint that is not of this
                 model; ``batch_size`` under 1.
         """
         if (run is None) == (config_file is None):
             raise TypeError(
-                'Detector.load takes the folder of a training, load("output/mine"), or '
+                'Detector.load takes the folder of a training, load("output/mine"), a file of '
+                'fpn-ext export, load("model.onnx"), or '
                 'load(config_file="....yaml", weights="....pth")'
             )
+        if run is not None and Path(run).is_file():
+            if weights is not None or opts:
+                raise TypeError(f"{run} is an exported file: its weights and config are in it")
+            return cls(ExportedDetector(Path(run)), batch_size)
         opts = [*opts, *(() if weights is None else ("MODEL.WEIGHTS", os.fspath(weights)))]
         if run is not None:
             file, opts = taken_from(Path(run), opts)
@@ -195,10 +204,15 @@ class Detector:
             (R,), the level k that each was pooled from.
 
         Raises:
-            TypeError: a model without heads on boxes; and what calling raises.
+            TypeError: a model without heads on boxes; an exported file; and what calling raises.
             ValueError: what calling raises.
         """
         check_channels(channels)
+        if isinstance(self.model, ExportedDetector):
+            raise TypeError(
+                "an exported file gives detections alone; features are of a Detector of the "
+                "training's folder"
+            )
         self._check_takes(True)
         return self.model.features(self._input(Given(image, boxes), channels))
 
@@ -275,11 +289,8 @@ class Detector:
         return lambda: as_rgb(self._picture(given.source, channels), self.model.pixel_format)
 
     def _check_takes(self, proposals: bool) -> None:
-        if proposals and not self.model.pools_boxes:
-            raise TypeError(
-                "this model has no heads on boxes to give boxes to (MODEL.META_ARCHITECTURE "
-                "GeneralizedRCNN has); call it without"
-            )
+        if proposals and self.model.refuses_boxes:
+            raise TypeError(f"{self.model.refuses_boxes}; call it without")
         if self.model.needs_proposals and not proposals:
             raise ValueError(
                 "this model has no RPN (MODEL.LOAD_PROPOSALS): give it boxes on every picture, "

@@ -2,12 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 
 from ..speed.optimize import model_for_inference
 from .predictor import Predictor, detections_of
@@ -45,29 +44,19 @@ class EagerModel(Predictor):
         return next(self.model.parameters()).device
 
     @property
-    def pools_boxes(self) -> bool:
-        """Whether it has heads on boxes, which are given proposals: no RPN alone, no RetinaNet."""
+    def refuses_boxes(self) -> str:
+        """Why it takes no boxes of the user's, as an RPN alone or RetinaNet; "" if it does."""
         heads = getattr(self.model, "roi_heads", None)
-        return isinstance(self.model, GeneralizedRCNN) and hasattr(heads, "box_pooler")
+        if isinstance(self.model, GeneralizedRCNN) and hasattr(heads, "box_pooler"):
+            return ""
+        return (
+            "this model has no heads on boxes to give boxes to (MODEL.META_ARCHITECTURE "
+            "GeneralizedRCNN has)"
+        )
 
     @property
     def keypoint_names(self) -> list[str]:
         return self.trained_on.keypoint_names if self.trained_on else []
-
-    def with_proposals(self, entry: dict[str, Any], boxes: np.ndarray) -> dict[str, Any]:
-        """An input of :meth:`network_input` with boxes in Detectron2's form, and on its scale.
-
-        Args:
-            entry: the input.
-            boxes: (R, 4), XYXY in pixels of the picture. Clipped to it, as in Detectron2.
-        """
-        height, width = entry["image"].shape[-2:]
-        scale = np.array([width / entry["width"], height / entry["height"]] * 2)
-        proposals = Instances((height, width))
-        proposals.proposal_boxes = Boxes(torch.as_tensor(boxes * scale, dtype=torch.float32))
-        proposals.proposal_boxes.clip((height, width))
-        proposals.objectness_logits = torch.zeros(len(boxes))
-        return {**entry, "proposals": proposals}
 
     @torch.no_grad()
     def infer(self, inputs: list[dict[str, Any]]) -> list[Instances]:

@@ -60,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
     pictures = [
         Image.fromarray(read_picture(file, "RGB", predictor.value_range)) for file in files[:4]
     ]
-    classes = list(predictor.classes.values())
-    rows = export(cfg, predictor.model, classes, args.output, args.format, pictures)
+    rows = export(cfg, predictor.model, predictor.classes, args.output, args.format, pictures)
     print(f"\n{table(rows)}\n\n{args.output}: finds what the model finds")
     return 0
