@@ -554,3 +554,73 @@ def test_bccd_itself(real_datasets):
     labelimg, no_size = sorted(dataset.tally.lines(), reverse=True)
     assert no_size.startswith("2 boxes have no width or no height: left out")
     assert labelimg.startswith("364 XML files are as labelImg writes them")
+
+
+def spelt(folder, way):
+    """A folder's path, written in other ways."""
+    link = folder.parent / "links" / "photos"
+    link.parent.mkdir(exist_ok=True)
+    if not link.exists():
+        link.symlink_to(folder)
+    (folder.parent / "elsewhere").mkdir(exist_ok=True)
+    return {
+        "dots": f"{folder.parent}/elsewhere/.././{folder.name}",
+        "link": str(link),
+        "link and dots": f"{link}/../{folder.name}",  # the parent of the link's target
+    }[way]
+
+
+DATA_FILES = {
+    "coco": ["", "format: coco, train: {annotations: all.json, images: .}"],
+    "voc": ["", "format: voc, train: {annotations: Annotations, images: ./JPEGImages}"],
+    "yolo": ["", "train: images/../images"],
+}
+
+
+@pytest.mark.parametrize("way", ["dots", "link", "link and dots"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_another_spelling_of_the_same_path_changes_nothing(name, way, tmp_path):
+    folder = WRITERS[name](tmp_path / "real" / "photos")
+    assert read(spelt(folder, way)).tally.lines() == []
+    names = ", names: [cat, dog]" if name == "yolo" else ""
+    for n, more in enumerate(DATA_FILES[name]):
+        about = tmp_path / f"{n}.yaml"
+        path = spelt(folder, way)
+        keys = f"path: {path}, unannotated: empty{names}" + (f", {more}" if more else "")
+        about.write_text(f"{{{keys}}}")
+        dataset = read(about)
+        assert (boxes_of(dataset), len(dataset.images)) == (OBJECTS, 6), keys
+        assert dataset.tally.lines() == []
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_folder_below_the_one_we_are_in(name, tmp_path, monkeypatch):
+    WRITERS[name](tmp_path / "photos")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for path in ("../photos", "./../here/../photos/."):
+        dataset = read(path)
+        assert (boxes_of(dataset), dataset.tally.lines()) == (OBJECTS, [])
+    monkeypatch.chdir(tmp_path / "photos")
+    assert open_data(".").name == open_data("../photos").name == "photos"
+
+
+def test_an_image_that_is_named_through_a_link_is_named(tmp_path):
+    photos = write_coco(tmp_path / "photos", lambda c: [
+        i.update(file_name=f"{tmp_path}/store/{i['file_name']}") for i in c["images"]
+    ])  # fmt: skip
+    write_pictures(tmp_path / "store")
+    for picture in photos.glob("*.png"):
+        picture.unlink()
+    (photos / "images").symlink_to(tmp_path / "store")
+    (photos / "data.yaml").write_text("unannotated: empty")
+    dataset = read(photos)
+    assert (boxes_of(dataset), len(dataset.images)) == (OBJECTS, 6)
+    assert dataset.tally.lines() == []
+
+
+def test_deeppcb_by_another_spelling(tmp_path):
+    write_deeppcb(tmp_path / "PCB")
+    (tmp_path / "mine.yaml").write_text("path: PCB/../PCB")
+    plain, spelt_so = read(tmp_path / "PCB"), read(tmp_path / "mine.yaml")
+    assert [image.file for image in spelt_so.images] == [image.file for image in plain.images]

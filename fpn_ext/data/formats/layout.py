@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ...files.paths import without_dots
 from ..data_file import split_named
 from ..dataset import Tally
 from ..reading import PICTURE_SUFFIXES
@@ -23,10 +24,10 @@ class Files:
     """
 
     def __init__(self, root: Path):
-        self.root = root
+        self.root = without_dots(root)
         self.pictures: list[Path] = []
         self.others: dict[str, list[Path]] = {s: [] for s in (*ANNOTATIONS, NAMES)}
-        for folder, folders, names in os.walk(root, followlinks=True):
+        for folder, folders, names in os.walk(self.root, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 suffix = os.path.splitext(name)[1].lower()
@@ -106,7 +107,7 @@ class Pictures:
             name = name.replace("\\", "/")
             self.tally.note("file names have backslashes: read as /", written)
         for folder in self.folders:
-            picture = Path(os.path.normpath(folder / name))
+            picture = without_dots(folder / name)
             if picture in self.there or picture.is_file():
                 return picture
         found = self.by_name[os.path.basename(name)]
