@@ -7,6 +7,8 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.modeling import GeneralizedRCNN, ProposalNetwork, build_model
 from fpn_ext.__main__ import VERBS, main
 from fpn_ext.config import prepare as preparing
+from fpn_ext.config.load import written_keys
+from fpn_ext.config.numerics import unresolved_yaml
 from fpn_ext.config.prepare import Caution, prepare, prepare_loaded
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.levels import LevelError
@@ -275,6 +277,20 @@ def test_a_written_key_that_nothing_reads_is_said():
     notes = prepare(DEMO.replace(".yaml", "_builtin.yaml"), rule).notes
     (note,) = (note for note in notes if said in note)
     assert isinstance(note, Caution)
+
+
+def test_a_dumped_config_is_not_told_of_all_its_keys(tmp_path):
+    """OUTPUT_DIR/config.yaml, of --run, has every key; what is written besides is still said."""
+    mask = ["MODEL.ROI_MASK_HEAD.NUM_CONV", "3", "MODEL.RETINANET.NUM_CLASSES", "5"]
+    cfg = prepare(DEMO, [*CPU, *mask]).cfg
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(unresolved_yaml(cfg, written_keys(DEMO, CPU)))
+    assert not [note for note in prepare(str(dumped)).notes if "nothing" in note]
+    own = tmp_path / "own.yaml"
+    own.write_text("_BASE_: config.yaml\nTEST: {AUG: {FLIP: False}}\n")
+    for file, opts in ((dumped, ["TEST.AUG.FLIP", "False"]), (own, [])):
+        (note,) = (note for note in prepare(str(file), opts).notes if "nothing" in note)
+        assert note == "TEST.AUG.FLIP does nothing: TEST.AUG.ENABLED is False"
 
 
 def test_a_training_needs_an_iteration():

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
 
 from ..bottom_up.pixels import is_from_library, resolve_bottom_up
 from ..bottom_up.pretrained import check_package, how_to_obtain, is_package
@@ -19,6 +20,7 @@ from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
 from .data_keys import resolve_data
+from .defaults import flat
 from .idle import idle_notes
 from .load import load_config, written_keys
 from .numerics import resolve_numerics, slow_bfloat16
@@ -99,10 +101,11 @@ def prepare_loaded(
     yield _stage("data", lambda: resolve_data(cfg, training, explicitly_set))
     problems = config_problems(cfg, training)
     yield Stage("config", (), problems_error(cfg, problems) if problems else None, problems)
+    by_hand = explicitly_set.by_hand(flat(get_detectron2_cfg()))
     notes = [
-        *unread_notes(cfg, explicitly_set),
+        *unread_notes(cfg, by_hand),
         # Of the file itself and of overrides: a base file serves other configs, too.
-        *idle_notes(cfg, frozenset().union(*explicitly_set.places[-2:])),
+        *idle_notes(cfg, frozenset().union(*by_hand.places[-2:])),
     ]
     yield Stage("keys", [Caution(note) for note in notes])
     yield _stage("weights", lambda: check_weights(cfg, weights))
