@@ -624,3 +624,203 @@ def test_deeppcb_by_another_spelling(tmp_path):
     (tmp_path / "mine.yaml").write_text("path: PCB/../PCB")
     plain, spelt_so = read(tmp_path / "PCB"), read(tmp_path / "mine.yaml")
     assert [image.file for image in spelt_so.images] == [image.file for image in plain.images]
+
+
+# What is easily overlooked
+
+
+def test_links_are_followed_and_a_loop_is_not(tmp_path):
+    photos = write_coco(tmp_path / "all" / "photos")
+    (photos / "itself").symlink_to(".")
+    (photos / "parent").symlink_to("..")
+    assert boxes_of(read(photos)) == OBJECTS
+
+
+def test_images_in_a_linked_folder_are_of_its_split(tmp_path):
+    for name in ("here", "there"):
+        write_yolo(tmp_path / name)
+    for kind in ("images", "labels"):
+        (tmp_path / "here" / kind / "more").symlink_to(tmp_path / "there" / kind)
+    (tmp_path / "here" / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    assert names_of_splits(read(tmp_path / "here")) == {"train": "aabbccddeeff"}
+
+
+@pytest.mark.parametrize("name", ["voc", "yolo"])
+def test_hidden_files_are_no_part_of_a_split(name, tmp_path):
+    """As macOS writes them on other file systems, ``._a.png`` for ``a.png``."""
+    folder = WRITERS[name](tmp_path)
+    for file in [f for f in folder.rglob("*.*") if f.parent != folder]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    said = {
+        "voc": "train: {images: JPEGImages, annotations: Annotations}",
+        "yolo": "{train: images, names: [cat, dog]}",
+    }
+    (folder / "data.yaml").write_text(said[name])
+    assert boxes_of(read(folder)) == OBJECTS
+
+
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize(("name", "folder"), [("voc", "Annotations"), ("yolo", "labels")])
+def test_suffixes_of_annotations_in_upper_case(name, folder, described, tmp_path):
+    WRITERS[name](tmp_path)
+    for file in (tmp_path / folder).iterdir():
+        file.rename(file.with_suffix(file.suffix.upper()))
+    if described and name == "voc":
+        text = "train: {images: JPEGImages, annotations: Annotations}"
+        (tmp_path / "data.yaml").write_text(text)
+    assert boxes_of(read(tmp_path)) == OBJECTS
+
+
+def test_names_in_another_case_are_refused_with_the_cause(tmp_path):
+    write_coco(tmp_path)
+    for picture in tmp_path.glob("*.png"):
+        picture.rename(picture.with_suffix(".PNG"))
+    said = r"6 images are missing; others differ in upper and lower case alone .*a\.PNG is there"
+    with pytest.raises(ValueError, match=said):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("coco", "train: {images: elsewhere, annotations: all.json}"),
+        ("yolo", "{train: {images: images, annotations: elsewhere}, names: [cat, dog]}"),
+    ],
+)
+def test_a_folder_that_is_named_must_be_there(name, text, tmp_path):
+    WRITERS[name](tmp_path)
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(FileNotFoundError, match="elsewhere, and there is no such folder"):
+        read(tmp_path)
+
+
+def write_lists(folder, **lists):
+    (folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    for split, lines in lists.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(lines))
+
+
+def test_vocs_lists_count_wherever_in_a_folder_they_are(tmp_path):
+    voc = write_voc_pngs(tmp_path / "VOCdevkit" / "VOC2012")
+    write_lists(voc, train="abc", val="def")
+    assert names_of_splits(read(tmp_path)) == {"train": "abc", "val": "def"}
+    shutil.copytree(voc, tmp_path / "VOCdevkit" / "VOC2007")
+    with pytest.raises(ValueError, match=r"in several folders.*VOC2007 and .*2012"):
+        read(tmp_path)
+
+
+def test_two_years_of_voc_with_the_same_names(tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        write_voc_pngs(tmp_path / year)
+    for name in ("a", "b", "c", "d", "e", "f"):
+        pixels = np.zeros((60, 80, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "VOC2012" / "JPEGImages" / f"{name}.png")
+    files = [image.file for image in read(tmp_path).images]
+    assert [file.relative_to(tmp_path).as_posix() for file in files] == [
+        f"{year}/JPEGImages/{name}.png" for year in ("VOC2007", "VOC2012") for name in "abcdef"
+    ]
+
+
+def test_a_list_that_may_mean_two_xml_files_is_refused(tmp_path):
+    voc = write_voc_pngs(tmp_path)
+    for kind in ("Annotations", "JPEGImages"):
+        files = list((voc / kind).iterdir())
+        for part in ("left", "right"):
+            (voc / kind / part).mkdir()
+            for file in files:
+                shutil.copy(file, voc / kind / part)
+        for file in files:
+            file.unlink()
+    write_lists(voc, train=["left/a", "right/b"], val="c")
+    with pytest.raises(ValueError, match=r"val\.txt names 'c', and 2 XML files may be meant"):
+        read(voc)
+    write_lists(voc, val=["left/c"])
+    assert names_of_splits(read(voc)) == {"train": "ab", "val": "c"}
+
+
+@pytest.mark.parametrize("line", ["{}", "{}.png", "JPEGImages/{}.png", "{}  1", "{}  -1"])
+@pytest.mark.parametrize("name", ["photo", "photo 3.5 m", "my photo 1"])
+def test_lines_of_vocs_lists(line, name, tmp_path):
+    voc = write_voc_pngs(tmp_path)
+    for kind, suffix in (("Annotations", "xml"), ("JPEGImages", "png")):
+        (voc / kind / f"a.{suffix}").rename(voc / kind / f"{name}.{suffix}")
+    write_lists(voc, train=[line.format(name), "b"])
+    assert boxes_of(read(voc)) == {name: OBJECTS["a"], "b": OBJECTS["b"]}
+
+
+def test_an_xml_file_of_nothing_is_said(tmp_path):
+    write_voc_pngs(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_text("")
+    assert read(tmp_path).tally.lines() == [
+        "1 XML files hold no <annotation>: not read (first: a.xml)",
+        "1 images that no annotation names: left out (first: a.png)",
+    ]
+
+
+def write_splits(folder, **names):
+    """COCO files of these splits, all of the same six images."""
+    write_pictures(folder / "images")
+    for split, chosen in names.items():
+        (folder / f"{split}.json").write_text(json.dumps(photographs.coco_content(chosen)))
+    return folder
+
+
+def test_what_is_trained_on_and_scored_is_said(tmp_path, capsys):
+    photos = write_splits(tmp_path / "photos", train="abcd", val="def")
+    said = "images are in two splits: a score on what was trained on is worth nothing"
+    assert read(photos).tally.lines() == [f"1 {said} (first: d.png, in train and val)"]
+    assert main(["data", "--data", str(photos)]) == 0
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({"train": "abc", "val": ""}, "1 splits have no images"),
+        ({"train": "aab", "val": "c"}, "1 images are twice in a split"),
+        ({"train": "f", "val": "abc"}, "1 images to train on and no object on any of them"),
+        ({"train": "", "val": ""}, "1 splits have no images"),
+    ],
+)
+def test_splits_that_are_refused_by_every_verb(splits, said, tmp_path, capsys):
+    photos = write_splits(tmp_path / "photos", **splits)
+    with pytest.raises(ValueError, match=said):
+        read(photos)
+    assert main(["data", "--data", str(photos)]) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_an_empty_test_split_is_left_out_and_one_without_objects_is_not(tmp_path):
+    photos = write_splits(tmp_path / "photos", train="abc", val="de", test="")
+    dataset = read(photos)
+    assert names_of_splits(dataset) == {"train": "abc", "val": "de"}
+    assert "1 splits have no images: left out (first: test)" in dataset.tally.lines()
+    only_negatives = write_splits(tmp_path / "negatives", test="f")
+    assert boxes_of(read(only_negatives)) == {"f": []}
+
+
+def test_classes_that_differ_in_case_alone_are_said(tmp_path):
+    write_coco(tmp_path, lambda c: c["categories"][0].update(name="Dog "))
+    said = "1 classes differ from another one in upper and lower case or in spaces alone"
+    assert read(tmp_path).tally.lines() == [f"{said} (first: 'Dog ' and 'dog')"]
+
+
+def test_a_count_of_classes_that_is_not_that_of_the_names_is_refused(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text("{train: images, nc: 3, names: [cat, dog]}")
+    with pytest.raises(ValueError, match="nc is 3, and names has 2 of them"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_checking_a_dataset_of_which_no_image_is_there(name, tmp_path, capsys):
+    WRITERS[name](tmp_path)
+    for picture in tmp_path.rglob("*.png"):
+        picture.unlink()
+    if name == "yolo":
+        (tmp_path / "labels" / "a.txt").unlink()
+        (tmp_path / "data.yaml").write_text("{train: images, names: [cat, dog]}")
+    status = main(["data", "--data", str(tmp_path)])
+    captured = capsys.readouterr()
+    said = {"coco": "images are missing", "voc": "images are missing", "yolo": "no object"}
+    assert status == 1 and said[name] in captured.out

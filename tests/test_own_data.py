@@ -63,7 +63,7 @@ def prepared(data, folder, *opts, config=FAST, training=True):
         ("clases: [cat]", "unknown key 'clases'; nearest valid: 'classes'"),
         ("train: {imgs: a}", "train has an unknown key 'imgs'; nearest valid: 'images'"),
         ("format: coko", "format 'coko'; nearest valid: 'coco'"),
-        ("split: 1.5", "split is a share of the images, 0 to 1, got 1.5"),
+        ("split: 1.5", "split is a share of the images, from 0 to below 1, got 1.5"),
         ("split: half", "split must be int or float, got 'half'"),
         ("corners: 2", "corners is 0 or 1, the first pixel, got 2"),
         ("classes: cat", "classes is a list of names, got 'cat'"),
@@ -450,3 +450,26 @@ def test_a_folder_that_is_not_there(tmp_path, capsys):
     assert main(["check", *words]) == 1
     said = capsys.readouterr().out
     assert "--data: no file or folder" in said and "1 error(s)" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "DATASETS.TRAIN names no dataset, and SOLVER.FPN_EXT.EPOCHS 12 counts its images"),
+        (["DATASETS.TRAIN", "('photos_trian',)"], "'photos_trian' is not a registered dataset"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_a_beginning_without_data_says_so(verb, overrides, said, tmp_path, capsys):
+    words = [verb, "--config-file", FAST, *TINY, "OUTPUT_DIR", str(tmp_path), *overrides]
+    assert main(words) == {"train": 2, "check": 1}[verb]
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err
+
+
+@pytest.mark.parametrize("words", [["train", "--config-file", FAST], ["data"], ["eval"]])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_word_after_data_is_a_mistake(words, empty, capsys):
+    """As an unset variable of a script leaves it; not the folder one happens to be in."""
+    assert main([*words, "--data", empty]) == 2
+    assert "argument --data: is empty: name a folder" in capsys.readouterr().err

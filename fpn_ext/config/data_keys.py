@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog
 
 from ..data.named import NamedData, register_data
 from ..keys import declare
+from ..names import did_you_mean
 from .written import WrittenKeys
 
 EPOCHS = "SOLVER.FPN_EXT.EPOCHS"
@@ -129,7 +130,7 @@ def _set_schedule(cfg: CfgNode, written: WrittenKeys) -> list[str]:
         solver.BASE_LR, keys.REFERENCE_BATCH = rate, batch
     if not keys.EPOCHS:
         return notes
-    images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
+    images = _count_images(cfg)
     kept = written.since(EPOCHS)
     # Of the two lengths, the one that is written later; load_config refuses both in one place.
     by_epochs = "SOLVER.MAX_ITER" not in kept
@@ -147,3 +148,26 @@ def _set_schedule(cfg: CfgNode, written: WrittenKeys) -> list[str]:
     notes.append(f"{epochs}: SOLVER.MAX_ITER {iterations}" + (f", {said}" if said else ""))
     solver.MAX_ITER, keys.EPOCHS = iterations, 0
     return notes
+
+
+def _count_images(cfg: CfgNode) -> int:
+    """Of ``DATASETS.TRAIN``, which epochs are of.
+
+    Raises:
+        ValueError: there are none, or a name is not registered.
+    """
+    names = list(cfg.DATASETS.TRAIN)
+    for name in names:
+        if name not in DatasetCatalog:
+            raise ValueError(
+                f"DATASETS.TRAIN: {name!r} is not a registered dataset; "
+                f"{did_you_mean(name, DatasetCatalog.keys())}"
+            )
+    images = sum(len(DatasetCatalog.get(name)) for name in names)
+    if not images:
+        what = f"{names} have no images" if names else "names no dataset"
+        raise ValueError(
+            f"DATASETS.TRAIN {what}, and {EPOCHS} {cfg.SOLVER.FPN_EXT.EPOCHS} counts its images: "
+            "name your photographs with --data FOLDER, or a registered dataset in DATASETS.TRAIN"
+        )
+    return images

@@ -6,6 +6,7 @@ evaluator reads. What was filled in or left out for it is counted in the dataset
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
         classes: names in the order of their numbers, where the dataset's are not meant.
 
     Raises:
-        ValueError: images that are not there or of another size than annotated, objects of
-            classes that there are none of, no images or no objects.
+        ValueError: images that are not there, twice in a split or of another size than annotated,
+            objects of classes that there are none of, no images, or no object to train on.
     """
     tally = dataset.tally
     if classes:
@@ -50,29 +51,72 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
     ]
     for problem in format_problems(boxes):
         tally.fault(f"formats of boxes: {KINDS[problem.kind][1]}", problem.detail)
+    look_over(dataset)
     tally.check(dataset.source)
+    dataset.splits = {split: images for split, images in dataset.splits.items() if images}
     for image in dataset.images:
         image.instances = [
             instance for instance in image.instances if _complete(instance, image, dataset)
         ]
-    objects = [i for image in dataset.images for i in image.instances if not i.iscrowd]
-    if not objects:
-        raise ValueError(
-            f"{dataset.source} ({dataset.format}): {len(dataset.images)} images and no object on "
-            "any of them (crowd regions are none)" + "".join(f"; {s}" for s in tally.lines())
-        )
-    used = {instance.category for instance in objects}
+    used = {instance.category for instance in _objects(dataset.images)}
+    if nothing := nothing_to_learn(dataset):
+        raise ValueError(nothing + "".join(f"; {line}" for line in tally.lines()))
     for name in dataset.classes:
         if name not in used:
             tally.note("classes have no boxes, and cannot be learnt", name)
     for split, images in dataset.splits.items():
-        names = names_of([image.file for image in images]) if images else {}
-        if len(names) < len(images):
-            twice = next(i.file for n, i in enumerate(images) if i.file in
-                         {other.file for other in images[:n]})  # fmt: skip
-            raise ValueError(f"{dataset.source}: {split} has the image {twice} twice")
+        names = names_of([image.file for image in images])
         dataset.splits[split] = sorted(images, key=lambda image: names[image.file])
     return dataset
+
+
+def look_over(dataset: Dataset) -> None:
+    """Count what is wrong with the whole of a dataset, and not with one of its images."""
+    tally = dataset.tally
+    split_of: dict[Path, str] = {}
+    for split, images in dataset.splits.items():
+        if not images and split == "val":
+            tally.fault("splits have no images: give it some, or leave it out of the data", split)
+        elif not images:
+            tally.note("splits have no images: left out", split)
+        here: set[Path] = set()
+        for image in images:
+            other = split_of.setdefault(image.file, split)
+            if image.file in here:
+                tally.fault("images are twice in a split", f"{image.file}, in {split}")
+            elif other != split:
+                tally.note(
+                    "images are in two splits: a score on what was trained on is worth nothing",
+                    f"{image.file.name}, in {other} and {split}",
+                )
+            here.add(image.file)
+    written: dict[str, str] = {}
+    for name in dataset.classes:
+        other = written.setdefault(" ".join(name.lower().split()), name)
+        if other != name:
+            tally.note(
+                "classes differ from another one in upper and lower case or in spaces alone",
+                f"{other!r} and {name!r}",
+            )
+
+
+def nothing_to_learn(dataset: Dataset) -> str:
+    """The message for a dataset that nothing can be learnt from; ``""`` for any other.
+
+    One without images to train on may be scored: what is found there is false.
+    """
+    trained = [image for s, i in dataset.splits.items() if s in ("train", "all") for image in i]
+    if dataset.images and (_objects(trained) or not trained):
+        return ""
+    to_train = "to train on " if len(trained) < len(dataset.images) else ""
+    return (
+        f"{dataset.source} ({dataset.format}): {len(trained)} images {to_train}and no object on "
+        "any of them (crowd regions are none)"
+    )
+
+
+def _objects(images: Sequence[AnnotatedImage]) -> list[Instance]:
+    return [i for image in images for i in image.instances if not i.iscrowd]
 
 
 def written_box(number: int, instance: Instance, written_in: str) -> Box:
@@ -158,7 +202,7 @@ def coco_json(dataset: Dataset, split: str) -> dict[str, Any]:
     ``file_name`` is relative to the common folder of the split's images.
     """
     images = dataset.splits[split]
-    names = names_of([image.file for image in images]) if images else {}
+    names = names_of([image.file for image in images])
     number_of = {name: number for number, name in enumerate(dataset.classes, 1)}
     annotations: list[dict[str, Any]] = []
     for image_id, image in enumerate(images, 1):

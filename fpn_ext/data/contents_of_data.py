@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .canonical import written_box
+from .canonical import look_over, nothing_to_learn, written_box
 from .data_file import open_data
 from .dataset import names_of
 from .dataset_contents import Contents, Picture
@@ -17,6 +17,7 @@ def read_data(path: str | Path) -> Contents:
     """
     data = open_data(path)
     dataset = read_dataset(data)
+    look_over(dataset)
     classes = list(data.classes) or dataset.classes
     contents = Contents(f"{data.file} ({dataset.format})", classes)
     names = names_of([image.file for image in dataset.images])
@@ -29,6 +30,8 @@ def read_data(path: str | Path) -> Contents:
                 contents.report("unknown-class", instance.category, picture.name, number)
                 continue
             picture.boxes.append(written_box(number, instance, dataset.format))
+    if not dataset.tally.faults and (nothing := nothing_to_learn(dataset)):
+        contents.report("no-objects", nothing)
     for what, (count, first) in dataset.tally.faults.items():
         contents.report("bad-field", f"{count} {what}", str(first))
     for what, (count, first) in dataset.tally.notes.items():

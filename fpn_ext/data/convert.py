@@ -7,7 +7,7 @@ from .data_file import open_data
 from .formats import FORMATS, read_dataset
 
 
-def convert(source: Path, to: str, output: Path) -> str:
+def convert(source: str | Path, to: str, output: Path) -> str:
     """Read a dataset, write it with its images in another format, and say what was written.
 
     Args:

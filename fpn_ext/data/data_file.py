@@ -129,7 +129,9 @@ def _parsed(file: Path, content: dict[str, Any]) -> DataFile:
         raise ValueError(f"--data: {file}: format {kind!r}; {did_you_mean(kind, FORMATS)}")
     share = float(_of_type(file, content, "split", (int, float), 0.2))
     if not 0 <= share < 1:
-        raise ValueError(f"--data: {file}: split is a share of the images, 0 to 1, got {share:g}")
+        raise ValueError(
+            f"--data: {file}: split is a share of the images, from 0 to below 1, got {share:g}"
+        )
     corners = _of_type(file, content, "corners", int, None)
     if corners not in (None, 0, 1):
         raise ValueError(f"--data: {file}: corners is 0 or 1, the first pixel, got {corners}")
@@ -138,6 +140,10 @@ def _parsed(file: Path, content: dict[str, Any]) -> DataFile:
         raise ValueError(
             f"--data: {file}: unannotated {unannotated!r}; {did_you_mean(unannotated, UNANNOTATED)}"
         )
+    names = tuple(_class_names(file, content.get("names"), "names"))
+    count = _of_type(file, content, "nc", int, len(names))
+    if names and count != len(names):
+        raise ValueError(f"--data: {file}: nc is {count}, and names has {len(names)} of them")
     split_file = _of_type(file, content, "split_file", str, None)
     if content.get("download"):
         notes.append(f"{file.name}: nothing is downloaded (its key download is not read)")
@@ -153,7 +159,7 @@ def _parsed(file: Path, content: dict[str, Any]) -> DataFile:
         (file.parent / split_file) if split_file else None,
         corners,
         unannotated,
-        tuple(_class_names(file, content.get("names"), "names")),
+        names,
         _keypoint_shape(file, content.get("kpt_shape")),
         tuple(notes),
     )

@@ -121,13 +121,13 @@ def rounded(corners: Sequence[float]) -> Corners:
 
 
 def common_folder(files: Iterable[Path]) -> Path:
-    """The innermost folder that has all of these files in it, or below it.
+    """The innermost folder that has all of these files in it, or below it; ``/`` of none.
 
     >>> common_folder([Path("/a/b/1.jpg"), Path("/a/c/1.jpg")]).as_posix()
     '/a'
     """
     folders = [str(file.parent) for file in files]
-    return Path(os.path.commonpath(folders))
+    return Path(os.path.commonpath(folders)) if folders else Path("/")
 
 
 def names_of(files: Sequence[Path]) -> dict[Path, str]:

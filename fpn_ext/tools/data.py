@@ -13,12 +13,12 @@ examples:
 import argparse
 from pathlib import Path
 
-from .options import DATA, add_config, add_json
+from .options import DATA, add_config, add_json, data_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", metavar="FOLDER", dest="folder", type=Path, help=DATA)
+    source.add_argument("--data", metavar="FOLDER", dest="folder", type=data_source, help=DATA)
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset")
     source.add_argument("--coco", metavar="JSON", type=Path, help="with --images")
     source.add_argument("--voc", metavar="FOLDER", type=Path, help="with --split")

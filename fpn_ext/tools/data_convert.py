@@ -8,13 +8,12 @@ examples:
 """
 
 import argparse
-from pathlib import Path
 
-from .options import DATA, add_output
+from .options import DATA, add_output, data_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", type=Path, help=DATA)
+    parser.add_argument("source", metavar="SOURCE", type=data_source, help=DATA)
     parser.add_argument("--to", required=True, choices=("coco", "voc", "yolo"), help="the format")
     add_output(parser, "the dataset, which must not be there yet")
 

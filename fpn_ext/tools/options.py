@@ -38,7 +38,7 @@ def add_config(
             help="folder of a training (its OUTPUT_DIR): config and weights are taken from it",
         )
     if has_data:
-        parser.add_argument("--data", metavar="FOLDER", help=DATA)
+        parser.add_argument("--data", metavar="FOLDER", type=data_source, help=DATA)
     meaning = "overrides of the config"
     parser.add_argument(
         "opts",
@@ -113,6 +113,13 @@ def data_as_override(args: argparse.Namespace) -> None:
     """Make ``--data FOLDER`` the override that it stands for, in place."""
     if getattr(args, "data", None) is not None:
         args.opts = [*args.opts, "DATASETS.FPN_EXT.DATA", repr(args.data)]
+
+
+def data_source(text: str) -> str:
+    """A folder or a file; an argparse error for the empty word that an unset variable leaves."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: name a folder of photographs, or a YAML file")
+    return text
 
 
 def _folder(text: str) -> Path:

@@ -13,7 +13,7 @@ from ..data_file import DataFile, Source
 from ..dataset import AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..dataset_contents import four_numbers, number_of, short, size_of
 from ..mask_area import mask_area
-from .layout import Files, Pictures, by_split
+from .layout import Files, Pictures, by_split, check_folders
 from .pictures import copy_pictures
 
 BACKGROUND = ("background", "__background__")
@@ -79,6 +79,7 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
             dataset.classes += [name for name in reader.names if name not in dataset.classes]
             dataset.keypoint_names = dataset.keypoint_names or reader.keypoint_names()
             folders = [data.root / name for name in source.images if source.annotations]
+            check_folders(data, folders)
             images += reader.images(_pictures(folders, data, split, json_file, files, tally))
         dataset.splits[split] = images
     used = {i.category for image in dataset.images for i in image.instances}
@@ -173,7 +174,7 @@ class _File:
                 continue
             picture = pictures.named(name)
             if picture is None:
-                self.tally.fault("images are missing", f"{name}, of {self.file.name}")
+                pictures.miss(name, self.file.name)
                 continue
             if key in of_id:
                 self.tally.fault("images have the id of another one", name)

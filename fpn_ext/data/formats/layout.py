@@ -3,11 +3,11 @@
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...files.paths import without_dots
-from ..data_file import split_named
+from ..data_file import DataFile, split_named
 from ..dataset import Tally
 from ..reading import PICTURE_SUFFIXES
 
@@ -18,6 +18,8 @@ NAMES = ".names"  # Darknet's lists of classes
 class Files:
     """The files of a folder and the folders in it, in alphabetical order; hidden ones left out.
 
+    Links are followed, unless to a folder that the link itself lies in.
+
     Attributes:
         pictures: image files, by their suffix.
         others: of JSON, XML, text and lists of names, by suffix.
@@ -27,21 +29,32 @@ class Files:
         self.root = without_dots(root)
         self.pictures: list[Path] = []
         self.others: dict[str, list[Path]] = {s: [] for s in (*ANNOTATIONS, NAMES)}
-        for folder, folders, names in os.walk(self.root, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                suffix = os.path.splitext(name)[1].lower()
-                if name.startswith("."):
-                    continue
-                if suffix in PICTURE_SUFFIXES:
-                    self.pictures.append(Path(folder, name))
-                elif suffix in self.others:
-                    self.others[suffix].append(Path(folder, name))
+        for file in _files_below(os.fspath(self.root)):
+            suffix = file.suffix.lower()
+            if suffix in PICTURE_SUFFIXES:
+                self.pictures.append(file)
+            elif suffix in self.others:
+                self.others[suffix].append(file)
 
     def split_of(self, file: Path) -> str:
         """The split that a file's name, or the innermost folder that says one, is of."""
         parts = file.relative_to(self.root).with_suffix("").parts
         return next((split for part in reversed(parts) if (split := split_named(part))), "")
+
+
+def _files_below(folder: str, around: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Those of a folder, then those of the folders in it; ``around`` are folders it lies in."""
+    real = Path(os.path.realpath(folder))
+    around |= {real, *real.parents}
+    entries = sorted(
+        (entry for entry in os.scandir(folder) if not entry.name.startswith(".")),
+        key=lambda entry: entry.name,
+    )
+    folders = [entry for entry in entries if entry.is_dir()]
+    yield from (Path(entry.path) for entry in entries if entry not in folders)
+    for entry in folders:
+        if Path(os.path.realpath(entry.path)) not in around:
+            yield from _files_below(entry.path, around)
 
 
 def by_split(files: Iterable[Path], split_of: dict[Path, str], what: str) -> dict[str, list[Path]]:
@@ -65,6 +78,13 @@ def by_split(files: Iterable[Path], split_of: dict[Path, str], what: str) -> dic
             "(train:, val:, test:)"
         )
     return dict(splits)
+
+
+def check_folders(data: DataFile, folders: Iterable[Path]) -> None:
+    """Raise FileNotFoundError where a folder that a description names is not there."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{data.file} names {folder}, and there is no such folder")
 
 
 def lines_of(file: Path) -> list[str]:
@@ -96,9 +116,11 @@ class Pictures:
         self.there = set(pictures)
         self.by_name: dict[str, list[Path]] = defaultdict(list)
         self.by_stem: dict[str, list[Path]] = defaultdict(list)
+        self.in_any_case: dict[str, str] = {}
         for picture in pictures:
             self.by_name[picture.name].append(picture)
             self.by_stem[picture.stem].append(picture)
+            self.in_any_case[picture.name.lower()] = picture.name
 
     def named(self, written: str) -> Path | None:
         """The image of a file name in an annotation; None where there is none, or several."""
@@ -121,19 +143,48 @@ class Pictures:
 
         The nearest lies beside it, or in folders of the same names, or is the only one.
         """
-        found = self.by_stem[annotation.stem]
-        if len(found) == 1:
-            return found[0]
-        nearness = [
-            (picture.parent == annotation.parent, _common_parents(picture, annotation))
-            for picture in found
-        ]
-        if not found or nearness.count(max(nearness)) > 1:
-            return None
-        return found[nearness.index(max(nearness))]
+        return nearest(annotation, self.by_stem[annotation.stem])
+
+    def miss(self, written: str, annotation: str) -> None:
+        """Count a file name that :meth:`named` finds no image of, with the cause."""
+        name = os.path.basename(written.replace("\\", "/"))
+        there = self.in_any_case.get(name.lower())
+        if len(self.by_name.get(name, ())) > 1:
+            self.tally.fault("file names are those of several images", written)
+        elif there:
+            what = "images are missing; others differ in upper and lower case alone"
+            self.tally.fault(what, f"{written}, of {annotation}; {there} is there")
+        else:
+            self.tally.fault("images are missing", f"{written}, of {annotation}")
 
 
-def _common_parents(file: Path, other: Path) -> int:
-    """How many of the innermost folders of two files have the same names."""
-    pairs = zip(reversed(file.parent.parts), reversed(other.parent.parts), strict=False)
+def nearest(file: Path, others: Sequence[Path]) -> Path | None:
+    """The one of several files of a name that belongs to another; None where none is the nearest.
+
+    The nearest lies beside it, or in folders of the same names, or has the most folders in common
+    with it; or is the only one.
+
+    >>> others = [Path(f"/a/{year}/JPEGImages/1.jpg") for year in (2007, 2012)]
+    >>> nearest(Path("/a/2007/Annotations/1.xml"), others).as_posix()
+    '/a/2007/JPEGImages/1.jpg'
+    """
+    if len(others) == 1:
+        return others[0]
+    folders = file.parent.parts
+    nearness = [
+        (
+            other.parent == file.parent,
+            _equal_at_first(reversed(folders), reversed(other.parent.parts)),
+            _equal_at_first(folders, other.parent.parts),
+        )
+        for other in others
+    ]
+    if not others or nearness.count(max(nearness)) > 1:
+        return None
+    return others[nearness.index(max(nearness))]
+
+
+def _equal_at_first(parts: Iterable[str], others: Iterable[str]) -> int:
+    """How many of two sequences are equal before the first that are not."""
+    pairs = zip(parts, others, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -6,7 +6,8 @@ does not say which, so ``corners: 0`` in the data file does.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,6 +16,7 @@ from ..dataset import SPLITS, AnnotatedImage, Dataset, Instance, Tally, names_of
 from ..dataset_contents import size_of
 from ..datasets import read_voc_annotation, voc_box
 from ..picture_files import size_of_picture
+from ..reading import PICTURE_SUFFIXES
 from .layout import Files, Pictures, by_split, lines_of
 from .pictures import copy_pictures
 
@@ -33,18 +35,29 @@ LABELIMG = (
 
 
 def find(files: Files) -> dict[str, Source]:
-    """The splits of the XML files in a folder: by lists in ImageSets/Main, else by folder names.
+    """The splits of the XML files in a folder: by the lists in an ImageSets/Main, wherever in it
+    that is, else by folder names.
 
     Raises:
-        ValueError: some files name a split and others do not.
+        ValueError: lists in several folders; some files name a split and others do not.
     """
     found = [file for file in files.others[".xml"] if ROOT.search(file.read_bytes()[:4096])]
     if not found:
         return {}
+    known = {f"{name}.txt" for name in (*SPLITS, "trainval")}
+    listed = [
+        file
+        for file in files.others[".txt"]
+        if file.name in known and file.parent.parts[-2:] == LISTS.parts
+    ]
+    if several := sorted({str(file.parents[2]) for file in listed})[1:]:
+        raise ValueError(
+            f"{files.root} has lists of images in several folders, the first are those of "
+            f"{listed[0].parents[2]} and {several[0]}: name one of these folders, or say in a "
+            "data file which lists are meant (train: [a list, another], val: ...)"
+        )
     lists = {
-        name: Source(images=((LISTS / f"{name}.txt").as_posix(),))
-        for name in (*SPLITS, "trainval")
-        if (files.root / LISTS / f"{name}.txt").is_file()
+        file.stem: Source(images=(file.relative_to(files.root).as_posix(),)) for file in listed
     }
     if lists:
         both = lists.pop("trainval", None)
@@ -67,14 +80,18 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
     """
     tally = Tally()
     dataset = Dataset(data.file, "voc", [], {}, [], tally)
-    xml_of = {file.stem: file for file in files.others[".xml"]}
+    xml_of: dict[str, list[Path]] = defaultdict(list)
+    for file in files.others[".xml"]:
+        xml_of[file.stem].append(file)
+        if not data.splits and not ROOT.search(file.read_bytes()[:4096]):
+            tally.note("XML files hold no <annotation>: not read", file.name)
     for split, source in splits.items():
         images: list[AnnotatedImage] = []
         folders = [path for name in source.images if (path := data.root / name).is_dir()]
         there = [picture for folder in folders for picture in Files(folder).pictures]
         pictures = Pictures(there or files.pictures, folders, tally)
-        for name, xml in _annotation_files(data.root, source, xml_of):
-            picture = pictures.beside(xml or Path(name))
+        for name, xml in _annotation_files(data.root, source, xml_of, pictures):
+            picture = pictures.beside(xml or (data.root / name).with_name(f"{_stem(name)}.xml"))
             tree = read_voc_annotation(xml) if xml else _of_nothing(picture)
             if picture is None:
                 picture = pictures.named(tree.findtext("filename", ""))
@@ -90,29 +107,57 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
 
 
 def _annotation_files(
-    root: Path, source: Source, xml_of: Mapping[str, Path]
+    root: Path, source: Source, xml_of: Mapping[str, Sequence[Path]], pictures: Pictures
 ) -> Iterable[tuple[str, Path | None]]:
-    """(name, XML file or None) of each image of a split."""
+    """(name, XML file or None) of each image of a split.
+
+    Raises:
+        FileNotFoundError: no such list or folder.
+        ValueError: a list names an image, and several XML files have the name.
+    """
     lists = [name for name in source.images if not (root / name).is_dir()]
     folders = [root / name for name in source.annotations]
     if not lists:
         for path in folders or [root / name for name in source.images]:
             if not path.exists():
                 raise FileNotFoundError(f"no folder of annotations {path}")
-            files = sorted(path.rglob("*.xml")) if path.is_dir() else [path]
+            files = Files(path).others[".xml"] if path.is_dir() else [path]
             yield from ((file.stem, file) for file in files)
     for written in lists:
-        for name in _listed(root, written):
-            found = (path / f"{name}.xml" for path in (*folders, root / "Annotations"))
-            yield name, next(filter(Path.is_file, found), None) or xml_of.get(Path(name).stem)
+        file, lines = _list(root, written)
+        near = [*folders, root / "Annotations"]
+        if file.parent.parts[-2:] == LISTS.parts:
+            near.insert(0, file.parents[2] / "Annotations")
+        for line in lines:
+            # VOC's lists of a class have 1, 0 or -1 behind the name, which may have spaces itself.
+            readings = (line, line.rpartition(" ")[0].strip())
+            known = (n for n in readings if _stem(n) in xml_of or _stem(n) in pictures.by_stem)
+            name = next(known, line)
+            exact = [path for f in near if (path := f / f"{name}.xml").is_file()][:1]
+            of_name = exact or xml_of.get(_stem(name), [])
+            if len(of_name) > 1:
+                raise ValueError(
+                    f"{file} names {name!r}, and {len(of_name)} XML files may be meant, first "
+                    f"{of_name[0]} and {of_name[1]}: write names with their folders in Annotations"
+                )
+            yield name, of_name[0] if of_name else None
 
 
-def _listed(root: Path, written: str) -> list[str]:
-    """The first word of each line of a list: a file, or a name of one in ImageSets/Main."""
+def _stem(name: str) -> str:
+    """Of a name with or without a suffix.
+
+    >>> _stem("JPEGImages/a.png"), _stem("photo 3.5 m"), _stem("2012.10.1")
+    ('a', 'photo 3.5 m', '2012.10.1')
+    """
+    path = Path(name)
+    return path.stem if path.suffix.lower() in (*PICTURE_SUFFIXES, ".xml") else path.name
+
+
+def _list(root: Path, written: str) -> tuple[Path, list[str]]:
+    """A list, a file or the name of one in ImageSets/Main, and its lines."""
     files = [root / written, root / LISTS / f"{written}.txt"]
     for file in filter(Path.is_file, files):
-        lines = lines_of(file)
-        return [line.split()[0] for line in lines if line.strip()]
+        return file, [line.strip() for line in lines_of(file) if line.strip()]
     raise FileNotFoundError(
         f"no folder or list of images {files[0]}, nor {files[1]}: a split of VOC's is a folder, a "
         "list of names in a text file, or the name of one in ImageSets/Main"

@@ -14,7 +14,7 @@ from ..data_file import DataFile, Source
 from ..dataset import AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..picture_files import size_of_picture
 from ..reading import PICTURE_SUFFIXES
-from .layout import NAMES, Files, by_split, lines_of
+from .layout import NAMES, Files, by_split, check_folders, lines_of
 from .pictures import copy_pictures
 
 CLASS_LISTS = ("classes.txt", "names.txt")
@@ -72,6 +72,7 @@ def read(data: DataFile, splits: Mapping[str, Source], files: Files) -> Dataset:
     used: set[Path | None] = set()
     for split, source in splits.items():
         labels = [data.root / name for name in source.annotations]
+        check_folders(data, labels)
         dataset.splits[split] = images = []
         for folder, picture in _pictures(data.root, source, tally):
             file = _label_file(picture, folder, labels)
@@ -110,8 +111,7 @@ def _pictures(root: Path, source: Source, tally: Tally) -> Iterable[tuple[Path, 
             tally.note("paths are of another machine: their last folders are here", written)
         path = without_dots(path)  # also of links, from which labels/ is found
         if path.is_dir():
-            found = (p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-            yield from ((path, picture) for picture in sorted(found))
+            yield from ((path, picture) for picture in Files(path).pictures)
         elif path.suffix.lower() in PICTURE_SUFFIXES:
             yield path.parent, path
         elif path.is_file():
@@ -139,7 +139,7 @@ def _label_file(picture: Path, folder: Path, labels: list[Path]) -> Path | None:
         last = len(parts) - 1 - parts[::-1].index("images")
         candidates.append(Path(*parts[:last], "labels", *parts[last + 1 :]))
     candidates += [label / picture.name for label in labels] or [picture]
-    files = (candidate.with_suffix(".txt") for candidate in candidates)
+    files = (c.with_suffix(suffix) for c in candidates for suffix in (".txt", ".TXT"))
     return next((file for file in files if file.is_file()), None)
 
 
