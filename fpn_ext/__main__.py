@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from types import ModuleType, TracebackType
 from typing import NamedTuple
 
+from .parent import end_with_the_parent
 from .tools.options import data_as_override
 
 
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistake.
     """
     yield_the_core_while_waiting(os.environ)
+    end_with_the_parent(os.environ)
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does

@@ -18,7 +18,8 @@ import pytest
 import torch
 import two_processes
 from fpn_ext.engine import distributed
-from fpn_ext.engine.distributed import Place, place_in, started_by
+from fpn_ext.engine.distributed import started_by
+from fpn_ext.engine.place import Place, place_in
 from tiny import DATASET, config, leaves
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from two_processes import options_of

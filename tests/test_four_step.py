@@ -1,5 +1,6 @@
 """The 4-step training: what each step starts from, freezes and passes to the next."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,40 @@ def test_configs_that_do_not_belong_together():
     detector.MODEL.RESNETS.DEPTH = 101
     with pytest.raises(ValueError, match=r"MODEL\.RESNETS must be the same in both"):
         four_step.check_pair(rpn, detector)
+
+
+def begun(folder, made_with):
+    (folder / "model_0000001.pth").parent.mkdir(parents=True)
+    (folder / "model_0000001.pth").touch()
+    (folder / four_step.RECORD).write_text(json.dumps(made_with))
+
+
+def test_steps_of_another_schedule_are_not_taken_for_these(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(four_step, "train", lambda *_: pytest.fail("trained"))
+    rpn, detector = load_config(RPN, TINY), load_config(DETECTOR, TINY)
+    digest = four_step.digest(STEPS[0], rpn, detector)
+    begun(tmp_path / "step1_rpn", {"config_sha256": digest})
+    four_step.check_earlier(rpn, detector, tmp_path)
+    rpn.SOLVER.MAX_ITER += 1
+    with pytest.raises(ValueError, match=r"step1_rpn was made with another config"):
+        four_step.check_earlier(rpn, detector, tmp_path)
+    command = ["four-step", "--rpn", RPN, "--detector", DETECTOR, "--output", str(tmp_path)]
+    assert main([*command, *TINY, "SOLVER.MAX_ITER", "3"]) == 2
+    assert "step1_rpn was made with another config" in capsys.readouterr().err
+
+
+def test_a_step_is_of_the_experiment_not_of_the_place(tmp_path):
+    rpn, detector = load_config(RPN, TINY), load_config(DETECTOR, TINY)
+    for step in STEPS:
+        before = four_step.digest(step, rpn, detector)
+        assert before == four_step.digest(step, load_config(RPN, TINY), load_config(DETECTOR, TINY))
+    digests = {four_step.digest(step, rpn, detector) for step in STEPS}
+    assert len(digests) == 4, "shared or not, and from which weights"
+
+
+def test_a_step_without_the_one_it_was_made_from(tmp_path):
+    rpn, detector = load_config(RPN, TINY), load_config(DETECTOR, TINY)
+    digest = four_step.digest(STEPS[1], rpn, detector)
+    begun(tmp_path / "step2_detector", {"config_sha256": digest})
+    with pytest.raises(ValueError, match=r"step2_detector is there and step1_rpn is not"):
+        four_step.check_earlier(rpn, detector, tmp_path)

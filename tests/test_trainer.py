@@ -284,11 +284,15 @@ def test_moments_of_another_model(shapes, message):
 
 
 def test_what_can_be_gone_on_from():
-    resuming.check_can_resume("a.pth", {"iteration": 6}, 7, 8)
+    resuming.check_can_resume("a.pth", {"iteration": 6}, 7, 8, finished=False)
+    resuming.check_can_resume("a.pth", {"iteration": 6}, 7, 8, finished=True)  # of fewer
+    resuming.check_can_resume("a.pth", {"iteration": 7}, 8, 8, finished=False)
     with pytest.raises(ValueError, match=r"a\.pth has done 8 of SOLVER\.MAX_ITER 8"):
-        resuming.check_can_resume("a.pth", {"iteration": 7}, 8, 8)
+        resuming.check_can_resume("a.pth", {"iteration": 7}, 8, 8, finished=True)
+    with pytest.raises(ValueError, match=r"a\.pth has done 9 of SOLVER\.MAX_ITER 8"):
+        resuming.check_can_resume("a.pth", {"iteration": 8}, 9, 8, finished=False)
     with pytest.raises(ValueError, match=r"a\.pth holds weights alone"):
-        resuming.check_can_resume("a.pth", {}, 1, 8)
+        resuming.check_can_resume("a.pth", {}, 1, 8, finished=False)
 
 
 def test_stopping_is_no_error_and_errors_are():

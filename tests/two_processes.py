@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from fpn_ext.data import datasets, demo_data
-from fpn_ext.engine import distributed, nonfinite
+from fpn_ext.engine import distributed, interrupts, nonfinite
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.tools.options import add_processes
@@ -197,6 +198,22 @@ class SaysItTrains(HookBase):
         if self.trainer.iter == 2:
             self.file.with_suffix(".new").write_text(str(os.getpid()))
             self.file.with_suffix(".new").rename(self.file)
+
+
+def wait_for_a_signal(args):
+    """Rounds in which all processes ask whether one is to stop; this one's count, as a file."""
+    rounds = 0
+    try:
+        with interrupts.interruptible() as asked:
+            while True:
+                (args.folder / f"waiting_{comm.get_rank()}").touch()
+                time.sleep(0.01)
+                asked.check()
+                rounds += 1
+    except interrupts.Interrupted as interrupted:
+        (args.folder / f"rounds_{comm.get_rank()}").write_text(str(rounds))
+        comm.synchronize()
+        raise SystemExit(interrupted.status) from None
 
 
 def train_for_long(args):

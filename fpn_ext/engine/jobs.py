@@ -1,4 +1,8 @@
-"""Run ``fpn-ext`` commands in subprocesses, with their output in a file."""
+"""Run ``fpn-ext`` commands in subprocesses, with their output in a file.
+
+A command started here does not outlive the process that started it, however that ends: the system
+is asked to send it SIGTERM then, on which a training writes a checkpoint.
+"""
 
 import itertools
 import os
@@ -6,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..parent import STARTED_BY
 
 
 def run(
@@ -25,7 +31,7 @@ def run(
     Raises:
         RuntimeError: it failed; names the log and quotes its last lines.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTED_BY: str(os.getpid())}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.mapper import PictureMapper
 from ..data.summary import DataSummary, summary_of
 from ..keys import declare
+from .interrupts import leave_signals_to_the_trainer
 from .testing import changed
 
 declare(
@@ -109,6 +110,7 @@ class RepeatableTrainLoader:
                 batch_size=None,
                 collate_fn=trivial_batch_collator,
                 num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+                worker_init_fn=leave_signals_to_the_trainer,
                 generator=torch.Generator(),  # else it draws from the model's
             )
         )

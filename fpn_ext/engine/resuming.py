@@ -47,24 +47,25 @@ def compared_keys(cfg: CfgNode) -> dict[str, str]:
     return {key: str(value) for key, value in flat(cfg).items() if key not in left_out}
 
 
-def check_can_resume(file: str, restored: State, done: int, max_iter: int) -> None:
-    """Raise unless a checkpoint can be resumed from and iterations remain.
+def check_can_resume(file: str, restored: State, done: int, max_iter: int, finished: bool) -> None:
+    """Raise unless a checkpoint can be resumed from and something remains to be done.
 
     Args:
         file: the checkpoint's name, for the message.
         restored: its trainer state; empty if it holds only weights.
         done: completed iterations.
         max_iter: ``SOLVER.MAX_ITER``.
+        finished: what follows the iterations is done too (:mod:`fpn_ext.engine.finished`).
 
     Raises:
-        ValueError: it holds only weights, or no iterations remain.
+        ValueError: it holds only weights, or nothing remains.
     """
     if not restored:
         raise ValueError(
             f"{file} holds weights alone, so --resume cannot go on from it: start without "
             f"--resume, with MODEL.WEIGHTS {file}"
         )
-    if done >= max_iter:
+    if done > max_iter or (done == max_iter and finished):
         raise ValueError(
             f"{file} has done {done} of SOLVER.MAX_ITER {max_iter} iterations: "
             "nothing is left. Raise SOLVER.MAX_ITER to go on, take --extend for a new schedule "

@@ -23,6 +23,7 @@ from ..files.run_lock import only_one_in
 from ..files.shipped import find_config
 from ..reporting.json_files import write_json
 from . import distributed
+from .interrupts import Interrupted, interruptible
 from .progress import set_up_logging, short_on_console
 from .repeatable import use_deterministic_algorithms
 from .schedule import learning_rate_note, scale_schedule
@@ -42,6 +43,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     Returns:
         Scores as returned by Detectron2's trainers, ``{task: {metric: score}}``, by dataset if
         there are several; None if training has no results to verify.
+
+    Raises:
+        SystemExit: a signal stopped the training; everything is in a checkpoint.
     """
     cfg = setup(args)
     with level_table_in_errors(cfg):
@@ -54,7 +58,12 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             trainer.extend()
         else:
             trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    try:
+        with interruptible(args.stop_signals) as trainer.interrupts:
+            return trainer.train()
+    except Interrupted as interrupted:
+        logger.info("the same command with --resume goes on, and loses nothing")
+        raise SystemExit(interrupted.status) from None
 
 
 def start(args: argparse.Namespace) -> None:

@@ -11,12 +11,12 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_writers, hooks
-from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
@@ -35,8 +35,10 @@ from ..registries.lookup import is_pyramid
 from ..speed.folded_norms import fold_frozen_norms
 from ..speed.winograd_training import train_with_winograd
 from . import resuming, testing
-from .best import StopTraining, build_best_checkpoint, stoppable
+from .best import StopTraining, build_best_checkpoint
 from .ema import AveragedWeights
+from .finished import is_finished, mark_finished, mark_unfinished
+from .loop import TrainingLoop
 from .nonfinite import NonFiniteGuard
 from .progress import ProgressWriter
 from .repeatable import RepeatableTrainLoader, seeded_iterations
@@ -49,7 +51,7 @@ from .validation_loss import validation_loss
 logger = logging.getLogger(__name__)
 
 
-class Trainer(TrainerBase):
+class Trainer(TrainingLoop):
     """Trains, evaluates and checkpoints the model of a config; subclass it as DefaultTrainer.
 
     A subclass may override each of ``build_model``, ``build_optimizer``, ``build_train_loader``,
@@ -117,32 +119,7 @@ class Trainer(TrainerBase):
 
         self.register_hooks(self.build_hooks())
         if cfg.TEST.AUG.ENABLED:
-            augmented = lambda: self.test_with_TTA(cfg, self.evaluated_model)  # noqa: E731
-            self.register_hooks([hooks.EvalHook(0, augmented)])  # at the end
-
-    @property
-    def model(self) -> nn.Module:
-        return self.step.model
-
-    @model.setter
-    def model(self, value: nn.Module) -> None:
-        self.step.model = value
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self.step.optimizer
-
-    @optimizer.setter
-    def optimizer(self, value: torch.optim.Optimizer) -> None:
-        self.step.optimizer = value
-
-    @property
-    def data_loader(self) -> Any:
-        return self.step.data_loader
-
-    @data_loader.setter
-    def data_loader(self, value: Any) -> None:
-        self.step.data_loader = value
+            self.register_hooks([hooks.EvalHook(0, self._evaluate_augmented)])  # at the end
 
     # ------------------------------------------------------------------ components
 
@@ -223,10 +200,11 @@ class Trainer(TrainerBase):
     def resume_or_load(self, resume: bool = True) -> None:
         """Start from OUTPUT_DIR's last checkpoint, else from the weights of MODEL.WEIGHTS.
 
-        Without any checkpoint in the folder, ``resume`` has no effect.
+        Without any checkpoint in the folder, ``resume`` has no effect. If all iterations are done,
+        what remains of :func:`fpn_ext.engine.finished.files_of` is.
 
         Raises:
-            ValueError: no iterations remain, the training was stopped early, the checkpoint holds
+            ValueError: nothing remains, the training was stopped early, the checkpoint holds
                 only weights or those of another model; or what
                 :meth:`fpn_ext.files.checkpoint.SafeCheckpointer.resume_or_load` raises.
         """
@@ -239,8 +217,9 @@ class Trainer(TrainerBase):
             return
         file = self.checkpointer.file
         self.start_iter = self.iter + 1  # a checkpoint holds the last completed iteration
-        resuming.check_can_resume(file, self._restored, self.start_iter, self.max_iter)
-        if self.best and self.best.exhausted:
+        finished = comm.all_gather(is_finished(Path(self.cfg.OUTPUT_DIR)))[0]
+        resuming.check_can_resume(file, self._restored, self.start_iter, self.max_iter, finished)
+        if self.best and self.best.exhausted and finished:
             raise ValueError(
                 f"{file} was stopped early after {self.start_iter} iterations: {self.best}. Raise "
                 "TEST.FPN_EXT.EARLY_STOP_PATIENCE, or set it to 0, to go on; or evaluate it with "
@@ -305,9 +284,11 @@ class Trainer(TrainerBase):
 
         Raises:
             ValueError: results are expected but nothing was evaluated.
+            Interrupted: by a signal, see ``interrupts``; everything is in a checkpoint.
         """
-        with stoppable():
-            super().train(self.start_iter, self.max_iter)
+        self.loop()
+        if comm.is_main_process():
+            mark_finished(self.cfg, self.max_iter)
         if not (self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process()):
             return None
         if self.last_results is None:
@@ -318,18 +299,17 @@ class Trainer(TrainerBase):
         verify_results(self.cfg, self.last_results)
         return self.last_results
 
-    def run_step(self) -> None:
-        self.step.iter = self.iter
-        self.step.run_step()
-
     def before_train(self) -> None:
         super().before_train()
         write_beside_config(self.trained_on, self.cfg.OUTPUT_DIR)
+        if comm.is_main_process():
+            mark_unfinished(self.cfg)
         self._stop_if_exhausted(self.start_iter)
 
     def after_step(self) -> None:
         super().after_step()
         self._stop_if_exhausted(self.iter + 1)
+        self.interrupts.check()
 
     def _stop_if_exhausted(self, iterations: int) -> None:
         # Not in a hook: hooks registered after it would miss the last iteration.
@@ -350,11 +330,16 @@ class Trainer(TrainerBase):
     def evaluate(self) -> dict[str, Any]:
         """Results of ``test``, plus ``validation_loss`` with ``TEST.FPN_EXT.VALIDATION_LOSS``."""
         model = self.evaluated_model
-        results = self.last_results = self.test(self.cfg, model)
-        if self._validation_loaders:
-            losses = validation_loss(model, self._validation_loaders)
-            results = {**results, "validation_loss": losses}
+        with self.interrupts.at_once():
+            results = self.last_results = self.test(self.cfg, model)
+            if self._validation_loaders:
+                losses = validation_loss(model, self._validation_loaders)
+                results = {**results, "validation_loss": losses}
         return results
+
+    def _evaluate_augmented(self) -> dict[str, Any]:
+        with self.interrupts.at_once():
+            return self.test_with_TTA(self.cfg, self.evaluated_model)
 
     def _export_best(self, **kwargs: Any) -> None:
         self.checkpointer.export("model_best", self.evaluated_model, **kwargs)

@@ -19,6 +19,7 @@ from ..config.defaults import flat
 from ..config.load import load_config, written_keys
 from ..config.numerics import resolve_numerics
 from ..engine import jobs
+from ..engine.finished import is_finished
 from ..files.weight_files import local_file
 from ..reporting.json_files import plain, write_json
 from ..reporting.measuring import markdown_table
@@ -89,12 +90,11 @@ def _run(
     resumed = (output / "last_checkpoint").is_file()
     words = "goes on" if resumed else "begins"
     print(f"{side}, seed {seed}: training {words}, see {log}", file=sys.stderr, flush=True)
-    # With a final checkpoint, it was interrupted in its last evaluation.
-    verb = "eval" if (output / "model_final.pth").is_file() else "train"
-    command = [verb, "--config-file", file, "--resume"]
+    command = ["train", "--config-file", file, "--resume"]
     command += ["--num-gpus", str(num_gpus), *opts, "SEED", str(seed), "OUTPUT_DIR", str(output)]
     began = time.perf_counter()
-    jobs.run(command, log)
+    if not is_finished(output):  # else it was, and its results were not yet written
+        jobs.run(command, log)
     scores = {
         name: json.loads((output / "inference" / name / "results.json").read_text())
         for name in cfg.DATASETS.TEST

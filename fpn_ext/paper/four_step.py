@@ -23,18 +23,22 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from ..config.digest import config_digest
 from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..config.prepare import prepare, prepare_loaded
 from ..engine import jobs
+from ..engine.finished import is_finished
 from ..files.atomic import replacing
 from ..files.run_folder import left_by_a_run
 from ..files.trained_on import KEY
 from ..files.weight_files import read_weights
+from ..reporting.json_files import write_json
 
 SHARED = "backbone"
 DETECTOR = "roi_heads"
 RPN = "proposal_generator"
+RECORD = "four_step.json"  # of a step: the digest of its config
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,38 @@ def check_pair(rpn: CfgNode, detector: CfgNode) -> None:
         raise ValueError("\n".join(problems))
 
 
+def digest(step: Step, rpn: CfgNode, detector: CfgNode) -> str:
+    """A hash of a step's config, independent of folders."""
+    cfg = step_config(step, rpn, detector, Path())
+    cfg.OUTPUT_DIR = ""
+    cfg.MODEL.WEIGHTS = step.weights_from or cfg.MODEL.WEIGHTS
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
+    return config_digest(cfg)
+
+
+def check_earlier(rpn: CfgNode, detector: CfgNode, output: Path) -> None:
+    """Raise unless the steps in a folder are the first ones of these configs.
+
+    Raises:
+        ValueError: a step was made with another config, or an earlier one of it is not there.
+    """
+    begun = [step for step in STEPS if left_by_a_run(output / step.name)]
+    for step in begun:
+        record = output / step.name / RECORD
+        made_with = json.loads(record.read_text()) if record.is_file() else {}
+        if made_with.get("config_sha256") != digest(step, rpn, detector):
+            raise ValueError(
+                f"{output / step.name} was made with another config: move it and the steps after "
+                "it away, or name another --output"
+            )
+    missing = [step.name for step in STEPS[: len(begun)] if step not in begun]
+    if missing:
+        raise ValueError(
+            f"{output / begun[-1].name} is there and {missing[0]} is not, which it was made from: "
+            "move it away, or name another --output"
+        )
+
+
 def train(
     step: Step,
     rpn: CfgNode,
@@ -152,7 +188,7 @@ def train(
     num_gpus: int,
     explicitly_set: Collection[str] = (),
 ) -> None:
-    """Run one step; skip it if its checkpoint exists, resume it if it was interrupted.
+    """Run one step; skip it if it is finished, resume it if it was interrupted.
 
     Args:
         rpn, detector, output: as in :func:`step_config`; the configs as loaded, since each command
@@ -165,14 +201,14 @@ def train(
     """
     cfg = step_config(step, rpn, detector, output)
     folder = output / step.name
-    folder.mkdir(parents=True, exist_ok=True)
     config_file = folder / "four_step.yaml"
-    config_file.write_text(unresolved_yaml(cfg, explicitly_set))
+    _write(config_file, unresolved_yaml(cfg, explicitly_set))
+    write_json(folder / RECORD, {"config_sha256": digest(step, rpn, detector)})
     start = f"starts from {cfg.MODEL.WEIGHTS or 'random weights'}"
     trained = RPN if step.is_rpn else DETECTOR
     frozen = f"{SHARED} frozen, trains {trained}" if step.shares else f"trains {SHARED}, {trained}"
     print(f"{step.name}: {start}; {frozen}", flush=True)
-    if not (folder / "model_final.pth").exists():
+    if not is_finished(folder):
         arguments = ["train", "--config-file", str(config_file)]
         arguments += ["--num-gpus", str(num_gpus)] if num_gpus else []
         arguments += ["--resume"] if left_by_a_run(folder) else []
@@ -192,6 +228,11 @@ def _proposals(output: Path, step: Step, dataset: str) -> Path:
     return output / step.name / "proposals" / f"{dataset}.safetensors"
 
 
+def _write(file: Path, text: str) -> None:
+    with replacing(file) as stream:
+        stream.write(text.encode())
+
+
 def _scores(folder: Path, dataset: str) -> str:
     file = folder / "inference" / dataset / "results.json"
     scores: dict[str, dict[str, Any]] = json.loads(file.read_text())
@@ -208,12 +249,14 @@ def four_step(args: argparse.Namespace) -> None:
     """Implements ``fpn-ext four-step``.
 
     Raises:
-        FileNotFoundError, ValueError: invalid configs.
+        FileNotFoundError, ValueError: invalid configs, or other ones than those of the steps that
+            are there.
         RuntimeError: a step failed; names its log.
     """
     rpn, detector = (load_config(file, args.opts) for file in (args.rpn, args.detector))
     check_pair(rpn, detector)
     output = Path(args.output).absolute()
+    check_earlier(rpn, detector, output)
     print("\n".join(prepare(args.rpn, args.opts, training=True, weights="start").notes))
     # The detector's proposal files do not exist yet: check it with the RPN in it.
     unified = unified_config(rpn, detector, output)
@@ -233,7 +276,7 @@ def four_step(args: argparse.Namespace) -> None:
     unify(third, fourth, output / "model_final.pth")
     config_file = output / "config.yaml"
     unified = unified_config(rpn, detector, output)
-    config_file.write_text(unresolved_yaml(unified, written[False]))
+    _write(config_file, unresolved_yaml(unified, written[False]))
     evaluate = ["eval", "--config-file", str(config_file)]
     jobs.run(evaluate, output / "evaluate.log")
     for name in detector.DATASETS.TEST:

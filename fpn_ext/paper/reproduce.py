@@ -23,11 +23,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from ..config.defaults import flat, get_cfg
+from ..config.digest import config_digest
 from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..data.datasets import register_datasets
 from ..engine import jobs
+from ..engine.finished import is_finished
+from ..files.atomic import replacing
 from ..files.run_folder import left_by_a_run
 from ..files.shipped import configs
 from ..reporting import provenance
@@ -158,10 +160,7 @@ class Reproduction:
         if SCALES[self.scale].overlay:
             cfg.MODEL.WEIGHTS = ""
         cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
-        # Only what differs from the defaults, so that new keys do not change old digests.
-        default = flat(get_cfg())
-        values = sorted((k, str(v)) for k, v in flat(cfg).items() if str(v) != str(default.get(k)))
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+        return config_digest(cfg)
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """The result of an earlier run, or None.
@@ -226,9 +225,10 @@ class Reproduction:
         cfg, folder = self.config(run), self.folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         config_file = folder / "reproduce.yaml"
-        config_file.write_text(self.config_text(run))
+        with replacing(config_file) as stream:
+            stream.write(self.config_text(run).encode())
         result = self.result(run)
-        if result is None or not (folder / "model_final.pth").exists():
+        if result is None or not is_finished(folder):
             train = ["train", "--config-file", str(config_file)]
             train += ["--num-gpus", str(self.num_gpus)] if self.num_gpus else []
             train += ["--resume"] if left_by_a_run(folder) else []
@@ -242,7 +242,9 @@ class Reproduction:
                 "config_sha256": self.digest(run),
             }
             begin = time.time()
-            cpu_seconds = self._run(train, folder / "train.log")
+            cpu_seconds = 0.0
+            if not is_finished(folder):  # else it was, and its result was not yet written
+                cpu_seconds = self._run(train, folder / "train.log")
             scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
             result = {
                 "table": run.table,

@@ -9,6 +9,7 @@ examples:
 """
 
 import argparse
+import signal
 
 from .options import add_config, add_processes
 
@@ -30,8 +31,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="where OUTPUT_DIR holds a training, train into OUTPUT_DIR-2 (-3, ...) beside it",
     )
+    parser.add_argument(
+        "--stop-signal",
+        dest="stop_signals",
+        action="append",
+        default=[],
+        type=signal_number,
+        metavar="NAME",
+        help="a signal that stops training without loss, as SIGTERM and SIGINT do: e.g. SIGUSR1, "
+        "where a batch scheduler warns with it (sbatch --signal=USR1@120)",
+    )
     add_processes(parser)
     parser.set_defaults(eval_only=False)
+
+
+def signal_number(name: str) -> int:
+    """The number of a signal that a process can react to; otherwise an argparse error.
+
+    >>> import signal
+    >>> signal_number("SIGUSR1") == signal_number("usr1") == signal.SIGUSR1
+    True
+    """
+    full = f"SIG{name.upper().removeprefix('SIG')}"
+    if full not in signal.Signals.__members__ or full in ("SIGKILL", "SIGSTOP"):
+        raise argparse.ArgumentTypeError(f"{name!r} is no signal that can be reacted to")
+    return int(signal.Signals[full])
 
 
 def run(args: argparse.Namespace) -> None:
