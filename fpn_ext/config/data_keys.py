@@ -6,9 +6,11 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from ..data.dataset import command_that_lists
 from ..data.named import NamedData, register_data
 from ..keys import declare
 from ..names import did_you_mean
+from .notes import Caution
 from .written import WrittenKeys
 
 EPOCHS = "SOLVER.FPN_EXT.EPOCHS"
@@ -88,9 +90,11 @@ def _set_datasets(
             replaced.append(f"DATASETS.{key} is {chosen}, not {before}")
     if replaced:
         notes.append(f"--data decides: {'; '.join(replaced)}")
+    notes += map(Caution, named.warnings)
     notes += named.notes[:MOST_NOTES]
     if len(named.notes) > MOST_NOTES:
-        notes.append(f"and {len(named.notes) - MOST_NOTES} more such notes: fpn-ext data --data")
+        more = len(named.notes) - MOST_NOTES
+        notes.append(f"and {more} more such notes: {command_that_lists(named.source)}")
     return notes
 
 

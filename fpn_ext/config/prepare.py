@@ -23,6 +23,7 @@ from .data_keys import resolve_data
 from .defaults import flat
 from .idle import idle_notes
 from .load import load_config, written_keys
+from .notes import Caution
 from .numerics import resolve_numerics, slow_bfloat16
 from .unread import unread_notes
 from .written import WrittenKeys
@@ -32,10 +33,6 @@ from .written import WrittenKeys
 Weights = Literal["start", "optional", "required", "unread"]
 MISTAKES = (ValueError, TypeError, OSError)  # errors that a user's mistake raises
 NONE_WRITTEN = WrittenKeys()
-
-
-class Caution(str):
-    """A note to be logged as a warning."""
 
 
 class Stage(NamedTuple):
