@@ -495,9 +495,9 @@ def test_what_follows_from_a_length(images, batch, iterations):
     finally:
         DatasetCatalog.remove("of_a_length")
     solver, epoch = cfg.SOLVER, -(-images // batch)
-    assert solver.MAX_ITER == iterations
+    assert iterations == solver.MAX_ITER
     assert cfg.TEST.EVAL_PERIOD == solver.CHECKPOINT_PERIOD
-    assert cfg.TEST.EVAL_PERIOD >= min(epoch, iterations)  # once an epoch, or at the end
+    assert min(epoch, iterations) <= cfg.TEST.EVAL_PERIOD  # once an epoch, or at the end
     assert iterations // cfg.TEST.EVAL_PERIOD <= 19
     assert min(iterations // 4, 20) <= solver.WARMUP_ITERS <= max(iterations // 10, 20)
     for said in ("EVAL_PERIOD", "CHECKPOINT_PERIOD", "WARMUP_ITERS", "STEPS"):

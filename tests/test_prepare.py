@@ -1,5 +1,7 @@
 """One preparation for every command: its order, its messages, and which commands use it."""
 
+import logging
+
 import fpn_ext
 import pytest
 import torch
@@ -68,6 +70,26 @@ def test_a_device_that_is_not_there_is_said(a_gpu):
     assert cfg.MODEL.DEVICE == "cpu"
     assert notes[0] == "MODEL.DEVICE is 'cuda:1' and no CUDA device is there: using 'cpu'"
     assert not any("CUDA" in note for note in prepare(DEMO, CPU).notes)
+
+
+def test_a_device_that_nobody_asked_for_is_no_warning(a_gpu, tmp_path):
+    a_gpu(False)
+    own = tmp_path / "own.yaml"
+    own.write_text("MODEL:\n  DEVICE: cuda\n")
+    for file, is_asked_for in (("configs/start/faster_rcnn_fast_cpu.yaml", False), (own, True)):
+        cfg = fpn_ext.load_config(str(file))
+        stage = next(prepare_loaded(cfg, False, "unread", written_keys(str(file))))
+        (note,) = stage.notes
+        assert cfg.MODEL.DEVICE == "cpu" and isinstance(note, Caution) == is_asked_for
+
+
+def test_a_cuda_toolkit_without_a_gpu_is_no_warning(caplog):
+    """What torch says at the import of torch.utils.cpp_extension, which Detectron2 imports."""
+    assert main(["help"]) == 0
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
+    logger.warning("anything else")
+    assert [record.getMessage() for record in caplog.records] == ["anything else"]
 
 
 def test_the_pixels_follow_the_network():

@@ -92,13 +92,16 @@ def prepare_loaded(
     cfg: CfgNode, training: bool, weights: Weights, explicitly_set: WrittenKeys = NONE_WRITTEN
 ) -> Iterator[Stage]:
     """The stages of :func:`prepare` after loading, run lazily, in place."""
+    by_hand = explicitly_set.by_hand(flat(get_detectron2_cfg()))
     note = resolve_device(cfg)
-    yield Stage("device", [note] if note else [])
+    if note and "MODEL.DEVICE" not in by_hand:  # Detectron2's default, which nobody asked for
+        yield Stage("device", ["MODEL.DEVICE cpu: no CUDA device is there"])
+    else:
+        yield Stage("device", [note] if note else [])
     register_datasets()
     yield _stage("data", lambda: resolve_data(cfg, training, explicitly_set))
     problems = config_problems(cfg, training)
     yield Stage("config", (), problems_error(cfg, problems) if problems else None, problems)
-    by_hand = explicitly_set.by_hand(flat(get_detectron2_cfg()))
     notes = [
         *unread_notes(cfg, by_hand),
         # Of the file itself and of overrides: a base file serves other configs, too.

@@ -180,7 +180,9 @@ def predict(
             detections = detections[detections.scores >= min_score]
             names = list(predictor.classes.values())
             rgb = as_rgb(image, predictor.pixel_format)
-            _save(draw_detections(rgb, detections, names, 1.0, label_levels), output / drawing)
+            color_by = "level" if label_levels else "class"
+            drawn = draw_detections(rgb, detections, names, 1.0, label_levels, color_by)
+            _save(drawn, output / drawing)
             image_id = len(result["images"]) + 1
             entry = {"id": image_id, **picture.as_json(), "drawing": drawing}
             height, width = image.shape[:2]

@@ -120,7 +120,8 @@ def predict_video(
                 summary.detections += len(found)
                 if writer or show:
                     names = list(categories.values())
-                    drawn = draw_detections(rgb, found, names, label_levels=label_levels)
+                    color_by = "level" if label_levels else "class"
+                    drawn = draw_detections(rgb, found, names, 1.0, label_levels, color_by)
                     drawn_frame = np.ascontiguousarray(np.asarray(drawn)[:, :, ::-1])
                     if writer:
                         writer.write(drawn_frame, seconds)
