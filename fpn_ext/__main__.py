@@ -8,6 +8,7 @@ its traceback.
 import argparse
 import dis
 import importlib
+import logging
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
@@ -104,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 for a check that found errors, or a failed run; 2 for a user's
         mistake.
     """
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_is_not_of_cuda_homes)
     yield_the_core_while_waiting(os.environ)
     end_with_the_parent(os.environ)
     try:
@@ -111,6 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
         return 141  # 128 + SIGPIPE, as in shells
+
+
+def _is_not_of_cuda_homes(record: logging.LogRecord) -> bool:
+    """torch warns of a CUDA toolkit without a GPU when Detectron2 is imported; none is needed."""
+    return not record.getMessage().startswith("No CUDA runtime is found")
 
 
 # What says how OpenMP's threads wait for one another: the standard, GNU's and Intel's.

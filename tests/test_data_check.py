@@ -603,21 +603,22 @@ def test_nothing_but_the_report_is_written(tmp_path, capsys):
     before = state(tmp_path / "data")
     report_file = tmp_path / "out" / "report.json"
     arguments = ["data", "--coco", f"{tmp_path}/data/coco.json", "--images", f"{tmp_path}/data"]
-    assert main([*arguments, "--json", str(report_file)]) == 1
+    assert main([*arguments, "--json", str(report_file)]) == 0
     assert state(tmp_path / "data") == before
     printed = capsys.readouterr().out
-    assert "ERROR   empty-box: 1\n" in printed
+    assert "WARNING empty-box: 1\n" in printed
     assert "a.jpg, annotation 0: [30, 30, 0, 5] (x, y, width, height)" in printed
     report = json.loads(report_file.read_text())
-    assert (report["images"], report["errors"], report["warnings"]) == (2, 1, 0)
+    assert (report["images"], report["errors"], report["warnings"]) == (2, 0, 1)
     assert report["kinds"]["empty-box"]["count"] == 1
     assert report["problems"] == [
         {
             "kind": "empty-box",
-            "severity": "error",
+            "severity": "warning",
             "image": "a.jpg",
             "annotation": 0,
             "detail": "[30, 30, 0, 5] (x, y, width, height)",
+            "count": 1,
         }
     ]
 
@@ -632,7 +633,7 @@ def test_only_a_few_of_many_problems_are_printed(tmp_path, capsys):
     write_voc(tmp_path, {"a": [("cat", 5, 5, 5, 9 + i) for i in range(9)]})
     assert main(["data", "--voc", str(tmp_path), "--split", "train"]) == 1
     printed = capsys.readouterr().out
-    assert "ERROR   empty-box: 9\n" in printed and "and 6 more (--json lists all)" in printed
+    assert "WARNING empty-box: 9\n" in printed and "and 6 more (--json lists all)" in printed
     assert printed.count("a.jpg, annotation ") == 3
 
 

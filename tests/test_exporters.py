@@ -8,6 +8,7 @@ from pathlib import Path
 import photographs
 import pytest
 from fpn_ext.data.canonical import complete
+from fpn_ext.data.convert import convert
 from fpn_ext.data.data_file import open_data
 from fpn_ext.data.formats import read_dataset
 from photographs import OBJECTS, write_coco, write_pictures, write_voc_pngs, write_yolo
@@ -167,7 +168,7 @@ def test_unannotated_is_one_of_two(tmp_path):
 # XML
 
 
-def test_labelimgs_corners_are_to_be_declared(tmp_path):
+def test_labelimgs_corners_are_to_be_declared(tmp_path, tmp_path_factory):
     """It writes 1 for 0, so the boxes themselves do not show it."""
     write_voc(tmp_path, {"a": [("cat", 1, 1, 5, 6)]})
     (xml,) = (tmp_path / "Annotations").glob("*.xml")
@@ -176,6 +177,16 @@ def test_labelimgs_corners_are_to_be_declared(tmp_path):
     xml.write_text(xml.read_text().replace("</annotation>", f"{source}</annotation>"))
     (line,) = read(tmp_path).tally.lines()
     assert line.startswith("1 XML files are as labelImg writes them") and "`corners: 0`" in line
+    assert "are read as `corners: 1`" in line and "up to 1 pixel too far up and left" in line
+    converted = tmp_path_factory.mktemp("converted")
+    assert "`corners: 1` was assumed" in convert(tmp_path, "coco", converted)
+    assert read(converted).tally.lines() == []
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for corners, box in ((0, (1, 1, 5, 6)), (1, (0, 0, 5, 6))):
+        (elsewhere / "own.yaml").write_text(f"path: ..\nformat: voc\ncorners: {corners}\n")
+        dataset = read(elsewhere / "own.yaml")
+        assert (boxes_of(dataset)["a"], dataset.tally.lines()) == ([("cat", *box)], [])
     for corners in (0, 1):
         (tmp_path / "data.yaml").write_text(f"corners: {corners}\n")
         assert read(tmp_path).tally.lines() == []

@@ -295,7 +295,10 @@ MENDED = {
         lambda a: a.update(image_id="1"),
         "1 annotations have an image_id of another type than the image's id",
     ),
-    "id 0": (lambda a: a.update(id=0), None),
+    "id 0": (
+        lambda a: a.update(id=0),
+        "1 annotations have the id 0, COCO's sign for no match: numbered anew",
+    ),
     "a text as id": (lambda a: a.update(id="first"), None),
     "id of another": (
         lambda a: a.update(id=2),
@@ -556,6 +559,76 @@ def test_bccd_itself(real_datasets):
     assert labelimg.startswith("364 XML files are as labelImg writes them")
 
 
+def spelt(folder, way):
+    """A folder's path, written in other ways."""
+    link = folder.parent / "links" / "photos"
+    link.parent.mkdir(exist_ok=True)
+    if not link.exists():
+        link.symlink_to(folder)
+    (folder.parent / "elsewhere").mkdir(exist_ok=True)
+    return {
+        "dots": f"{folder.parent}/elsewhere/.././{folder.name}",
+        "link": str(link),
+        "link and dots": f"{link}/../{folder.name}",  # the parent of the link's target
+    }[way]
+
+
+DATA_FILES = {
+    "coco": ["", "format: coco, train: {annotations: all.json, images: .}"],
+    "voc": ["", "format: voc, train: {annotations: Annotations, images: ./JPEGImages}"],
+    "yolo": ["", "train: images/../images"],
+}
+
+
+@pytest.mark.parametrize("way", ["dots", "link", "link and dots"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_another_spelling_of_the_same_path_changes_nothing(name, way, tmp_path):
+    folder = WRITERS[name](tmp_path / "real" / "photos")
+    assert read(spelt(folder, way)).tally.lines() == []
+    names = ", names: [cat, dog]" if name == "yolo" else ""
+    for n, more in enumerate(DATA_FILES[name]):
+        about = tmp_path / f"{n}.yaml"
+        path = spelt(folder, way)
+        keys = f"path: {path}, unannotated: empty{names}" + (f", {more}" if more else "")
+        about.write_text(f"{{{keys}}}")
+        dataset = read(about)
+        assert (boxes_of(dataset), len(dataset.images)) == (OBJECTS, 6), keys
+        assert dataset.tally.lines() == []
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_folder_below_the_one_we_are_in(name, tmp_path, monkeypatch):
+    WRITERS[name](tmp_path / "photos")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for path in ("../photos", "./../here/../photos/."):
+        dataset = read(path)
+        assert (boxes_of(dataset), dataset.tally.lines()) == (OBJECTS, [])
+    monkeypatch.chdir(tmp_path / "photos")
+    assert open_data(".").name == open_data("../photos").name == "photos"
+
+
+def test_an_image_that_is_named_through_a_link_is_named(tmp_path):
+    photos = write_coco(tmp_path / "photos", lambda c: [
+        i.update(file_name=f"{tmp_path}/store/{i['file_name']}") for i in c["images"]
+    ])  # fmt: skip
+    write_pictures(tmp_path / "store")
+    for picture in photos.glob("*.png"):
+        picture.unlink()
+    (photos / "images").symlink_to(tmp_path / "store")
+    (photos / "data.yaml").write_text("unannotated: empty")
+    dataset = read(photos)
+    assert (boxes_of(dataset), len(dataset.images)) == (OBJECTS, 6)
+    assert dataset.tally.lines() == []
+
+
+def test_deeppcb_by_another_spelling(tmp_path):
+    write_deeppcb(tmp_path / "PCB")
+    (tmp_path / "mine.yaml").write_text("path: PCB/../PCB")
+    plain, spelt_so = read(tmp_path / "PCB"), read(tmp_path / "mine.yaml")
+    assert [image.file for image in spelt_so.images] == [image.file for image in plain.images]
+
+
 # What is easily overlooked
 
 
@@ -754,3 +827,91 @@ def test_checking_a_dataset_of_which_no_image_is_there(name, tmp_path, capsys):
     captured = capsys.readouterr()
     said = {"coco": "images are missing", "voc": "images are missing", "yolo": "no object"}
     assert status == 1 and said[name] in captured.out
+
+
+# What 'fpn-ext data' says of a folder
+
+
+def report_of(path, tmp_path):
+    """(exit status, the report as JSON)."""
+    status = main(["data", "--data", str(path), "--json", str(tmp_path / "report.json")])
+    return status, json.loads((tmp_path / "report.json").read_text())
+
+
+def test_counts_are_of_things_and_not_of_messages(tmp_path, capsys):
+    write_yolo(tmp_path / "photos")
+    (tmp_path / "photos" / "labels" / "a.txt").write_text("7 0.5 0.5 0.1 0.1\nno line\n9 1 1 1 1\n")
+    (tmp_path / "photos" / "labels" / "b.txt").write_text("0 0.5 5 0.1 0.1\n")
+    for name in "def":
+        (tmp_path / "photos" / "labels" / f"{name}.txt").unlink()
+    status, report = report_of(tmp_path / "photos", tmp_path)
+    printed = capsys.readouterr().out
+    assert (status, report["errors"]) == (1, 4)
+    assert (report["kinds"]["bad-field"]["count"], report["kinds"]["bad-field"]["images"]) == (
+        4,
+        None,
+    )
+    assert "ERROR   bad-field: 4\n" in printed and "NOTE    read-otherwise: 3\n" in printed
+    assert "2 lines have a class that is none of 0 to 1 (first: a.txt, line 1)" in printed
+    assert "4 error(s)" in printed
+
+
+def test_the_objects_of_an_image_that_is_missing_are_not_of_no_image(tmp_path, capsys):
+    def change(content):
+        content["annotations"][-1]["image_id"] = 999
+
+    photos = write_coco(tmp_path / "photos", change)
+    (photos / "a.png").unlink()
+    assert report_of(photos, tmp_path)[0] == 1
+    printed = capsys.readouterr().out
+    assert "1 images are missing (first: a.png, of all.json)" in printed
+    assert "1 annotations are of images that are not in the file: left out (first: 999)" in printed
+    write_coco(tmp_path / "photos", change)
+    status, report = report_of(photos, tmp_path)
+    assert (status, report["kinds"]["left-out"]["severity"]) == (0, "warning")
+
+
+@pytest.mark.parametrize(
+    ("name", "box"),
+    [
+        *((name, (5, 5, 5, 40)) for name in WRITERS),
+        *((name, (90, 5, 95, 9)) for name in ("coco", "voc")),  # YOLO's is refused
+    ],
+)
+def test_a_box_left_out_is_a_warning_of_every_verb(name, box, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(OBJECTS, "b", [("dog", *box), ("dog", 10, 20, 35, 51)])
+    photos = WRITERS[name](tmp_path / "photos")
+    if name == "voc":  # the writer counts from 1, where this one is one pixel wide
+        xml = photos / "Annotations" / "b.xml"
+        xml.write_text(xml.read_text().replace("<xmin>6<", "<xmin>5<"))
+    status, report = report_of(photos, tmp_path)
+    assert (status, report["errors"], report["warnings"]) == (0, 0, 1)
+    assert len(read(photos).tally.warned()) == 1
+    words = ["--config-file", "configs/start/faster_rcnn_fast_cpu.yaml", "--data", str(photos)]
+    capsys.readouterr()
+    main(["check", *words, "OUTPUT_DIR", str(tmp_path / "out")])
+    (line,) = (li for li in capsys.readouterr().out.splitlines() if "1 boxes" in li)
+    assert line.startswith("warning") and "left out" in line
+
+
+def test_all_that_is_said_of_training_is_said_by_the_command_it_names(tmp_path, capsys):
+    def change(content):
+        for kind in ("images", "annotations"):
+            for entry in content[kind]:
+                entry["id"] -= 1
+        for number, entry in enumerate(content["annotations"]):
+            entry["image_id"] -= 1
+            del entry["area"], entry["iscrowd"]
+            entry["bbox"][2] += 30 * (number == 1)
+        content["annotations"][5]["id"] = 4
+        content["images"][0].pop("width")
+
+    photos = write_coco(tmp_path / "my photos", change)
+    said = read(photos).tally.lines()
+    assert any("have the id 0" in line for line in said) and len(said) > 4
+    assert report_of(photos, tmp_path)[0] == 0
+    printed = capsys.readouterr().out
+    assert [line for line in said if line not in printed] == []
+    words = ["--config-file", "configs/start/faster_rcnn_fast_cpu.yaml", "--data", str(photos)]
+    main(["check", *words, "OUTPUT_DIR", str(tmp_path / "out")])
+    assert f"more such notes: fpn-ext data --data '{photos}'" in capsys.readouterr().out

@@ -18,7 +18,13 @@ from fpn_ext.evaluation.evaluators import build_evaluator
 from fpn_ext.inference.predictor import detections_of
 from fpn_ext.modeling.roi_heads import LevelKeepingOutputLayers
 from fpn_ext.reporting.coco_json import annotations_of
-from fpn_ext.reporting.drawing import LEVEL_COLORS, NO_LEVEL_COLOR, draw_detections
+from fpn_ext.reporting.drawing import (
+    CLASS_COLORS,
+    LEVEL_COLORS,
+    NO_LEVEL_COLOR,
+    draw_boxes,
+    draw_detections,
+)
 
 SIZES = {2: (60, 80), 3: (30, 40), 4: (15, 20), 5: (8, 10)}
 SHAPES = {f"p{k}": ShapeSpec(channels=32, stride=2**k) for k in range(2, 7)}
@@ -371,12 +377,33 @@ def test_colours_and_labels_of_levels():
     names = ["a", "b"]
     found = with_levels(two_detections())
     corners = [(5, 49), (120, 49)]
-    drawn = draw_detections(image, found, names)
+    drawn = draw_detections(image, found, names, color_by="level")
     assert [drawn.getpixel(at) for at in corners] == [LEVEL_COLORS[4], LEVEL_COLORS[2]]
     found.remove("pooled_level")
-    drawn = draw_detections(image, found, names)
+    drawn = draw_detections(image, found, names, color_by="level")
     assert [drawn.getpixel(at) for at in corners] == [LEVEL_COLORS[3], NO_LEVEL_COLOR]
-    longer = draw_detections(image, found, names, label_levels=True)
+    longer = draw_detections(image, found, names, label_levels=True, color_by="level")
     same = np.asarray(drawn) == np.asarray(longer)
     assert not same[:20, :120].all(), "p3"
     assert same[:, 120:].all(), "the second has no level to show"
+
+
+def test_colours_are_of_classes():
+    """Levels are no more than a mark on the box, unless they are asked for."""
+    found = with_levels(two_detections())
+    found.pred_classes[:] = found.pred_classes[0]
+    drawn = draw_detections(np.zeros((60, 200, 3), np.uint8), found, ["a", "b"])
+    assert drawn.getpixel((5, 49)) == drawn.getpixel((120, 49)) in CLASS_COLORS
+    found.pred_classes[1] = 1 - found.pred_classes[0]
+    drawn = draw_detections(np.zeros((60, 200, 3), np.uint8), found, ["a", "b"])
+    assert drawn.getpixel((5, 49)) != drawn.getpixel((120, 49)) in CLASS_COLORS
+
+
+def test_no_box_crosses_out_a_label():
+    boxes = np.array([[20, 40, 60, 80], [10, 30, 90, 90]], np.float32)
+    image = np.zeros((100, 100, 3), np.uint8)
+    both = np.asarray(draw_boxes(image, boxes, ["label", ""], [2, 3]))
+    alone = np.asarray(draw_boxes(image, boxes[:1], ["label"], [2]))
+    label = np.s_[29:39, 21:40]  # above the first box, where the second's edge is
+    np.testing.assert_array_equal(both[label], alone[label])
+    assert (alone[label] == LEVEL_COLORS[2]).all(-1).any()

@@ -9,9 +9,12 @@ import photographs
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from fpn_ext.__main__ import main
+from fpn_ext.config.data_keys import resolve_data
 from fpn_ext.config.defaults import flat
+from fpn_ext.config.load import load_config
 from fpn_ext.config.numerics import unresolved_yaml
 from fpn_ext.config.prepare import prepare
+from fpn_ext.config.written import WrittenKeys
 from fpn_ext.data.data_file import open_data
 from fpn_ext.data.digest import data_digest
 from fpn_ext.data.named import register_data
@@ -239,8 +242,8 @@ def test_what_the_data_decide(tmp_path):
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == fpn_ext.get_cfg().MODEL.SEM_SEG_HEAD.NUM_CLASSES
     # 9 x 5 images in steps of 2: 22.5
     solver = cfg.SOLVER
-    assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (23, (15, 20), 2)
-    assert (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (2, 2)
+    assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (23, (15, 20), 5)
+    assert (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (3, 3)  # once an epoch
     assert solver.BASE_LR == 0.02 * 2 / 4  # of SOLVER.FPN_EXT.REFERENCE_BATCH 4
     assert learning_rate_note(cfg) == ""  # though 0.02 for 16 is the usual rate
     cfg.SOLVER.FPN_EXT.REFERENCE_BATCH = 0
@@ -265,8 +268,8 @@ def test_accumulated_batches_count_as_one(tmp_path):
 @pytest.mark.parametrize(
     ("opts", "steps", "period"),
     [
-        ([], (13, 17), 2),
-        (["SOLVER.STEPS", "(3,)"], (3,), 2),
+        ([], (13, 17), 3),
+        (["SOLVER.STEPS", "(3,)"], (3,), 3),
         (["TEST.EVAL_PERIOD", "0"], (13, 17), 0),
     ],
 )
@@ -494,3 +497,29 @@ def test_models_that_the_data_do_not_suffice_for(verb, overrides, said, tmp_path
     assert main([*words, "OUTPUT_DIR", str(tmp_path / "run")]) == {"train": 2, "check": 1}[verb]
     captured = capsys.readouterr()
     assert said in captured.out + captured.err
+
+
+@given(images=st.integers(1, 500), batch=st.integers(1, 16), iterations=st.integers(1, 5000))
+def test_what_follows_from_a_length(images, batch, iterations):
+    """Written after the config, as on the command line: a trial of six iterations, too."""
+    cfg = load_config(FAST, ["DATASETS.TRAIN", "('of_a_length',)", "DATASETS.TEST", "('val',)"])
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = iterations, batch
+    DatasetCatalog.register("of_a_length", lambda: [{}] * images)
+    try:
+        (note,) = [
+            note
+            for note in resolve_data(
+                cfg, True, WrittenKeys([{"SOLVER.FPN_EXT.EPOCHS"}, {"SOLVER.MAX_ITER"}])
+            )
+            if "MAX_ITER" in note
+        ]
+    finally:
+        DatasetCatalog.remove("of_a_length")
+    solver, epoch = cfg.SOLVER, -(-images // batch)
+    assert iterations == solver.MAX_ITER
+    assert cfg.TEST.EVAL_PERIOD == solver.CHECKPOINT_PERIOD
+    assert min(epoch, iterations) <= cfg.TEST.EVAL_PERIOD  # once an epoch, or at the end
+    assert iterations // cfg.TEST.EVAL_PERIOD <= 19
+    assert min(iterations // 4, 20) <= solver.WARMUP_ITERS <= max(iterations // 10, 20)
+    for said in ("EVAL_PERIOD", "CHECKPOINT_PERIOD", "WARMUP_ITERS", "STEPS"):
+        assert said in note

@@ -1,5 +1,7 @@
 """One preparation for every command: its order, its messages, and which commands use it."""
 
+import logging
+
 import fpn_ext
 import pytest
 import torch
@@ -7,6 +9,8 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.modeling import GeneralizedRCNN, ProposalNetwork, build_model
 from fpn_ext.__main__ import VERBS, main
 from fpn_ext.config import prepare as preparing
+from fpn_ext.config.load import written_keys
+from fpn_ext.config.numerics import unresolved_yaml
 from fpn_ext.config.prepare import Caution, prepare, prepare_loaded
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.levels import LevelError
@@ -66,6 +70,26 @@ def test_a_device_that_is_not_there_is_said(a_gpu):
     assert cfg.MODEL.DEVICE == "cpu"
     assert notes[0] == "MODEL.DEVICE is 'cuda:1' and no CUDA device is there: using 'cpu'"
     assert not any("CUDA" in note for note in prepare(DEMO, CPU).notes)
+
+
+def test_a_device_that_nobody_asked_for_is_no_warning(a_gpu, tmp_path):
+    a_gpu(False)
+    own = tmp_path / "own.yaml"
+    own.write_text("MODEL:\n  DEVICE: cuda\n")
+    for file, is_asked_for in (("configs/start/faster_rcnn_fast_cpu.yaml", False), (own, True)):
+        cfg = fpn_ext.load_config(str(file))
+        stage = next(prepare_loaded(cfg, False, "unread", written_keys(str(file))))
+        (note,) = stage.notes
+        assert cfg.MODEL.DEVICE == "cpu" and isinstance(note, Caution) == is_asked_for
+
+
+def test_a_cuda_toolkit_without_a_gpu_is_no_warning(caplog):
+    """What torch says at the import of torch.utils.cpp_extension, which Detectron2 imports."""
+    assert main(["help"]) == 0
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
+    logger.warning("anything else")
+    assert [record.getMessage() for record in caplog.records] == ["anything else"]
 
 
 def test_the_pixels_follow_the_network():
@@ -275,6 +299,20 @@ def test_a_written_key_that_nothing_reads_is_said():
     notes = prepare(DEMO.replace(".yaml", "_builtin.yaml"), rule).notes
     (note,) = (note for note in notes if said in note)
     assert isinstance(note, Caution)
+
+
+def test_a_dumped_config_is_not_told_of_all_its_keys(tmp_path):
+    """OUTPUT_DIR/config.yaml, of --run, has every key; what is written besides is still said."""
+    mask = ["MODEL.ROI_MASK_HEAD.NUM_CONV", "3", "MODEL.RETINANET.NUM_CLASSES", "5"]
+    cfg = prepare(DEMO, [*CPU, *mask]).cfg
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(unresolved_yaml(cfg, written_keys(DEMO, CPU)))
+    assert not [note for note in prepare(str(dumped)).notes if "nothing" in note]
+    own = tmp_path / "own.yaml"
+    own.write_text("_BASE_: config.yaml\nTEST: {AUG: {FLIP: False}}\n")
+    for file, opts in ((dumped, ["TEST.AUG.FLIP", "False"]), (own, [])):
+        (note,) = (note for note in prepare(str(file), opts).notes if "nothing" in note)
+        assert note == "TEST.AUG.FLIP does nothing: TEST.AUG.ENABLED is False"
 
 
 def test_a_training_needs_an_iteration():

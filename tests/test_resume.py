@@ -129,7 +129,7 @@ def test_init_takes_weights_alone(straight, tmp_path, log):
     assert f"Begun with the weights of {file}. Next: iteration 0, learning rate 1e-05; " in log()
 
 
-def test_resume_takes_everything(straight, log):
+def test_resume_takes_everything(straight, log, caplog):
     trainer = begin(config(straight[0], "SOLVER.MAX_ITER", 20, "SOLVER.STEPS", "(15,)"), "resume")
     assert trainer.start_iter == 8 and len(momenta(trainer)) > 30
     assert (
@@ -137,6 +137,9 @@ def test_resume_takes_everything(straight, log):
         "images after 8 iterations. Next: iteration 8, learning rate 0.01; BASE_LR 0.01, "
         "STEPS (15,) (was (6,)), MAX_ITER 20 (was 8)" in log()
     )
+    warned = "\n".join(r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert f"SOLVER.STEPS was (6,) in {straight[0]}" in warned
+    assert "SOLVER.MAX_ITER was 8 in " in warned and "it is now 20, as this command's" in warned
 
 
 def test_resume_keeps_the_learning_rate_it_was_begun_with(straight, log):

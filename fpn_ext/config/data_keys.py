@@ -6,21 +6,26 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from ..data.dataset import command_that_lists
 from ..data.named import NamedData, register_data
 from ..keys import declare
 from ..names import did_you_mean
+from .notes import Caution
 from .written import WrittenKeys
 
 EPOCHS = "SOLVER.FPN_EXT.EPOCHS"
-WARMUP_SHARE = 10  # at most one in so many iterations warms up, where the config does not say
+WARMUP_SHARE = 10  # at most one in so many iterations warms up, where the config does not say,
+SHORT_WARMUP = 20  # but in a short training so many, or a quarter of all
 MOST_NOTES = 4
 
 declare(
     "SOLVER.FPN_EXT.EPOCHS",
     0,
-    """How often each image of DATASETS.TRAIN is seen. MAX_ITER follows; so do, where they are not
-    written as late as this key, STEPS (at 2/3 and 8/9), WARMUP_ITERS (at most a tenth),
-    CHECKPOINT_PERIOD and TEST.EVAL_PERIOD (ten times). 0: MAX_ITER counts.""",
+    """How often each image of DATASETS.TRAIN is seen. MAX_ITER follows, unless it is written later,
+    as on the command line; so do, from MAX_ITER, where they are not written as late as this key,
+    STEPS (at 2/3 and 8/9), WARMUP_ITERS (at most a tenth, or 20 and a quarter of a short training),
+    CHECKPOINT_PERIOD and TEST.EVAL_PERIOD (ten times, but at most once an epoch, and at the end).
+    0: MAX_ITER counts, and nothing follows.""",
     "training",
 )
 declare(
@@ -88,9 +93,11 @@ def _set_datasets(
             replaced.append(f"DATASETS.{key} is {chosen}, not {before}")
     if replaced:
         notes.append(f"--data decides: {'; '.join(replaced)}")
+    notes += map(Caution, named.warnings)
     notes += named.notes[:MOST_NOTES]
     if len(named.notes) > MOST_NOTES:
-        notes.append(f"and {len(named.notes) - MOST_NOTES} more such notes: fpn-ext data --data")
+        more = len(named.notes) - MOST_NOTES
+        notes.append(f"and {more} more such notes: {command_that_lists(named.source)}")
     return notes
 
 
@@ -135,11 +142,13 @@ def _set_schedule(cfg: CfgNode, written: WrittenKeys) -> list[str]:
     # Of the two lengths, the one that is written later; load_config refuses both in one place.
     by_epochs = "SOLVER.MAX_ITER" not in kept
     iterations = max(-(-keys.EPOCHS * images // batch), 1) if by_epochs else solver.MAX_ITER
+    warmup = max(iterations // WARMUP_SHARE, min(SHORT_WARMUP, iterations // 4))
+    period = min(max(iterations // 10, -(-images // batch)), iterations)
     follow: dict[str, Any] = {
         "SOLVER.STEPS": tuple(dict.fromkeys((iterations * 2 // 3, iterations * 8 // 9))),
-        "SOLVER.WARMUP_ITERS": min(solver.WARMUP_ITERS, iterations // WARMUP_SHARE),
-        "SOLVER.CHECKPOINT_PERIOD": max(iterations // 10, 1),
-        "TEST.EVAL_PERIOD": max(iterations // 10, 1) if cfg.DATASETS.TEST else 0,
+        "SOLVER.WARMUP_ITERS": min(solver.WARMUP_ITERS, warmup),
+        "SOLVER.CHECKPOINT_PERIOD": period,
+        "TEST.EVAL_PERIOD": period if cfg.DATASETS.TEST else 0,
     }
     values = {key: value for key, value in follow.items() if key not in kept}
     cfg.merge_from_list([word for pair in values.items() for word in pair])

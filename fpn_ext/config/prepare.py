@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
 
 from ..bottom_up.pixels import is_from_library, resolve_bottom_up
 from ..bottom_up.pretrained import check_package, how_to_obtain, is_package
@@ -19,8 +20,10 @@ from ..data.datasets import register_datasets
 from ..files.weight_files import check_address
 from .check import config_problems, problems_error
 from .data_keys import resolve_data
+from .defaults import flat
 from .idle import idle_notes
 from .load import load_config, written_keys
+from .notes import Caution
 from .numerics import resolve_numerics, slow_bfloat16
 from .unread import unread_notes
 from .written import WrittenKeys
@@ -30,10 +33,6 @@ from .written import WrittenKeys
 Weights = Literal["start", "optional", "required", "unread"]
 MISTAKES = (ValueError, TypeError, OSError)  # errors that a user's mistake raises
 NONE_WRITTEN = WrittenKeys()
-
-
-class Caution(str):
-    """A note to be logged as a warning."""
 
 
 class Stage(NamedTuple):
@@ -93,16 +92,20 @@ def prepare_loaded(
     cfg: CfgNode, training: bool, weights: Weights, explicitly_set: WrittenKeys = NONE_WRITTEN
 ) -> Iterator[Stage]:
     """The stages of :func:`prepare` after loading, run lazily, in place."""
+    by_hand = explicitly_set.by_hand(flat(get_detectron2_cfg()))
     note = resolve_device(cfg)
-    yield Stage("device", [note] if note else [])
+    if note and "MODEL.DEVICE" not in by_hand:  # Detectron2's default, which nobody asked for
+        yield Stage("device", ["MODEL.DEVICE cpu: no CUDA device is there"])
+    else:
+        yield Stage("device", [note] if note else [])
     register_datasets()
     yield _stage("data", lambda: resolve_data(cfg, training, explicitly_set))
     problems = config_problems(cfg, training)
     yield Stage("config", (), problems_error(cfg, problems) if problems else None, problems)
     notes = [
-        *unread_notes(cfg, explicitly_set),
+        *unread_notes(cfg, by_hand),
         # Of the file itself and of overrides: a base file serves other configs, too.
-        *idle_notes(cfg, frozenset().union(*explicitly_set.places[-2:])),
+        *idle_notes(cfg, frozenset().union(*by_hand.places[-2:])),
     ]
     yield Stage("keys", [Caution(note) for note in notes])
     yield _stage("weights", lambda: check_weights(cfg, weights))

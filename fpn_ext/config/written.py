@@ -1,7 +1,7 @@
 """The keys that somebody has written, and where: in a file, in the files it is based on, or as
 overrides."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class WrittenKeys(frozenset[str]):
@@ -22,6 +22,15 @@ class WrittenKeys(frozenset[str]):
         keys = super().__new__(cls, frozenset().union(*parts))
         keys.places = parts
         return keys
+
+    def by_hand(self, every: Collection[str]) -> "WrittenKeys":
+        """Without those of the places that have all of these keys: nobody writes all, a dump does.
+
+        >>> written = WrittenKeys([{"SEED", "OUTPUT_DIR", "VERSION"}, {"SEED"}])
+        >>> sorted(written.by_hand(["SEED", "VERSION"]))
+        ['SEED']
+        """
+        return WrittenKeys(keys if set(every) - keys else () for keys in self.places)
 
     def since(self, key: str) -> frozenset[str]:
         """All keys of the last place that has ``key``, or a key of that node, and of later ones."""

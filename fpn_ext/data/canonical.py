@@ -18,6 +18,9 @@ from .dataset_contents import KINDS, Box
 from .mask_area import mask_area
 from .picture_files import size_of_picture
 
+EMPTY = "boxes have no width or no height: left out"
+OUTSIDE = "boxes lie outside their images: left out"
+UNUSED = "classes have no boxes, and cannot be learnt"
 VISIBLE = 0.01  # pixels: a box that reaches further beyond its image is said to be clipped
 
 
@@ -63,7 +66,7 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
         raise ValueError(nothing + "".join(f"; {line}" for line in tally.lines()))
     for name in dataset.classes:
         if name not in used:
-            tally.note("classes have no boxes, and cannot be learnt", name)
+            tally.warn(UNUSED, name)
     for split, images in dataset.splits.items():
         names = names_of([image.file for image in images])
         dataset.splits[split] = sorted(images, key=lambda image: names[image.file])
@@ -163,12 +166,12 @@ def _complete(instance: Instance, image: AnnotatedImage, dataset: Dataset) -> bo
     tally, where = dataset.tally, f"{image.file.name}, {instance.category}"
     x0, y0, x1, y1 = instance.box
     if not (x1 > x0 and y1 > y0):
-        tally.note("boxes have no width or no height: left out", where)
+        tally.warn(EMPTY, where)
         return False
     width, height = image.width, image.height
     clipped = rounded((max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)))
     if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
-        tally.note("boxes lie outside their images: left out", where)
+        tally.warn(OUTSIDE, where)
         return False
     if max(abs(a - b) for a, b in zip(clipped, instance.box, strict=True)) > VISIBLE:
         tally.note("boxes reach beyond their images: clipped", where)

@@ -1,16 +1,25 @@
 """A dataset by its folder or data file, as :mod:`fpn_ext.data.check` looks at it."""
 
+import contextlib
 from pathlib import Path
 
-from .canonical import look_over, nothing_to_learn, written_box
-from .data_file import open_data
-from .dataset import names_of
-from .dataset_contents import Contents, Picture
+from .canonical import (
+    EMPTY,
+    OUTSIDE,
+    UNUSED,
+    complete,
+    look_over,
+    nothing_to_learn,
+    written_box,
+)
+from .data_file import DataFile, open_data
+from .dataset import Dataset, Tally, names_of
+from .dataset_contents import Contents, Picture, printable
 from .formats import read_dataset
 
 
 def read_data(path: str | Path) -> Contents:
-    """All splits of a dataset in any format, as read and before anything is mended.
+    """All splits of a dataset in any format, as read; what a training mends is counted besides.
 
     Raises:
         FileNotFoundError, ValueError: what cannot be read.
@@ -32,8 +41,25 @@ def read_data(path: str | Path) -> Contents:
             picture.boxes.append(written_box(number, instance, dataset.format))
     if not dataset.tally.faults and (nothing := nothing_to_learn(dataset)):
         contents.report("no-objects", nothing)
-    for what, (count, first) in dataset.tally.faults.items():
-        contents.report("bad-field", f"{count} {what}", str(first))
-    for what, (count, first) in dataset.tally.notes.items():
-        contents.report("read-otherwise", f"{count} {what}", str(first))
+    read, mended = dataset.tally, _mended(dataset, data)
+    for kind, counted in (
+        ("bad-field", read.faults),
+        ("left-out", {**mended.warnings, **read.warnings}),
+        ("read-otherwise", {**mended.notes, **read.notes}),
+    ):
+        for what, (count, first) in counted.items():
+            contents.report(kind, f"{what} (first: {printable(str(first))})", count=count)
     return contents
+
+
+def _mended(dataset: Dataset, data: DataFile) -> Tally:
+    """What a training will say of a dataset that was read; what :mod:`.check` finds is left out.
+
+    The dataset is completed, or not wholly where a training would refuse it.
+    """
+    dataset.tally = tally = Tally()
+    with contextlib.suppress(ValueError):  # check finds why
+        complete(dataset, data.classes)
+    for what in (EMPTY, OUTSIDE, UNUSED):
+        tally.warnings.pop(what, None)
+    return tally

@@ -5,6 +5,7 @@ from pathlib import Path
 from .canonical import complete
 from .data_file import open_data
 from .formats import FORMATS, read_dataset
+from .formats.voc import LABELIMG
 
 
 def convert(source: str | Path, to: str, output: Path) -> str:
@@ -32,4 +33,10 @@ def convert(source: str | Path, to: str, output: Path) -> str:
         f"{source} ({dataset.format}) to {output} ({to}): {len(dataset.images)} images ({splits}), "
         f"{objects} objects of {len(dataset.classes)} classes"
     )
-    return "\n".join([first, *(f"  {line}" for line in dataset.tally.lines())])
+    lines = dataset.tally.lines()
+    if LABELIMG in dataset.tally.notes:
+        lines.append(
+            f"`corners: 1` was assumed, and {output} has the boxes that follow and no note of it: "
+            "if it is wrong, say `corners: 0` and convert again"
+        )
+    return "\n".join([first, *(f"  {line}" for line in lines)])

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from ..files.paths import without_dots
 from ..names import did_you_mean
 from .dataset import SPLITS
 
@@ -82,7 +83,7 @@ def open_data(path: str | Path) -> DataFile:
         FileNotFoundError: nothing of this name.
         ValueError: the file is no YAML, or has an unknown key or a value of a wrong kind.
     """
-    path = Path(path).expanduser().absolute()
+    path = without_dots(Path(path).expanduser())
     if path.is_dir():
         described = [path / name for name in IN_A_FOLDER if (path / name).is_file()]
         if len(described) > 1:
@@ -166,15 +167,16 @@ def _parsed(file: Path, content: dict[str, Any]) -> DataFile:
 
 def _root(file: Path, content: dict[str, Any]) -> tuple[Path, list[str]]:
     written = _of_type(file, content, "path", str, "")
-    root = (file.parent / Path(written).expanduser()).absolute()
+    root = file.parent / Path(written).expanduser()
     if root.is_dir():
-        return root, []
+        return without_dots(root), []
     # YOLO's tools look from a folder of all datasets, which here is most often the file's parent.
     for other in (file.parent, file.parent.parent / written):
         if "names" in content and all(
             (other / name).exists() for s in SPLITS for name in _paths(content.get(s))
         ):
-            return other, [f"{file.name}: no folder path {written!r}; {other} has what it names"]
+            note = f"{file.name}: no folder path {written!r}; {other} has what it names"
+            return without_dots(other), [note]
     raise FileNotFoundError(f"--data: {file}: path {written!r} is no folder ({root})")
 
 

@@ -5,6 +5,7 @@ Classes are names here. Numbers are given to them when the dataset is written, b
 """
 
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -53,6 +54,11 @@ class AnnotatedImage:
 class Tally:
     """What was filled in, mended or left out, and what is wrong: kinds, each with its count.
 
+    Attributes:
+        notes: what changes nothing, or was asked for.
+        warnings: what was left out and may have been meant.
+        faults: what must be mended first.
+
     >>> tally = Tally()
     >>> for name in ("a.jpg", "b.jpg"):
     ...     tally.note("annotations have no area", name)
@@ -62,25 +68,47 @@ class Tally:
 
     def __init__(self) -> None:
         self.notes: dict[str, list[Any]] = {}  # kind: [count, place of the first]
+        self.warnings: dict[str, list[Any]] = {}
         self.faults: dict[str, list[Any]] = {}
 
     def note(self, what: str, where: object) -> None:
         """Count something that the dataset can be used in spite of."""
         self.notes.setdefault(what, [0, where])[0] += 1
 
+    def warn(self, what: str, where: object) -> None:
+        """Count something that is left out, and may have been meant."""
+        self.warnings.setdefault(what, [0, where])[0] += 1
+
     def fault(self, what: str, where: object) -> None:
         """Count something that must be mended first."""
         self.faults.setdefault(what, [0, where])[0] += 1
 
     def lines(self) -> list[str]:
+        """Warnings, then notes."""
+        return [*self.warned(), *self.noted()]
+
+    def warned(self) -> list[str]:
+        """The warnings alone."""
+        return _lines(self.warnings)
+
+    def noted(self) -> list[str]:
+        """The notes alone."""
         return _lines(self.notes)
 
     def check(self, source: object) -> None:
         """Raise ValueError with all faults, if there are any."""
         if self.faults:
-            raise ValueError(
-                f"{source}: {'; '.join(_lines(self.faults))}. `fpn-ext data --data` lists more"
-            )
+            faults = "; ".join(_lines(self.faults))
+            raise ValueError(f"{source}: {faults}. `{command_that_lists(source)}` lists all")
+
+
+def command_that_lists(source: object) -> str:
+    """The command that reports everything about a dataset.
+
+    >>> command_that_lists("/data/my photos")
+    "fpn-ext data --data '/data/my photos'"
+    """
+    return f"fpn-ext data --data {shlex.quote(str(source))}"
 
 
 def _lines(kinds: dict[str, list[Any]]) -> list[str]:

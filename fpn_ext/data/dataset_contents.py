@@ -16,8 +16,8 @@ MAX_DETAIL = 400  # characters: a detail may quote file contents
 Name = int | str
 Corners = tuple[float, float, float, float]
 
-# Every kind of problem: its severity, and what it means or what to do. An error loses data, aborts
-# training or teaches the model something false; a warning may be intended; a note only informs.
+# Every kind of problem: its severity, and what it means or what to do. An error aborts training or
+# teaches the model something false; a warning is left out, or may be intended; a note only informs.
 KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
     "unreadable-annotations": ("error", "the file is not JSON or XML: write it again"),
     "bad-field": ("error", "a field is missing or of a wrong type"),
@@ -52,9 +52,9 @@ KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
         "error",
         "the boxes look like fractions of the image's sides; they are read as pixels",
     ),
-    "inverted-box": ("error", "a box with a negative side: training leaves it out"),
-    "empty-box": ("error", "a box without width or height: training leaves it out"),
-    "outside-box": ("error", "a box wholly outside its image: training leaves it out"),
+    "inverted-box": ("warning", "a box with a negative side: training leaves it out"),
+    "empty-box": ("warning", "a box without width or height: training leaves it out"),
+    "outside-box": ("warning", "a box wholly outside its image: training leaves it out"),
     "bad-segmentation": ("error", "no mask can be read: Detectron2 leaves the object out or stops"),
     "partly-outside": (
         "warning",
@@ -77,19 +77,21 @@ KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
         "more than 8 bits a channel: INPUT.FPN_EXT.VALUE_RANGE scales them",
     ),
     "other-box-mode": ("warning", "boxes that are neither XYXY_ABS nor XYWH_ABS are not checked"),
-    "read-otherwise": ("note", "not as written: filled in, mended or left out"),
+    "left-out": ("warning", "it is not used, and may have been meant"),
+    "read-otherwise": ("note", "not as written: filled in, mended or taken otherwise"),
     "image-without-boxes": ("note", "an image without any object (crowd regions do not count)"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem at one place."""
+    """One problem at one place, or several alike that were counted."""
 
     kind: str  # a key of KINDS
     image: str | None  # file name as in the annotations, or image id
     annotation: Name | None  # id in COCO JSON; otherwise 0-based index within its image
     detail: str
+    count: int | None = None  # where they were counted: how many
 
     @property
     def severity(self) -> str:
@@ -142,9 +144,14 @@ class Contents:
     problems: list[Problem] = field(default_factory=list)
 
     def report(
-        self, kind: str, detail: str, image: str | None = None, annotation: Name | None = None
+        self,
+        kind: str,
+        detail: str,
+        image: str | None = None,
+        annotation: Name | None = None,
+        count: int | None = None,
     ) -> None:
-        self.problems.append(Problem(kind, image, annotation, detail[:MAX_DETAIL]))
+        self.problems.append(Problem(kind, image, annotation, detail[:MAX_DETAIL], count))
 
 
 class _Short(reprlib.Repr):

@@ -1,7 +1,7 @@
 """The report on a dataset: its problems by kind, as text and as JSON values."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..reporting.findings import totals
@@ -27,7 +27,7 @@ class DatasetReport:
 
     def count(self, severity: str) -> int:
         """Number of problems of severity ``"error"``, ``"warning"`` or ``"note"``."""
-        return sum(len(p) for kind, p in self.problems_of.items() if KINDS[kind][0] == severity)
+        return sum(number(p) for kind, p in self.problems_of.items() if KINDS[kind][0] == severity)
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain values for :func:`fpn_ext.reporting.json_files.write_json`."""
@@ -42,8 +42,8 @@ class DatasetReport:
                 kind: {
                     "severity": KINDS[kind][0],
                     "meaning": KINDS[kind][1],
-                    "count": len(problems),
-                    "images": len({p.image for p in problems if p.image is not None}),
+                    "count": number(problems),
+                    "images": images_of(problems),
                 }
                 for kind, problems in self.problems_of.items()
             },
@@ -54,6 +54,7 @@ class DatasetReport:
                     "image": problem.image,
                     "annotation": problem.annotation,
                     "detail": problem.detail,
+                    "count": problem.count or 1,
                 }
                 for kind, problems in self.problems_of.items()
                 for problem in problems
@@ -69,20 +70,35 @@ class DatasetReport:
         lines = [first]
         for kind, problems in self.problems_of.items():
             severity, meaning = KINDS[kind]
-            images = len({p.image for p in problems if p.image is not None})
+            images = images_of(problems) or 0
             where = f" on {images} images" if images > 1 else ""
+            # Those that were counted are of several kinds themselves: each has its line.
+            shown = [p for n, p in enumerate(problems) if n < EXAMPLES or p.count is not None]
             lines += [
                 "",
-                f"{severity.upper():8}{kind}: {len(problems)}{where}",
+                f"{severity.upper():8}{kind}: {number(problems)}{where}",
                 f"        {meaning}",
             ]
-            lines += [f"          {_line(problem)}" for problem in problems[:EXAMPLES]]
-            if len(problems) > EXAMPLES:
-                lines.append(f"          and {len(problems) - EXAMPLES} more (--json lists all)")
+            lines += [f"          {_line(problem)}" for problem in shown]
+            if len(problems) > len(shown):
+                more = len(problems) - len(shown)
+                lines.append(f"          and {more} more (--json lists all)")
         statuses = [
-            problem.severity for of_kind in self.problems_of.values() for problem in of_kind
+            severity for severity in ("error", "warning") for _ in range(self.count(severity))
         ]
         return "\n".join([*lines, "", totals(statuses)])
+
+
+def number(problems: Sequence[Problem]) -> int:
+    """How many problems there are, those that were counted together each for itself."""
+    return sum(1 if problem.count is None else problem.count for problem in problems)
+
+
+def images_of(problems: Sequence[Problem]) -> int | None:
+    """On how many images problems are; None where some were counted without their images."""
+    if any(problem.count is not None for problem in problems):
+        return None
+    return len({p.image for p in problems if p.image is not None})
 
 
 def _line(problem: Problem) -> str:
@@ -91,4 +107,5 @@ def _line(problem: Problem) -> str:
         places.append(printable(problem.image))
     if problem.annotation is not None:
         places.append(f"annotation {printable(str(problem.annotation))}")
-    return ": ".join(filter(None, [", ".join(places), printable(problem.detail)]))
+    text = ": ".join(filter(None, [", ".join(places), printable(problem.detail)]))
+    return text if problem.count is None else f"{problem.count} {text}"

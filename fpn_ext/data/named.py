@@ -41,7 +41,8 @@ class NamedData:
         names: of its splits as registered, ``{"train": "photos_train", ...}``.
         counts: images and objects of each split.
         classes: in the order of their numbers.
-        notes: what was filled in, mended, left out or decided.
+        notes: what was filled in, mended or decided.
+        warnings: what was left out and may have been meant.
     """
 
     source: Path
@@ -50,6 +51,7 @@ class NamedData:
     counts: dict[str, tuple[int, int]]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def register_data(path: str | Path, folder: Path) -> NamedData:
@@ -76,7 +78,8 @@ def register_data(path: str | Path, folder: Path) -> NamedData:
             names,
             {s: (len(dataset.splits[s]), _objects(dataset, s)) for s in names},
             tuple(dataset.classes),
-            tuple([*filter(None, [divided]), *dataset.tally.lines()]),
+            tuple([*filter(None, [divided]), *dataset.tally.noted()]),
+            tuple(dataset.tally.warned()),
         )
         for split, name in names.items():
             json_file = folder / f"{name}.json"

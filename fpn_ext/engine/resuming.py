@@ -143,6 +143,17 @@ def warn_of_changes(
             sorted(set(rates)),
             sorted(set(configured)),
         )
+    old = restored.get("schedule", {})
+    for key, now in schedule_of(cfg).items():
+        if key != "BASE_LR" and old.get(key, now) != now:  # of the rate, see above
+            logger.warning(
+                "SOLVER.%s was %s in %s; it is now %s, as this command's config and overrides say: "
+                "--resume takes none from the checkpoint",
+                key,
+                old[key],
+                file,
+                now,
+            )
     before = restored.get("config", {})
     for key, value in compared_keys(cfg).items():
         if before.get(key, value) != value:

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from ..reporting.coco_json import annotations_of
-from ..reporting.drawing import draw_detections
+from ..reporting.drawing import ColorBy, draw_detections
 
 INSTALL_SUPERVISION = (
     "pip install -e '.[supervision]' in this project's folder, or pip install supervision"
@@ -201,7 +201,9 @@ class Detections:
         if self.read_rgb is None:
             raise ValueError("these detections came without a picture to draw on")
         names = list(self.categories.values())
-        return draw_detections(self.read_rgb(), self.to_instances(), names, scale, label_levels)
+        color_by: ColorBy = "level" if label_levels else "class"
+        found = self.to_instances()
+        return draw_detections(self.read_rgb(), found, names, scale, label_levels, color_by)
 
 
 def _run_lengths(masks: torch.Tensor) -> list[dict[str, Any]]:

@@ -61,7 +61,8 @@ def contact_sheet(
         field = coloring_field(found)
         if field:
             levels |= set(found.get(field).tolist())
-        pairs.append((left, draw_detections(image, found, drawn_names, scale, label_levels)))
+        right = draw_detections(image, found, drawn_names, scale, label_levels, "level")
+        pairs.append((left, right))
     title = f"ground truth | detections with score >= {min_score:g}, {dataset}"
     which = "that proposed them" if field == "proposal_level" else "they were pooled from"
     return _paste(pairs, title, f"detections are coloured by the level {which}:", sorted(levels))

@@ -1,9 +1,10 @@
-"""Boxes drawn on images, coloured by pyramid level.
+"""Boxes drawn on images, coloured by class or by pyramid level.
 
 Uses Pillow: Detectron2's Visualizer needs OpenCV.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 from detectron2.structures import Instances
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..levels import LEVEL_FIELDS, name_of
 
 Color = tuple[int, int, int]
+ColorBy: TypeAlias = Literal["class", "level"]
 
 # Okabe and Ito's colour-blind-safe palette.
 LEVEL_COLORS: dict[int, Color] = {
@@ -24,6 +26,7 @@ LEVEL_COLORS: dict[int, Color] = {
     7: (86, 180, 233),
 }
 NO_LEVEL_COLOR: Color = (200, 30, 30)  # ground truth, or a model that does not keep the level
+CLASS_COLORS = tuple(LEVEL_COLORS[level] for level in (4, 2, 3, 5, 6, 7, 1))  # then again
 
 
 def draw_detections(
@@ -32,8 +35,9 @@ def draw_detections(
     class_names: Sequence[str],
     scale: float = 1.0,
     label_levels: bool = False,
+    color_by: ColorBy = "class",
 ) -> Image.Image:
-    """Boxes with class and score, coloured by the levels of :func:`coloring_field`.
+    """Boxes with class and score, coloured by class (:data:`CLASS_COLORS`) or by level.
 
     Masks are tinted in the colour of their box; keypoints are dots in it.
 
@@ -45,6 +49,7 @@ def draw_detections(
         class_names: by class index.
         scale: size of the drawing relative to ``image``.
         label_levels: put both levels on every box (:func:`level_labels`).
+        color_by: ``"level"`` is that of :func:`coloring_field`.
     """
     labels = [
         f"{class_names[c]} {score:.2f}"
@@ -53,19 +58,24 @@ def draw_detections(
     if label_levels:
         own = level_labels(detections)
         labels = [f"{label} {levels}".rstrip() for label, levels in zip(labels, own, strict=True)]
-    field = coloring_field(detections)
-    levels = detections.get(field).tolist() if field else [None] * len(detections)
+    if color_by == "class":
+        numbers = detections.pred_classes.tolist()
+        colors = [CLASS_COLORS[number % len(CLASS_COLORS)] for number in numbers]
+    else:
+        field = coloring_field(detections)
+        levels = detections.get(field).tolist() if field else [None] * len(detections)
+        colors = list(map(color_of, levels))
     if detections.has("pred_masks"):
-        image = _tinted(image, detections.pred_masks.numpy(), levels)
+        image = _tinted(image, detections.pred_masks.numpy(), colors)
     boxes = detections.pred_boxes.tensor.numpy()
-    picture = draw_boxes(image, boxes, labels, levels, scale)
+    picture = _draw(image, boxes, labels, colors, scale)
     if detections.has("pred_keypoints"):
         pen, radius = ImageDraw.Draw(picture), max(1, picture.height // 120)
         points = detections.pred_keypoints.numpy()[:, :, :2] * scale
-        for of_one, level in zip(points, levels, strict=True):
+        for of_one, color in zip(points, colors, strict=True):
             for x, y in of_one.tolist():
                 corners = (x - radius, y - radius, x + radius, y + radius)
-                pen.ellipse(corners, fill=color_of(level), outline="white")
+                pen.ellipse(corners, fill=color, outline="white")
     return picture
 
 
@@ -73,11 +83,11 @@ def color_of(level: int | None) -> Color:
     return NO_LEVEL_COLOR if level is None else LEVEL_COLORS.get(level, NO_LEVEL_COLOR)
 
 
-def _tinted(image: np.ndarray, masks: np.ndarray, levels: Sequence[int | None]) -> np.ndarray:
-    """An image, half of it in the colour of the level where an object's mask is."""
+def _tinted(image: np.ndarray, masks: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
+    """An image, half of it in the colour of an object where its mask is."""
     tinted = image.astype(np.float32)
-    for mask, level in zip(masks.astype(bool), levels, strict=True):
-        tinted[mask] = (tinted[mask] + color_of(level)) / 2
+    for mask, color in zip(masks.astype(bool), colors, strict=True):
+        tinted[mask] = (tinted[mask] + color) / 2
     return tinted.astype(np.uint8)
 
 
@@ -120,15 +130,26 @@ def draw_boxes(
 
     The label ``""`` draws none.
     """
+    return _draw(image, boxes, labels, list(map(color_of, levels)), scale)
+
+
+def _draw(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    colors: Sequence[Color],
+    scale: float,
+) -> Image.Image:
+    """:func:`draw_boxes` in any colours: all boxes first, so that none crosses out a label."""
     picture = Image.fromarray(image)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(10, picture.height // 40))
     line_width = max(1, picture.height // 160)
-    for box, label, level in zip(boxes * scale, labels, levels, strict=True):
-        color = color_of(level)
-        x0, y0, x1, y1 = (float(v) for v in box)
+    scaled = [[float(value) for value in box] for box in boxes * scale]
+    for (x0, y0, x1, y1), color in zip(scaled, colors, strict=True):
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line_width)
+    for (x0, y0, _, _), label, color in zip(scaled, labels, colors, strict=True):
         if not label:
             continue
         _, _, text_width, text_height = pen.textbbox((0, 0), label, font=font)

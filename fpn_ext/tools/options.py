@@ -159,7 +159,8 @@ def add_detections(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-levels",
         action="store_true",
-        help="label each box with its levels: p3>p4, proposed by P3, pooled from P4",
+        help="label each box with its levels, p3>p4: proposed by P3, pooled from P4; and colour it "
+        "by the second instead of by its class",
     )
 
 

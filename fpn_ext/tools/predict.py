@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         result = predict(cfg, pictures, args.output, args.min_score, args.label_levels, args.tiles)
     skipped = len(result["skipped"])
     print(
-        f"{len(result['annotations'])} detections on {len(result['images'])} image(s): "
+        f"{len(result['annotations'])} detections of score {args.min_score:g} or more "
+        f"(--min-score) on {len(result['images'])} image(s): "
         f"{args.output / 'detections.json'}, annotated copies beside it"
     )
     if skipped:

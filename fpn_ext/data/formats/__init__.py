@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ...files.paths import without_dots
 from ..data_file import DataFile, Source
 from ..dataset import Dataset
 from . import coco, deeppcb, unannotated, voc, yolo
@@ -48,6 +49,8 @@ def read_dataset(data: DataFile) -> Dataset:
             f"{data.file}: no annotations in format {name} in {data.root}.{_hint(files)}"
         )
     dataset = FORMATS[name].read(data, splits, files)
+    for image in dataset.images:
+        image.file = without_dots(image.file)
     if name in ("coco", "voc"):
         unannotated.add(dataset, data, splits, files)
     for note in data.notes:

@@ -167,6 +167,7 @@ class _File:
     def images(self, pictures: Pictures) -> list[AnnotatedImage]:
         of_id: dict[str, AnnotatedImage] = {}
         types: dict[str, type] = {}
+        missing: set[str] = set()  # the annotations of these images are not at fault
         for entry in self.content["images"]:
             key, name = str(entry.get("id")), entry.get("file_name")
             if "id" not in entry or not isinstance(name, str) or not name:
@@ -175,6 +176,7 @@ class _File:
             picture = pictures.named(name)
             if picture is None:
                 pictures.miss(name, self.file.name)
+                missing.add(key)
                 continue
             if key in of_id:
                 self.tally.fault("images have the id of another one", name)
@@ -184,6 +186,8 @@ class _File:
             types[key] = type(entry["id"])
         seen: dict[str, tuple[Any, Any, str]] = {}
         for entry in self.content["annotations"]:
+            if str(entry.get("image_id")) in missing.difference(of_id):
+                continue
             self._annotation(entry, of_id, types, seen)
         return list(of_id.values())
 
@@ -196,7 +200,7 @@ class _File:
     ) -> None:
         tally, image_key = self.tally, str(entry.get("image_id"))
         if image_key not in of_id:
-            tally.note("annotations are of images that are not in the file: left out", image_key)
+            tally.warn("annotations are of images that are not in the file: left out", image_key)
             return
         if type(entry["image_id"]) is not types[image_key]:
             tally.note(
@@ -204,6 +208,9 @@ class _File:
             )
         image, where = of_id[image_key], of_id[image_key].file.name
         key = str(entry.get("id"))
+        if key == "0":
+            what = "annotations have the id 0, COCO's sign for no match: numbered anew"
+            tally.note(what, where)
         content = entry.get("bbox"), entry.get("category_id"), image_key
         if key in seen:
             if seen[key] == content:  # pylabel's, in place of an image without objects

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ...files.paths import without_dots
 from ..data_file import DataFile, split_named
 from ..dataset import Tally
 from ..reading import PICTURE_SUFFIXES
@@ -25,10 +26,10 @@ class Files:
     """
 
     def __init__(self, root: Path):
-        self.root = root
+        self.root = without_dots(root)
         self.pictures: list[Path] = []
         self.others: dict[str, list[Path]] = {s: [] for s in (*ANNOTATIONS, NAMES)}
-        for file in _files_below(os.fspath(root)):
+        for file in _files_below(os.fspath(self.root)):
             suffix = file.suffix.lower()
             if suffix in PICTURE_SUFFIXES:
                 self.pictures.append(file)
@@ -128,7 +129,7 @@ class Pictures:
             name = name.replace("\\", "/")
             self.tally.note("file names have backslashes: read as /", written)
         for folder in self.folders:
-            picture = Path(os.path.normpath(folder / name))
+            picture = without_dots(folder / name)
             if picture in self.there or picture.is_file():
                 return picture
         found = self.by_name[os.path.basename(name)]

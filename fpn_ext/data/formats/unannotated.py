@@ -1,5 +1,6 @@
 """Images that no annotation names: they are left out, or declared to be without objects."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from .layout import Files
 def add(dataset: Dataset, data: DataFile, splits: Mapping[str, Source], files: Files) -> None:
     """Count these images, and take them into their split where ``unannotated: empty`` is declared.
 
-    An image that has an XML file was left out of the lists on purpose, and stays out.
+    An image that has an XML file was left out of the lists on purpose, and stays out. A link to an
+    image that is named is that image.
     """
-    used = {image.file for image in dataset.images}
+    used = {os.path.realpath(image.file) for image in dataset.images}
     annotated = {file.stem for file in files.others[".xml"]} if dataset.format == "voc" else set()
     for split, picture in _candidates(dataset, data, splits, files):
-        if picture in used:
+        if (real := os.path.realpath(picture)) in used:
             continue
-        used.add(picture)
+        used.add(real)
         empty = data.unannotated == "empty" and split and picture.stem not in annotated
         if empty:
             dataset.splits[split].append(_of_its_size(picture))

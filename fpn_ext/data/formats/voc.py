@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from ..canonical import EMPTY
 from ..data_file import DataFile, Source
 from ..dataset import SPLITS, AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..dataset_contents import size_of
@@ -29,8 +30,11 @@ UNDECLARED = (
 )
 
 LABELIMG = (
-    "XML files are as labelImg writes them, which counts pixels from 0 and gives 1 for 0: if so, "
-    "write `corners: 0` into data.yaml in the folder or into the data file (otherwise `corners: 1`)"
+    "XML files are as labelImg writes them, which counts pixels from 0 and gives 1 for 0, and are "
+    "read as `corners: 1`, VOC's counting: boxes drawn in labelImg reach up to 1 pixel too far up "
+    "and left. Say which it is: `corners: 0` for boxes drawn in labelImg, `corners: 1` for boxes "
+    "converted to VOC's counting, in data.yaml in the folder, or for a folder that is not yours in "
+    "a YAML file elsewhere (`path: FOLDER`), which --data then names"
 )
 
 
@@ -196,7 +200,7 @@ def _image(
         if corners is None and (min(x0, y0) == 0 or any(v % 1 for v in (x0, y0, x1, y1))):
             tally.fault(UNDECLARED, f"{xml.name}: {x0:g}, {y0:g}, {x1:g}, {y1:g}")
         if not (x1 > x0 and y1 > y0):  # as load_voc_layout: one pixel is no box
-            tally.note("boxes have no width or no height: left out", f"{xml.name}, {name}")
+            tally.warn(EMPTY, f"{xml.name}, {name}")
             continue
         if element.findtext("difficult", "0").strip() == "1":
             tally.note("objects are marked difficult: taken as any other", xml.name)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ...files.paths import without_dots
 from ..data_file import DataFile, Source
 from ..dataset import AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..picture_files import size_of_picture
@@ -108,6 +109,7 @@ def _pictures(root: Path, source: Source, tally: Tally) -> Iterable[tuple[Path, 
         if not path.exists() and Path(written).is_absolute():
             path = _moved(root, path)
             tally.note("paths are of another machine: their last folders are here", written)
+        path = without_dots(path)  # also of links, from which labels/ is found
         if path.is_dir():
             yield from ((path, picture) for picture in Files(path).pictures)
         elif path.suffix.lower() in PICTURE_SUFFIXES:
@@ -115,7 +117,7 @@ def _pictures(root: Path, source: Source, tally: Tally) -> Iterable[tuple[Path, 
         elif path.is_file():
             for line in lines_of(path):
                 if line.strip():
-                    yield path.parent, path.parent / line.strip()
+                    yield path.parent, without_dots(path.parent / line.strip())
         else:
             raise FileNotFoundError(f"no folder, list or image {path}")
 
