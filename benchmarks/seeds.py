@@ -5,7 +5,7 @@
     python benchmarks/seeds.py --data "$DETECTRON2_DATASETS/BCCD" \
         --config-file configs/start/faster_rcnn_fast_cpu.yaml --json results/start/bccd.json
 
-What a user runs, `fpn-ext train`, from its start to the end of the last evaluation. The seconds are
+The file is written after each seed. What a user runs, `fpn-ext train`, from its start to the end of the last evaluation. The seconds are
 those of the machine as it is; CPU time counts all threads and says more beside other work.
 """
 
@@ -54,12 +54,10 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE")
     options = parser.parse_intermixed_args()
 
-    with tempfile.TemporaryDirectory() as folder:
-        runs = [train(options, seed, Path(folder, str(seed))) for seed in options.seeds]
-
     from fpn_ext.reporting.json_files import write_json
     from fpn_ext.reporting.provenance import commit, hardware, versions
 
+    # Before training: the checkout may change meanwhile.
     facts = {
         "config": options.config_file,
         "data": Path(options.data).name if options.data else None,
@@ -69,7 +67,11 @@ def main() -> None:
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "versions": versions(),
     }
-    write_json(options.json, {**facts, "runs": runs})
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in options.seeds:
+            runs.append(train(options, seed, Path(folder, str(seed))))
+            write_json(options.json, {**facts, "runs": runs})  # what is done is kept
     for run in runs:
         for dataset, results in run["results"].items():
             box = results["bbox"]
