@@ -5,8 +5,9 @@
     python benchmarks/seeds.py --data "$DETECTRON2_DATASETS/BCCD" \
         --config-file configs/start/faster_rcnn_fast_cpu.yaml --json results/start/bccd.json
 
-The file is written after each seed. What a user runs, `fpn-ext train`, from its start to the end of the last evaluation. The seconds are
-those of the machine as it is; CPU time counts all threads and says more beside other work.
+The file is written after each seed. What a user runs, `fpn-ext train`, from its start to the end of
+the last evaluation; the seconds are those of the machine as it is. CPU time counts all threads and
+says more beside other work.
 """
 
 import argparse
