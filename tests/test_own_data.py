@@ -502,3 +502,19 @@ def test_what_follows_from_a_length(images, batch, iterations):
     assert min(iterations // 4, 20) <= solver.WARMUP_ITERS <= max(iterations // 10, 20)
     for said in ("EVAL_PERIOD", "CHECKPOINT_PERIOD", "WARMUP_ITERS", "STEPS"):
         assert said in note
+
+
+def test_what_is_not_used_of_the_data_is_said(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    write_pictures(photos)
+    for split, names in (("train", "abc"), ("val", "d"), ("test", "e")):
+        (photos / f"{split}.json").write_text(json.dumps(photographs.coco_content(names)))
+    cfg, notes = prepared(photos, tmp_path / "out", "SOLVER.FPN_EXT.EPOCHS", "7")
+    assert cfg.DATASETS.TEST == ("photos_val",)
+    assert any("photos_test is neither" in n and "\"('photos_test',)\"" in n for n in notes)
+    assert any(note.startswith("7 epochs of 3 images in steps of 2: ") for note in notes)
+    test = ["DATASETS.TEST", "('photos_test',)"]
+    cfg, notes = prepared(photos, tmp_path / "out", *test)
+    assert not any("is neither" in note for note in notes)
+    assert main(["data", "--data", str(photos)]) == 0
+    assert "(coco; train 3, val 1, test 1): 5 images" in capsys.readouterr().out

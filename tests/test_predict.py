@@ -21,7 +21,7 @@ from fpn_ext.inference import pictures as inference
 from fpn_ext.inference.pictures import check_harmless, find_pictures, predict
 from fpn_ext.inference.predictor import Predictor
 from fpn_ext.reporting.coco_json import annotations_of
-from fpn_ext.reporting.drawing import NO_LEVEL_COLOR, draw_detections
+from fpn_ext.reporting.drawing import CLASS_COLORS, draw_detections
 from PIL import Image
 
 
@@ -186,8 +186,8 @@ def test_masks_are_run_lengths_and_keypoints_are_triples():
     large.pred_masks[0, 50:100, 50:100] = True
     large.pred_keypoints = torch.tensor([[[150.0, 160.0, 0.5]]])
     drawn = draw_detections(image, large, ["a", "b"])
-    assert drawn.getpixel((75, 75)) == tuple(c // 2 for c in NO_LEVEL_COLOR)
-    assert drawn.getpixel((150, 160)) == NO_LEVEL_COLOR
+    assert drawn.getpixel((75, 75)) == tuple(c // 2 for c in CLASS_COLORS[1])
+    assert drawn.getpixel((150, 160)) == CLASS_COLORS[1]
     assert drawn.getpixel((150, 75)) == (0, 0, 0)
     assert not image.any(), "what was given is not painted on"
 

@@ -20,7 +20,7 @@ from PIL import Image
 from ..data.reading import PICTURE_SUFFIXES, as_rgb, num_pages
 from ..files.atomic import replacing
 from ..reporting.coco_json import annotations_of
-from ..reporting.drawing import draw_detections
+from ..reporting.drawing import ColorBy, draw_detections
 from ..reporting.json_files import write_json
 from ..speed.optimize import model_for_inference
 from .predictor import Predictor, build_predictor, detections_of
@@ -180,7 +180,7 @@ def predict(
             detections = detections[detections.scores >= min_score]
             names = list(predictor.classes.values())
             rgb = as_rgb(image, predictor.pixel_format)
-            color_by = "level" if label_levels else "class"
+            color_by: ColorBy = "level" if label_levels else "class"
             drawn = draw_detections(rgb, detections, names, 1.0, label_levels, color_by)
             _save(drawn, output / drawing)
             image_id = len(result["images"]) + 1

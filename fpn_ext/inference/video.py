@@ -25,7 +25,7 @@ from detectron2.config import CfgNode
 from ..data.reading import from_rgb
 from ..files.atomic import replacing
 from ..reporting.coco_json import annotations_of
-from ..reporting.drawing import draw_detections
+from ..reporting.drawing import ColorBy, draw_detections
 from ..speed.optimize import model_for_inference
 from .predictor import build_predictor, detections_of
 
@@ -120,7 +120,7 @@ def predict_video(
                 summary.detections += len(found)
                 if writer or show:
                     names = list(categories.values())
-                    color_by = "level" if label_levels else "class"
+                    color_by: ColorBy = "level" if label_levels else "class"
                     drawn = draw_detections(rgb, found, names, 1.0, label_levels, color_by)
                     drawn_frame = np.ascontiguousarray(np.asarray(drawn)[:, :, ::-1])
                     if writer:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..levels import LEVEL_FIELDS, name_of
 
 Color = tuple[int, int, int]
+ColorBy = Literal["class", "level"]
 
 # Okabe and Ito's colour-blind-safe palette.
 LEVEL_COLORS: dict[int, Color] = {
@@ -34,7 +35,7 @@ def draw_detections(
     class_names: Sequence[str],
     scale: float = 1.0,
     label_levels: bool = False,
-    color_by: Literal["class", "level"] = "class",
+    color_by: ColorBy = "class",
 ) -> Image.Image:
     """Boxes with class and score, coloured by class (:data:`CLASS_COLORS`) or by level.
 
