@@ -10,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_efficientnet_lite0_FPN.yaml
 
 
-.PHONY: demo exporters test test-lowest test-avx2 test-avx2-short test-detectron2 test-main fuzz gpu setup lint format docs lock
+.PHONY: demo exporters test test-lowest test-avx2 test-avx2-short test-export test-detectron2 test-main fuzz gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -34,7 +34,12 @@ AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
 test-avx2: setup
 	$(AVX2) $(RUN) tests/matrix.py run --name avx2-emulated
 
-# The same of what computes, for .ci/run.
+# Whole detectors in every format, and the pyramids by torch.onnx.export(dynamo=True): minutes each.
+test-export: setup
+	EXPORT_ALL=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/test_export.py \
+	    tests/test_exporters_alike.py
+
+# What computes, of test-avx2, for .ci/run.
 test-avx2-short: setup
 	$(AVX2) $(RUN) -m pytest -q -n auto --maxprocesses 4 tests/test_optimize.py \
 	    tests/test_winograd.py tests/test_pooler.py tests/test_numerics.py \

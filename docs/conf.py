@@ -20,7 +20,9 @@ html_title = "fpn_ext"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "configs/README.md", "datasets/README.md", "results/**.md"]
+include_patterns = [
+    *("docs/**", "configs/README.md", "datasets/README.md", "examples/*.md", "results/**.md")
+]
 exclude_patterns = [".*", "output", "site", "datasets/[!R]*"]
 
 myst_heading_anchors = 4  # the anchors that a forge gives to headings

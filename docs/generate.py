@@ -150,7 +150,7 @@ def seeds_in_words(file: Path) -> str:
 
 def where(record: dict[str, Any]) -> str:
     """Machine, threads, instructions, torch and commit of a record."""
-    settings = [f"`{name}={value}`" for name, value in record["environment"].items()]
+    settings = [f"`{name}={value}`" for name, value in record.get("environment", {}).items()]
     what = [record["hardware"], *settings, f"torch {record['versions']['torch'].split('+')[0]}"]
     return f"{', '.join(what)} (commit {record['commit']})"
 
@@ -270,6 +270,23 @@ def exporters() -> str:
     return "\n".join(lines)
 
 
+def export_table(folder: Path) -> str:
+    """Scores of exported detectors beside PyTorch's, from benchmarks/export_ap.py."""
+    records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    lines = [
+        "| model | dataset | file | AP, file | AP, PyTorch | largest difference of a box, px |",
+        "| --- " * 6 + "|",
+    ]
+    for record in records:
+        for name, of_file in record["exported"].items():
+            for task, score in of_file["scores"].items():
+                lines.append(
+                    f"| {record['model']} | `{record['dataset']}` | `{name}`, {task} | {score:.2f} "
+                    f"| {record['pytorch'][task]:.2f} | {of_file['largest_difference_px']:.1e} |"
+                )
+    return "\n".join([*lines, "", *(where(record) for record in records)])
+
+
 def generated() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
     texts = [
@@ -290,6 +307,7 @@ def generated() -> dict[Path, str]:
             "demo-avx2",
             seeds_table(RESULTS / "demo/seeds_avx2.json"),
         ),
+        (PROJECT / "docs/guides/deploying.md", "export", export_table(RESULTS / "export")),
         (PROJECT / "docs/evidence/speed.md", "busy", busy_table(RESULTS / "busy/busy.json")),
     ]
     pages: dict[Path, str] = {}

@@ -41,6 +41,8 @@ __all__ = [
     "BilinearPyramid",
     "BottomUpPyramid",
     "ChunkedROIHeads",
+    "Detections",
+    "Detector",
     "FeaturePyramid",
     "FinestLevelPyramid",
     "LearnedUpsamplingPyramid",

@@ -52,7 +52,12 @@ VERBS = {
         ("eval", "evaluate a checkpoint on the test datasets"),
         ("predict", "detect objects on images: annotated copies and COCO-format JSON"),
         ("video", "detect objects in a video or on a camera"),
+        ("export", "a detector as ONNX, OpenVINO, TorchScript or .pt2, proved equal first"),
         ("check", "every problem of a config, its data and its weights, before training"),
+        (
+            "config",
+            "print a config with all that follows from it; --plain for Detectron2's get_cfg",
+        ),
         ("data", "every problem of a dataset at once"),
         ("data convert", "a dataset in another format: coco, voc or yolo"),
         ("anchors", "whether the anchors fit the boxes of a dataset, and which would"),

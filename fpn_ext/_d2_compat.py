@@ -4,14 +4,17 @@ All monkey-patching happens here. Each v0.6 patch is tied to the Detectron2 sour
 it, and skipped if that line is absent (Detectron2's main branch) or if the missing name exists (a
 compiled Detectron2, an older NumPy or Pillow). On an uncompiled Detectron2 of any version, rotated
 operators are stubbed to raise an error with the remedy. Without pkg_resources, which setuptools 82
-removed, the model zoo gets a stand-in for the one function it uses. On a healthy installation
-:func:`apply` therefore changes nothing; it returns the names of the patches applied.
+removed, the model zoo gets a stand-in for the one function it uses, and without caffe2, which
+PyTorch removed, ``detectron2.export`` gets stand-ins for what asks for it. On a healthy
+installation :func:`apply` therefore changes nothing; it returns the names of the patches applied.
 
 It must run before the first ``import detectron2...`` of a process: ``import fpn_ext`` first.
 
 Distributed runs also call :func:`create_local_process_group`, after joining.
 """
 
+import ast
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.resources
@@ -112,6 +115,8 @@ def apply() -> list[str]:
         applied += _restore_pillow_linear()
     if _source_has(folder, "data/build.py", "np.int)"):
         applied += _restore_numpy_aliases()
+    if _source_has(folder, "export/api.py", "\nfrom caffe2.proto import"):
+        applied += _stand_in_for_caffe2()
     if not has_compiled_operators():
         applied += _define_missing_torch_operators()
         if (
@@ -177,6 +182,48 @@ def _stand_in_for_pkg_resources() -> list[str]:
         return []
     sys.meta_path.insert(0, _ModelZooFinder())
     return ["pkg_resources"]
+
+
+_EXPORT_API = "detectron2.export.api"
+
+
+class _ExportFinder(importlib.abc.MetaPathFinder):
+    """Finds the one module that keeps detectron2.export from being imported, where it is."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != _EXPORT_API:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.origin:
+            spec.loader = _WithoutCaffe2(name, spec.origin)
+        return spec
+
+
+class _WithoutCaffe2(importlib.machinery.SourceFileLoader):
+    """Gives the names that the module exports; using one raises an error with the remedy."""
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        names = re.search(r"^__all__ = (\[.*?\])", Path(self.path).read_text("utf-8"), re.M | re.S)
+        module.__dict__["__all__"] = ast.literal_eval(names[1]) if names else []
+        for name in module.__dict__["__all__"]:
+            module.__dict__[name] = functools.partial(_needs_caffe2, name)
+
+
+def _needs_caffe2(name: str, *args: Any, **kwargs: Any) -> NoReturn:
+    raise ImportError(
+        f"detectron2.export.{name} needs caffe2, which PyTorch no longer has. `fpn-ext export` "
+        "writes ONNX, OpenVINO, TorchScript and .pt2 files (docs/guides/deploying.md)"
+    )
+
+
+def _stand_in_for_caffe2() -> list[str]:
+    is_there = any(type(finder) is _ExportFinder for finder in sys.meta_path)
+    if is_there or importlib.util.find_spec("caffe2") is not None:
+        return []
+    sys.meta_path.insert(0, _ExportFinder())
+    return ["caffe2"]
 
 
 def _restore_pillow_linear() -> list[str]:

@@ -15,6 +15,8 @@ from .config.prepare import prepare
 from .data import class_names, named, reading
 from .engine import best, ema, repeatable, steps, validation_loss
 from .evaluation import recall
+from .inference.detections import Detections
+from .inference.detector import Detector
 from .modeling.level_rules import assign_levels
 from .modeling.pooler import LevelMappedROIPooler
 from .modeling.top_blocks import Subsample

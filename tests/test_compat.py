@@ -276,3 +276,19 @@ def test_all_patching_is_in_one_module():
             for of_a_model in ("setattr(module, name", "setattr(model.get_submodule(path), name"):
                 source = source.replace(of_a_model, "")
             assert "setattr(" not in source, file
+
+
+def test_detectron2s_export_can_be_imported_without_caffe2():
+    """Its tracing and scripting work; what asks for caffe2 says what there is instead."""
+    code = (
+        "import fpn_ext, detectron2.export as e\n"
+        "assert e.TracingAdapter and e.scripting_with_instances\n"
+        "try: e.Caffe2Tracer(None, None, None)\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (_d2_compat.detectron2_folder() / "export" / "api.py").read_text()
+    if "\nfrom caffe2.proto import" in text:
+        assert "detectron2.export.Caffe2Tracer needs caffe2" in done.stdout
+        assert "fpn-ext export" in done.stdout

@@ -12,7 +12,10 @@ from fpn_ext.__main__ import VERBS
 from fpn_ext.keys import Key
 
 DOCS = sorted(Path("docs").rglob("*.md"))
-PAGES = [*DOCS, Path("configs/README.md"), Path("datasets/README.md")]
+PAGES = [
+    *DOCS,
+    *(Path(f) for f in ("configs/README.md", "datasets/README.md", "examples/train_and_deploy.md")),
+]
 LINKED = [*PAGES, Path("README.md"), *sorted(Path("results").rglob("*.md"))]
 INDEX = Path("docs/index.md")
 
@@ -41,10 +44,11 @@ WORDS = {
 
 
 def without_code(text):
-    """Prose alone: no code blocks, code spans, quoted messages or generated parts."""
+    """Prose alone: no code blocks, code spans, link targets, quoted messages, generated parts."""
     text = re.sub(r"<!-- generated: .*?<!-- end -->", "", text, flags=re.S)
     text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
     text = re.sub(r"^( {4}|\t|>).*$", "", text, flags=re.M)
+    text = re.sub(r"\]\([^)\s]+\)", "]", text)
     return re.sub(r'`[^`\n]+`|"[^"\n]*"', "", text)
 
 

@@ -52,7 +52,7 @@ def test_verbs_that_begin_alike_are_listed_by_that_word(capsys):
     [
         (["predcit", "--config-file", "x"], "no verb 'predcit'; nearest: predict"),
         (["proposals", "validat", "x"], "no verb 'proposals validat'; nearest: proposals validate"),
-        (["--config-file", "x"], "no verb '--config-file'."),
+        (["--num-gpus", "8"], "no verb '--num-gpus'."),
         (["xyzzy"], "no verb 'xyzzy'."),
     ],
 )
@@ -143,6 +143,7 @@ def arguments(tmp_path):
         "predict": ["--input", str(tmp_path / "photo.png"), *output],
         "video": ["--camera", "0", "--output", str(tmp_path / "out.mp4")],
         "check": [],
+        "config": [],
         "data": ["--dataset", "bccd_train"],
         "anchors": [],
         "levels": [],

@@ -518,3 +518,24 @@ def test_what_is_not_used_of_the_data_is_said(tmp_path, capsys):
     assert not any("is neither" in note for note in notes)
     assert main(["data", "--data", str(photos)]) == 0
     assert "(coco; train 3, val 1, test 1): 5 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["MODEL.META_ARCHITECTURE", "PanopticFPN"], "PanopticFPN needs 'sem_seg_file_name'"),
+        (["MODEL.META_ARCHITECTURE", "SemanticSegmentor"], "needs 'sem_seg_file_name'"),
+        (["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "CLS_AGNOSTIC_BBOX_REG must be True"),
+        (
+            ["MODEL.KEYPOINT_ON", "True"],
+            "no object of 1 images has an annotated keypoint",
+        ),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_models_that_the_data_do_not_suffice_for(verb, overrides, said, tmp_path, capsys):
+    photos = write_coco(tmp_path / "photos")
+    words = [verb, "--config-file", FAST, "--data", str(photos), *TINY, *overrides]
+    assert main([*words, "OUTPUT_DIR", str(tmp_path / "run")]) == {"train": 2, "check": 1}[verb]
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err

@@ -342,3 +342,13 @@ def test_sigterm_keeps_what_was_found(cfg, tmp_path):
     assert 2 <= len(kept["images"]) < 300 and not kept["complete"]
     for image in kept["images"]:
         assert (tmp_path / "out" / image["drawing"]).is_file()
+
+
+def test_a_link_to_nothing_is_skipped_as_a_damaged_picture_is(square, photos, tmp_path):
+    (photos / "gone.png").symlink_to("/nowhere.png")
+    result = predict(square, find_pictures([photos]), tmp_path / "out")
+    assert [Path(skipped["file_name"]).name for skipped in result["skipped"]] == [
+        "b.png",
+        "gone.png",
+    ]
+    assert result["images"] and result["complete"]

@@ -149,3 +149,14 @@ def test_training_reads_16_bits_and_pages(small_cfg, tmp_path):
     for page, value in ((0, 0), (1, 255)):
         mapped = PictureMapper(small_cfg, True)({**record, "page": page})
         assert mapped["image"].shape == (1, 20, 30) and (mapped["image"] == value).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_16_bits_are_read_by_their_upper_half(suffix, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    pixels = np.array([[[0, 255, 256], [65535, 25600, 12345]]], np.uint16)  # BGR
+    file = tmp_path / f"deep.{suffix}"
+    assert cv2.imwrite(str(file), pixels)
+    assert np.array_equal(read_picture(file, "BGR"), pixels // 256)
+    with pytest.raises(ValueError, match="VALUE_RANGE would have no effect"):
+        read_picture(file, "BGR", (0, 4095))

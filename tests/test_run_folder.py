@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import photographs
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -379,3 +380,40 @@ def test_a_crash_leaves_no_lock(tmp_path, holder):
     with only_one_in(tmp_path):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_second_training_leaves_the_data_of_the_first_alone(tmp_path, holder, capsys):
+    """What the first is reading is in its folder, under the name of the data."""
+    photos = photographs.write_coco(tmp_path / "photos")
+    run = tmp_path / "mine"
+    run.mkdir()
+    holder(run)
+    assert train(run, "DATASETS.FPN_EXT.DATA", str(photos)) == 2
+    assert "is in use" in capsys.readouterr().err
+    assert [f.name for f in run.iterdir()] == ["run.lock"]
+
+
+def test_a_mistake_leaves_no_empty_folder(tmp_path):
+    assert train(tmp_path / "mine", "MODEL.WEIGHTS", "nowhere.pth") == 2
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_new_folder_beside_one_in_use(tmp_path, holder):
+    holder(tmp_path / "mine")
+    assert train(tmp_path / "mine", "--new-folder", "SOLVER.MAX_ITER", "1") == 0
+    assert (tmp_path / "mine-2" / "model_final.pth").is_file()
+    assert [f.name for f in (tmp_path / "mine").iterdir()] == ["run.lock"]
+
+
+def test_a_resumption_that_is_refused_leaves_the_run_as_it_was(run, capsys):
+    written = {name: (run / name).read_bytes() for name in ("config.yaml", "trained_on.json")}
+
+    def resume(*more):
+        words = options(run, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()", *more)
+        return main(["train", "--resume", "--config-file", FILE, *words])
+
+    assert resume("MODEL.ROI_BOX_HEAD.FC_DIM", 32) == 2
+    assert "optimizer was made for another model" in capsys.readouterr().err
+    assert {name: (run / name).read_bytes() for name in written} == written
+    assert resume() == 0
+    assert "MAX_ITER: 2" in (run / "config.yaml").read_text()

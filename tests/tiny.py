@@ -1,10 +1,12 @@
 """A training that takes seconds: a few generated images and a detector of about 10 000 weights."""
 
 import fpn_ext
+import numpy as np
+import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from fpn_ext.data import demo_data
 from torch import nn
 
@@ -79,3 +81,25 @@ def leaves(value, path=""):
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         found |= leaves(inner, f"{path}/{key}")
     return found
+
+
+CLASSES = ["disc", "ring", "cross", "bar", "star"]
+
+
+def saved_run(folder, *opts):
+    """A folder as a training leaves it, of random weights."""
+    folder.mkdir()
+    words = ["INPUT.MIN_SIZE_TEST", 64, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    cfg = config(folder, *words, "DATASETS.TRAIN", "()", *opts)
+    torch.manual_seed(0)
+    record = {"classes": CLASSES, "category_ids": [1, 2, 3, 4, 9]}
+    state = build_model(cfg).state_dict()
+    torch.save({"model": state, "trained_on": record}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def photo(height=48, width=64, seed=0):
+    """(H, W, 3) uint8 RGB."""
+    values = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3))
+    return np.kron(values, np.ones((8, 8, 1))).astype(np.uint8)

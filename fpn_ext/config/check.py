@@ -29,7 +29,7 @@ from ..keys import own_keys
 from ..modeling.top_blocks import TOP_BLOCK_REGISTRY
 from ..names import did_you_mean
 from ..registries.architectures import class_count, class_count_key, is_architecture, reads_node
-from ..registries.lookup import check_norm, has_pyramid_heads, is_pyramid, look_up
+from ..registries.lookup import check_norm, has_pyramid_heads, inherits, is_pyramid, look_up
 from .check_levels import configured_level_problems
 from .check_training import determinism_problems, recipe_problems, solver_problems
 from .check_values import value_problems
@@ -79,6 +79,7 @@ def config_problems(
         *_undefined_key_problems(cfg, also_defined),
         *_name_problems(cfg),
         *_place_problems(cfg),
+        *_cascade_problems(cfg),
         *_operator_problems(cfg),
         *_resnet_problems(cfg),
         *_inference_problems(cfg),
@@ -164,6 +165,18 @@ def _place_problems(cfg: CfgNode) -> Iterable[str]:
         yield "OUTPUT_DIR is empty; name a folder"
     elif os.path.exists(cfg.OUTPUT_DIR) and not os.path.isdir(cfg.OUTPUT_DIR):
         yield f"OUTPUT_DIR {cfg.OUTPUT_DIR} is a file; name a folder"
+
+
+def _cascade_problems(cfg: CfgNode) -> Iterable[str]:
+    box_head = cfg.MODEL.ROI_BOX_HEAD
+    if not (reads_node(cfg, "ROI_HEADS") and cfg.MODEL.ROI_HEADS.NAME in ROI_HEADS_REGISTRY):
+        return
+    is_cascade = inherits(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "CascadeROIHeads")
+    if is_cascade and not box_head.CLS_AGNOSTIC_BBOX_REG:
+        yield (
+            f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True for MODEL.ROI_HEADS.NAME "
+            f"{cfg.MODEL.ROI_HEADS.NAME}, whose stages refine one box for all classes"
+        )
 
 
 def _operator_problems(cfg: CfgNode) -> Iterable[str]:

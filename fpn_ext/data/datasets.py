@@ -218,10 +218,15 @@ def keep_trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str
         least = model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         records = filter_images_with_few_keypoints(records, least)
     if not records:
+        least = model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0
+        keypoints = (
+            f", and none has {least} keypoints that are annotated "
+            "(MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE, with MODEL.KEYPOINT_ON)"
+        )
         raise ValueError(
             f"no image is left of the {total} of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: "
-            f"{with_boxes} have boxes. Check the annotations with fpn-ext data; "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without boxes"
+            f"{with_boxes} have boxes{keypoints if least else ''}. Check the annotations with "
+            "fpn-ext data; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without boxes"
         )
     return records
 

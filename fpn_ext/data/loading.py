@@ -19,6 +19,7 @@ from detectron2.data import (
 )
 from detectron2.structures import BoxMode
 
+from ..registries.architectures import reads_node
 from .coco_file import Faults, check_coco_file
 from .dataset_contents import short, size_of
 from .mask_area import mask_area
@@ -117,7 +118,7 @@ def _check_annotation(annotation: dict[str, Any], where: str, faults: Faults) ->
 
 
 def check_training_targets(cfg: CfgNode, names: Sequence[str], records: Records) -> None:
-    """Check the masks and keypoints of records that a model with such heads is to be trained on.
+    """Check the masks, keypoints and labels of pixels of records, for a model that learns them.
 
     Raises:
         ValueError: lists every kind of fault.
@@ -125,7 +126,15 @@ def check_training_targets(cfg: CfgNode, names: Sequence[str], records: Records)
     model = cfg.MODEL
     faults = Faults()
     points = 3 * model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    learns_pixels = reads_node(cfg, "SEM_SEG_HEAD")
     for record in records:
+        if learns_pixels and not record.get("sem_seg_file_name"):
+            faults.add(
+                f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} needs 'sem_seg_file_name', an "
+                "image of the class of each pixel, in every record; annotations in COCO's, VOC's "
+                "and YOLO's formats have none",
+                record["file_name"],
+            )
         objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
         for annotation in objects:
             where = f"{record['file_name']}, box {short(annotation.get('bbox'))}"

@@ -78,27 +78,58 @@ def read_picture(
     Raises:
         OSError: the file cannot be read, or not decoded.
         ValueError: an array that is no picture; values outside of ``values``; floating point
-            without ``values``.
+            without ``values``; ``values`` with colours of 16 bits, which are read as 8.
     """
     path = Path(file)
     if path.suffix.lower() == ".npy":
-        return convert_PIL_to_numpy(_scaled(load_array(path), values, path), pixel_format)
+        return convert_PIL_to_numpy(scaled(load_array(path), values, str(path)), pixel_format)
     with Image.open(path) as image:
         pages = getattr(image, "n_frames", 1) if path.suffix.lower() in TIFF_SUFFIXES else 1
         if pages > 1 and page is None:
             _say_first_page(str(path), pages)
+        if page:
+            image.seek(page)
+        if values and _is_cut_to_8_bits(image):
+            raise ValueError(
+                f"{path} has {image.mode} of 16 bits per channel, of which only the upper 8 bits "
+                "are read, and INPUT.FPN_EXT.VALUE_RANGE would have no effect: convert it to 8 "
+                "bits or .npy, or leave the key []"
+            )
         if not page and not _is_deep(image.mode):
             return read_8_bit(str(path), pixel_format)
-        image.seek(page or 0)
-        image.load()
-        turned = ImageOps.exif_transpose(image)
-        if _is_deep(turned.mode):
-            turned = _scaled(np.asarray(turned), values, path)
-        return convert_PIL_to_numpy(turned, pixel_format)
+        return converted(image, pixel_format, values, str(path))
+
+
+def converted(
+    image: Image.Image, pixel_format: str, values: Sequence[float] = (), name: str = "the picture"
+) -> np.ndarray:
+    """A Pillow picture as :func:`read_picture` gives its file: turned as EXIF says, (H, W, C).
+
+    Args:
+        image: of any mode. Of a file of several pages, the one it stands at.
+        pixel_format, values: as in :func:`read_picture`.
+        name: for messages.
+
+    Raises:
+        OSError: it cannot be decoded.
+        ValueError: values outside of ``values``; floating point without ``values``.
+    """
+    image.load()
+    turned = ImageOps.exif_transpose(image)
+    if _is_deep(turned.mode):
+        turned = scaled(np.asarray(turned), values, name)
+    return convert_PIL_to_numpy(turned, pixel_format)
 
 
 def _is_deep(mode: str) -> bool:
     return mode in DEEP_MODES or mode.startswith("I;16")
+
+
+def _is_cut_to_8_bits(image: Image.Image) -> bool:
+    """Whether Pillow drops the lower half of each value, as of colours with 16 bits."""
+    return not _is_deep(image.mode) and any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
+    )
 
 
 def load_array(file: Path) -> np.ndarray:
@@ -124,14 +155,24 @@ def load_array(file: Path) -> np.ndarray:
     return array
 
 
-def _scaled(array: np.ndarray, values: Sequence[float], file: Path) -> Image.Image:
-    """An array of any depth as a picture of 8 bits a channel."""
+def scaled(
+    array: np.ndarray, values: Sequence[float] = (), name: str = "the picture"
+) -> Image.Image:
+    """An array of any depth as a picture of 8 bits a channel.
+
+    Args:
+        array: (H, W) or (H, W, C), 1, 3 or 4 channels being grey, RGB or RGBA.
+        values, name: as in :func:`converted`.
+
+    Raises:
+        ValueError: values outside of ``values``; floating point without ``values``.
+    """
     if array.dtype != np.uint8:
-        low, high = _range_of(array, values, file)
+        low, high = _range_of(array, values, name)
         lowest, highest = float(array.min()), float(array.max())
         if not low <= lowest <= highest <= high:  # nor NaN
             raise ValueError(
-                f"{file}: its values go from {lowest:g} to {highest:g}, outside of {low:g} to "
+                f"{name}: its values go from {lowest:g} to {highest:g}, outside of {low:g} to "
                 f"{high:g}; they are not clipped: set INPUT.FPN_EXT.VALUE_RANGE to the range of "
                 "all pictures"
             )
@@ -141,15 +182,15 @@ def _scaled(array: np.ndarray, values: Sequence[float], file: Path) -> Image.Ima
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _range_of(array: np.ndarray, values: Sequence[float], file: Path) -> tuple[float, float]:
+def _range_of(array: np.ndarray, values: Sequence[float], name: str) -> tuple[float, float]:
     if array.dtype.kind not in "uif":
-        raise ValueError(f"{file}: values of type {array.dtype}; uint8, uint16 or floating point")
+        raise ValueError(f"{name}: values of type {array.dtype}; uint8, uint16 or floating point")
     if values:
         low, high = values
         return low, high
     if array.dtype.kind == "f":
         raise ValueError(
-            f"{file}: floating point has no range of its own; set INPUT.FPN_EXT.VALUE_RANGE to the "
+            f"{name}: floating point has no range of its own; set INPUT.FPN_EXT.VALUE_RANGE to the "
             "values that are to become 0 and 255, e.g. [0.0, 1.0]"
         )
     _say_16_bits()

@@ -148,15 +148,13 @@ def start_processes(main: Main, args: argparse.Namespace, on_cpu: bool) -> None:
         SystemExit: they ended because of a signal.
     """
     per_machine = args.num_processes if on_cpu else args.num_gpus
-    if args.num_machines * per_machine == 1:
-        main(args)
-        return
+    several = args.num_machines * per_machine > 1
     first_rank = args.machine_rank * per_machine
-    signals = (*SIGNALS, *getattr(args, "stop_signals", ()))
+    signals = (*SIGNALS, *getattr(args, "stop_signals", ())) if several else ()
     received: list[int] = []
     try:
         with handled_by(functools.partial(_pass_on, received), signals):
-            if on_cpu:
+            if on_cpu and several:
                 # Detectron2 v0.6's launcher supports GPUs only.
                 url = f"tcp://127.0.0.1:{free_port()}" if args.dist_url == "auto" else args.dist_url
                 multiprocessing.spawn(

@@ -19,7 +19,7 @@ from ..evaluation.rehearsal import check_evaluation
 from ..files.atomic import replacing
 from ..files.checkpoint import CompleteCheckpointer, checkpoints_in, described
 from ..files.run_folder import CONFIG, left_by_a_run, next_free
-from ..files.run_lock import only_one_in
+from ..files.run_lock import is_in_use, only_one_in
 from ..files.shipped import find_config
 from ..reporting.json_files import write_json
 from . import distributed
@@ -58,6 +58,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             trainer.extend()
         else:
             trainer.resume_or_load(resume=args.resume)
+    if comm.is_main_process():  # not before: a run that does not go on stays as it was
+        _write(Path(cfg.OUTPUT_DIR, CONFIG), _config_text(cfg, args))
     try:
         with interruptible(args.stop_signals) as trainer.interrupts:
             return trainer.train()
@@ -81,16 +83,17 @@ def start(args: argparse.Namespace) -> None:
         _take_new_folder(args)
     place = distributed.place_unless_launching(args)
     is_first = args.machine_rank == 0 if place is None else place.rank == 0
-    if not args.eval_only and is_first:
-        written = load_config(args.config_file, args.opts)
-        if written.DATASETS.FPN_EXT.DATA:  # which the preparation writes into the folder
-            check_unused(args, written.OUTPUT_DIR)
-    cfg = prepared(args).cfg
-    args.evaluation_notes = check_evaluation(cfg)
     with contextlib.ExitStack() as stack:
-        if not args.eval_only and is_first:
-            stack.enter_context(only_one_in(Path(cfg.OUTPUT_DIR)))
-            check_unused(args, cfg.OUTPUT_DIR)
+        if not args.eval_only and is_first:  # before the preparation, which writes the data there
+            output = load_config(args.config_file, args.opts).OUTPUT_DIR
+            try:
+                stack.enter_context(only_one_in(Path(output)))
+            except OSError:  # no folder can be made there
+                prepared(args)  # says why
+                raise
+            check_unused(args, output)
+        cfg = prepared(args).cfg
+        args.evaluation_notes = check_evaluation(cfg)
         distributed.launch(main, args, cfg.MODEL.DEVICE)
 
 
@@ -110,7 +113,7 @@ def check_unused(args: argparse.Namespace, output: str) -> None:
 
 
 def _free(output: str) -> Path:
-    return next_free(Path(output), lambda folder: bool(left_by_a_run(folder)))
+    return next_free(Path(output), lambda f: bool(left_by_a_run(f)) or is_in_use(f))
 
 
 def _take_new_folder(args: argparse.Namespace) -> None:
@@ -157,15 +160,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     set_up_logging(cfg.OUTPUT_DIR, comm.get_rank())
     file = Path(cfg.OUTPUT_DIR, CONFIG)
-    # Detectron2's dump pins what NUMERICS chose here; another machine must choose again.
-    text = unresolved_yaml(cfg, written_keys(args.config_file, args.opts)).encode()
-    if args.eval_only and file.is_file():  # an evaluation leaves the training's as it was
+    text = _config_text(cfg, args)
+    if (args.eval_only or args.resume) and file.is_file():  # the training's stays as it was
         text = file.read_bytes()
     with short_on_console():
         default_setup(cfg, args)
     if comm.is_main_process():
-        with replacing(file) as stream:
-            stream.write(text)
+        _write(file, text)
     logger.info("%s/log.txt has environment, config, model and data in full", cfg.OUTPUT_DIR)
     logger.info(distributed.started_by())
     if scaled:
@@ -177,6 +178,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logger.log(logging.WARNING if isinstance(note, Caution) else logging.INFO, note)
     logger.info("levels:\n%s", level_table(cfg) or "  of no known strides")
     return cfg
+
+
+def _config_text(cfg: CfgNode, args: argparse.Namespace) -> bytes:
+    """Detectron2's dump pins what NUMERICS chose here; another machine must choose again."""
+    return unresolved_yaml(cfg, written_keys(args.config_file, args.opts)).encode()
+
+
+def _write(file: Path, content: bytes) -> None:
+    with replacing(file) as stream:
+        stream.write(content)
 
 
 def _weights(args: argparse.Namespace, output: str) -> Weights:

@@ -187,6 +187,10 @@ def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _has_keypoints(annotation: dict[str, Any]) -> bool:
+    return any(visible > 0 for visible in (annotation.get("keypoints") or [])[2::3])
+
+
 def _sides(annotation: dict[str, Any]) -> tuple[float, float]:
     x, y, a, b = annotation["bbox"][:4]
     return (a - x, b - y) if annotation["bbox_mode"] == BoxMode.XYXY_ABS else (a, b)
@@ -255,6 +259,12 @@ def _check_perfect(
 ) -> None:
     if scores[key] >= PERFECT:
         return
+    if task == "keypoints" and not any(_has_keypoints(a) for r in sample for a in _objects(r)):
+        raise ValueError(
+            f"dataset {name!r} (DATASETS.TEST): no object of {len(sample)} images has an annotated "
+            "keypoint, which MODEL.KEYPOINT_ON needs to be scored; annotate 'keypoints', or set "
+            "MODEL.KEYPOINT_ON False"
+        )
     low = [
         f"{metric.removeprefix(key + '-')} {value:.1f}"
         for metric, value in scores.items()

@@ -4,7 +4,7 @@ Nothing in it names the folder, so that it can be moved or copied.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CONFIG = "config.yaml"
@@ -23,7 +23,7 @@ def config_of(run: Path) -> Path:
     file = run / CONFIG
     if not file.is_file():
         what = "no such folder" if not run.is_dir() else f"no {CONFIG} in this folder"
-        raise FileNotFoundError(f"--run {run}: {what}; name the OUTPUT_DIR of a training")
+        raise FileNotFoundError(f"the run {run}: {what}; name the OUTPUT_DIR of a training")
     return file
 
 
@@ -39,10 +39,28 @@ def weights_of(run: Path) -> Path:
     numbered = [file for file in run.glob("*.pth") if _CHECKPOINT.fullmatch(file.name)]
     if not numbered:
         raise FileNotFoundError(
-            f"--run {run}: no weights in this folder ({', '.join(FINISHED)}, or a checkpoint); "
+            f"the run {run}: no weights in this folder ({', '.join(FINISHED)}, or a checkpoint); "
             "train first, or name them: MODEL.WEIGHTS FILE"
         )
     return max(numbered, key=lambda file: file.stem[-7:])
+
+
+def taken_from(run: Path, opts: Sequence[str] = (), weights: bool = True) -> tuple[str, list[str]]:
+    """The config of a run, and overrides that put the model of the run in it.
+
+    Args:
+        run: folder of a training.
+        opts: ``KEY VALUE ...``, which come after what is taken from the folder.
+        weights: also take its weights, unless ``opts`` has MODEL.WEIGHTS.
+
+    Raises:
+        FileNotFoundError: the folder is none of a training, or has no weights.
+    """
+    config = config_of(run)
+    taken = ["OUTPUT_DIR", str(run)]
+    if weights and "MODEL.WEIGHTS" not in opts[::2]:
+        taken += ["MODEL.WEIGHTS", str(weights_of(run))]
+    return str(config), [*taken, *opts]
 
 
 def left_by_a_run(folder: Path) -> str:

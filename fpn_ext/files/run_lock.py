@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def only_one_in(folder: Path) -> Iterator[None]:
-    """A block that one process at a time is in, for a folder, which is made.
+    """A block that one process at a time is in, for a folder, which is made, and removed if empty.
 
     The system holds the lock for this process alone, not for those it starts: a worker that
     outlives a killed training does not keep others out. The file says who is in.
@@ -25,6 +25,7 @@ def only_one_in(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process is in; names its number, machine and start.
     """
+    is_new = not folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
     descriptor = _locked(file)
@@ -43,6 +44,26 @@ def only_one_in(folder: Path) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)  # before the lock is given back: nobody else is in
         os.close(descriptor)
+        if is_new:
+            with contextlib.suppress(OSError):  # something was written
+                folder.rmdir()
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process is in a block of :func:`only_one_in`, another than this one."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # this file system has no locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _locked(file: Path) -> int | None:

@@ -9,12 +9,14 @@ was found is kept, whatever ends the command.
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 from detectron2.config import CfgNode
+from detectron2.structures import Instances
 from PIL import Image
 
 from ..data.reading import PICTURE_SUFFIXES, as_rgb, num_pages
@@ -23,7 +25,10 @@ from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import ColorBy, draw_detections
 from ..reporting.json_files import write_json
 from ..speed.optimize import model_for_inference
+from .detector import Detector
+from .eager import EagerModel
 from .predictor import Predictor, build_predictor, detections_of
+from .tiles import check_tiles, detect_in_tiles
 
 DETECTIONS = "detections.json"
 
@@ -115,7 +120,10 @@ def check_harmless(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
     """
     read = {os.path.realpath(file): file for file in inputs}
     identities = {
-        (status.st_dev, status.st_ino): file for file in read.values() for status in [file.stat()]
+        (status.st_dev, status.st_ino): file
+        for file in read.values()
+        if file.exists()  # or a link to nothing, which is skipped when it is read
+        for status in [file.stat()]
     }
     for output in outputs:
         same = read.get(os.path.realpath(output))
@@ -135,6 +143,7 @@ def predict(
     output: Path,
     min_score: float = 0.5,
     label_levels: bool = False,
+    tiles: int | None = None,
 ) -> dict[str, Any]:
     """Run detection on every image; writes drawings and ``detections.json`` into ``output``.
 
@@ -149,16 +158,23 @@ def predict(
 
     Args:
         label_levels: write ``p3>p4`` on each box, proposed by P3 and pooled from P4.
+        tiles: side of tiles to detect on, in pixels of the picture
+            (:func:`fpn_ext.inference.tiles.detect_in_tiles`); None for whole pictures.
 
     Raises:
-        ValueError: an output is an input; nothing was written.
+        ImportError: ``tiles`` without sahi.
+        ValueError: an output is an input, or what is asked for of tiles cannot be; nothing was
+            written.
     """
     wanted = pages_of(pictures)
     drawings = [f"{name}.png" for name in names_of(wanted)]
     written = [output / name for name in (*drawings, DETECTIONS)]
     check_harmless([picture.file for picture in wanted], written)
-    predictor = build_predictor(cfg)
-    predictor.model = model_for_inference(cfg, predictor.model)
+    if tiles is None:
+        predictor, detect = _of_the_whole(cfg)
+    else:
+        check_tiles(tiles)
+        predictor, detect = _of_tiles(cfg, tiles, min_score)
     output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "images": [],
@@ -176,7 +192,7 @@ def predict(
                 print(f"skipped {picture}: {reason}", file=sys.stderr)
                 result["skipped"].append({**picture.as_json(), "error": reason})
                 continue
-            detections = detections_of(predictor(image))
+            detections = detect(image)
             detections = detections[detections.scores >= min_score]
             names = list(predictor.classes.values())
             rgb = as_rgb(image, predictor.pixel_format)
@@ -193,6 +209,29 @@ def predict(
                 result["annotations"].append(annotation)
         result["complete"] = True
     return result
+
+
+Detect: TypeAlias = Callable[[np.ndarray], Instances]
+
+
+def _of_the_whole(cfg: CfgNode) -> tuple[Predictor, Detect]:
+    predictor = build_predictor(cfg)
+    predictor.model = model_for_inference(cfg, predictor.model)
+    return predictor, lambda image: detections_of(predictor(image))
+
+
+def _of_tiles(cfg: CfgNode, tile: int, min_score: float) -> tuple[Predictor, Detect]:
+    model = EagerModel(cfg)
+    print(f"weights: {model.weights}")
+    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
+        print("--tiles: boxes alone are merged; masks and keypoints are left out")
+    detector = Detector(model)
+
+    def detect(image: np.ndarray) -> Instances:
+        rgb = as_rgb(image, model.pixel_format)
+        return detect_in_tiles(detector, rgb, tile, min_score=min_score).to_instances()
+
+    return model, detect
 
 
 def _categories(predictor: Predictor) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 
 from ..config.level_table import level_table, level_table_in_errors
 from ..config.load import load_config
@@ -27,6 +27,8 @@ def load_inference_config(
 ) -> CfgNode:
     """A config ready for a :class:`Predictor`, keeping the levels of each detection.
 
+    Prints what was chosen, and the level table.
+
     Args:
         of_run: the file is that of a training, whose datasets may not be known here; those of
             another machine are left out.
@@ -36,22 +38,30 @@ def load_inference_config(
         ValueError: what :func:`fpn_ext.prepare` finds wrong, or a model that needs proposals made
             beforehand.
     """
-    if of_run:
-        opts = [*opts, *_without_unknown_datasets(config_file, opts)]
-    cfg, notes = prepare(config_file, opts, weights="required")
+    cfg, notes = inference_config(config_file, opts, of_run=of_run)
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
             "MODEL.LOAD_PROPOSALS: this model needs proposals made beforehand for every picture; "
-            "predict with a model that has its own RPN"
+            "predict with a model that has its own RPN, or give fpn_ext.Detector the proposals"
         )
-    for note in filter(None, (*notes, level_table(cfg))):
-        print(note)
-    cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
-    cfg.freeze()
+    print("\n".join(notes))
     return cfg
 
 
-def _without_unknown_datasets(config_file: str, opts: Sequence[str]) -> list[str]:
+def inference_config(
+    config_file: str, opts: Sequence[str] = (), *, of_run: bool = False
+) -> tuple[CfgNode, list[str]]:
+    """As :func:`load_inference_config`, and what that prints; of any model."""
+    if of_run:
+        opts = [*opts, *without_unknown_datasets(config_file, opts)]
+    cfg, notes = prepare(config_file, opts, weights="required")
+    notes = [note for note in (*notes, level_table(cfg)) if note]
+    cfg.MODEL.FPN_EXT.KEEP_LEVELS = True
+    cfg.freeze()
+    return cfg, notes
+
+
+def without_unknown_datasets(config_file: str, opts: Sequence[str]) -> list[str]:
     """Overrides that leave out of a config the datasets that are not registered, and their file."""
     register_datasets()
     cfg = load_config(config_file, opts)
@@ -62,7 +72,43 @@ def _without_unknown_datasets(config_file: str, opts: Sequence[str]) -> list[str
     return overrides
 
 
-class Predictor:
+class TakesPictures:
+    """How a picture, and boxes on it, become what a detector takes, as in Detectron2's evaluation.
+
+    Attributes:
+        aug: resizes a picture by ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``.
+    """
+
+    aug: T.ResizeShortestEdge
+
+    def network_input(self, image: np.ndarray) -> dict[str, Any]:
+        """A picture as Detectron2's models take it: resized, (C, H', W') float32, on CPU.
+
+        Args:
+            image: (H, W, C) in the channels of ``INPUT.FORMAT``.
+        """
+        height, width = image.shape[:2]
+        resized = self.aug.get_transform(image).apply_image(image)
+        pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        return {"image": pixels, "height": height, "width": width}
+
+    def with_proposals(self, entry: dict[str, Any], boxes: np.ndarray) -> dict[str, Any]:
+        """An input of :meth:`network_input` with boxes in Detectron2's form, and on its scale.
+
+        Args:
+            entry: the input.
+            boxes: (R, 4), XYXY in pixels of the picture. Clipped to it, as in Detectron2.
+        """
+        height, width = entry["image"].shape[-2:]
+        scale = np.array([width / entry["width"], height / entry["height"]] * 2)
+        proposals = Instances((height, width))
+        proposals.proposal_boxes = Boxes(torch.as_tensor(boxes * scale, dtype=torch.float32))
+        proposals.proposal_boxes.clip((height, width))
+        proposals.objectness_logits = torch.zeros(len(boxes))
+        return {**entry, "proposals": proposals}
+
+
+class Predictor(TakesPictures):
     """A trained model on one picture after the other, resized as in Detectron2's evaluation.
 
     Args:
@@ -110,10 +156,7 @@ class Predictor:
         Args:
             image: (H, W, C) in the channels of ``INPUT.FORMAT``.
         """
-        height, width = image.shape[:2]
-        resized = self.aug.get_transform(image).apply_image(image)
-        pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
-        return self.model([{"image": pixels, "height": height, "width": width}])[0]
+        return self.model([self.network_input(image)])[0]
 
 
 def build_predictor(cfg: CfgNode) -> Predictor:

@@ -16,6 +16,7 @@ from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY
 from detectron2.structures import Boxes
 from torch import nn
 
+from ..exporting import records_a_graph
 from ..keys import declare, own_keys
 from ..levels import map_name
 
@@ -142,7 +143,7 @@ class PyramidAnchorGenerator(nn.Module):
 
     @torch.jit.unused
     def _cached_anchors(self, features: list[torch.Tensor]) -> list[Boxes]:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if records_a_graph():
             # Sizes are symbolic there, not cache keys.
             return [Boxes(level_anchors) for level_anchors in self._grid_anchors(features)]
         key = (features[0].device, *[f.shape[2:] for f in features])

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..bottom_up.build import build_bottom_up
 from ..bottom_up.configured_levels import names_added
+from ..exporting import records_a_graph
 from ..keys import declare, own_keys
 from ..levels import LevelError, check_fine_to_coarse, map_name, names_above, stride_named
 from ..registries.lookup import check_norm, look_up
@@ -59,15 +60,24 @@ class TopDownMean(nn.Module):
 
 
 def _add_upsampled(lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
-    n, d, height, width = coarser.shape
-    exactly_twice = lateral.shape[2] == 2 * height and lateral.shape[3] == 2 * width
-    if torch.is_grad_enabled() or not exactly_twice:
-        return F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest").add_(lateral)
-    # Adds every coarser cell to its 2 x 2 lateral cells without materialising the upsampled map:
-    # at 800 px P2's alone is 70 MB, and allocating it takes longer than the sum.
-    cells = lateral.view(n, d, height, 2, width, 2)
-    cells.add_(coarser[:, :, :, None, :, None])
-    return lateral
+    if not torch.jit.is_scripting() and _may_overwrite(lateral, coarser):
+        # Adds every coarser cell to its 2 x 2 lateral cells without materialising the upsampled
+        # map: at 800 px P2's alone is 70 MB, and allocating it takes longer than the sum.
+        n, d, height, width = coarser.shape
+        cells = lateral.view(n, d, height, 2, width, 2)
+        cells.add_(coarser[:, :, :, None, :, None])
+        return lateral
+    return F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest").add_(lateral)
+
+
+@torch.jit.unused
+def _may_overwrite(lateral: torch.Tensor, coarser: torch.Tensor) -> bool:
+    return (
+        not records_a_graph()  # an exporter would lose what is written through a view
+        and not torch.is_grad_enabled()
+        and lateral.shape[2] == 2 * coarser.shape[2]
+        and lateral.shape[3] == 2 * coarser.shape[3]
+    )
 
 
 TOP_DOWN = {"sum": TopDownSum, "avg": TopDownMean}

@@ -17,6 +17,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import roi_align, roi_pool
 
+from ..exporting import records_a_graph
 from ..kernels import roi_align_cpu, roi_align_cuda
 from ..keys import declare, own_keys
 from ..levels import LevelError, nearest_level
@@ -256,7 +257,7 @@ class LevelMappedROIPooler(nn.Module):
         """What a fast implementation does not support, in words; None if it can be used."""
         if self.pooler_type == "ROIPool":
             return "POOLER_TYPE ROIPool"
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if records_a_graph():
             return "tracing"
         if implementation == "weighted_rows":
             if x[0].device.type != "cpu":
@@ -313,7 +314,7 @@ class LevelMappedROIPooler(nn.Module):
 
     @torch.jit.unused
     def _report(self, degenerate: torch.Tensor) -> None:
-        if degenerate.is_cuda or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if degenerate.is_cuda or records_a_graph():
             return  # reading the count would stall the GPU; see num_degenerate
         if self.num_degenerate == degenerate.sum() > 0:
             logger.warning(

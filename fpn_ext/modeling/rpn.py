@@ -19,6 +19,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
+from ..exporting import records_a_graph
 from ..keys import declare, own_keys
 from ..levels import nearest_level
 
@@ -119,7 +120,7 @@ class PyramidRPN(RPN):
         Raises:
             FloatingPointError: in training, a score or box that is NaN or infinite.
         """
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if records_a_graph():
             return super().predict_proposals(
                 anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
             )

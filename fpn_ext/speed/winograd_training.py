@@ -10,6 +10,7 @@ import torch
 from detectron2.layers import Conv2d
 from torch import nn
 
+from ..exporting import records_a_graph
 from ..kernels import winograd
 from ..keys import declare
 from ..modeling.roi_heads import reads_channels_last
@@ -102,6 +103,6 @@ def _serves(x: torch.Tensor, weight: torch.Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+        and not records_a_graph()
         and winograd.large_enough(x)
     )

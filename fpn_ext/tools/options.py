@@ -56,15 +56,10 @@ def take_run(args: argparse.Namespace, weights: bool = True) -> None:
     Raises:
         FileNotFoundError: the folder is none of a training, or has no weights.
     """
-    from ..files.run_folder import config_of, weights_of
+    from ..files.run_folder import taken_from
 
-    if args.run is None:
-        return
-    args.config_file = str(config_of(args.run))
-    taken = ["OUTPUT_DIR", str(args.run)]
-    if weights and "MODEL.WEIGHTS" not in args.opts[::2]:
-        taken += ["MODEL.WEIGHTS", str(weights_of(args.run))]
-    args.opts = [*taken, *args.opts]
+    if args.run is not None:
+        args.config_file, args.opts = taken_from(args.run, args.opts, weights)
 
 
 def output_of_run(args: argparse.Namespace, name: str) -> None:

@@ -5,6 +5,7 @@ Exit status 1 if a picture could not be read; those that could are done.
 
 examples:
   fpn-ext predict --run output/demo photo.jpg folder/
+  fpn-ext predict --run output/demo --tiles 640 aerial.png
   fpn-ext predict --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
       --input photo.jpg folder/ --output out MODEL.WEIGHTS output/demo/model_final.pth
 """
@@ -25,12 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", metavar="PATH", help="image files and folders")
     add_output(parser, "annotated copies and detections.json", required=False)
     add_detections(parser)
+    parser.add_argument(
+        "--tiles",
+        type=int,
+        metavar="N",
+        help="detect on overlapping tiles of N x N px and on the whole image, for small objects in "
+        "large images; boxes alone. Needs sahi",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from ..files.run_folder import next_free
     from ..inference.pictures import find_pictures, predict
     from ..inference.predictor import load_inference_config
+    from ..inference.tiles import check_tiles
 
     paths, args.opts = split_words([*(args.input or ()), *args.opts])
     if not paths:
@@ -39,11 +48,13 @@ def run(args: argparse.Namespace) -> int:
         if args.run is None:
             raise ValueError("--output FOLDER is needed without --run")
         args.output = next_free(args.run / "predictions", lambda path: path.exists())
+    if args.tiles is not None:
+        check_tiles(args.tiles)
     pictures = find_pictures(paths)
     take_run(args)
     cfg = load_inference_config(args.config_file, args.opts, of_run=args.run is not None)
     with ending_on_sigterm():
-        result = predict(cfg, pictures, args.output, args.min_score, args.label_levels)
+        result = predict(cfg, pictures, args.output, args.min_score, args.label_levels, args.tiles)
     skipped = len(result["skipped"])
     print(
         f"{len(result['annotations'])} detections of score {args.min_score:g} or more "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from ..exporting import records_a_graph
 from ..levels import stride_named
 
 
@@ -33,6 +34,9 @@ def whole_step(ratio: float) -> int:
 
 def resized(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(N, d, H', W') resized to that of ``like``, (N, d, H, W), by nearest neighbour."""
+    # In a graph the two may be of one size only where it was recorded.
+    if not torch.jit.is_scripting() and records_a_graph():
+        return F.interpolate(x, size=like.shape[2:], mode="nearest")
     if x.shape[2] == like.shape[2] and x.shape[3] == like.shape[3]:
         return x
     return F.interpolate(x, size=like.shape[2:], mode="nearest")

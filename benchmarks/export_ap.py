@@ -1,0 +1,75 @@
+"""Average precision of an exported detector beside that of the model it was made from.
+
+    python benchmarks/export_ap.py --run output/demo --format onnx openvino torchscript \
+        --json results/export/demo.json
+
+Each file is made by what `fpn-ext export` calls, into a temporary folder, and scored on the first
+dataset of DATASETS.TEST by the evaluation of `fpn-ext eval`. Exit status 1 if a score differs by
+more than 0.1.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+MOST_APART = 0.1  # AP, of 100
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--format", nargs="+", required=True)
+    parser.add_argument("--json", required=True, metavar="FILE")
+    parser.add_argument("--name", help="of the model, in the file; unless given, the folder's")
+    options = parser.parse_args()
+
+    import fpn_ext  # noqa: F401, before detectron2
+    from detectron2.data import build_detection_test_loader
+    from detectron2.evaluation import inference_on_dataset
+    from fpn_ext.evaluation.evaluators import build_evaluator
+    from fpn_ext.export.formats import FORMATS
+    from fpn_ext.export.runtime import ExportedModel
+    from fpn_ext.export.write import export
+    from fpn_ext.files.run_folder import config_of, weights_of
+    from fpn_ext.inference.predictor import Predictor, inference_config
+    from fpn_ext.reporting.json_files import write_json
+    from fpn_ext.reporting.provenance import commit, hardware, versions
+
+    opts = ["MODEL.WEIGHTS", str(weights_of(options.run)), "MODEL.DEVICE", "cpu"]
+    cfg, _ = inference_config(str(config_of(options.run)), opts)
+    predictor = Predictor(cfg)
+    dataset = cfg.DATASETS.TEST[0]
+
+    def scores(model):
+        loader = build_detection_test_loader(cfg, dataset)
+        evaluator = build_evaluator(cfg, dataset, None)
+        results = inference_on_dataset(model, loader, evaluator)
+        return {task: results[task]["AP"] for task in results if "AP" in results[task]}
+
+    in_pytorch = scores(predictor.model)
+    exported = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.format:
+            file = Path(folder, f"model{FORMATS[name].suffix}")
+            rows = export(cfg, predictor.model, predictor.classes, file, name)
+            exported[name] = {
+                "scores": scores(ExportedModel(file)),
+                "largest_difference_px": max(row.boxes for row in rows),
+                "largest_difference_of_a_score": max(row.scores for row in rows),
+            }
+    facts = {"commit": commit(), "hardware": hardware(), "versions": versions()}
+    record = {"model": options.name or options.run.name, "dataset": dataset, **facts}
+    write_json(options.json, {**record, "pytorch": in_pytorch, "exported": exported})
+    apart = 0.0
+    for name, of_file in exported.items():
+        for task, score in of_file["scores"].items():
+            apart = max(apart, abs(score - in_pytorch[task]))
+            print(f"{name}: {task} AP {score:.2f}, PyTorch {in_pytorch[task]:.2f}")
+    return int(apart > MOST_APART)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

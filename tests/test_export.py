@@ -1,0 +1,330 @@
+"""Whole detectors exported and proved, the verb, the guard, and the example without PyTorch."""
+
+import os
+import subprocess
+import sys
+
+import fpn_ext
+import numpy as np
+import pytest
+import tiny
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from fpn_ext.__main__ import main
+from fpn_ext.export import formats, proof
+from fpn_ext.export.formats import FORMATS, load_exported
+from fpn_ext.export.graph import detector_graph
+from fpn_ext.export.runtime import ExportedModel
+from fpn_ext.export.suppression import Suppression
+from fpn_ext.export.write import export
+from fpn_ext.modeling import fpn
+from PIL import Image
+
+NAMES = ["circle", "square", "star"]
+CLASSES = dict(zip((3, 5, 8), NAMES, strict=True))
+KINDS = ("rpn", "faster", "mask", "keypoint", "retinanet", "fast")
+
+
+def options(kind):
+    """A small detector of random weights that finds something."""
+    base = {
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 300,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 200,
+        "MODEL.ROI_HEADS.NUM_CLASSES": len(NAMES),
+        "INPUT.MIN_SIZE_TEST": 96,
+    }
+    retinanet = {
+        "MODEL.META_ARCHITECTURE": "RetinaNet",
+        "MODEL.RETINANET.NUM_CLASSES": len(NAMES),
+        "MODEL.RETINANET.IN_FEATURES": ["p3", "p4", "p5", "p6"],
+        "MODEL.RETINANET.NUM_CONVS": 1,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256]],
+    }
+    own = {
+        "rpn": {"MODEL.META_ARCHITECTURE": "ProposalNetwork"},
+        "faster": {},
+        "mask": {
+            "MODEL.MASK_ON": True,
+            "MODEL.ROI_MASK_HEAD.CONV_DIM": 8,
+            "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+        },
+        "keypoint": {
+            "MODEL.KEYPOINT_ON": True,
+            "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [8],
+            "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+        },
+        "retinanet": retinanet,
+        "fast": {
+            "MODEL.LOAD_PROPOSALS": True,
+            "MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals",
+        },
+    }
+    return [word for pair in {**base, **own[kind]}.items() for word in pair]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network(tmp_path_factory):
+    tiny.register(tmp_path_factory.mktemp("data"))
+
+
+def detector(kind, folder, *opts):
+    torch.manual_seed(0)
+    cfg = tiny.config(folder, *options(kind), *opts)
+    model = build_model(cfg).eval()
+    wide = 1.0 if kind == "retinanet" else 1.5
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, wide / weight[0].numel() ** 0.5)
+            elif kind == "retinanet" and name.endswith("cls_score.bias"):
+                weight.fill_(-2.0)
+    return cfg, model
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """The folder of a run: config and weights of a Faster R-CNN."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg, model = detector("faster", folder, "TEST.FPN_EXT.CLASS_NAMES", NAMES)
+    (folder / "config.yaml").write_text(cfg.dump())
+    DetectionCheckpointer(model, str(folder)).save("model_final")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def onnx_file(run_folder):
+    """What `fpn-ext export --run DIR --format onnx` writes."""
+    for package in FORMATS["onnx"].packages:
+        pytest.importorskip(package, reason="the extra onnx is not installed")
+    assert main(["export", "--run", str(run_folder), "--format", "onnx"]) == 0
+    return run_folder / "model.onnx"
+
+
+def cases():
+    for kind in KINDS:
+        for name in FORMATS:
+            quick = name == "torchscript" or (kind, name) == ("mask", "onnx")
+            marks = [] if quick else [pytest.mark.skipif(
+                "EXPORT_ALL" not in os.environ, reason="takes a minute: make test-export"
+            )]  # fmt: skip
+            yield pytest.param(kind, name, marks=marks, id=f"{kind}-{name}")
+
+
+@pytest.mark.parametrize(("kind", "format_name"), cases())
+def test_a_whole_detector(kind, format_name, tmp_path):
+    for package in FORMATS[format_name].packages:
+        pytest.importorskip(package, reason="an extra is not installed")
+    cfg, model = detector(kind, tmp_path)
+    file = tmp_path / f"model{FORMATS[format_name].suffix}"
+    rows = export(cfg, model, CLASSES, file, format_name)
+    assert all(row.is_equal and row.expected == row.found for row in rows)
+    assert sum(row.expected for row in rows) > 50
+    assert len({row.size for row in rows}) == 3 and {row.batch for row in rows} == {1, 2}
+    assert any(row.expected == 0 for row in rows)
+    _, metadata = load_exported(file)
+    assert metadata["class_names"] == NAMES and metadata["category_ids"] == [3, 5, 8]
+    assert "NAME: FeaturePyramid" in metadata["config"]
+    left = {path.suffix for path in tmp_path.iterdir() if path.stem == "model"}
+    assert left == ({".xml", ".bin"} if format_name == "openvino" else {file.suffix})
+
+
+def test_the_graph_finds_what_detectron2_finds_in_a_batch(tmp_path):
+    _, model = detector("mask", tmp_path)
+    graph = detector_graph(model, Suppression()).eval()
+    images = torch.rand(3, 3, 90, 130) * 255
+
+    def run(array):
+        with torch.no_grad():
+            return [x.numpy() for x in graph(torch.from_numpy(array))]
+
+    found = proof.compared("pictures", model, run, graph.outputs, [images.numpy()])
+    assert found.is_equal and found.unpaired == 0 and found.expected > 20
+
+
+def test_a_file_that_finds_something_else_is_not_kept(tmp_path, monkeypatch):
+    """A file that suppresses at half of the threshold; one that was there before stays."""
+    cfg, model = detector("faster", tmp_path)
+    make = FORMATS["torchscript"]
+
+    class Careless(Suppression):
+        def forward(self, boxes, scores, threshold):
+            return super().forward(boxes, scores, threshold / 2)
+
+    monkeypatch.setitem(FORMATS, "torchscript", make._replace(suppression=Careless))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(RuntimeError, match=r"does not find what the model finds.*not written"):
+        export(cfg, model, CLASSES, tmp_path / "out" / "model.pt", "torchscript")
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "out" / "model.pt").write_text("of before")
+    with pytest.raises(RuntimeError, match="as it was before"):
+        export(cfg, model, CLASSES, tmp_path / "out" / "model.pt", "torchscript")
+    assert (tmp_path / "out" / "model.pt").read_text() == "of before"
+
+
+def test_a_file_without_top_down_sums_is_not_kept(tmp_path, monkeypatch):
+    """What ONNX's exporter made of them before the pyramid asked whether it is recorded."""
+    for package in FORMATS["onnx"].packages:
+        pytest.importorskip(package, reason="the extra onnx is not installed")
+    monkeypatch.setattr(fpn, "records_a_graph", lambda: False)
+    cfg, model = detector("rpn", tmp_path)
+    with pytest.raises(RuntimeError, match="does not find what the model finds"):
+        export(cfg, model, {1: "object"}, tmp_path / "model.onnx", "onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def row(**changes):
+    same = proof.Row("picture", (9, 9), 1, 100, 100, 0, 0.0, 0.0, 0.0)
+    return same._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"unpaired": 2}, {"boxes": 0.2}, {"scores": 0.01}, {"masks": 0.1}],
+)
+def test_what_counts_as_different(changes):
+    assert row().is_equal and row(unpaired=1).is_equal
+    assert not row(**changes).is_equal
+
+
+def test_the_verb_writes_what_the_model_finds(onnx_file, run_folder):
+    _, model = detector("faster", run_folder)
+    exported = ExportedModel(onnx_file)
+    assert exported.metadata["class_names"] == NAMES
+    assert exported.metadata["resize"]["shortest_side"] == 96
+    assert exported.metadata["versions"]["torch"] == torch.__version__
+    entry = {"image": torch.rand(3, 96, 130) * 255, "height": 192, "width": 260}
+    with torch.no_grad():
+        expected = model([dict(entry)])[0]["instances"]
+    found = exported([entry])[0]["instances"]
+    assert len(found) == len(expected) > 0 and found.image_size == (192, 260)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+
+
+def test_detector_of_a_file_and_of_the_run_it_was_made_from(onnx_file, run_folder, tmp_path):
+    picture = tiny.photo()
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    of_file, of_run = (fpn_ext.Detector.load(path) for path in (onnx_file, run_folder))
+    assert of_file.categories == of_run.categories
+    expected = of_run(picture)
+    for source in (picture, tmp_path / "photo.png", Image.fromarray(picture)):
+        found = of_file(source)
+        assert (found.height, found.width) == picture.shape[:2]
+        assert len(found) == len(expected) > 0 and found.class_names == expected.class_names
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.1)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+    annotations = [[entry["category_id"] for entry in d.to_coco()] for d in (found, expected)]
+    assert annotations[0] == annotations[1]
+    assert len(of_file([picture, picture])) == 2
+
+
+def test_what_a_detector_of_a_file_has_not(onnx_file, tmp_path):
+    box = [[0, 0, 9, 9]]
+    exported = fpn_ext.Detector.load(onnx_file)
+    with pytest.raises(TypeError, match="an exported file gives detections alone"):
+        exported.features(tiny.photo(), box)
+    with pytest.raises(TypeError, match="proposes boxes itself, and takes none"):
+        exported(tiny.photo(), proposals=box)
+    with pytest.raises(TypeError, match="its weights and config are in it"):
+        fpn_ext.Detector.load(onnx_file, opts=["MODEL.DEVICE", "cpu"])
+    (tmp_path / "model.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="what PyTorch saves may hold code"):
+        fpn_ext.Detector.load(tmp_path / "model.pt")
+
+
+def test_only_standard_operators_of_onnx(onnx_file):
+    import onnx
+
+    model = onnx.load(str(onnx_file))
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert [entry.domain for entry in model.opset_import] == [""]
+    (images,) = model.graph.input
+    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == [
+        "batch", 3, "height", "width"
+    ]  # fmt: skip
+
+
+def test_the_example_runs_it_without_pytorch(onnx_file, tmp_path):
+    rng = np.random.default_rng(3)
+    picture = Image.fromarray(rng.integers(0, 256, (120, 200, 3), dtype=np.uint8))
+    picture.save(tmp_path / "a.png")
+    code = (
+        "import runpy, sys\n"
+        "for name in ('torch', 'fpn_ext', 'detectron2'): sys.modules[name] = None\n"
+        f"sys.argv = ['onnx_predict.py', {str(onnx_file)!r}, {str(tmp_path / 'a.png')!r},"
+        " '--min-score', '0.3']\n"
+        "runpy.run_path('examples/onnx_predict.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines and {line[2] for line in lines} <= set(NAMES)
+
+    from fpn_ext.inference.predictor import Predictor, load_inference_config
+
+    opts = ["MODEL.WEIGHTS", str(onnx_file.parent / "model_final.pth")]
+    predictor = Predictor(load_inference_config(str(onnx_file.parent / "config.yaml"), opts))
+    expected = predictor(predictor.read(tmp_path / "a.png"))["instances"]
+    expected = expected[expected.scores >= 0.3]
+    assert len(lines) == len(expected)
+    found = np.array([[float(value) for value in line[3:]] for line in lines])
+    # Equal scores may come in another order.
+    apart = np.abs(found[:, None] - expected.pred_boxes.tensor.numpy()[None]).max(axis=2)
+    assert apart.min(axis=0).max() < 0.2 and apart.min(axis=1).max() < 0.2
+
+
+# Mistakes, before any work.
+
+
+def test_a_missing_package_is_named(monkeypatch, run_folder, capsys):
+    find = formats.importlib.util.find_spec
+    monkeypatch.setattr(
+        formats.importlib.util, "find_spec", lambda name: name != "onnxruntime" and find(name)
+    )
+    monkeypatch.setitem(
+        FORMATS, "onnx", FORMATS["onnx"]._replace(packages=("json", "onnxruntime_that_is_not"))
+    )
+    assert main(["export", "--run", str(run_folder), "--format", "onnx"]) == 2
+    said = capsys.readouterr().err
+    assert "pip install onnxruntime_that_is_not" in said and ".[onnx]" in said
+
+
+@pytest.mark.parametrize(
+    ("opts", "said"),
+    [
+        (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "PyramidROIHeads"),
+        (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool"], "ROIPool"),
+        (["TEST.DETECTIONS_PER_IMAGE", -1], "TEST.DETECTIONS_PER_IMAGE"),
+        (["MODEL.ROI_HEADS.SCORE_THRESH_TEST", -0.1], "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
+    ],
+)
+def test_what_cannot_be_exported(opts, said, tmp_path):
+    _, model = detector("faster", tmp_path, *opts)
+    with pytest.raises(ValueError, match=said):
+        detector_graph(model, Suppression())
+
+
+def test_a_wrong_name_of_the_file(tmp_path):
+    cfg, model = detector("rpn", tmp_path)
+    with pytest.raises(ValueError, match=r"ends with \.pt"):
+        export(cfg, model, {}, tmp_path / "model.onnx", "torchscript")
+    with pytest.raises(ValueError, match="--format must be one of onnx, openvino"):
+        export(cfg, model, {}, tmp_path / "model.tflite", "tflite")
+
+
+@pytest.mark.torchscript
+def test_a_file_of_something_else(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_exported(tmp_path / "none.pt")
+    (tmp_path / "model.txt").touch()
+    with pytest.raises(ValueError, match=r"ends with \.onnx"):
+        load_exported(tmp_path / "model.txt")
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(tmp_path / "other.pt"))
+    with pytest.raises(ValueError, match="not written by fpn-ext export"):
+        load_exported(tmp_path / "other.pt")
+
+
+def test_the_suffixes_of_the_verb_are_those_of_the_formats():
+    from fpn_ext.tools.export import SUFFIXES
+
+    assert {name: form.suffix for name, form in FORMATS.items()} == SUFFIXES

@@ -1,0 +1,185 @@
+"""Detection in tiles: what small objects in a large picture are found by.
+
+The model is one that can be followed on paper: an RPN on the mean redness of each 8 x 8 cell.
+"""
+
+import json
+import sys
+
+import fpn_ext
+import numpy as np
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from fpn_ext.__main__ import main
+from fpn_ext.inference import tiles
+from PIL import Image
+
+CONFIG = """
+MODEL:
+  DEVICE: cpu
+  META_ARCHITECTURE: ProposalNetwork
+  BACKBONE: {NAME: MeanRedness}
+  PIXEL_MEAN: [0.0, 0.0, 0.0]
+  PIXEL_STD: [255.0, 255.0, 255.0]
+  ANCHOR_GENERATOR: {SIZES: [[24]], ASPECT_RATIOS: [[1.0]]}
+  PROPOSAL_GENERATOR: {NAME: PyramidRPN}
+  RPN: {IN_FEATURES: ["p3"], NMS_THRESH: 0.2}
+DATASETS: {TRAIN: [], TEST: []}
+INPUT: {MIN_SIZE_TEST: 640, MAX_SIZE_TEST: 960, FORMAT: RGB}
+"""
+SIDE = 24
+
+
+class MeanRedness(Backbone):
+    """One map of stride 8: the mean of red less the mean of green, of each cell."""
+
+    size_divisibility = 8
+
+    def forward(self, x):
+        return {"p3": torch.nn.functional.avg_pool2d(x[:, :1] - x[:, 1:2], 8)}
+
+    def output_shape(self):
+        return {"p3": ShapeSpec(channels=1, stride=8)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder of a training, of a model with hand-set weights."""
+    if "MeanRedness" not in BACKBONE_REGISTRY:
+        BACKBONE_REGISTRY._do_register("MeanRedness", lambda cfg, shape: MeanRedness())
+    folder = tmp_path_factory.mktemp("runs") / "red"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(CONFIG)
+    model = build_model(fpn_ext.load_config(str(folder / "config.yaml")))
+    head = model.proposal_generator.rpn_head
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.conv.weight[0, 0] = 1 / 9  # the mean redness of 3 x 3 cells, the side of the anchor
+        head.objectness_logits.weight[0] = 40.0  # the score is 1/2 where 3/4 of it is red
+        head.objectness_logits.bias[0] = -30.0
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+    return folder
+
+
+def picture(height, width, centres):
+    """Grey, with a red square of SIDE px around each centre (x, y)."""
+    rgb = np.full((height, width, 3), 90, np.uint8)
+    for x, y in centres:
+        rgb[y - SIDE // 2 : y + SIDE // 2, x - SIDE // 2 : x + SIDE // 2] = (255, 0, 0)
+    return rgb
+
+
+def centres_of(boxes):
+    return sorted(map(tuple, np.round((boxes[:, :2] + boxes[:, 2:]) / 2).astype(int).tolist()))
+
+
+@pytest.fixture
+def sahi():
+    return pytest.importorskip("sahi", reason="sahi, the extra tiles, is not installed")
+
+
+# On cells of 8 px, counted from the corner of any tile of 640 that begins at a multiple of 512.
+SMALL = sorted((x, y) for x in (212, 1204, 2092, 3060, 3908) for y in (156, 1108, 1900, 2908))
+
+
+def test_small_objects_in_a_large_picture_are_found_so_only(sahi, run, tmp_path):
+    """4000 x 3000, 20 squares of 24 px: 8 px after resizing to 960 x 720, less than the anchor."""
+    rgb = picture(3000, 4000, SMALL)
+    Image.fromarray(rgb).save(tmp_path / "large.bmp")
+    whole, tiled = (
+        main(["predict", "--run", str(run), *words, "--output", str(tmp_path / name),
+              str(tmp_path / "large.bmp")])
+        for name, words in (("whole", []), ("tiled", ["--tiles", "640"]))
+    )  # fmt: skip
+    assert whole == tiled == 0
+    of = {}
+    for name in ("whole", "tiled"):
+        written = json.loads((tmp_path / name / "detections.json").read_text())
+        assert [(i["width"], i["height"]) for i in written["images"]] == [(4000, 3000)]
+        of[name] = np.array([a["bbox"] for a in written["annotations"]]).reshape(-1, 4)
+    assert len(of["whole"]) == 0
+    boxes = of["tiled"]
+    boxes[:, 2:] += boxes[:, :2]
+    found = centres_of(boxes)
+    assert len(found) == len(SMALL)
+    for (x, y), (want_x, want_y) in zip(found, SMALL, strict=True):
+        assert abs(x - want_x) <= 8 and abs(y - want_y) <= 8
+    assert ((boxes[:, 2:] - boxes[:, :2]) <= SIDE + 16).all()
+
+
+def test_an_object_in_several_tiles_is_found_once(sahi, run):
+    """At (580, 580) four tiles of 640 that overlap by 128 meet."""
+    detector = fpn_ext.Detector.load(run)
+    rgb = picture(1104, 1104, [(580, 580)])
+    found = detector.tiled(rgb, 640)
+    assert len(found) == 1 and np.abs(np.array(centres_of(found.boxes)) - 580).max() <= 8
+    assert found.class_names == ["object"] and 0.5 < found.scores[0] <= 1
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    assert found.pooled_levels is None and found.masks is None
+    assert found.draw().size == (1104, 1104)
+    assert found.to_coco()[0]["category_id"] == 1
+    bgr = rgb[:, :, ::-1]
+    assert np.array_equal(detector.tiled(bgr, 640, channels="BGR").boxes, found.boxes)
+    in_batches = fpn_ext.Detector(detector.model, batch_size=3)
+    np.testing.assert_allclose(in_batches.tiled(rgb, 640).boxes, found.boxes, atol=1e-3)
+
+
+def test_a_picture_of_one_tile_is_the_picture(sahi, run):
+    detector = fpn_ext.Detector.load(run)
+    rgb = picture(640, 640, [(100, 100), (500, 300)])
+    whole, tiled = detector(rgb, min_score=0.5), detector.tiled(rgb, 640)
+    assert len(whole) == 2 and np.array_equal(whole.boxes, tiled.boxes)
+    assert np.array_equal(whole.scores, tiled.scores)
+    assert len(detector.tiled(picture(640, 640, []), 640)) == 0
+
+
+def test_sahis_own_functions_take_the_model(sahi, run, monkeypatch):
+    from sahi.predict import get_prediction
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored afterwards
+    model = tiles.sahi_model(fpn_ext.Detector.load(run), min_score=0.5)
+    assert model.category_mapping == {"0": "object"}
+    (found,) = get_prediction(picture(640, 640, [(100, 100)]), model).object_prediction_list
+    assert found.category.name == "object" and found.score.value > 0.5
+
+
+def test_pillows_limit_on_the_size_of_pictures_stays(sahi, run):
+    """sahi takes it away."""
+    limit = Image.MAX_IMAGE_PIXELS
+    assert limit
+    fpn_ext.Detector.load(run).tiled(picture(700, 700, []), 640)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tile": 31}, "at least 32 px wide, got 31"),
+        ({"overlap": 1.0}, "from 0 to 0.9, got 1.0"),
+        ({"overlap": -0.1}, "from 0 to 0.9, got -0.1"),
+        ({"image": picture(4, 700, [])}, "700 x 4 px is too small for tiles"),
+    ],
+)
+def test_tiles_that_cannot_be(sahi, run, options, said):
+    options = {"image": picture(100, 100, []), **options}
+    with pytest.raises(ValueError, match=said):
+        fpn_ext.Detector.load(run).tiled(**options)
+
+
+def test_the_command_refuses_before_it_begins(run, tmp_path, capsys):
+    pytest.importorskip("sahi", reason="sahi, the extra tiles, is not installed")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    words = ["predict", "--run", str(run), str(tmp_path / "a.png"), "--tiles", "3"]
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert "at least 32 px wide, got 3" in printed.err and "weights" not in printed.out
+
+
+def test_without_sahi_it_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sahi", None)
+    monkeypatch.setitem(sys.modules, "sahi.predict", None)
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[tiles\]'"):
+        fpn_ext.Detector.load(run).tiled(picture(100, 100, []))
