@@ -288,8 +288,29 @@ def test_the_command_writes_tables_figures_and_one_page(files, tmp_path, capsys)
         *("precision_recall", "scores", "confusion", "errors", "levels", "false_positives")
     }
     page = (out / "analysis.html").read_text()
+    for term in ("AP50", "from score", "both", "missed", "cost in AP50", "background", "duplicate"):
+        assert re.search(rf"<dt>[^<]*{term}[^<]*</dt><dd>.", page), term
     assert page.count('src="data:image/png;base64,') == len(images) == page.count("<img")
     assert not re.search(r'(src|href)="(?!data:)|url\(|@import', page), "loaded from elsewhere"
+
+
+def test_objects_below_the_one_threshold_are_said_to_be():
+    """Cats are found from .9 on; the dog from .4 on, and so is missed in the confusion matrix."""
+    truth = dataset((1, CAT, A), (2, DOG, B))
+    report = analyze(truth, detections((1, CAT, A, 0.9), (2, DOG, B, 0.4)), min_score=0.9)
+    (note,) = (note for note in report.notes() if "one score 0.900" in note)
+    assert "lower for dog (0.400; 1 of 1 missed): " in note and "--min-score" in note
+    assert report.tables()["confusion, detections from score 0.900 (row: object)"][0] == [
+        *("", "cat", "dog", "missed")
+    ]
+    at_both = analyze(truth, detections((1, CAT, A, 0.9), (2, DOG, B, 0.4)), min_score=0.4)
+    assert not any("one score" in note for note in at_both.notes())
+
+
+def test_without_a_folder_it_is_said_what_one_would_have(files, capsys):
+    truth, found = files
+    assert main(["analyze", "--detections", str(found), "--annotations", str(truth)]) == 0
+    assert "--output FOLDER writes figures, and analysis.html" in capsys.readouterr().out
 
 
 def test_names_are_no_html_and_no_formulas():
@@ -385,6 +406,7 @@ def test_the_model_of_a_run_folder(tmp_path, capsys):
         (run / "config.yaml").write_text(cfg.dump())
         result = tmp_path / "result.json"
         assert main(["analyze", "--run", str(run), "--json", str(result)]) == 0
+        assert (run / "analysis" / "analysis.html").is_file()
         report = json.loads(result.read_text())
         objects = [a for r in DatasetCatalog.get(DATASET) for a in r["annotations"]]
         count = sum(not a["iscrowd"] for a in objects)

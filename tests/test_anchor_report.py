@@ -1,5 +1,6 @@
 """The anchor report, and that the suggested anchors fit better."""
 
+import dataclasses
 import json
 
 import fpn_ext
@@ -168,3 +169,14 @@ def test_mistakes_end_in_a_message(tmp_path, capsys, words, said):
         default = ["--dataset", "mistakes"] if words[0] != "--dataset" else []
         assert main(["anchors", "--config-file", DEMO, *default, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_levels_of_nearly_the_same_suggested_sizes_are_said(tmp_path):
+    images = {n: ((128, 128), [box(9, 9, 53 + n, 53 + n)]) for n in range(3)}
+    opts = ["MODEL.RPN.IN_FEATURES", "['p2', 'p3']", "MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [9]]"]
+    with registered("alike", tmp_path, images):
+        report = report_anchors(demo(*opts), read_boxes(["alike"]))
+    said = "p2 and p3 have nearly the same sizes"
+    for sizes, is_said in (([[44], [46]], True), ([[32], [64]], False)):
+        fit = dataclasses.replace(report.fit, sizes=sizes)
+        assert (said in str(dataclasses.replace(report, fit=fit))) == is_said

@@ -130,3 +130,16 @@ def test_the_command(tmp_path, capsys):
     assert main([*words, "MODEL.WEIGHTS", "none.pth"]) == 1
     assert "no file none.pth" in capsys.readouterr().out
     assert logging.getLogger("fpn_ext").level == level
+
+
+@pytest.mark.parametrize(("size", "is_said"), [(240, True), (1200, False)])
+def test_boxes_that_become_small_are_said(size, is_said, tmp_path):
+    """34 px on images of 640 px, as in DeepPCB: 12.75 at a shorter side of 240."""
+    box = {"bbox": [9, 9, 34, 34], "bbox_mode": 1, "category_id": 0}
+    record = {"file_name": "a", "image_id": 1, "width": 640, "height": 640, "annotations": [box]}
+    cfg = tiny.config(tmp_path, "INPUT.MIN_SIZE_TEST", size)
+    found = list(check_run.small_boxes(cfg, [record]))
+    assert bool(found) == is_said
+    if is_said:
+        assert found[0].status == "note" and "13 pixels" in found[0].text
+        assert "34 in the images" in found[0].text and "fpn-ext anchors" in found[0].remedy

@@ -534,4 +534,5 @@ def test_big_data_is_sampled(data, tmp_path):
         {**box, "id": i, "image_id": i, "category_id": 3 if i == 290 else 1} for i in range(1, 301)
     ]
     (rehearsed,) = rehearse(config(tmp_path, test=[data.write("val", content)]))
-    assert rehearsed.images == 300 and "its 51 objects of 51 images" in rehearsed.summary
+    assert rehearsed.images == 300
+    assert "of a sample, the 51 objects of 51 images" in rehearsed.summary

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import photographs
 import pytest
+from fpn_ext.__main__ import main
 from fpn_ext.data.canonical import complete
 from fpn_ext.data.convert import convert
 from fpn_ext.data.data_file import open_data
@@ -168,7 +169,7 @@ def test_unannotated_is_one_of_two(tmp_path):
 # XML
 
 
-def test_labelimgs_corners_are_to_be_declared(tmp_path, tmp_path_factory):
+def test_labelimgs_corners_are_to_be_declared(tmp_path, tmp_path_factory, capsys):
     """It writes 1 for 0, so the boxes themselves do not show it."""
     write_voc(tmp_path, {"a": [("cat", 1, 1, 5, 6)]})
     (xml,) = (tmp_path / "Annotations").glob("*.xml")
@@ -178,6 +179,8 @@ def test_labelimgs_corners_are_to_be_declared(tmp_path, tmp_path_factory):
     (line,) = read(tmp_path).tally.lines()
     assert line.startswith("1 XML files are as labelImg writes them") and "`corners: 0`" in line
     assert "are read as `corners: 1`" in line and "up to 1 pixel too far up and left" in line
+    assert main(["data", "--data", str(tmp_path)]) == 0
+    assert line in capsys.readouterr().out
     converted = tmp_path_factory.mktemp("converted")
     assert "`corners: 1` was assumed" in convert(tmp_path, "coco", converted)
     assert read(converted).tally.lines() == []

@@ -478,27 +478,6 @@ def test_an_empty_word_after_data_is_a_mistake(words, empty, capsys):
     assert "argument --data: is empty: name a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["MODEL.META_ARCHITECTURE", "PanopticFPN"], "PanopticFPN needs 'sem_seg_file_name'"),
-        (["MODEL.META_ARCHITECTURE", "SemanticSegmentor"], "needs 'sem_seg_file_name'"),
-        (["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "CLS_AGNOSTIC_BBOX_REG must be True"),
-        (
-            ["MODEL.KEYPOINT_ON", "True"],
-            "no object of 1 images has an annotated keypoint",
-        ),
-    ],
-)
-@pytest.mark.parametrize("verb", ["train", "check"])
-def test_models_that_the_data_do_not_suffice_for(verb, overrides, said, tmp_path, capsys):
-    photos = write_coco(tmp_path / "photos")
-    words = [verb, "--config-file", FAST, "--data", str(photos), *TINY, *overrides]
-    assert main([*words, "OUTPUT_DIR", str(tmp_path / "run")]) == {"train": 2, "check": 1}[verb]
-    captured = capsys.readouterr()
-    assert said in captured.out + captured.err
-
-
 @given(images=st.integers(1, 500), batch=st.integers(1, 16), iterations=st.integers(1, 5000))
 def test_what_follows_from_a_length(images, batch, iterations):
     """Written after the config, as on the command line: a trial of six iterations, too."""
@@ -523,3 +502,40 @@ def test_what_follows_from_a_length(images, batch, iterations):
     assert min(iterations // 4, 20) <= solver.WARMUP_ITERS <= max(iterations // 10, 20)
     for said in ("EVAL_PERIOD", "CHECKPOINT_PERIOD", "WARMUP_ITERS", "STEPS"):
         assert said in note
+
+
+def test_what_is_not_used_of_the_data_is_said(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    write_pictures(photos)
+    for split, names in (("train", "abc"), ("val", "d"), ("test", "e")):
+        (photos / f"{split}.json").write_text(json.dumps(photographs.coco_content(names)))
+    cfg, notes = prepared(photos, tmp_path / "out", "SOLVER.FPN_EXT.EPOCHS", "7")
+    assert cfg.DATASETS.TEST == ("photos_val",)
+    assert any("photos_test is neither" in n and "\"('photos_test',)\"" in n for n in notes)
+    assert any(note.startswith("7 epochs of 3 images in steps of 2: ") for note in notes)
+    test = ["DATASETS.TEST", "('photos_test',)"]
+    cfg, notes = prepared(photos, tmp_path / "out", *test)
+    assert not any("is neither" in note for note in notes)
+    assert main(["data", "--data", str(photos)]) == 0
+    assert "(coco; train 3, val 1, test 1): 5 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["MODEL.META_ARCHITECTURE", "PanopticFPN"], "PanopticFPN needs 'sem_seg_file_name'"),
+        (["MODEL.META_ARCHITECTURE", "SemanticSegmentor"], "needs 'sem_seg_file_name'"),
+        (["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "CLS_AGNOSTIC_BBOX_REG must be True"),
+        (
+            ["MODEL.KEYPOINT_ON", "True"],
+            "no object of 1 images has an annotated keypoint",
+        ),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_models_that_the_data_do_not_suffice_for(verb, overrides, said, tmp_path, capsys):
+    photos = write_coco(tmp_path / "photos")
+    words = [verb, "--config-file", FAST, "--data", str(photos), *TINY, *overrides]
+    assert main([*words, "OUTPUT_DIR", str(tmp_path / "run")]) == {"train": 2, "check": 1}[verb]
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err

@@ -81,6 +81,11 @@ def _set_datasets(
     notes = [
         f"data {named.source} ({named.format}): {counts}; NUM_CLASSES {len(named.classes)}: {shown}"
     ]
+    if "val" in names and "test" in names and names["test"] not in cfg.DATASETS.TEST:
+        notes.append(
+            f"the split {names['test']} is neither trained on nor scored on: DATASETS.TEST "
+            f"\"('{names['test']}',)\" scores on it"
+        )
     replaced = []
     for key, chosen in follow.items():
         before = tuple(cfg.DATASETS[key])
@@ -153,7 +158,8 @@ def _set_schedule(cfg: CfgNode, written: WrittenKeys) -> list[str]:
     values = {key: value for key, value in follow.items() if key not in kept}
     cfg.merge_from_list([word for pair in values.items() for word in pair])
     said = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in values.items())
-    epochs = f"{iterations * batch / images:.3g} epochs of {images} images in steps of {batch}"
+    exactly = keys.EPOCHS if by_epochs else iterations * batch / images
+    epochs = f"{exactly:.3g} epochs of {images} images in steps of {batch}"
     notes.append(f"{epochs}: SOLVER.MAX_ITER {iterations}" + (f", {said}" if said else ""))
     solver.MAX_ITER, keys.EPOCHS = iterations, 0
     return notes

@@ -34,7 +34,7 @@ def level_table(cfg: CfgNode) -> str:
     padding = _padding(cfg)
     rows = [
         [
-            *("level", "made from", "stride", f"map at {height}x{width}"),
+            *("level", "made from", "stride", f"map, e.g. at {height}x{width}"),
             *("anchor sizes", "per location", "anchors", _pooled_header(cfg)),
         ]
     ]

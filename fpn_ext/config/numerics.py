@@ -143,7 +143,7 @@ def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:
     if not has_avx512():
         return {}, "a CPU without AVX-512"
     if cfg.MODEL.FPN_EXT.BOTTOM_UP != "build_resnet_backbone":
-        return {}, f"not measured with {cfg.MODEL.FPN_EXT.BOTTOM_UP}"
+        return {}, f"no faster choice is known for {cfg.MODEL.FPN_EXT.BOTTOM_UP}"
     chosen = dict(FAST_WITH_AVX512)
     if not is_architecture(cfg, "GeneralizedRCNN", "ProposalNetwork"):
         del chosen["INFERENCE_DTYPE"]

@@ -13,7 +13,7 @@ from .canonical import (
     written_box,
 )
 from .data_file import DataFile, open_data
-from .dataset import Dataset, Tally, names_of
+from .dataset import SPLITS, Dataset, Tally, names_of
 from .dataset_contents import Contents, Picture, printable
 from .formats import read_dataset
 
@@ -28,7 +28,9 @@ def read_data(path: str | Path) -> Contents:
     dataset = read_dataset(data)
     look_over(dataset)
     classes = list(data.classes) or dataset.classes
-    contents = Contents(f"{data.file} ({dataset.format})", classes)
+    splits = ", ".join(f"{s} {len(dataset.splits[s])}" for s in SPLITS if s in dataset.splits)
+    how = f"{dataset.format}; {splits}" if splits else dataset.format
+    contents = Contents(f"{data.file} ({how})", classes)
     names = names_of([image.file for image in dataset.images])
     for image in dataset.images:
         size = (image.width, image.height) if image.width and image.height else None

@@ -198,13 +198,14 @@ def keep_trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str
     total = len(records)
     with_boxes = sum(any(not a.get("iscrowd", 0) for a in r["annotations"]) for r in records)
     drop = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    logger.info(
-        "%d of %d training images have no boxes: %s (DATALOADER.FILTER_EMPTY_ANNOTATIONS: %s)",
-        total - with_boxes,
-        total,
-        "dropped" if drop else "kept",
-        drop,
-    )
+    if with_boxes < total:
+        logger.info(
+            "%d of %d training images have no boxes: %s (DATALOADER.FILTER_EMPTY_ANNOTATIONS: %s)",
+            total - with_boxes,
+            total,
+            "dropped" if drop else "kept",
+            drop,
+        )
     if not with_boxes:
         raise ValueError(
             f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no object to train on in its {total} "

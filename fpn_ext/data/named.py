@@ -21,9 +21,10 @@ from .splits import divide
 declare(
     "DATASETS.FPN_EXT.DATA",
     "",
-    """What is trained on and scored on: a folder of photographs and annotations (COCO, VOC, YOLO),
-    or a YAML file that describes one; DATASETS.TRAIN and DATASETS.TEST follow. `--data` on the
-    command line. Empty: the datasets registered under the names in DATASETS.TRAIN and TEST.""",
+    """What is trained on and scored on: a folder of photographs and annotations (COCO, VOC, YOLO,
+    DeepPCB), or a YAML file that describes one; DATASETS.TRAIN and DATASETS.TEST follow. `--data`
+    on the command line. Empty: the datasets registered under the names in DATASETS.TRAIN and
+    TEST.""",
     "training",
     "evaluation",
 )

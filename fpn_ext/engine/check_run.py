@@ -3,20 +3,26 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import median
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 
 from ..config.level_table import level_table_in_errors
 from ..config.load import load_config, written_keys
 from ..config.prepare import MISTAKES, Caution, Weights, prepare_loaded
 from ..config.written import WrittenKeys
+from ..data.check import scale_at_test
 from ..evaluation.rehearsal import rehearse
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
 from ..proposals.loader import training_data
 from ..reporting.findings import Finding, Status
 from .schedule import learning_rate_note, scale_schedule
+
+SMALL = 16  # pixels of the network input, 4 cells of P2
 
 
 def examine(
@@ -119,8 +125,31 @@ def _training_data(cfg: CfgNode) -> Iterable[Finding]:
         per_epoch = len(records) / cfg.SOLVER.IMS_PER_BATCH
         epochs = cfg.SOLVER.MAX_ITER / per_epoch
         yield Finding("ok", "training data", f"{value}; {epochs:.1f} epochs")
+        yield from small_boxes(cfg, records)
     except Exception as error:  # whatever a registered function raises
         yield Finding("error", "training data", _said(error))
+
+
+def small_boxes(cfg: CfgNode, records: Any) -> Iterable[Finding]:
+    """A note where half of the boxes cover no more than a few cells of the finest map."""
+    if not isinstance(records, list):
+        return
+    sides, before = [], []
+    for record in records:
+        scale = scale_at_test(cfg, (record["width"], record["height"]))
+        for annotation in record.get("annotations", ()):
+            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
+            before.append(max(box[2] * box[3], 0) ** 0.5)
+            sides.append(before[-1] * scale)
+    if sides and (side := median(sides)) < SMALL:
+        yield Finding(
+            "note",
+            "training data",
+            f"half of the boxes are smaller than {side:.0f} pixels at the config's size, "
+            f"{median(before):.0f} in the images: small for an FPN",
+            "larger INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST, as in configs/start/small_objects.yaml;"
+            " fpn-ext anchors says which anchors fit",
+        )
 
 
 def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:

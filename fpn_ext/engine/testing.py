@@ -116,7 +116,9 @@ def _score_each(
 def _write(cfg: CfgNode, results: Results, folder: str) -> None:
     if comm.is_main_process():
         for name, scores in results.items():
-            write_json(Path(cfg.OUTPUT_DIR, folder, name, "results.json"), scores)
+            file = Path(cfg.OUTPUT_DIR, folder, name, "results.json")
+            write_json(file, scores)
+            logger.info("scores on %s are in %s", name, file)
 
 
 def unnested(results: Results) -> dict[str, Any]:

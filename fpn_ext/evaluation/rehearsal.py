@@ -135,7 +135,9 @@ def _rehearsed(cfg: CfgNode, name: str, records: Records) -> tuple[str, list[str
             f"dataset {name!r} has no object to find (crowd regions are none): its AP will be nan"
         )
     count = sum(len(_objects(record)) for record in sample)
-    return f"its {count} objects of {len(sample)} images score {', '.join(scored) or '-'}", notes
+    whose = "its" if len(sample) == len(records) else "of a sample, the"
+    scores_of_all = ", ".join(scored) or "-"
+    return f"{whose} {count} objects of {len(sample)} images score {scores_of_all}", notes
 
 
 def _sample(cfg: CfgNode, name: str, records: Records, notes: list[str]) -> Records:

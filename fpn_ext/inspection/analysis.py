@@ -21,6 +21,8 @@ from .analysis_counts import (
 from .analysis_levels import LevelScores, scores_by_level
 
 BACKGROUND = "background"
+MISSED = "missed"  # the column of the background
+MOST_NAMED = 3  # classes in a note
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 RECALLS = np.linspace(0, 1, 101)
 WIDEST_MATRIX = 12  # classes, printed as text
@@ -89,6 +91,11 @@ class Analysis:
         """Of the rows and columns of ``confusion``."""
         return [*(report.name for report in self.classes), BACKGROUND]
 
+    @property
+    def columns(self) -> list[str]:
+        """What the columns of ``confusion`` are called where they are shown."""
+        return [*(report.name for report in self.classes), MISSED]
+
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "names": self.names}
 
@@ -124,7 +131,7 @@ class Analysis:
             ),
         ]
         tables[f"confusion, detections from score {self.min_score:.3f} (row: object)"] = [
-            ["", *self.names],
+            ["", *self.columns],
             *([name, *map(str, row)] for name, row in zip(self.names, self.confusion, strict=True)),
         ]
         if self.empty_images:
@@ -139,6 +146,8 @@ class Analysis:
         notes = []
         if not self.everything.objects:
             notes.append("There are no objects, so there is no AP, only false positives.")
+        if note := self._one_threshold():
+            notes.append(note)
         if self.levels is None:
             notes.append(
                 "AP by pyramid level needs a config whose RoI heads pool each box from one level."
@@ -146,6 +155,23 @@ class Analysis:
         if self.crowds:
             notes.append(f"{self.crowds} crowd regions, and detections in them, count nowhere.")
         return notes
+
+    def _one_threshold(self) -> str:
+        """Which classes the score of the confusion matrix is too high for; ``""`` if for none."""
+        missed = [
+            f"{report.name} ({report.best['score']:.3f}; {row[-1]} of {report.objects} missed)"
+            for report, row in zip(self.classes, self.confusion, strict=False)
+            if report.best and report.best["score"] < self.min_score and row[-1]
+        ]
+        if not missed:
+            return ""
+        others = f" and {len(missed) - MOST_NAMED} more" if len(missed) > MOST_NAMED else ""
+        return (
+            f"The confusion matrix counts detections of all classes from the one score "
+            f"{self.min_score:.3f} on. The best score of its own is lower for "
+            f"{', '.join(missed[:MOST_NAMED])}{others}: objects found below it count as missed "
+            "there. --min-score sets another."
+        )
 
     def __str__(self) -> str:
         all_ = self.everything

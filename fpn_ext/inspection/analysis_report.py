@@ -19,6 +19,23 @@ from .analysis_inputs import analysis_of
 
 REPORT = "analysis.html"
 MOST_CURVES = 12  # classes with a curve of their own
+# What the words of the tables mean; docs/guides/analyzing.md has more.
+TERMS = {
+    "AP, AP50": "COCO's average precision, over IoUs from 0.5 to 0.95 and at 0.5",
+    "AR": "COCO's average recall: the share of objects found, over the same IoUs",
+    "IoU": "of two boxes, the area of the intersection over that of the union; 1 if they are equal",
+    "best F1": "the highest harmonic mean of precision and recall at an IoU of 0.5",
+    "from score": "counting the detections of this score and higher; beside the best F1, the "
+    "score that gives it: a good --min-score to predict with",
+    "classification": "a detection on an object of another class, at an IoU of 0.5 or more",
+    "localisation": "a detection beside an object of its class, at an IoU of 0.1 to 0.5",
+    "both": "a detection beside an object of another class, at an IoU of 0.1 to 0.5",
+    "duplicate": "a detection of an object that a better one has found",
+    "background": "a detection where there is no object, at an IoU below 0.1; among the rows of "
+    "the confusion matrix, what is no object",
+    "missed": "an object that no detection has",
+    "cost in AP50": "what AP50 would gain if no error were of this type",
+}
 MOST_LABELS = 40  # classes named at the confusion matrix
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em;
@@ -48,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
     if args.output:
         write_report(analysis, args.output)
         print(f"\nwrote {args.output / REPORT} and its images")
+    else:
+        print(f"\n--output FOLDER writes figures, and {REPORT} with all of this in one page")
 
 
 def write_report(analysis: Analysis, folder: Path) -> None:
@@ -128,9 +147,9 @@ def _confusion(analysis: Analysis, axes: Axes) -> None:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(counts) <= MOST_LABELS:
-        names = [label(name) for name in analysis.names]
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        columns, rows = ([label(n) for n in names] for names in (analysis.columns, analysis.names))
+        axes.set_xticks(range(len(columns)), columns, rotation=90)
+        axes.set_yticks(range(len(rows)), rows)
     if len(counts) <= MOST_CURVES:
         for i, j in np.argwhere(counts > 0):
             color = "white" if shares[i, j] > 0.5 else "black"
@@ -198,6 +217,8 @@ def html_report(analysis: Analysis, images: dict[str, bytes]) -> str:
                 data = base64.b64encode(images[name]).decode("ascii")
                 parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
         parts.append(_html_table(rows))
+    terms = "".join(f"<dt>{html.escape(t)}</dt><dd>{html.escape(m)}</dd>" for t, m in TERMS.items())
+    parts.append(f"<h2>words</h2><dl>{terms}</dl>")
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items())
     parts.append(
         f"<footer><code>{html.escape(command_line())}</code><br>{html.escape(made_with)}</footer>"

@@ -32,6 +32,7 @@ from .anchor_fit import Fit, fit_anchors
 from .best_anchors import AnchorGrid, Best
 
 THRESHOLDS = (0.3, 0.5, 0.7)
+ALIKE = 1.25  # sizes of two levels that differ by less say little more than one of them
 IMAGES_NAMED = 5  # with unmatched boxes, in the printed report
 
 
@@ -158,8 +159,26 @@ class AnchorReport:
                 "",
                 "Suggested, in pixels of the network input:",
                 self.yaml(),
+                *self._alike(),
             ]
         )
+
+    def _alike(self) -> list[str]:
+        """A line on neighbouring levels whose suggested sizes are nearly the same."""
+        assert self.fit is not None
+        sizes = [max(of_level) for of_level in self.fit.sizes]
+        names = [level.name for level in self.grid.levels]
+        pairs = [
+            f"{names[n]} and {names[n + 1]}"
+            for n in range(len(sizes) - 1)
+            if sizes[n + 1] < ALIKE * sizes[n]
+        ]
+        if not pairs:
+            return []
+        return [
+            f"{', '.join(pairs)} have nearly the same sizes: few boxes are larger, and the coarser "
+            "level adds little."
+        ]
 
     def _table(self, groups: dict[str, np.ndarray], *compared: Best) -> str:
         """One line per group, with current and compared fractions."""
@@ -175,7 +194,9 @@ class AnchorReport:
     def _unmatched_text(self, what: str, best: Best) -> str:
         images = self.unmatched(best)
         count = sum(image["boxes"] for image in images)
-        text = f"With the {what}, {count} boxes have no anchor of IoU {self.lower:g}"
+        # The tables count a box at every side with its share; here it is matched if it is at one.
+        at = "" if len(self.sides) == 1 else " at any of the shorter sides"
+        text = f"With the {what}, {count} boxes have no anchor of IoU {self.lower:g}{at}"
         if not images:
             return text + "."
         named = ", ".join(f"{i['image_id']} ({i['boxes']})" for i in images[:IMAGES_NAMED])

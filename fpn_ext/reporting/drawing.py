@@ -4,7 +4,7 @@ Uses Pillow: Detectron2's Visualizer needs OpenCV.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 from detectron2.structures import Instances
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..levels import LEVEL_FIELDS, name_of
 
 Color = tuple[int, int, int]
-ColorBy: TypeAlias = Literal["class", "level"]
+ColorBy = Literal["class", "level"]
 
 # Okabe and Ito's colour-blind-safe palette.
 LEVEL_COLORS: dict[int, Color] = {

@@ -1,8 +1,9 @@
 """Say what a detector gets right and wrong: classes, scores, confusions, error types, levels.
 With --detections no model is run; --config-file then adds AP by pyramid level.
+With --run, --output is analysis in that folder, or analysis-2, ... if there is one already.
 
 examples:
-  fpn-ext analyze --run output/demo --output out
+  fpn-ext analyze --run output/demo
   fpn-ext analyze --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --output out \\
       MODEL.WEIGHTS output/demo/model_final.pth
   fpn-ext analyze --detections coco_instances_results.json --annotations instances_val.json \\
@@ -34,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..files.run_folder import next_free
     from ..inspection.analysis_report import run as report
 
+    if args.output is None and args.run is not None:
+        args.output = next_free(args.run / "analysis", lambda path: path.exists())
     take_run(args, weights=not args.detections)
     report(args)

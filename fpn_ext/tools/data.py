@@ -4,7 +4,7 @@ Every problem is listed at once, with its count and the first places. Exit statu
 1 with errors.
 
 examples:
-  fpn-ext data --data photos/                        # COCO, VOC or YOLO, found out
+  fpn-ext data --data photos/                        # COCO, VOC, YOLO or DeepPCB, found out
   fpn-ext data --dataset bccd_trainval
   fpn-ext data --coco annotations/instances_train.json --images train/
   fpn-ext data --voc BCCD/ --split trainval --config-file configs/bccd/faster_rcnn_R_18_FPN.yaml

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-DATA = "photographs with annotations (COCO, VOC, YOLO), or a YAML file that describes them"
+DATA = "photographs with annotations (COCO, VOC, YOLO, DeepPCB), or a YAML file that describes them"
 
 
 def add_config(
@@ -233,4 +233,4 @@ def add_boxes_report(parser: argparse.ArgumentParser) -> None:
         "--dataset", metavar="NAME", help="a registered dataset, instead of DATASETS.TRAIN"
     )
     add_json(parser)
-    add_output(parser, "a image (PNG)", required=False)
+    add_output(parser, "an image (PNG)", required=False)

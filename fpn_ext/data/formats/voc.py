@@ -30,11 +30,9 @@ UNDECLARED = (
 )
 
 LABELIMG = (
-    "XML files are as labelImg writes them, which counts pixels from 0 and gives 1 for 0, and are "
-    "read as `corners: 1`, VOC's counting: boxes drawn in labelImg reach up to 1 pixel too far up "
-    "and left. Say which it is: `corners: 0` for boxes drawn in labelImg, `corners: 1` for boxes "
-    "converted to VOC's counting, in data.yaml in the folder, or for a folder that is not yours in "
-    "a YAML file elsewhere (`path: FOLDER`), which --data then names"
+    "XML files are as labelImg writes them, and are read as `corners: 1`, VOC's counting: boxes "
+    "drawn in labelImg reach up to 1 pixel too far up and left, and need `corners: 0` in data.yaml "
+    "(or in a YAML file elsewhere, with path:)"
 )
 
 
