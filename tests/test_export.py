@@ -187,6 +187,12 @@ def test_what_counts_as_different(changes):
     assert not row(**changes).is_equal
 
 
+def test_what_is_not_there_is_not_compared():
+    without = row(masks=None)
+    assert without.is_equal
+    assert proof.table([without]).splitlines()[-1].endswith("| 0.0e+00 | 0.0e+00 | - |")
+
+
 def test_the_verb_writes_what_the_model_finds(onnx_file, run_folder):
     _, model = detector("faster", run_folder)
     exported = ExportedModel(onnx_file)

@@ -37,7 +37,7 @@ class Row(NamedTuple):
         unpaired: detections that only one of them has.
         boxes: largest difference of a coordinate in pixels.
         scores: of a probability (an RPN's objectness logits: relative to the largest).
-        masks: of a mask's probability, or of keypoint heatmaps relative to the largest; 0 without.
+        masks: of a mask's probability, or of keypoint heatmaps relative to the largest; None without.
     """
 
     what: str
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     unpaired: int
     boxes: float
     scores: float
-    masks: float
+    masks: float | None
 
     @property
     def is_equal(self) -> bool:
@@ -57,7 +57,7 @@ class Row(NamedTuple):
             self.unpaired <= most
             and self.boxes <= BOXES
             and self.scores <= SCORES
-            and self.masks <= MASKS
+            and (self.masks or 0.0) <= MASKS
         )
 
 
@@ -71,7 +71,7 @@ def table(rows: Sequence[Row]) -> str:
             str(row.expected),
             str(row.found),
             str(row.unpaired),
-            *(f"{value:.1e}" for value in (row.boxes, row.scores, row.masks)),
+            *("-" if x is None else f"{x:.1e}" for x in (row.boxes, row.scores, row.masks)),
         ]
         for row in rows
     ]
@@ -97,12 +97,12 @@ def compared(
     differences = {name: _difference(expected, found, name, pairs) for name in found}
     if score == "objectness_logits":
         differences[score] /= max(1.0, np.abs(expected[score]).max(initial=0))
-    masks = 0.0
+    masks: float | None = None
     for name, relative_to in (("masks", 1.0), ("keypoint_heatmaps", None)):
         if name in found:
             largest = relative_to or max(1.0, np.abs(expected[name]).max(initial=0))
             scale = 1.0 if name == "masks" else MASKS / HEATMAPS
-            masks = max(masks, differences[name] / largest * scale)
+            masks = max(masks or 0.0, differences[name] / largest * scale)
     size = arrays[0].shape[2:]
     return Row(
         what,
