@@ -37,7 +37,8 @@ class Row(NamedTuple):
         unpaired: detections that only one of them has.
         boxes: largest difference of a coordinate in pixels.
         scores: of a probability (an RPN's objectness logits: relative to the largest).
-        masks: of a mask's probability, or of keypoint heatmaps relative to the largest; None without.
+        masks: of a mask's probability, or of keypoint heatmaps relative to the largest; None
+            without.
     """
 
     what: str
