@@ -185,14 +185,15 @@ class Detections:
         return found
 
     def draw(self, scale: float = 1.0, label_levels: bool = False) -> Image.Image:
-        """The picture with boxes, coloured by level, and masks and keypoints where there are.
+        """The picture with boxes, coloured by class, and masks and keypoints where there are.
 
         A picture given as a path is read again; of one given as an array, what it holds now is
         drawn on, and it is left as it is.
 
         Args:
             scale: size of the drawing relative to the picture.
-            label_levels: write ``p3>p4`` on each box, proposed by P3 and pooled from P4.
+            label_levels: write ``p3>p4`` on each box, proposed by P3 and pooled from P4, and
+                colour it by the second.
 
         Raises:
             OSError: the picture was a file, and cannot be read any more.
