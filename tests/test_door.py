@@ -86,7 +86,10 @@ def test_one_option_means_one_thing(capsys, monkeypatch):
         if "KEY VALUE" in printed[0]:
             takes["KEY VALUE"][verb] = ""
     others = {
-        "output": {"video": "VIDEO", "pretrain": "FILE", "weights convert": "FILE"},  # no folder
+        "output": {
+            **{"video": "VIDEO", "pretrain": "FILE", "weights convert": "FILE"},
+            "export": "FILE",
+        },  # no folder
         "input": {"video": "VIDEO"},
     }
     for option, by_verb in takes.items():
@@ -150,6 +153,7 @@ def arguments(tmp_path):
         "look": output,
         "analyze": [],
         "contact-sheet": output,
+        "export": ["--format", "torchscript", "--output", str(tmp_path / "model.pt")],
         "compare weights": ["--control", DEMO, "--weights", "none.pth"],
         "compare train": ["--control", DEMO, "--seeds", "1", *output],
         "proposals generate": ["--datasets", "bccd_train", *output],
