@@ -35,6 +35,20 @@ def images(tmp_path_factory):
     MetadataCatalog.remove(DATASET)
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """Python's: in the background of a script, SIGINT is ignored."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGUSR1: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Before(HookBase):
     """Does something before an iteration, counted from 1."""
 

@@ -285,6 +285,6 @@ def test_a_worker_that_starts_afresh(demo_images, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,  # seconds, of some 10: a dead worker is waited for without end
+        timeout=600,  # seconds, of some 10: a dead worker is waited for without end
     )
     assert done.stdout == "3\n", done.stderr[-2000:]
