@@ -206,10 +206,10 @@ def wait_for_a_signal(args):
     try:
         with interrupts.interruptible() as asked:
             while True:
-                (args.folder / f"waiting_{comm.get_rank()}").touch()
-                time.sleep(0.01)
                 asked.check()
                 rounds += 1
+                (args.folder / f"waiting_{comm.get_rank()}").touch()
+                time.sleep(0.01)
     except interrupts.Interrupted as interrupted:
         (args.folder / f"rounds_{comm.get_rank()}").write_text(str(rounds))
         comm.synchronize()
