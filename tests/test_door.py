@@ -345,9 +345,9 @@ def test_a_mistake_is_one_message_where_several_processes_are_asked_for(opts, ca
 def test_a_place_or_number_that_cannot_be_is_said_at_once(words, message, tmp_path, capsys):
     verb, *rest = words
     # Short, should it be trained after all; in a folder that `make demo` has not used.
-    short = ["SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
-    short = short if verb == "train" else []
-    assert main([verb, "--config-file", DEMO, *rest, *short]) == 2
+    short = ["SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"] if verb == "train" else []
+    unused = ["OUTPUT_DIR", str(tmp_path)] if verb == "train" else []
+    assert main([verb, "--config-file", DEMO, *unused, *rest, *short]) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
 
