@@ -7,15 +7,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
-    ROI_KEYPOINT_HEAD_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    RPN_HEAD_REGISTRY,
     GeneralizedRCNN,
     ProposalNetwork,
 )
@@ -29,6 +22,7 @@ from ..keys import own_keys
 from ..modeling.top_blocks import TOP_BLOCK_REGISTRY
 from ..names import did_you_mean
 from ..registries.architectures import class_count, class_count_key, is_architecture, reads_node
+from ..registries.chosen_by import CHOSEN_BY
 from ..registries.lookup import check_norm, has_pyramid_heads, inherits, is_pyramid, look_up
 from .check_levels import configured_level_problems
 from .check_training import determinism_problems, recipe_problems, solver_problems
@@ -111,44 +105,33 @@ def _undefined_key_problems(cfg: CfgNode, also_defined: Sequence[str]) -> Iterab
 
 def _name_problems(cfg: CfgNode) -> Iterable[str]:
     model = cfg.MODEL
-    named = [
-        (META_ARCH_REGISTRY, model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"),
-        (BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME"),
-        (ANCHOR_GENERATOR_REGISTRY, model.ANCHOR_GENERATOR.NAME, "MODEL.ANCHOR_GENERATOR.NAME"),
-    ]
     has_rpn, has_heads = reads_node(cfg, "RPN"), reads_node(cfg, "ROI_HEADS")
+    named = {
+        "MODEL.META_ARCHITECTURE": model.META_ARCHITECTURE,
+        "MODEL.BACKBONE.NAME": model.BACKBONE.NAME,
+        "MODEL.ANCHOR_GENERATOR.NAME": model.ANCHOR_GENERATOR.NAME,
+    }
     if has_heads:
-        named.append((ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME"))
+        named["MODEL.ROI_HEADS.NAME"] = model.ROI_HEADS.NAME
     if has_rpn:
-        named.append((RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME"))
+        named["MODEL.RPN.HEAD_NAME"] = model.RPN.HEAD_NAME
+    if has_rpn and model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+        named["MODEL.PROPOSAL_GENERATOR.NAME"] = model.PROPOSAL_GENERATOR.NAME
+    # Empty in Detectron2's defaults, for models without such a head.
+    if has_heads and (model.ROI_BOX_HEAD.NAME or has_pyramid_heads(cfg)):
+        named["MODEL.ROI_BOX_HEAD.NAME"] = model.ROI_BOX_HEAD.NAME
+    if has_heads and model.MASK_ON:
+        named["MODEL.ROI_MASK_HEAD.NAME"] = model.ROI_MASK_HEAD.NAME
+    if has_heads and model.KEYPOINT_ON:
+        named["MODEL.ROI_KEYPOINT_HEAD.NAME"] = model.ROI_KEYPOINT_HEAD.NAME
+    lookups = [(CHOSEN_BY[key].registry, name, key) for key, name in named.items()]
     if is_pyramid(cfg):
-        named.append((TOP_BLOCK_REGISTRY, model.FPN_EXT.TOP_BLOCK, "MODEL.FPN_EXT.TOP_BLOCK"))
+        lookups.append((TOP_BLOCK_REGISTRY, model.FPN_EXT.TOP_BLOCK, "MODEL.FPN_EXT.TOP_BLOCK"))
         try:
             check_bottom_up_name(model.FPN_EXT.BOTTOM_UP)
         except ValueError as error:
             yield str(error)
-    if has_rpn and model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
-        named.append(
-            (
-                PROPOSAL_GENERATOR_REGISTRY,
-                model.PROPOSAL_GENERATOR.NAME,
-                "MODEL.PROPOSAL_GENERATOR.NAME",
-            )
-        )
-    # Empty in Detectron2's defaults, for models without such a head.
-    if has_heads and (model.ROI_BOX_HEAD.NAME or has_pyramid_heads(cfg)):
-        named.append((ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME, "MODEL.ROI_BOX_HEAD.NAME"))
-    if has_heads and model.MASK_ON:
-        named.append((ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME, "MODEL.ROI_MASK_HEAD.NAME"))
-    if has_heads and model.KEYPOINT_ON:
-        named.append(
-            (
-                ROI_KEYPOINT_HEAD_REGISTRY,
-                model.ROI_KEYPOINT_HEAD.NAME,
-                "MODEL.ROI_KEYPOINT_HEAD.NAME",
-            )
-        )
-    for registry, name, key in named:
+    for registry, name, key in lookups:
         try:
             look_up(registry, name, key)
         except ValueError as error:

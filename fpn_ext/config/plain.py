@@ -5,21 +5,11 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_KEYPOINT_HEAD_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    build_model,
-)
-from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
+from detectron2.modeling import build_model
 
 from ..keys import declared_keys
 from ..registries.architectures import reads_node
+from ..registries.chosen_by import CHOSEN_BY
 from .defaults import flat, get_cfg
 from .unread import unread_keys
 
@@ -34,18 +24,6 @@ THEIRS = {
 # RetinaNet's P6 and P7, which have weights, are in a backbone of their own.
 RETINANETS = "build_retinanet_resnet_fpn_backbone"
 TOP_BLOCK = "MODEL.FPN_EXT.TOP_BLOCK"
-# The key that chooses a component -> its registry, and the node that must be read for it to count.
-CHOSEN_BY: dict[str, tuple[Any, str]] = {
-    "MODEL.META_ARCHITECTURE": (META_ARCH_REGISTRY, ""),
-    "MODEL.BACKBONE.NAME": (BACKBONE_REGISTRY, ""),
-    "MODEL.ANCHOR_GENERATOR.NAME": (ANCHOR_GENERATOR_REGISTRY, ""),
-    "MODEL.PROPOSAL_GENERATOR.NAME": (PROPOSAL_GENERATOR_REGISTRY, "RPN"),
-    "MODEL.RPN.HEAD_NAME": (RPN_HEAD_REGISTRY, "RPN"),
-    "MODEL.ROI_HEADS.NAME": (ROI_HEADS_REGISTRY, "ROI_HEADS"),
-    "MODEL.ROI_BOX_HEAD.NAME": (ROI_BOX_HEAD_REGISTRY, "ROI_HEADS"),
-    "MODEL.ROI_MASK_HEAD.NAME": (ROI_MASK_HEAD_REGISTRY, "ROI_HEADS"),
-    "MODEL.ROI_KEYPOINT_HEAD.NAME": (ROI_KEYPOINT_HEAD_REGISTRY, "ROI_HEADS"),
-}
 # What is in Detectron2's own keys as well, and what changes no more than speed or rounding.
 EXPRESSED = ("LEVELS", "ANCHOR_SIZES", "KEEP_PIXELS")
 SPEED = (
@@ -127,13 +105,13 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
 
 def _counts(cfg: CfgNode, key: str) -> bool:
     """Whether the model has the part that a key of ``CHOSEN_BY`` chooses."""
-    node = CHOSEN_BY[key][1]
+    node = CHOSEN_BY[key].node
     return not node or reads_node(cfg, node)
 
 
 def _is_detectron2s(key: str, name: str) -> bool:
     """Whether Detectron2 itself has registered the name; "" stands for none of this part."""
-    registry = CHOSEN_BY[key][0]
+    registry = CHOSEN_BY[key].registry
     if name in ("", "PrecomputedProposals"):
         return True
     registered = registry.get(name) if name in registry else None

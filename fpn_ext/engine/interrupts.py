@@ -1,6 +1,6 @@
 """Signals that stop a training without loss: SIGTERM, SIGINT, and one that the user names.
 
-The first is noted: the iteration is finished, a checkpoint written (:mod:`fpn_ext.engine.trainer`),
+The first is noted: the iteration is finished, a checkpoint written (:mod:`fpn_ext.engine.loop`),
 and the process exits with 128 + the signal's number, as shells count. A second one ends at once.
 """
 
@@ -106,13 +106,15 @@ class Interrupts:
 def handled_by(handler: Callable[[int, FrameType | None], Any], signals: Sequence[int]) -> Iterator:
     """A block in which a function handles signals; those that are ignored stay ignored.
 
+    So do those with a handler that is not Python's, which could not be put back.
+
     Commands in the background of a script, for instance, ignore SIGINT. Outside a process's main
     thread, where Python handles no signals, nothing changes.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in signals:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, handler)
     try:
         yield
