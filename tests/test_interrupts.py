@@ -12,6 +12,7 @@ import torch
 import two_processes
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
 from fpn_ext.__main__ import main
 from fpn_ext.engine import distributed, finished
 from fpn_ext.engine.interrupts import (
@@ -134,6 +135,18 @@ def test_the_iteration_is_finished_and_nothing_is_lost(
     begun(config(tmp_path), resume=True).train()
     assert same_bits(content(straight / "model_final.pth"), content(tmp_path / "model_final.pth"))
     assert finished.is_finished(tmp_path)
+
+
+def test_evaluations_of_ones_own_are_left_to_resuming(tmp_path):
+    scored = []
+    trainer = begun(config(tmp_path))
+    trainer.register_hooks([EvalHook(0, lambda: scored.append("interrupted")), signal_in(8)])
+    with pytest.raises(Interrupted), interruptible() as trainer.interrupts:
+        trainer.train()
+    resumed = begun(config(tmp_path), resume=True)
+    resumed.register_hooks([EvalHook(0, lambda: scored.append("resumed"))])
+    resumed.train()
+    assert scored == ["resumed"]
 
 
 @pytest.mark.parametrize("evaluation", [4, 8])
@@ -266,12 +279,14 @@ def test_names_of_signals():
     assert signal_number("usr1") == signal_number("SIGUSR1") == signal.SIGUSR1
 
 
-def test_one_of_two_processes_is_asked_and_both_stop(tmp_path):
-    """The launcher gets it, passes it on, and exits as a single process would."""
+@pytest.mark.parametrize("asked", ["launcher", "rank 1"])
+def test_both_of_two_processes_stop(tmp_path, asked):
+    """The launcher passes it on and exits as a single process would; one process asks the other."""
     args = options_of(["--num-processes", "2"])
     args.folder = tmp_path
     launcher = os.fork()
     if not launcher:
+        os.setpgid(0, 0)
         status = 1
         try:
             distributed.launch(two_processes.wait_for_a_signal, args, "cpu")
@@ -279,9 +294,17 @@ def test_one_of_two_processes_is_asked_and_both_stop(tmp_path):
             status = end.code
         finally:
             os._exit(status)
-    wait_for([tmp_path / f"waiting_{rank}" for rank in (0, 1)])
-    os.kill(launcher, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1]) == 128 + signal.SIGTERM
+    files = [tmp_path / f"waiting_{rank}" for rank in (0, 1)]
+    wait_for(files)
+    time.sleep(0.1)
+    os.kill(launcher if asked == "launcher" else int(files[1].read_text()), signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while not (ended := os.waitpid(launcher, os.WNOHANG))[0] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if not ended[0]:
+        os.killpg(launcher, signal.SIGKILL)
+        ended = os.waitpid(launcher, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 128 + signal.SIGTERM
     rounds = [(tmp_path / f"rounds_{rank}").read_text() for rank in (0, 1)]
     assert rounds[0] == rounds[1] != "0"
 

@@ -208,7 +208,9 @@ def wait_for_a_signal(args):
             while True:
                 asked.check()
                 rounds += 1
-                (args.folder / f"waiting_{comm.get_rank()}").touch()
+                waiting = args.folder / f"waiting_{comm.get_rank()}"
+                if not waiting.exists():
+                    waiting.write_text(str(os.getpid()))
                 time.sleep(0.01)
     except interrupts.Interrupted as interrupted:
         (args.folder / f"rounds_{comm.get_rank()}").write_text(str(rounds))
