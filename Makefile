@@ -10,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_efficientnet_lite0_FPN.yaml
 
 
-.PHONY: demo exporters test test-lowest test-avx2 test-avx2-short test-export test-detectron2 test-main fuzz gpu setup lint format docs lock
+.PHONY: demo exporters test test-slow test-lowest test-avx2 test-avx2-short test-export test-detectron2 test-main fuzz gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -21,13 +21,17 @@ demo: $(OUTPUT)/demo/contact_sheet.png
 
 # A file of tests at a time to each process, of one thread: two such are faster than one of two.
 test: setup
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+
+# The others, which .ci/run runs as well.
+test-slow: setup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m slow -n auto --maxprocesses 4 --dist loadfile
 
 setup: $(READY)
 
 # The tests with the oldest versions that pyproject.toml allows.
 test-lowest:
-	LOWEST=1 $(MAKE) test VENV=.venv-lowest
+	LOWEST=1 $(MAKE) test test-slow VENV=.venv-lowest
 
 # On any processor, as on one without AVX-512: all tests, into results/matrix.
 AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1

@@ -52,6 +52,7 @@ def sides(rows):
     return {row["side"] for row in rows}
 
 
+@pytest.mark.slow
 def test_every_part_has_times(results):
     assert {"Detectron2", "this project"} <= sides(results["inference"])
     for part in ("inference", "stages", "training"):
@@ -61,11 +62,13 @@ def test_every_part_has_times(results):
     assert {row["stage"] for row in results["stages"]} == set(whole_model.STAGES)
 
 
+@pytest.mark.slow
 def test_torchvision_is_left_out_where_its_network_is_another(results):
     assert "torchvision" in results["left_out"]
     assert "torchvision" not in sides(results["inference"])
 
 
+@pytest.mark.slow
 def test_stages_agree_with_detectron2(results):
     compared = [row for row in results["stages"] if row.get("difference") is not None]
     assert {row["stage"] for row in compared} == set(whole_model.STAGES) - {"input"}
@@ -75,6 +78,7 @@ def test_stages_agree_with_detectron2(results):
             assert row.get("count") == row.get("count_reference"), row
 
 
+@pytest.mark.slow
 def test_whole_models_agree_with_detectron2(results):
     for row in results["inference"]:
         assert row["detections"] > 0
@@ -83,6 +87,7 @@ def test_whole_models_agree_with_detectron2(results):
         assert row["score_difference"] <= FLOAT32, row
 
 
+@pytest.mark.slow
 def test_losses_agree_with_detectron2(results):
     for row in results["training"]:
         differences = row["relative_difference_of_losses"]
@@ -90,11 +95,13 @@ def test_losses_agree_with_detectron2(results):
         assert max(differences.values()) <= FLOAT32, row
 
 
+@pytest.mark.slow
 def test_targets_of_other_sizes_are_not_measured(results):
     by_part = {row["part"]: row["met"] for row in results["targets"] if row["size"]}
     assert by_part == {"inference": None, "stages": None, "memory": None}
 
 
+@pytest.mark.slow
 def test_report_and_chart_are_written(output):
     report = (output / "whole_model.md").read_text()
     for heading in ("Inference", "Stages, 96x128", "Training", "Targets"):
@@ -104,6 +111,7 @@ def test_report_and_chart_are_written(output):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+@pytest.mark.slow
 def test_memory_in_a_process_of_its_own():
     options = whole_model.parse([*ARGUMENTS, *SMALL])
     weights = calibrated_weights(builtin_config("cpu", SMALL), (96, 128))

@@ -405,6 +405,7 @@ def trained(tmp_path_factory):
     return folder, begun, begun_again
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_what_was_interrupted_goes_on(trained):
     folder, begun, begun_again = trained
     assert begun == ALL_RUNS[:3] and begun_again == ALL_RUNS[2:]
@@ -415,6 +416,7 @@ def test_what_is_done_is_not_done_again_and_what_was_interrupted_goes_on(trained
     assert "Starting training from iteration 1" in log
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_in_its_last_evaluation_is_evaluated(trained):
     folder, *_ = trained
     file = folder / "control" / "seed_1" / "results.json"
@@ -427,6 +429,7 @@ def test_a_run_interrupted_in_its_last_evaluation_is_evaluated(trained):
     assert train(folder) == 0, "still a run of this config"
 
 
+@pytest.mark.slow
 def test_every_run_is_the_users_own_with_its_seed(trained):
     folder, *_ = trained
     for side, seed in ALL_RUNS:
@@ -437,6 +440,7 @@ def test_every_run_is_the_users_own_with_its_seed(trained):
         assert (folder / side / seed / "model_final.pth").is_file()
 
 
+@pytest.mark.slow
 def test_markdown_and_json_of_trainings_agree(trained):
     folder, *_ = trained
     found, text = report(folder, "train"), (folder / "train.md").read_text()
@@ -458,6 +462,7 @@ def test_markdown_and_json_of_trainings_agree(trained):
         assert cell[4:] == [run["commit"], run["hardware"]]
 
 
+@pytest.mark.slow
 def test_runs_of_another_config_are_not_taken_for_these(trained, capsys):
     folder, *_ = trained
     message = said(capsys, train(folder, opts=[*TRAINED, "SOLVER.MAX_ITER", "3"]))

@@ -348,6 +348,7 @@ def running(parents):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job(tmp_path, monkeypatch):
     for name in (*TORCHRUN, *SRUN):
         monkeypatch.delenv(name, raising=False)

@@ -466,6 +466,7 @@ def test_the_kernel_is_checked_against_torchvision(mode, monkeypatch):
 
 @needs_triton
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="without a CUDA device, in a process of its own")
+@pytest.mark.slow
 def test_in_the_interpreter():
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],

@@ -40,6 +40,7 @@ def run(*words, **kwargs):
     return subprocess.run(command, capture_output=True, text=True, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_test_is_written_with_where_it_was_run(tmp_path, monkeypatch):
     monkeypatch.setattr(matrix, "RESULTS", tmp_path)
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")

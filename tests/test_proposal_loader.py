@@ -275,6 +275,7 @@ if __name__ == "__main__":  # a spawned worker imports this file: it is to find 
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_starts_afresh(demo_images, tmp_path):
     """A spawned or forkserver (Python 3.14) worker gets the images before any import."""
     script = tmp_path / "worker.py"

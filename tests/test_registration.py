@@ -35,6 +35,7 @@ def run(code):
         "import fpn_ext.bottom_up.build",
     ],
 )
+@pytest.mark.slow
 def test_in_any_order(first):
     """As in a user's training script, in a fresh process."""
     code = f"import fpn_ext; {first}; {REGISTERED}"

@@ -221,6 +221,7 @@ def test_pictures_are_crops_in_bgr_and_half_of_them_are_mirrored(monkeypatch):
     assert classes.min() == 0 and classes.max() == pretrain.NUM_CLASSES - 1
 
 
+@pytest.mark.slow
 def test_one_row_end_to_end_and_again(reproduction, demo_images, capsys, monkeypatch):
     """Train, propose, train on the proposals; the second time there is nothing to do."""
     monkeypatch.setattr(pretrain, "PICTURES", 20)
