@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 
+from ..files.atomic import replacing
 from ..reporting.json_files import write_json
 
 Batch = list[dict[str, Any]]
@@ -24,8 +25,10 @@ def save(
 ) -> None:
     """Write ``batch.pth`` and ``model.pth``, tensors and plain values only, and the report."""
     write_json(folder / "report.json", report)
-    torch.save([_plain(record) for record in batch], folder / "batch.pth")
-    torch.save({"model": dict(weights)}, folder / "model.pth")
+    with replacing(folder / "batch.pth") as stream:
+        torch.save([_plain(record) for record in batch], stream)
+    with replacing(folder / "model.pth") as stream:
+        torch.save({"model": dict(weights)}, stream)
 
 
 def load_batch(file: str | Path) -> Batch:
