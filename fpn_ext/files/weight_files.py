@@ -28,15 +28,18 @@ class DamagedFileError(ValueError):
     """A file that is truncated or altered, or whose format does not match its name."""
 
 
-def check_address(address: str) -> None:
-    """Refuse an unencrypted URL, where weights could be altered in transit.
+def check_address(address: str, key: str = "MODEL.WEIGHTS") -> None:
+    """Refuse an unencrypted URL, where a file could be altered in transit.
+
+    Args:
+        key: what has this value, for the message.
 
     Raises:
         ValueError: it starts with http:// or ftp://.
     """
-    if address.startswith(("http://", "ftp://")):
+    if address.lower().startswith(("http://", "ftp://")):
         raise ValueError(
-            f"MODEL.WEIGHTS: {address} is fetched without protection from changes on the way; use "
+            f"{key}: {address} is fetched without protection from changes on the way; use "
             "its https:// address, or download it and name the file"
         )
 
