@@ -1,15 +1,22 @@
 """What is read is bounded before anything is built. The limits are lowered here: no input of these
 tests is large."""
 
+import codecs
 import itertools
+import pickle
+import zipfile
 
 import fpn_ext
+import numpy as np
 import pytest
+import torch
 import yaml
 from detectron2.utils.file_io import PathManager
 from fpn_ext.config import files as config_files
 from fpn_ext.data.data_file import open_data
-from fpn_ext.files import safe_yaml
+from fpn_ext.files import limits, safe_yaml, weight_files
+from fpn_ext.files.safe_pickle import load_pickle
+from fpn_ext.files.weight_files import DamagedFileError, read_weights
 
 # YAML
 
@@ -123,3 +130,156 @@ def test_a_base_is_not_fetched_unencrypted(tmp_path, monkeypatch, scheme):
     with pytest.raises(ValueError, match=r"a\.yaml: _BASE_: \w+://.* without protection"):
         fpn_ext.load_config(str(tmp_path / "a.yaml"))
     assert not asked
+
+
+# Pickles
+
+
+class Calls:
+    """An object that a pickle makes by a call."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+TEXT = "x" * 500
+PAIR = (1, 2)
+PICKLES = {
+    "steps": ("MOST_STEPS", 60, [0] * 40, [0] * 60, "it takes more than 60 steps"),
+    "levels": ("MOST_LEVELS", 2, [[1]], [[[1]]], "nested more than 2 levels deep"),
+    "values": ("MOST_VALUES", 7, (PAIR, PAIR), (PAIR, PAIR, PAIR), "more than 7 values"),
+    "copies": (
+        *("MORE_BYTES", 100, [Calls(codecs.encode, TEXT, "latin1")]),
+        *([Calls(codecs.encode, TEXT, "latin1") for _ in range(9)], "it repeats parts"),
+    ),
+    "key": ("LONGEST_KEY", 2, {PAIR: 0}, {(1, 2, 3): 0}, "a key that is a tuple of other"),
+    "key of keys": ("LONGEST_KEY", 2, {PAIR: 0}, {(PAIR, 1): 0}, "a key that is a tuple of other"),
+    "member": ("LONGEST_KEY", 2, {PAIR}, {(PAIR, 1)}, "a key that is a tuple of other"),
+    "frozen": ("LONGEST_KEY", 2, frozenset([PAIR]), frozenset([(PAIR, 1)]), "a key that is"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("case", PICKLES)
+def test_a_pickle_is_bounded(tmp_path, monkeypatch, case, protocol):
+    name, most, fits, exceeds, said = PICKLES[case]
+    monkeypatch.setattr(limits, name, most)
+    file = tmp_path / "a.pkl"
+    file.write_bytes(pickle.dumps(fits, protocol))
+    load_pickle(file)
+    file.write_bytes(pickle.dumps(exceeds, protocol))
+    with pytest.raises(ValueError, match=rf"a\.pkl is not read: .*{said}"):
+        load_pickle(file)
+
+
+def test_arrays_of_the_same_bytes_are_counted_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MORE_BYTES", 0)
+    file = tmp_path / "a.pkl"
+    array = np.arange(100)
+    file.write_bytes(pickle.dumps([array, array], 2))  # one array, held twice
+    first, second = load_pickle(file)
+    assert first is second
+    state = array.__reduce__()[2]  # whose bytes are one object in the file
+    arrays = [Array(state) for _ in range(9)]
+    file.write_bytes(pickle.dumps(arrays, 2))
+    with pytest.raises(ValueError, match="it repeats parts"):
+        load_pickle(file)
+
+
+class Array:
+    def __init__(self, state):
+        self.state = state
+
+    def __reduce__(self):
+        return *np.zeros(0).__reduce__()[:2], self.state
+
+
+# Files of torch
+
+
+def rewritten(file, change, compression=zipfile.ZIP_STORED):
+    """The archive with members changed by ``change(name, content)``."""
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, change(name, content))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    file = tmp_path / "a.pth"
+    torch.save({"w": torch.zeros(3), "b": torch.zeros(5)}, file)
+    rewritten(file, lambda name, content: content)  # as it is, it is read
+    assert len(read_weights(str(file))["model"]["w"]) == 3
+    return file
+
+
+def shorter(name, content):
+    return content[:4] if name.endswith("data/0") else content
+
+
+def larger(name, content):
+    """Three numbers said to be four: (3,), its size, is K\\x03\\x85 in the pickle."""
+    return content.replace(b"K\x03\x85", b"K\x04\x85") if name.endswith("data.pkl") else content
+
+
+@pytest.mark.parametrize(
+    ("change", "compression", "said"),
+    [
+        (shorter, zipfile.ZIP_STORED, "states a storage '0' of 12 bytes, which is not there"),
+        (larger, zipfile.ZIP_STORED, r"states a tensor of \(4,\) in a storage of 3 numbers"),
+        (lambda name, content: content, zipfile.ZIP_DEFLATED, "is compressed, which torch.save"),
+    ],
+)
+def test_an_archive_holds_what_it_states(weights, change, compression, said):
+    rewritten(weights, change, compression)
+    with pytest.raises(DamagedFileError, match=rf"a\.pth is not read: .*{said}"):
+        read_weights(str(weights))
+
+
+def test_two_members_of_one_name(weights):
+    with zipfile.ZipFile(weights, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(archive.namelist()[0], b"")
+    with pytest.raises(DamagedFileError, match="two members of its archive have one name"):
+        read_weights(str(weights))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (Calls(bytearray, 3), r"__builtin__\.bytearray of a size"),
+        (Calls(torch.FloatTensor, 3), "torch.FloatTensor of a size"),
+    ],
+)
+def test_nothing_is_allocated_by_number(tmp_path, zipped, call, said):
+    file = tmp_path / "a.pth"
+    torch.save({"w": call}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=rf"a\.pth asks for {said}; it was not read"):
+        read_weights(str(file))
+
+
+def test_the_older_format_holds_what_it_states(tmp_path):
+    file = tmp_path / "a.pth"
+    torch.save({"w": torch.zeros(3)}, file, _use_new_zipfile_serialization=False)
+    assert len(read_weights(str(file))["model"]["w"]) == 3
+    count = b"K\x03N"  # how many numbers, and no view of another storage
+    content = file.read_bytes()
+    assert content.count(count) == 1
+    file.write_bytes(content.replace(count, b"M\xff\x7fN"))  # 32767
+    with pytest.raises(DamagedFileError, match=r"it states storages of more bytes than its own"):
+        read_weights(str(file))
+
+
+def test_a_tensor_that_repeats_numbers_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_files, "MORE_BYTES", 0)
+    file = tmp_path / "a.pth"
+    torch.save({"w": torch.zeros(1).expand(500)}, file)
+    assert len(read_weights(str(file))["model"]["w"]) == 500
+    monkeypatch.setattr(weight_files, "MOST_GROWTH", 1)
+    with pytest.raises(ValueError, match=r"its tensors have 1 times .* 'w' of shape \(500,\)"):
+        read_weights(str(file))

@@ -1,5 +1,6 @@
 """Save the batch that broke a training, and load it without executing code."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 
 from ..files.atomic import replacing
+from ..files.weight_files import read_torch
 from ..reporting.json_files import write_json
 
 Batch = list[dict[str, Any]]
@@ -32,8 +34,12 @@ def save(
 
 
 def load_batch(file: str | Path) -> Batch:
-    """A saved batch, ready for ``model(batch)``. Executes no code from the file."""
-    return [_restored(record) for record in torch.load(file, weights_only=True)]
+    """A saved batch, ready for ``model(batch)``. Executes no code from the file.
+
+    Raises:
+        ValueError: it is damaged, or requests code.
+    """
+    return [_restored(record) for record in read_torch(os.fspath(file))]
 
 
 def _plain(value: Any) -> Any:
