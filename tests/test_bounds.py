@@ -2,21 +2,33 @@
 tests is large."""
 
 import codecs
+import io
 import itertools
+import json
+import math
 import pickle
 import zipfile
 
 import fpn_ext
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
+from fpn_ext.__main__ import main
 from fpn_ext.config import files as config_files
+from fpn_ext.data import coco_file, datasets, demo_data
+from fpn_ext.data.coco_file import check_coco_file
 from fpn_ext.data.data_file import open_data
+from fpn_ext.data.datasets import read_voc_annotation
+from fpn_ext.data.reading import read_picture
 from fpn_ext.files import limits, safe_yaml, weight_files
 from fpn_ext.files.safe_pickle import load_pickle
 from fpn_ext.files.weight_files import DamagedFileError, read_weights
+from PIL import Image
 
 # YAML
 
@@ -283,3 +295,136 @@ def test_a_tensor_that_repeats_numbers_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(weight_files, "MOST_GROWTH", 1)
     with pytest.raises(ValueError, match=r"its tensors have 1 times .* 'w' of shape \(500,\)"):
         read_weights(str(file))
+
+
+# Images and annotations
+
+
+def array_stating(shape):
+    """A .npy whose header states a shape, with ten numbers."""
+    stream = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + bytes(10)
+
+
+def test_an_array_is_no_larger_than_its_file(tmp_path):
+    (tmp_path / "a.npy").write_bytes(array_stating((2, 5)))
+    assert read_picture(tmp_path / "a.npy", "L").shape == (2, 5, 1)
+    (tmp_path / "a.npy").write_bytes(array_stating((3, 5)))
+    with pytest.raises(ValueError, match=r"a\.npy: no array of numbers \(mmap length is greater"):
+        read_picture(tmp_path / "a.npy", "L")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".bmp"])
+def test_an_image_of_more_pixels_than_pillow_reads_is_named(tmp_path, monkeypatch, suffix):
+    file = tmp_path / f"a{suffix}"
+    Image.new("RGB", (10, 10)).save(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # twice as many are an error
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert read_picture(file, "RGB").shape == (10, 10, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 49)
+    with pytest.raises(OSError, match=rf"a\{suffix} cannot be read: DecompressionBombError: "):
+        read_picture(file, "RGB")
+
+
+def test_an_annotation_file_is_bounded(tmp_path, monkeypatch):
+    (tmp_path / "a.xml").write_text("<annotation/>")
+    monkeypatch.setattr(datasets, "MOST_BYTES", 13)
+    assert read_voc_annotation(tmp_path / "a.xml").tag == "annotation"
+    (tmp_path / "a.xml").write_text("<annotation />")
+    with pytest.raises(ValueError, match=r"a\.xml has 14 bytes; at most 13 of XML are read"):
+        read_voc_annotation(tmp_path / "a.xml")
+
+
+def coco(width, polygon):
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}
+    return {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": width, "height": 8}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{**annotation, "segmentation": [polygon]}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("width", "polygon", "said"),
+    [
+        (20, [-20, 0, 40, 0, 4, 8], ""),
+        (21, [0, 0, 4, 0, 4, 4], "no image of more than 160 pixels"),
+        (20, [-21, 0, 4, 0, 4, 4], "no further outside the image than it is long"),
+        (20, [0, 0, 41, 0, 4, 4], "no further outside the image than it is long"),
+        (20, [0, 0, 4, 0, 4, math.nan], "a polygon's coordinates must be numbers"),
+        (20, [0, 0, 4, 0, 4, "4"], "a polygon's coordinates must be numbers"),
+    ],
+)
+def test_a_mask_is_one_of_its_image(tmp_path, monkeypatch, width, polygon, said):
+    monkeypatch.setattr(coco_file, "MOST_PIXELS", 160)
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(coco(width, polygon)))
+    if not said:
+        assert check_coco_file(file) == []
+        return
+    with pytest.raises(ValueError, match=said):
+        check_coco_file(file)
+
+
+# A damaged image, wherever it is met
+
+
+DAMAGED = "damaged_train"
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """A run's folder, and an image that is cut short, of the dataset that it trains on."""
+    root = tmp_path_factory.mktemp("damaged")
+    demo_data.ensure(root / "data", num_train=3, num_val=1, image_size=128)
+    tiny.register(root / "other")
+    image = root / "data" / "train" / "000002.jpg"
+    image.write_bytes(image.read_bytes()[:-900])
+    annotations = root / "data" / "annotations" / "instances_train.json"
+    register_coco_instances(DAMAGED, {}, str(annotations), str(image.parent))
+    run = tiny.saved_run(root / "run", "DATASETS.TEST", f"('{DAMAGED}',)")
+    weights = torch.load(run / "model_final.pth")["model"]  # without the classes of another dataset
+    torch.save({"model": weights}, run / "model_final.pth")
+    yield run, image
+    DatasetCatalog.remove(DAMAGED)
+    MetadataCatalog.remove(DAMAGED)
+
+
+def training(run, *opts):
+    words = ["train", "--config-file", tiny.FILE, *tiny.options(run.parent / "new", *opts)]
+    return [*words, "DATASETS.TRAIN", f"('{DAMAGED}',)"]
+
+
+VERBS = {
+    "train": lambda run, image: training(run, "DATALOADER.NUM_WORKERS", 0),
+    "train, workers": lambda run, image: training(run, "DATALOADER.NUM_WORKERS", 1),
+    "eval": lambda run, image: ["eval", "--run", str(run), "DATALOADER.NUM_WORKERS", "0"],
+    "eval, workers": lambda run, image: ["eval", "--run", str(run), "DATALOADER.NUM_WORKERS", "1"],
+    "look": lambda run, image: ["look", "--run", str(run), "--input", str(image)],
+    "contact-sheet": lambda run, image: ["contact-sheet", "--run", str(run)],
+    "compare": lambda run, image: [
+        *("compare", "weights", "--config-file", str(run / "config.yaml"), "--control"),
+        *(str(run / "config.yaml"), "--weights", str(run / "model_final.pth"), "--rounds", "0"),
+    ],
+    "predict": lambda run, image: ["predict", "--run", str(run), str(image)],
+    "data": lambda run, image: ["data", "--dataset", DAMAGED],
+    "export": lambda run, image: [
+        *("export", "--run", str(run), "--format", "torchscript", "--pictures", str(image)),
+        *("--output", str(run / "a.pt")),
+    ],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_damaged_image_is_named(damaged, capfd, verb):
+    run, image = damaged
+    words = [str(word) for word in VERBS[verb](run, image)]
+    assert main(words) in (1, 2)
+    output, errors = capfd.readouterr()
+    said = [line for line in (output + errors).splitlines() if image.name in line]
+    assert said, errors
+    assert "Traceback" not in errors
+    if verb not in ("data", "predict"):  # which go on, and list it
+        assert f"{image} cannot be read: OSError: image file is truncated" in errors
