@@ -18,6 +18,7 @@ from ..config.level_table import level_table, level_table_in_errors
 from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..config.prepare import Caution, Prepared, Weights, prepare
+from ..data.shared_memory import check_shared_memory
 from ..evaluation.rehearsal import check_evaluation
 from ..files.atomic import write_text
 from ..files.checkpoint import CompleteCheckpointer, checkpoints_in, described
@@ -138,16 +139,18 @@ def prepared(args: argparse.Namespace) -> Prepared:
 
     Raises:
         FileNotFoundError, TypeError, ValueError: contradictory options, or what
-            :func:`fpn_ext.prepare` finds wrong.
+            :func:`fpn_ext.prepare` finds wrong; shared memory that cannot be written.
     """
     if args.extend and args.resume:
         raise ValueError("--extend begins a training; leave --resume out")
-    return prepare(
+    result = prepare(
         args.config_file,
         args.opts,
         training=not args.eval_only,
         weights=lambda cfg: _weights(args, cfg.OUTPUT_DIR),
     )
+    check_shared_memory(result.cfg)
+    return result
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_GRAPHS = 8
+OPTIMIZED = "came from optimize_for_inference"
+INSTEAD = "export the model it was made from (fpn-ext export)"
 
 
 def optimize_for_inference(
@@ -54,7 +56,7 @@ def optimize_for_inference(
     - Frozen and batch norms are folded into the convolutions before them.
     - Everything runs in channels_last memory; residual sums reuse the shortcut's memory.
     - On CPU in float32, 3x3 convolutions with many channels use Winograd's algorithm
-      (:mod:`fpn_ext.kernels.winograd`), and the first fc layer reads pooled features in place.
+      (:mod:`fpn_ext.kernels.winograd`), and the first fc reads pooled features in place.
     - :class:`PyramidROIHeads` pool and run the box head image by image, ``boxes_per_chunk`` boxes
       at a time, which bounds the memory of a batch.
 
@@ -74,18 +76,21 @@ def optimize_for_inference(
             keeps its memory; one image's feature maps are overwritten by the next of that size.
 
     Returns:
-        The copy, in eval mode, called like the model. In training mode it raises RuntimeError.
+        The copy, in eval mode, called like the model. It raises RuntimeError in training mode and
+        under torch.export.
 
     Raises:
         TypeError: any other model.
-        ValueError: any other dtype; float16 or ``cuda_graphs`` on CPU; half precision with RoI
-            heads that have no ``box_head``.
+        ValueError: an optimised model; any other dtype; float16 or ``cuda_graphs`` on CPU; half
+            precision with RoI heads that have no ``box_head``.
     """
     if not isinstance(model, GeneralizedRCNN | ProposalNetwork):
         raise TypeError(
             "optimize_for_inference takes a GeneralizedRCNN or ProposalNetwork "
             f"(MODEL.META_ARCHITECTURE), got {type(model).__name__}"
         )
+    if _refuse_what_is_not_inference in model._forward_pre_hooks.values():
+        raise ValueError(f"this model {OPTIMIZED}: optimise the model it was made from")
     device = next(model.parameters()).device
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
@@ -114,7 +119,7 @@ def optimize_for_inference(
         head: Any
         for head in _contiguous_heads(model):
             head.to(memory_format=torch.contiguous_format)
-    model.register_forward_pre_hook(_refuse_training)
+    model.register_forward_pre_hook(_refuse_what_is_not_inference)
     if cuda_graphs:
         model.backbone.forward = _Recorded(model.backbone.forward)
         if model.proposal_generator is not None:
@@ -137,11 +142,13 @@ def model_for_inference(cfg: CfgNode, model: Any) -> nn.Module:
     return optimize_for_inference(unwrapped(model), getattr(torch, dtype))
 
 
-def _refuse_training(model: nn.Module, inputs: Any) -> None:
+def _refuse_what_is_not_inference(model: nn.Module, inputs: Any) -> None:
+    if getattr(torch.compiler, "is_exporting", bool)():  # torch 2.7 has it
+        raise RuntimeError(f"this model {OPTIMIZED} and cannot be exported: {INSTEAD}")
     if model.training:
         raise RuntimeError(
-            "this model came from optimize_for_inference and cannot be trained: its norms are "
-            "folded away. Train the model it was made from, or call .eval()."
+            f"this model {OPTIMIZED} and cannot be trained: its norms are folded away. Train the "
+            "model it was made from, or call .eval()."
         )
 
 
