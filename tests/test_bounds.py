@@ -159,9 +159,17 @@ class Calls:
 
 TEXT = "x" * 500
 PAIR = (1, 2)
+NESTED = [1]  # met first where it is not deep
 PICKLES = {
     "steps": ("MOST_STEPS", 60, [0] * 40, [0] * 60, "it takes more than 60 steps"),
     "levels": ("MOST_LEVELS", 2, [[1]], [[[1]]], "nested more than 2 levels deep"),
+    "levels of a part": (
+        "MOST_LEVELS",
+        3,
+        [NESTED, [NESTED]],
+        [NESTED, [[NESTED]]],
+        "than 3 levels",
+    ),
     "values": ("MOST_VALUES", 7, (PAIR, PAIR), (PAIR, PAIR, PAIR), "more than 7 values"),
     "copies": (
         *("MORE_BYTES", 100, [Calls(codecs.encode, TEXT, "latin1")]),
