@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from ..keys import defaults, own_keys
 from ..registries.architectures import is_architecture
 from ..registries.lookup import is_pyramid
-from ..speed.optimize import has_bfloat16_convolutions
+from ..speed.residuals import has_bfloat16_convolutions
 
 CHOICES = ("exact", "fast")
 EXACT: dict[str, Any] = {

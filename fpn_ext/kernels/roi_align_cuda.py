@@ -15,9 +15,10 @@ import torch
 import torchvision
 
 from . import roi_align_cpu
-from .roi_align_cpu import Maps, Settings
+from .roi_align_cpu import Maps
 from .roi_align_cuda_kernel import INTERPRETED, launch, triton
 from .roi_align_cuda_kernel import MOST_LEVELS as MOST_LEVELS  # the most maps
+from .roi_align_samples import Settings
 
 logger = logging.getLogger(__name__)
 
