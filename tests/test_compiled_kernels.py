@@ -41,6 +41,17 @@ def test_convolutions_are_the_direct_sums(kernels, size, channels, outputs, bias
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_filters_are_transformed_as_in_float64(kernels, memory):
+    weight = torch.randn(40, 16, 3, 3).contiguous(memory_format=memory)
+    expected = kernels.pack_filters(winograd.transform_weight(weight.double()))
+    torch.testing.assert_close(kernels.transform_filters(weight), expected, rtol=1e-5, atol=1e-6)
+    turned = weight.flip(2, 3).transpose(0, 1).double()
+    expected = kernels.pack_filters(winograd.transform_weight(turned))
+    found = kernels.transform_filters(weight, turned=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_any_number_of_threads_gives_the_same_bits(kernels):
     x, filters = maps(2, 16, 50, 40), kernels.pack_filters(torch.randn(36, 16, 32))
     panels, features = kernels.pack_matrix(torch.randn(40, 700)), torch.randn(50, 700)
@@ -173,7 +184,7 @@ def test_without_a_compiler(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("CC", raising=False)
     if not build.instructions() or build.openmp_of_torch() is None:
         pytest.skip("nothing is compiled on this machine")
-    with pytest.raises(build.CannotCompile, match="no C compiler.*apt-get install gcc"):
+    with pytest.raises(build.CannotCompile, match=r"no C compiler.*apt-get install gcc"):
         build.compile_library(build.instructions())
     build.main()
     assert "No compiled kernels: there is no C compiler" in capsys.readouterr().out

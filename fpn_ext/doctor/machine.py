@@ -6,6 +6,7 @@ Needs only Python's standard library.
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,20 @@ def cpu(torch: dict[str, Any]) -> Iterable[Finding]:
         )
     else:
         yield Finding("ok", "CPU", f"{value}, {threads} thread(s)")
+
+
+def kernels(package: dict[str, Any]) -> Iterable[Finding]:
+    """Whether the kernels in C are compiled for this processor."""
+    instructions = package.get("kernels")
+    if instructions:
+        yield Finding("ok", "compiled kernels", f"for {instructions}")
+    elif package:
+        yield Finding(
+            "note",
+            "compiled kernels",
+            "none: inference on a CPU takes longer, with the same results",
+            f"{shlex.quote(sys.executable)} -m fpn_ext.kernels.compiled",
+        )
 
 
 def usable_cores() -> float:

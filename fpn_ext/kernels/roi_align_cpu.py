@@ -81,9 +81,7 @@ class _WeightedRows(torch.autograd.Function):
         ctx.channels_last = [not m.is_contiguous() for m in maps]
         compiled = kernels()
         if compiled is not None and compiled.can_pool(maps, rois):
-            by_cell = [
-                m if c else _by_cell(m) for m, c in zip(maps, ctx.channels_last, strict=True)
-            ]
+            by_cell = [_by_cell(m) if m.is_contiguous() else m for m in maps]
             return compiled.roi_align(by_cell, rois, map_index, *settings)
         channels, dtype = maps[0].shape[1], maps[0].dtype
         if any(ctx.needs_input_grad):

@@ -280,10 +280,11 @@ def _known() -> dict[str, dict[str, Any]]:
     """What was measured before: times by layer, ways by model. A damaged file counts as none."""
     try:
         known = json.loads(_cache_file().read_text())
-        layers = {
-            str(k): {str(n): float(t) for n, t in v.items()} for k, v in known["layers"].items()
+        layers, models = known["layers"].items(), known["models"].items()
+        return {
+            "layers": {key: {name: float(time) for name, time in v.items()} for key, v in layers},
+            "models": {key: list(names) for key, names in models},
         }
-        return {"layers": layers, "models": {str(k): list(v) for k, v in known["models"].items()}}
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return {}
 

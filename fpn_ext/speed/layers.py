@@ -15,7 +15,9 @@ from torch import nn
 
 from ..kernels import winograd
 from ..kernels.compiled import Kernels, kernels
+from .folded_norms import FoldedConv2d
 from .residuals import DirectSum
+from .winograd_training import TrainableWinogradConv2d
 
 
 class Way(NamedTuple):
@@ -39,7 +41,8 @@ def is_plain(convolution: nn.Module) -> bool:
     """Whether it is a convolution with nothing after it but, perhaps, a ReLU."""
     if type(convolution) is nn.Conv2d:
         return True
-    if type(convolution) is not Conv2d or convolution.norm is not None:
+    known = (Conv2d, FoldedConv2d, TrainableWinogradConv2d)  # another's forward may do more
+    if type(convolution) not in known or convolution.norm is not None:
         return False
     activation = convolution.activation
     return activation is None or isinstance(activation, nn.ReLU) or activation in (F.relu, F.relu_)
@@ -68,7 +71,7 @@ class Direct(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, I, H, W) -> (N, O, H', W')."""
-        settings = (self.stride, self.padding, self.dilation, self.groups)
+        settings: Any = (self.stride, self.padding, self.dilation, self.groups)
         x = F.conv2d(x, self.weight, self.bias, *settings)
         return F.relu_(x) if self.relu else x
 

@@ -176,7 +176,7 @@ def _refuse_training(model: nn.Module, inputs: Any) -> None:
 
 
 def _choose_layers(model: Any, size: tuple[int, int] | None) -> None:
-    """Each layer's fastest way (:mod:`.choose`): measured at this size of input, or by the table."""
+    """Each layer's way (:mod:`.choose`): measured at this size of input, or by the table."""
     outside = {inner for head in _contiguous_heads(model) for inner in head.modules()}
     if size is None:
         chosen, how = choose_by_table(model, outside), "by table"
@@ -195,7 +195,7 @@ def _run_once(model: Any, size: tuple[int, int]) -> None:
     if model.proposal_generator is not None:
         head = model.proposal_generator.rpn_head
         head([features[name] for name in model.proposal_generator.in_features])
-    heads = getattr(model, "roi_heads", None)
+    heads: Any = getattr(model, "roi_heads", None)
     if type(heads) is ChunkedROIHeads:
         maps = [features[name] for name in heads.box_in_features]
         box = torch.tensor([[0.0, 0.0, width / 2, height / 2]])
@@ -234,7 +234,7 @@ def _contiguous_heads(model: nn.Module) -> list[nn.Module]:
 
 
 def _read_pooled_features_where_they_lie(model: Any) -> None:
-    """Have the box head's first fc read pooled features, which are channels_last, without a copy."""
+    """The box head's first fc reads pooled features, which are channels_last, without a copy."""
     roi_heads: Any = getattr(model, "roi_heads", None)
     head: Any = getattr(roi_heads, "box_head", None)
     if type(head) is not FastRCNNConvFCHead or head.conv_norm_relus or not head.fcs:

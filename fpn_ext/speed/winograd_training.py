@@ -12,6 +12,7 @@ from torch import nn
 
 from ..exporting import records_a_graph
 from ..kernels import winograd
+from ..kernels.compiled import kernels
 from ..keys import declare
 from ..modeling.roi_heads import reads_channels_last
 
@@ -23,6 +24,10 @@ declare(
     "NUMERICS fast sets it where it is quicker.",
     "training",
 )
+
+
+# With fewer, the compiled kernel's transforms cost what is saved.
+FEWEST_CHANNELS = 64
 
 
 class TrainableWinogradConv2d(Conv2d):
@@ -55,10 +60,23 @@ def train_with_winograd(model: nn.Module) -> int:
     count = 0
     contiguous = {inner for head in contiguous_heads(model) for inner in head.modules()}
     for module in model.modules():
-        if type(module) is Conv2d and winograd.serves(module) and module not in contiguous:
+        if type(module) is Conv2d and _pays(module) and module not in contiguous:
             module.__class__ = TrainableWinogradConv2d  # a copy would have other parameters
             count += 1
     return count
+
+
+def _pays(convolution: Conv2d) -> bool:
+    compiled = kernels()
+    if compiled is None or not winograd.is_3x3(convolution):
+        return winograd.serves(convolution)
+    inputs, outputs = convolution.in_channels, convolution.out_channels
+    return (
+        convolution.weight.dtype == torch.float32
+        and min(inputs, outputs) >= FEWEST_CHANNELS
+        and compiled.can_convolve(inputs, outputs)
+        and compiled.can_convolve(outputs, inputs)
+    )
 
 
 def contiguous_heads(model: nn.Module) -> list[nn.Module]:
@@ -78,7 +96,7 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return winograd.convolve(x, winograd.transform_weight(weight), bias)
+        return _convolve(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -87,8 +105,7 @@ class _Convolution(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
         if of_x:
-            turned_round = weight.flip(2, 3).transpose(0, 1)
-            grad_x = winograd.convolve(grad, winograd.transform_weight(turned_round))
+            grad_x = _convolve(grad, weight, turned=True)
         if of_weight or of_bias:
             _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                 *(grad, x, weight, [weight.shape[0]] if of_bias else None),
@@ -96,6 +113,20 @@ class _Convolution(torch.autograd.Function):
                 [False, of_weight, of_bias],
             )
         return grad_x, grad_weight, grad_bias
+
+
+def _convolve(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, turned: bool = False
+) -> torch.Tensor:
+    """The convolution with these filters or, turned, with those of its input's gradient."""
+    compiled, (outputs, channels) = kernels(), weight.shape[:2]
+    if turned:
+        outputs, channels = channels, outputs
+    if compiled is not None and compiled.can_convolve(channels, outputs):
+        return compiled.convolve(x, compiled.transform_filters(weight, turned), outputs, bias)
+    if turned:
+        weight = weight.flip(2, 3).transpose(0, 1)
+    return winograd.convolve(x, winograd.transform_weight(weight), bias)
 
 
 def _serves(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -78,6 +78,57 @@ INLINE void transform_output(const vec m[6], vec y[4]) {
     y[3] = plus(all(A * A * A), odd_a, plus(all(B * B * B), odd_b, m[5]));
 }
 
+/* Filters of a convolution, transformed: G g G^T, as winograd() reads them. */
+struct filters {
+    const float *weight; /* weight[o * strides[0] + i * strides[1] + y * strides[2] + x * strides[3]] */
+    float *result;       /* (outputs / PANEL rounded up, 36, channels, PANEL) */
+    int64_t outputs, channels, strides[4];
+    int32_t threads;
+};
+
+/* G g along one axis: the polynomial at each point, divided by the point's differences to the
+ * others. */
+INLINE void transform_filter(const vec g[3], vec u[6]) {
+    const float a2 = A * A, b2 = B * B;
+    const float at_a = 1 / (2 * a2 * (a2 - b2)), at_b = 1 / (2 * b2 * (b2 - a2));
+    vec even_a = plus(all(a2), g[2], g[0]), even_b = plus(all(b2), g[2], g[0]);
+    u[0] = all(1 / (a2 * b2)) * g[0];
+    u[1] = all(at_a) * plus(all(A), g[1], even_a);
+    u[2] = all(at_a) * plus(all(-A), g[1], even_a);
+    u[3] = all(at_b) * plus(all(B), g[1], even_b);
+    u[4] = all(at_b) * plus(all(-B), g[1], even_b);
+    u[5] = g[2];
+}
+
+void transform_filters(const struct filters *f) {
+    const int64_t panels = (f->outputs + PANEL - 1) / PANEL;
+#pragma omp parallel for schedule(static) collapse(2) num_threads(f->threads)
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t i = 0; i < f->channels; i++)
+            for (int half = 0; half < 2; half++) {
+                vec half_done[6][3], u[6];
+                for (int x = 0; x < 3; x++) {
+                    vec g[3];
+                    for (int y = 0; y < 3; y++)
+                        for (int lane = 0; lane < LANES; lane++) {
+                            int64_t o = panel * PANEL + half * LANES + lane;
+                            const float *from = f->weight + i * f->strides[1] + y * f->strides[2] +
+                                                x * f->strides[3];
+                            g[y][lane] = o < f->outputs ? from[o * f->strides[0]] : 0;
+                        }
+                    transform_filter(g, u);
+                    for (int y = 0; y < 6; y++) half_done[y][x] = u[y];
+                }
+                for (int y = 0; y < 6; y++) {
+                    transform_filter(half_done[y], u);
+                    for (int x = 0; x < 6; x++) {
+                        int64_t row = (panel * 36 + 6 * y + x) * f->channels + i;
+                        *(vec *)(f->result + row * PANEL + half * LANES) = u[x];
+                    }
+                }
+            }
+}
+
 struct convolution {
     const float *maps;    /* (images, height, width, channels) */
     const float *filters; /* (outputs / PANEL rounded up, 36, channels, PANEL) */

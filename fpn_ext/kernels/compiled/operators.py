@@ -23,7 +23,7 @@ TILES_AT_ONCE = 36
 # Rows and columns of a matrix that are multiplied at once, by vector length.
 ROWS_AT_ONCE = {8: 96, 16: 120}
 DEPTH_AT_ONCE = 256
-# With this many rows or fewer, a matrix of so many floats is read once and the rows again and again.
+# With this many rows or fewer, a matrix of so many floats is read once, the rows again and again.
 FEW_ROWS, LARGE_MATRIX = 264, 1 << 20
 SMALLEST_JOBS = 4  # for each thread: the last to finish keeps the others waiting less
 
@@ -35,6 +35,15 @@ class _Convolution(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels")),
         *((name, ctypes.c_int64) for name in ("outputs", "tiles_at_once", "scratch_size")),
         *((name, ctypes.c_int32) for name in ("relu", "threads")),
+    ]
+
+
+class _Filters(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "result")),
+        *((name, ctypes.c_int64) for name in ("outputs", "channels")),
+        ("strides", ctypes.c_int64 * 4),
+        ("threads", ctypes.c_int32),
     ]
 
 
@@ -110,6 +119,28 @@ class Kernels:
         """
         scaled = transformed_weight / _SCALE.to(transformed_weight.dtype)
         return self._in_panels(scaled).flatten(0, 1)
+
+    def transform_filters(self, weight: torch.Tensor, turned: bool = False) -> torch.Tensor:
+        """As :meth:`pack_filters`, from the weights themselves and in float32: for training.
+
+        Args:
+            weight: (O, I, 3, 3) float32, in any memory format.
+            turned: those of the gradient's convolution instead: (I, O, 3, 3), flipped.
+        """
+        outputs, channels = weight.shape[:2]
+        strides, first = list(weight.stride()), weight.data_ptr()
+        if turned:
+            outputs, channels = channels, outputs
+            first += weight.element_size() * 2 * (strides[2] + strides[3])
+            strides = [strides[1], strides[0], -strides[2], -strides[3]]
+        panels = -(-outputs // self.panel)
+        result = weight.new_empty((36 * panels, channels, self.panel))
+        told = _Filters(
+            *(first, result.data_ptr(), outputs, channels),
+            *((ctypes.c_int64 * 4)(*strides), torch.get_num_threads()),
+        )
+        self.library.transform_filters(ctypes.byref(told))
+        return result
 
     def convolve(
         self,
