@@ -26,7 +26,7 @@ declare(
 )
 
 
-# With fewer, the compiled kernel's transforms cost what is saved.
+# For the compiled kernel; torch's operators need winograd.FEWEST_CHANNELS to save anything.
 FEWEST_CHANNELS = 64
 
 
@@ -67,15 +67,14 @@ def train_with_winograd(model: nn.Module) -> int:
 
 
 def _pays(convolution: Conv2d) -> bool:
-    compiled = kernels()
-    if compiled is None or not winograd.is_3x3(convolution):
-        return winograd.serves(convolution)
-    inputs, outputs = convolution.in_channels, convolution.out_channels
-    return (
-        convolution.weight.dtype == torch.float32
-        and min(inputs, outputs) >= FEWEST_CHANNELS
-        and compiled.can_convolve(inputs, outputs)
-        and compiled.can_convolve(outputs, inputs)
+    compiled, channels = kernels(), (convolution.in_channels, convolution.out_channels)
+    return winograd.serves(convolution) or (
+        compiled is not None
+        and winograd.is_3x3(convolution)
+        and convolution.weight.dtype == torch.float32
+        and min(channels) >= FEWEST_CHANNELS
+        and compiled.can_convolve(*channels)
+        and compiled.can_convolve(*channels[::-1])
     )
 
 
@@ -96,7 +95,7 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, bias)
+        return convolve(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -105,7 +104,7 @@ class _Convolution(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
         if of_x:
-            grad_x = _convolve(grad, weight, turned=True)
+            grad_x = convolve(grad, weight, turned=True)
         if of_weight or of_bias:
             _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                 *(grad, x, weight, [weight.shape[0]] if of_bias else None),
@@ -115,7 +114,7 @@ class _Convolution(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
-def _convolve(
+def convolve(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, turned: bool = False
 ) -> torch.Tensor:
     """The convolution with these filters or, turned, with those of its input's gradient."""
