@@ -168,7 +168,6 @@ for name in sorted(found.keys() - {"fpn-ext"}):
     print(f"{name}=={found[name]}")
 END
     install --constraint "$installed" -e "$project[dev]"
-    "$venv/bin/python" -m fpn_ext.kernels.compiled
     say_what_was_done
     exit
 fi
@@ -203,5 +202,4 @@ if detectron2_is_from_pypi || ! has_detectron2; then
 fi
 install --no-deps --no-build-isolation -e "$project"
 rm "$unfinished"
-"$venv/bin/python" -m fpn_ext.kernels.compiled # says what it did, or why it could not
 say_what_was_done

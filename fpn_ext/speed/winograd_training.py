@@ -19,9 +19,9 @@ from ..modeling.roi_heads import reads_channels_last
 declare(
     "MODEL.FPN_EXT.WINOGRAD",
     False,
-    "Training on CPU computes 3x3 convolutions of 256 channels and more by Winograd's "
-    "algorithm, equal within rounding error. Detectron2's networks, pyramid and RPN only. "
-    "NUMERICS fast sets it where it is quicker.",
+    "Training on CPU computes 3x3 convolutions of 256 channels and more (64 with compiled "
+    "kernels) by Winograd's algorithm, equal within rounding error. Detectron2's networks, "
+    "pyramid and RPN only. NUMERICS fast sets it where it is quicker.",
     "training",
 )
 
