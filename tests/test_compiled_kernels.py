@@ -16,7 +16,7 @@ from torchvision.ops import roi_align
 def kernels():
     found = compiled.kernels()
     if found is None:
-        pytest.skip("no compiled kernels here: python -m fpn_ext.kernels.compiled says why")
+        pytest.skip("no compiled kernels here: fpn-ext doctor --compile says why")
     return found
 
 

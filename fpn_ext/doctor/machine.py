@@ -6,7 +6,6 @@ Needs only Python's standard library.
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def kernels(package: dict[str, Any]) -> Iterable[Finding]:
             "note",
             "compiled kernels",
             "none: inference on a CPU takes longer, with the same results",
-            f"{shlex.quote(sys.executable)} -m fpn_ext.kernels.compiled",
+            "fpn-ext doctor --compile",
         )
 
 

@@ -7,6 +7,7 @@ errors (there may be warnings), 1 with errors.
 examples:
   fpn-ext doctor
   fpn-ext doctor --output /where/runs/go --json report.json
+  fpn-ext doctor --compile
 """
 
 import argparse
@@ -18,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", default="output", metavar="FOLDER", help="where runs write (%(default)s)"
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="first compile the kernels in C for this processor, with GCC, into the cache folder",
+    )
     add_json(parser)
 
 
@@ -25,4 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from ..doctor.examine import examine
     from ..reporting.findings import conclude
 
+    if args.compile:
+        from ..kernels.compiled import build
+
+        build.main()
     return conclude(examine(args.output), args.json)

@@ -1,6 +1,6 @@
 """Compiles kernels.c for this processor, once, into the user's cache folder.
 
-    python -m fpn_ext.kernels.compiled
+    fpn-ext doctor --compile
 
 ``make setup`` does it where a C compiler is. Without the library everything is computed by torch's
 operators, with the same results to rounding.
