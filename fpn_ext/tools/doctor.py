@@ -11,6 +11,8 @@ examples:
 """
 
 import argparse
+import subprocess
+import sys
 
 from .options import add_json
 
@@ -32,7 +34,6 @@ def run(args: argparse.Namespace) -> int:
     from ..reporting.findings import conclude
 
     if args.compile:
-        from ..kernels.compiled import build
-
-        build.main()
+        # In a process of its own, as it needs PyTorch.
+        subprocess.run([sys.executable, "-m", "fpn_ext.kernels.compiled"], check=False)
     return conclude(examine(args.output), args.json)
