@@ -69,9 +69,10 @@ def optimize_for_inference(
             on its device, in any mode. Not modified.
         dtype: of backbone, RPN head and box head: float32, bfloat16, or float16 (GPU only).
         boxes_per_chunk: boxes pooled at once, per image.
-        cuda_graphs: on a GPU, capture backbone and RPN head as a CUDA graph per input size and
-            replay it: hundreds of launches fewer per image. Each of the last ``MOST_GRAPHS`` sizes
-            keeps its memory; one image's feature maps are overwritten by the next of that size.
+        cuda_graphs: experimental, never run on a GPU yet. Capture backbone and RPN head as a CUDA
+            graph per input size and replay it: hundreds of launches fewer per image. Each of the
+            last ``MOST_GRAPHS`` sizes keeps its memory; one image's feature maps are overwritten by
+            the next of that size.
 
     Returns:
         The copy, in eval mode, called like the model. In training mode it raises RuntimeError.
