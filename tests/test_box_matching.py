@@ -1,5 +1,8 @@
 """Boxes are matched to ground truth as by Detectron2, to the bit, in little memory."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -173,3 +176,8 @@ def test_roi_heads_sample_detectron2s_proposals(small_cfg, in_blocks, append):
             pair = [getattr(v, "tensor", v) for v in (values, expected[name])]
             assert torch.equal(*pair), name
     assert counts[0] == counts[1] and counts[0]["roi_head/num_fg_samples"][0] > 0
+
+
+def test_it_can_be_imported_before_any_model():
+    words = [sys.executable, "-c", "import fpn_ext.kernels.box_matching"]
+    subprocess.run(words, check=True)

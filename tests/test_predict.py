@@ -314,11 +314,11 @@ def test_the_next_picture_is_read_while_one_is_looked_at(square, photos, tmp_pat
 def test_what_was_found_is_kept(square, photos, tmp_path, monkeypatch, error, capsys):
     saved = []
 
-    def save(picture, file, *args):
+    def save(picture, file, *args, **options):
         if saved:
             raise error
         saved.append(file)
-        whole(picture, file, *args)
+        whole(picture, file, *args, **options)
 
     whole = Image.Image.save
     monkeypatch.setattr(Image.Image, "save", save)
@@ -333,7 +333,7 @@ def test_what_was_found_is_kept(square, photos, tmp_path, monkeypatch, error, ca
 def test_nothing_found_replaces_nothing(square, photos, tmp_path, monkeypatch):
     (tmp_path / "detections.json").write_text("of yesterday")
 
-    def full(picture, file, *args):
+    def full(picture, file, *args, **options):
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(Image.Image, "save", full)

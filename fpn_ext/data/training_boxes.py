@@ -17,6 +17,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 
 from ..names import did_you_mean
+from .collector import paused_collector
 
 SIDES_OF_A_RANGE = 9  # with MIN_SIZE_TRAIN_SAMPLING "range": evenly spaced samples
 SMALLEST_SIDE = 1e-5  # pixels; Detectron2's filter_empty_instances drops boxes up to it
@@ -90,6 +91,7 @@ class ResizedBoxes:
         )
 
 
+@paused_collector()
 def read_boxes(names: Sequence[str]) -> TrainingBoxes:
     """The boxes of registered datasets, concatenated.
 

@@ -9,10 +9,13 @@ the same operations in the same precision.
 
 import copy
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, pairwise_iou
+
+if TYPE_CHECKING:
+    from detectron2.modeling.matcher import Matcher
 
 # Up to so many pairs, the whole matrix: at most some 150 MB.
 PAIRS_AT_ONCE = 4_000_000
@@ -22,7 +25,7 @@ SMALLEST_BLOCK = 256  # boxes
 
 
 def match_boxes(
-    objects: Boxes, boxes: Boxes, matcher: Matcher
+    objects: Boxes, boxes: Boxes, matcher: "Matcher"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``matcher(pairwise_iou(objects, boxes))`` without that matrix.
 
@@ -42,11 +45,15 @@ def match_boxes(
 
     Source: Ren et al. 2015 (1506.01497), section 3.1.2; Detectron2's ``Matcher``.
 
+    >>> from detectron2.modeling.matcher import Matcher
     >>> objects = Boxes(torch.tensor([[0.0, 0, 4, 4], [10, 10, 20, 20]]))
     >>> boxes = Boxes(torch.tensor([[0.0, 0, 4, 5], [40, 40, 50, 50], [10, 11, 20, 21]]))
     >>> match_boxes(objects, boxes, Matcher([0.3, 0.7], [0, -1, 1]))
     (tensor([0, 0, 1]), tensor([1, 0, 1], dtype=torch.int8))
     """
+    # Detectron2's models import ours, and thereby this file.
+    from detectron2.modeling.matcher import Matcher
+
     few = len(objects) * len(boxes) <= PAIRS_AT_ONCE
     if few or type(matcher) is not Matcher or not (_is_finite(objects) and _is_finite(boxes)):
         return matcher(pairwise_iou(objects, boxes))
