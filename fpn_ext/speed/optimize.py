@@ -76,9 +76,10 @@ def optimize_for_inference(
             on its device, in any mode. Not modified.
         dtype: of backbone, RPN head and box head: float32, bfloat16, or float16 (GPU only).
         boxes_per_chunk: boxes pooled at once, per image.
-        cuda_graphs: on a GPU, capture backbone and RPN head as a CUDA graph per input size and
-            replay it: hundreds of launches fewer per image. Each of the last ``MOST_GRAPHS`` sizes
-            keeps its memory; one image's feature maps are overwritten by the next of that size.
+        cuda_graphs: experimental, never run on a GPU yet. Capture backbone and RPN head as a CUDA
+            graph per input size and replay it: hundreds of launches fewer per image. Each of the
+            last ``MOST_GRAPHS`` sizes keeps its memory; one image's feature maps are overwritten by
+            the next of that size.
         tune: on a CPU in float32, measure which way of each layer is fastest, some seconds for the
             first model of a kind (:mod:`fpn_ext.speed.choose`). False: take a table's, which knows
             the processor's instructions alone. None: True unless ``FPN_EXT_TUNE=0`` is set.
