@@ -318,6 +318,20 @@ def images_of(seed):
     return images()
 
 
+def test_it_is_optimized_once(cfg):
+    optimized = optimize_for_inference(build_model(cfg))
+    for model in (optimized, copy.deepcopy(optimized)):
+        with pytest.raises(ValueError, match="optimize_for_inference: optimise the model"):
+            optimize_for_inference(model)
+
+
+def test_torch_export_of_it_is_refused(cfg):
+    optimized = optimize_for_inference(build_model(cfg))
+    inputs = [{"image": torch.zeros(3, 64, 64)}]
+    with pytest.raises(RuntimeError, match=r"cannot be exported: export the model it was made"):
+        torch.export.export(optimized, (inputs,), strict=False)
+
+
 def test_chunks_train_as_one(cfg):
     from detectron2.utils.events import EventStorage
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..data.demo_scenes import make_scene
 from ..data.reading import from_rgb, value_range
+from ..files.atomic import move_into_place
 from ..reporting.provenance import commit, versions
 from .formats import Format, require
 from .graph import DetectorGraph, detector_graph
@@ -77,7 +78,7 @@ def export(
             if all(row.is_equal for row in rows):
                 parts = sorted(Path(folder).glob(f"{file.stem}.*"), key=lambda p: p.suffix)
                 for part in parts:  # weights before what names them
-                    part.replace(file.with_suffix(part.suffix))
+                    move_into_place(part, file.with_suffix(part.suffix))
                 return rows
     raise RuntimeError(
         f"{table(rows)}\n\nThe {format_name} file does not find what the model finds; it was not "

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .compiled import kernels
+from .first_derivative import ROI_ALIGN, first_derivative_only
 from .roi_align_samples import Settings, samples_along, taps_along
 
 # Levels as in the pooler: (N, C, H, W) maps, fine to coarse.
@@ -98,6 +99,7 @@ class _WeightedRows(torch.autograd.Function):
         return pooled.permute(0, 3, 1, 2)
 
     @staticmethod
+    @first_derivative_only(ROI_ALIGN)
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (gradient,) = grad_outputs
         rois, map_index = ctx.saved_tensors

@@ -15,6 +15,7 @@ import torch
 import torchvision
 
 from . import roi_align_cpu
+from .first_derivative import ROI_ALIGN, first_derivative_only
 from .roi_align_cpu import Maps
 from .roi_align_cuda_kernel import INTERPRETED, launch, triton
 from .roi_align_cuda_kernel import MOST_LEVELS as MOST_LEVELS  # the most maps
@@ -127,7 +128,7 @@ class _FusedRoIAlign(torch.autograd.Function):
         return by_bin.permute(0, 3, 1, 2)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only(ROI_ALIGN)
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (gradient,) = grad_outputs
         rois, map_index = ctx.saved_tensors

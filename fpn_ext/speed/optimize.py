@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_GRAPHS = 8
+OPTIMIZED = "came from optimize_for_inference"
+INSTEAD = "export the model it was made from (fpn-ext export)"
 
 
 def optimize_for_inference(
@@ -86,18 +88,21 @@ def optimize_for_inference(
         typical_size: height and width of the input to measure with, in pixels.
 
     Returns:
-        The copy, in eval mode, called like the model. In training mode it raises RuntimeError.
+        The copy, in eval mode, called like the model. It raises RuntimeError in training mode and
+        under torch.export.
 
     Raises:
         TypeError: any other model.
-        ValueError: any other dtype; float16 or ``cuda_graphs`` on CPU; half precision with RoI
-            heads that have no ``box_head``.
+        ValueError: an optimised model; any other dtype; float16 or ``cuda_graphs`` on CPU; half
+            precision with RoI heads that have no ``box_head``.
     """
     if not isinstance(model, GeneralizedRCNN | ProposalNetwork):
         raise TypeError(
             "optimize_for_inference takes a GeneralizedRCNN or ProposalNetwork "
             f"(MODEL.META_ARCHITECTURE), got {type(model).__name__}"
         )
+    if _refuse_what_is_not_inference in model._forward_pre_hooks.values():
+        raise ValueError(f"this model {OPTIMIZED}: optimise the model it was made from")
     device = next(model.parameters()).device
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
@@ -126,7 +131,7 @@ def optimize_for_inference(
             head.to(memory_format=torch.contiguous_format)
         if device.type == "cpu" and dtype == torch.float32:
             _choose_layers(model, typical_size if _tunes(tune) else None)
-    model.register_forward_pre_hook(_refuse_training)
+    model.register_forward_pre_hook(_refuse_what_is_not_inference)
     if cuda_graphs:
         model.backbone.forward = _Recorded(model.backbone.forward)
         if model.proposal_generator is not None:
@@ -165,11 +170,13 @@ def _typical_size(cfg: CfgNode) -> tuple[int, int]:
     return short, min(short * 4 // 3, max(cfg.INPUT.MAX_SIZE_TEST, short))
 
 
-def _refuse_training(model: nn.Module, inputs: Any) -> None:
+def _refuse_what_is_not_inference(model: nn.Module, inputs: Any) -> None:
+    if getattr(torch.compiler, "is_exporting", bool)():  # torch 2.7 has it
+        raise RuntimeError(f"this model {OPTIMIZED} and cannot be exported: {INSTEAD}")
     if model.training:
         raise RuntimeError(
-            "this model came from optimize_for_inference and cannot be trained: its norms are "
-            "folded away. Train the model it was made from, or call .eval()."
+            f"this model {OPTIMIZED} and cannot be trained: its norms are folded away. Train the "
+            "model it was made from, or call .eval()."
         )
 
 

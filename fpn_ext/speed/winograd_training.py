@@ -13,6 +13,7 @@ from torch import nn
 from ..exporting import records_a_graph
 from ..kernels import winograd
 from ..kernels.compiled import kernels
+from ..kernels.first_derivative import first_derivative_only
 from ..keys import declare
 from ..modeling.roi_heads import reads_channels_last
 
@@ -98,7 +99,10 @@ class _Convolution(torch.autograd.Function):
         return convolve(x, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only(
+        "Winograd's convolution has no second derivative here: set MODEL.FPN_EXT.WINOGRAD False to "
+        "take the gradient of a gradient"
+    )
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
