@@ -5,7 +5,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from fpn_ext.kernels import roi_align_cpu
+from fpn_ext.kernels import roi_align_cpu, roi_align_samples
 from fpn_ext.modeling.level_rules import assign_levels
 from fpn_ext.modeling.pooler import MAX_COORDINATE, POOLER_TYPES, LevelMappedROIPooler
 from hypothesis import given, settings
@@ -453,10 +453,10 @@ def test_weighted_rows_of_half_precision(dtype):
 )
 def test_the_cells_of_a_bin(high, samples, length, cells, weights):
     """A bin from 0 to ``high`` on a map of the given number of cells, computed by hand."""
-    settings = roi_align_cpu.Settings((1.0,), (1, 1), samples, aligned=False)
+    settings = roi_align_samples.Settings((1.0,), (1, 1), samples, aligned=False)
     ends = torch.tensor([[0.0], [high]])
-    found = roi_align_cpu.taps_along(
-        roi_align_cpu.samples_along(*ends, 1, 1.0, settings), 1, length
+    found = roi_align_samples.taps_along(
+        roi_align_samples.samples_along(*ends, 1, 1.0, settings), 1, length
     )
     assert found.taps.tolist() == [len(cells)]
     assert found.cell[0, 0, : len(cells)].tolist() == cells

@@ -10,7 +10,8 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -180,9 +181,10 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     with KeptResult(output / DETECTIONS, _categories(predictor), len(wanted)) as kept:
         image_ids, annotation_ids = itertools.count(1), itertools.count(1)
-        for picture, drawing in zip(wanted, drawings, strict=True):
+        reading = _read_ahead(lambda p: predictor.read(p.file, p.page), wanted)
+        for picture, drawing, being_read in zip(wanted, drawings, reading, strict=True):
             try:
-                image = predictor.read(picture.file, picture.page)
+                image = being_read.result()
             except Exception as error:  # decoders raise what they like
                 reason = f"{type(error).__name__}: {error}"
                 print(f"skipped {picture}: {reason}", file=sys.stderr)
@@ -203,6 +205,19 @@ def predict(
                 drawn = draw_detections(rgb, detections, names, 1.0, label_levels, color_by)
                 _save(drawn, output / drawing)
     return kept.result
+
+
+def _read_ahead(
+    read: Callable[[Picture], np.ndarray], pictures: Sequence[Picture]
+) -> "Iterator[Future[np.ndarray]]":
+    """Every picture; the next is read by a thread meanwhile, and no more than one, for its size."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(read, picture) for picture in pictures[:1]]
+        for following in [*pictures[1:], None]:
+            being_read = coming.pop()
+            if following is not None:
+                coming.append(reader.submit(read, following))
+            yield being_read
 
 
 Detect: TypeAlias = Callable[[np.ndarray], Instances]
@@ -236,4 +251,5 @@ def _categories(predictor: Predictor) -> list[dict[str, Any]]:
 
 def _save(picture: Image.Image, file: Path) -> None:
     with replacing(file) as stream:
-        picture.save(stream, "PNG")
+        # Encoding for the smallest file takes longer than reading the picture.
+        picture.save(stream, "PNG", compress_level=1)

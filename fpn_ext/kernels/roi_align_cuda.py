@@ -16,9 +16,10 @@ import torchvision
 
 from . import roi_align_cpu
 from .first_derivative import ROI_ALIGN, first_derivative_only
-from .roi_align_cpu import Maps, Settings
+from .roi_align_cpu import Maps
 from .roi_align_cuda_kernel import INTERPRETED, launch, triton
 from .roi_align_cuda_kernel import MOST_LEVELS as MOST_LEVELS  # the most maps
+from .roi_align_samples import Settings
 
 logger = logging.getLogger(__name__)
 
