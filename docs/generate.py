@@ -273,16 +273,21 @@ def exporters() -> str:
 def export_table(folder: Path) -> str:
     """Scores of exported detectors beside PyTorch's, from benchmarks/export_ap.py."""
     records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    records = [record for record in records if "exported" in record]
     lines = [
         "| model | dataset | file | AP, file | AP, PyTorch | largest difference of a box, px |",
         "| --- " * 6 + "|",
     ]
     for record in records:
         for name, of_file in record["exported"].items():
+            form, _, bits = name.partition(", ")
+            what = f"`{form}`, {bits}" if bits else f"`{form}`"
+            apart = of_file.get("largest_difference_px")
+            off = "" if apart is None else f"{apart:.1e}"  # in eight bits boxes are not compared
             for task, score in of_file["scores"].items():
                 lines.append(
-                    f"| {record['model']} | `{record['dataset']}` | `{name}`, {task} | {score:.2f} "
-                    f"| {record['pytorch'][task]:.2f} | {of_file['largest_difference_px']:.1e} |"
+                    f"| {record['model']} | `{record['dataset']}` | {what}, {task} | {score:.2f} "
+                    f"| {record['pytorch'][task]:.2f} | {off} |"
                 )
     return "\n".join([*lines, "", *(where(record) for record in records)])
 
