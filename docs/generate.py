@@ -292,6 +292,26 @@ def export_table(folder: Path) -> str:
     return "\n".join([*lines, "", *(where(record) for record in records)])
 
 
+def deployment_table(file: Path) -> str:
+    """Speed of exported detectors, from benchmarks/deployment.py; without, nothing is claimed."""
+    from fpn_ext.reporting.measuring import ratio_text
+
+    if not file.exists():
+        return "No measurement is recorded."
+    record = json.loads(file.read_text())
+    lines = ["| size | side | ms | times Detectron2 in PyTorch |", "| --- " * 4 + "|"]
+    for row in record["rows"]:
+        lines.append(f"| {row['size']} | {row['side']} | {row['ms']:.1f} | {ratio_text(row)} |")
+    left_out = [f"Left out: {side}: {cell(why)}." for side, why in record["left_out"].items()]
+    versions = record["versions"]
+    runtimes = ", ".join(f"{name} {versions[name]}" for name in ("onnxruntime", "openvino"))
+    about = (
+        f"{where(record)}, {record['threads']} threads, {runtimes}, {record['rounds']} rounds; "
+        "median (min to max):"
+    )
+    return "\n".join([about, "", *lines, *([""] if left_out else []), *left_out])
+
+
 def generated() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
     texts = [
@@ -313,6 +333,11 @@ def generated() -> dict[Path, str]:
             seeds_table(RESULTS / "demo/seeds_avx2.json"),
         ),
         (PROJECT / "docs/guides/deploying.md", "export", export_table(RESULTS / "export")),
+        (
+            PROJECT / "docs/guides/deploying.md",
+            "deployment",
+            deployment_table(RESULTS / "export/speed.json"),
+        ),
         (PROJECT / "docs/evidence/speed.md", "busy", busy_table(RESULTS / "busy/busy.json")),
     ]
     pages: dict[Path, str] = {}
