@@ -1,6 +1,6 @@
 """Memory over a long training and many predictions: resident MB, which must stay flat.
 
-    python benchmarks/long_run.py [--iterations 2000] [--predictions 5000] [--output results/long_run]
+    python benchmarks/long_run.py [--iterations 2000] [--predictions 5000] [--output FOLDER]
 
 A small detector is trained on generated images, whose sizes the resize draws at random, and then
 predicts on pictures of random sizes, 32 to 320 px a side. Every twentieth iteration or picture the
