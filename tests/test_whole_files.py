@@ -34,6 +34,7 @@ OTHERS = {
     "data/demo_data.py": "the same",
     "evaluation/evaluators.py": "into a temporary folder, for Detectron2's own reader",
     "export/formats.py": "into a temporary folder; `export` moves the file when it is proved",
+    "export/int8.py": "the same",
     "inference/video.py": "OpenCV, to a .partial name; moved when its last frame is readable",
     "engine/jobs.py": "a log: appended to",
     "reporting/measuring.py": "a switch of Linux, in /proc",
