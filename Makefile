@@ -10,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_efficientnet_lite0_FPN.yaml
 
 
-.PHONY: demo exporters test test-slow test-lowest test-avx2 test-avx2-short test-export test-detectron2 test-main fuzz gpu setup lint format docs lock
+.PHONY: demo exporters test test-slow test-lowest test-avx2 test-avx2-short test-export test-detectron2 test-main fuzz long-run at-scale gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -46,6 +46,7 @@ test-export: setup
 # What computes, of test-avx2, for .ci/run.
 test-avx2-short: setup
 	$(AVX2) $(RUN) -m pytest -q -n auto --maxprocesses 4 tests/test_optimize.py \
+	    tests/test_compiled_kernels.py tests/test_choose.py tests/test_winograd_training.py \
 	    tests/test_winograd.py tests/test_pooler.py tests/test_numerics.py \
 	    tests/test_pyramid_variants.py tests/test_tta.py tests/test_steps.py
 
@@ -70,6 +71,14 @@ fuzz: setup
 exporters: setup
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/exporters/run.py --json results/exporters/exporters.json
 	$(RUN) docs/generate.py
+
+# Memory over 2000 training iterations and 5000 predictions, into results/long_run.
+long-run: setup
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/long_run.py --output results/long_run
+
+# CPU time and memory with 200 000 images of 2 000 000 boxes, and other large inputs.
+at-scale: setup
+	$(RUN) benchmarks/at_scale.py --images 200000 --json results/at_scale/at_scale.json
 
 # What needs a GPU: its tests, then its figures into results/speed-gpu.
 gpu: setup
@@ -100,6 +109,7 @@ lock: setup
 
 $(READY): pyproject.toml $(wildcard requirements/*)
 	PYTHON="$(PYTHON)" sh requirements/install.sh "$(VENV)"
+	-@$(RUN) -m fpn_ext.kernels.compiled
 	@touch "$@"
 	@echo "Ready: $(VENV)/bin/fpn-ext lists the commands; . $(VENV)/bin/activate puts it on the path"
 

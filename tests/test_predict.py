@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -283,15 +284,41 @@ def test_a_damaged_picture_is_in_the_exit_status(cfg, photos, tmp_path, capsys):
     assert main([*words, str(photos / "a.png")]) == 0
 
 
+def test_the_next_picture_is_read_while_one_is_looked_at(square, photos, tmp_path, monkeypatch):
+    """And only the next, for its size."""
+    read, seen = [], []
+    damaged_is_read = threading.Event()
+    read_one, look_at_one = Square.read, Square.__call__
+
+    def reading(self, file, page=None):
+        read.append(file.name)
+        if file.name == "b.png":
+            damaged_is_read.set()
+        return read_one(self, file, page)
+
+    def looking(self, image):
+        if not seen:
+            assert damaged_is_read.wait(60)
+            assert read == ["a.png", "b.png"]
+        seen.append(image)
+        return look_at_one(self, image)
+
+    monkeypatch.setattr(Square, "read", reading)
+    monkeypatch.setattr(Square, "__call__", looking)
+    result = predict(None, find_pictures([photos]), tmp_path / "out")
+    assert [image["file_name"][-5:] for image in result["images"]] == ["a.png", "c.png"]
+    assert read == ["a.png", "b.png", "c.png"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "no space left")])
 def test_what_was_found_is_kept(square, photos, tmp_path, monkeypatch, error, capsys):
     saved = []
 
-    def save(picture, file, *args):
+    def save(picture, file, *args, **options):
         if saved:
             raise error
         saved.append(file)
-        whole(picture, file, *args)
+        whole(picture, file, *args, **options)
 
     whole = Image.Image.save
     monkeypatch.setattr(Image.Image, "save", save)
@@ -306,7 +333,7 @@ def test_what_was_found_is_kept(square, photos, tmp_path, monkeypatch, error, ca
 def test_nothing_found_replaces_nothing(square, photos, tmp_path, monkeypatch):
     (tmp_path / "detections.json").write_text("of yesterday")
 
-    def full(picture, file, *args):
+    def full(picture, file, *args, **options):
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(Image.Image, "save", full)
@@ -315,8 +342,14 @@ def test_nothing_found_replaces_nothing(square, photos, tmp_path, monkeypatch):
     assert (tmp_path / "detections.json").read_text() == "of yesterday"
 
 
-def test_sigterm_keeps_what_was_found(cfg, tmp_path):
-    """As a batch scheduler ends a job: the JSON is whole, and the status is 143."""
+@pytest.mark.parametrize(
+    ("number", "status", "least"), [(signal.SIGTERM, 143, 2), (signal.SIGKILL, -9, 1)]
+)
+def test_an_end_from_outside_keeps_what_was_found(cfg, tmp_path, number, status, least):
+    """As a batch scheduler ends a job: the JSON is whole, and the status is 143.
+
+    On SIGKILL, which no program is told of, it is as it was when last written.
+    """
     save_weights(cfg)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     (tmp_path / "many").mkdir()
@@ -333,13 +366,13 @@ def test_sigterm_keeps_what_was_found(cfg, tmp_path):
         deadline = time.monotonic() + 60
         while not (tmp_path / "out" / "002.png").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, said = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 143, said
+    assert process.returncode == status, said
     kept = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert 2 <= len(kept["images"]) < 300 and not kept["complete"]
+    assert least <= len(kept["images"]) < 300 and not kept["complete"]
     for image in kept["images"]:
         assert (tmp_path / "out" / image["drawing"]).is_file()
 

@@ -19,6 +19,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from ..names import did_you_mean
+from .collector import paused_collector
 from .dataset_contents import (
     Box,
     Contents,
@@ -36,6 +37,7 @@ from .datasets import read_voc_annotation, voc_box, voc_image_ids
 # ------------------------------------------------------------------------------------ COCO
 
 
+@paused_collector()
 def read_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> Contents:
     """The contents of a COCO instances JSON with images under ``image_root``.
 

@@ -18,6 +18,7 @@ from ..names import did_you_mean
 from ..registries.architectures import class_count, class_count_key
 from .annotation_files import read_coco, read_records, read_voc
 from .box_formats import SLACK, format_problems
+from .collector import paused_collector
 from .dataset_contents import Box, Contents, Corners, Picture, Problem, short
 from .dataset_report import DatasetReport
 from .picture_files import Look, look_at_pictures
@@ -57,6 +58,11 @@ def check(contents: Contents, cfg: CfgNode | None = None, workers: int = 1) -> D
         workers: number of decoding processes.
     """
     looks = look_at_pictures([picture.file for picture in contents.pictures], workers)
+    with paused_collector():
+        return DatasetReport(contents, _problems(contents, looks, cfg))
+
+
+def _problems(contents: Contents, looks: dict[str, Look], cfg: CfgNode | None) -> list[Problem]:
     problems = [*contents.problems, *_dataset_problems(contents, cfg)]
     boxes: list[tuple[Box, tuple[int, int]]] = []
     for picture in contents.pictures:
@@ -72,8 +78,7 @@ def check(contents: Contents, cfg: CfgNode | None = None, workers: int = 1) -> D
             if size:
                 boxes.append((box, size))
                 problems += _tiny(picture, box, size, cfg)
-    problems += format_problems(boxes)
-    return DatasetReport(contents, problems)
+    return [*problems, *format_problems(boxes)]
 
 
 def _dataset_problems(contents: Contents, cfg: CfgNode | None) -> Iterable[Problem]:

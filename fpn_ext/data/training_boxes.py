@@ -17,6 +17,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 
 from ..names import did_you_mean
+from .collector import paused_collector
 
 SIDES_OF_A_RANGE = 9  # with MIN_SIZE_TRAIN_SAMPLING "range": evenly spaced samples
 SMALLEST_SIDE = 1e-5  # pixels; Detectron2's filter_empty_instances drops boxes up to it
@@ -75,6 +76,10 @@ class ResizedBoxes:
     weights: np.ndarray
     without_area: int
 
+    def number(self) -> int:
+        """How many boxes there are, each counted once."""
+        return int(np.count_nonzero(np.bincount(self.index)))
+
     def rows(self, chosen: np.ndarray | slice) -> "ResizedBoxes":
         """A subset of the rows, by mask or indices."""
         return ResizedBoxes(
@@ -86,6 +91,7 @@ class ResizedBoxes:
         )
 
 
+@paused_collector()
 def read_boxes(names: Sequence[str]) -> TrainingBoxes:
     """The boxes of registered datasets, concatenated.
 
@@ -118,9 +124,8 @@ def read_boxes(names: Sequence[str]) -> TrainingBoxes:
     objects = [(number, a) for number, a in annotations if not a.get("iscrowd", 0)]
     if not objects:
         raise ValueError(f"{list(names)} has no boxes on {len(records)} images")
-    corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for _, a in objects]
     result = TrainingBoxes(
-        corners=np.array(corners, dtype=np.float64).reshape(-1, 4),
+        corners=_corners([a for _, a in objects]),
         classes=np.array([a["category_id"] for _, a in objects], dtype=np.int64),
         images=np.array([number for number, _ in objects], dtype=np.int64),
         image_ids=[record.get("image_id", record["file_name"]) for record in records],
@@ -136,6 +141,16 @@ def read_boxes(names: Sequence[str]) -> TrainingBoxes:
             "...); fpn-ext data names them all"
         )
     return result
+
+
+def _corners(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(N, 4) float64, XYXY: the boxes of each mode at once."""
+    written = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    modes = np.array([a["bbox_mode"] for a in annotations])
+    for mode in np.unique(modes).tolist():
+        rows = modes == mode
+        written[rows] = BoxMode.convert(written[rows], BoxMode(mode), BoxMode.XYXY_ABS)
+    return written
 
 
 def training_sides(cfg: CfgNode) -> dict[int, float]:
@@ -190,7 +205,8 @@ def resize(found: TrainingBoxes, cfg: CfgNode) -> ResizedBoxes:
         own_sizes = sizes[found.images[kept]]
         parts.append((boxes[kept], kept, own_sizes, np.full(len(kept), share)))
     boxes, index, own_sizes, weights = (np.concatenate(c) for c in zip(*parts, strict=True))
-    return ResizedBoxes(boxes, index, own_sizes, weights, len(corners) - len(np.unique(index)))
+    left_out = len(corners) - np.count_nonzero(np.bincount(index))
+    return ResizedBoxes(boxes, index, own_sizes, weights, int(left_out))
 
 
 def resized_size(height: int, width: int, side: int, max_size: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..data.demo_scenes import make_scene
 from ..data.reading import from_rgb, value_range
+from ..files.atomic import move_into_place
 from ..reporting.provenance import commit, versions
 from .formats import Format, require
 from .graph import DetectorGraph, detector_graph
@@ -92,7 +93,7 @@ def put_in_place(written: Path, file: Path) -> None:
     """Move a file, and OpenVINO's weights beside it, to where they were asked for."""
     parts = sorted(written.parent.glob(f"{written.stem}.*"), key=lambda part: part.suffix)
     for part in parts:  # weights before what names them
-        part.replace(file.with_suffix(part.suffix))
+        move_into_place(part, file.with_suffix(part.suffix))
 
 
 def left_as_it_was(file: Path) -> str:

@@ -91,7 +91,7 @@ class AnchorReport:
         """The report as plain values for :func:`fpn_ext.reporting.json_files.write_json`."""
         return {
             "images": len(self.found.image_ids),
-            "boxes": len(np.unique(self.resized.index)),
+            "boxes": self.resized.number(),
             "left_out": {"crowd": self.found.crowds, "without_area": self.resized.without_area},
             "sides": [{"side": side, "share": share} for side, share in self.sides.items()],
             "boundary_thresh": self.grid.boundary_thresh,
@@ -131,7 +131,7 @@ class AnchorReport:
         }
 
     def __str__(self) -> str:
-        boxes = len(np.unique(self.resized.index))
+        boxes = self.resized.number()
         sides = ", ".join(f"{side or 'as it is'}" for side in self.sides)
         first = f"{len(self.found.image_ids)} images, {boxes} boxes; shorter side {sides} px"
         if self.found.crowds:

@@ -12,6 +12,7 @@ from detectron2.modeling import (
     build_keypoint_head,
     build_mask_head,
 )
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
     FastRCNNOutputLayers,
@@ -19,8 +20,10 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ..kernels.box_matching import match_boxes
 from ..keys import declare, own_keys
 from ..levels import LevelError
 from .pooler import ContiguousROIPooler, LevelMappedROIPooler
@@ -37,8 +40,9 @@ declare(
 class PyramidROIHeads(StandardROIHeads):
     """Detectron2's StandardROIHeads with :class:`LevelMappedROIPooler` in all its branches.
 
-    Constructor, sampling, losses and inference are Detectron2's. Parameters keep their names
-    (``box_head.*``, ``box_predictor.*``, ``mask_head.*``, ``keypoint_head.*``).
+    Constructor, sampling, losses and inference are Detectron2's; proposals are matched to ground
+    truth by :func:`~fpn_ext.kernels.box_matching.match_boxes`, with Detectron2's result. Parameters
+    keep their names (``box_head.*``, ``box_predictor.*``, ``mask_head.*``, ``keypoint_head.*``).
     """
 
     # Lets TorchScript drop disabled branches, as Detectron2's export does for the parent.
@@ -95,6 +99,44 @@ class PyramidROIHeads(StandardROIHeads):
             f"{name}_pooler": pooler,
             f"{name}_head": head,
         }
+
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """The proposals that are trained on, with the ground truth each is matched to.
+
+        Args:
+            proposals: per image, ``proposal_boxes`` and ``objectness_logits``.
+            targets: per image, ``gt_boxes``, ``gt_classes`` and further ``gt_*`` of M_n objects.
+
+        Returns:
+            Per image, at most ``batch_size_per_image`` of the proposals and, if
+            ``proposal_append_gt``, of the objects, with ``gt_classes`` (``num_classes`` is
+            background) and, if the image has objects, all ``gt_*`` of the matched one.
+        """
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        sampled = []
+        for candidates, objects in zip(proposals, targets, strict=True):
+            matches, labels = match_boxes(
+                objects.gt_boxes, candidates.proposal_boxes, self.proposal_matcher
+            )
+            rows, classes = self._sample_proposals(matches, labels, objects.gt_classes)
+            chosen = candidates[rows]
+            chosen.gt_classes = classes
+            if len(objects):
+                for name, values in objects.get_fields().items():
+                    if name.startswith("gt_") and not chosen.has(name):
+                        chosen.set(name, values[matches[rows]])
+            sampled.append(chosen)
+        foreground = sum(int((s.gt_classes != self.num_classes).sum()) for s in sampled)
+        storage = get_event_storage()
+        # Means of an image.
+        storage.put_scalar("roi_head/num_fg_samples", foreground / len(sampled))
+        background = sum(map(len, sampled)) - foreground
+        storage.put_scalar("roi_head/num_bg_samples", background / len(sampled))
+        return sampled
 
     # Hooks for variants.
 

@@ -5,6 +5,7 @@ and sorts all scores first, then runs NMS on the candidates of all levels, thoug
 are kept. Here the top scores are selected first, only their boxes are decoded, and NMS runs on the
 best of them, on all only if too few survive. The proposals are bit-identical; the order of equal
 scores is undefined in both. Detectron2 drops the level a proposal came from; here it can be kept.
+In training, anchors are matched to ground truth in bounded memory, however many objects there are.
 """
 
 import copy
@@ -20,6 +21,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from ..exporting import records_a_graph
+from ..kernels.box_matching import match_boxes
 from ..keys import declare, own_keys
 from ..levels import nearest_level
 
@@ -46,9 +48,10 @@ NO_LEVEL = -1
 class PyramidRPN(RPN):
     """Detectron2's RPN with a faster path from scores and deltas to proposals.
 
-    Head, sampling, losses and parameter names are Detectron2's. Proposals are bit-equal to
-    Detectron2's except for the order of equal scores: v0.6 sorts where this, like main, calls
-    ``topk``, and torch leaves the order of equal numbers undefined in both.
+    Head, sampling, losses and parameter names are Detectron2's; anchors are matched to ground truth
+    by :func:`~fpn_ext.kernels.box_matching.match_boxes`, with Detectron2's result. Proposals are
+    bit-equal to Detectron2's except for the order of equal scores: v0.6 sorts where this, like
+    main, calls ``topk``, and torch leaves the order of equal numbers undefined in both.
 
     With ``levels``, proposals have a field ``proposal_level``, (R,) int64: the level k of the
     feature map that proposed them. Ground truth that RoI heads add to training proposals has
@@ -97,6 +100,32 @@ class PyramidRPN(RPN):
                 device = targets.gt_boxes.device
                 targets.proposal_level = torch.full((len(targets),), NO_LEVEL, device=device)
         return super().forward(images, features, gt_instances)
+
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The anchors that are trained on, and the ground truth each is matched to.
+
+        Args:
+            anchors: per level, (A_i,) boxes, XYXY in pixels of the network input.
+            gt_instances: per image, ``gt_boxes`` (M_n,) in the same coordinates.
+
+        Returns:
+            Per image, (A,) int8 labels of the anchors of all levels (1 object, 0 background, -1 not
+            sampled), and (A, 4) boxes, undefined where the label is not 1.
+        """
+        all_anchors = Boxes.cat(anchors)
+        labels, boxes = [], []
+        for objects in gt_instances:
+            matches, label = match_boxes(objects.gt_boxes, all_anchors, self.anchor_matcher)
+            if self.anchor_boundary_thresh >= 0:
+                inside = all_anchors.inside_box(objects.image_size, self.anchor_boundary_thresh)
+                label[~inside] = -1
+            labels.append(self._subsample_labels(label))
+            none = torch.zeros_like(all_anchors.tensor)
+            boxes.append(objects.gt_boxes.tensor[matches] if len(objects) else none)
+        return labels, boxes
 
     def predict_proposals(
         self,
