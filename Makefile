@@ -46,6 +46,7 @@ test-export: setup
 # What computes, of test-avx2, for .ci/run.
 test-avx2-short: setup
 	$(AVX2) $(RUN) -m pytest -q -n auto --maxprocesses 4 tests/test_optimize.py \
+	    tests/test_compiled_kernels.py tests/test_choose.py tests/test_winograd_training.py \
 	    tests/test_winograd.py tests/test_pooler.py tests/test_numerics.py \
 	    tests/test_pyramid_variants.py tests/test_tta.py tests/test_steps.py
 
@@ -108,6 +109,7 @@ lock: setup
 
 $(READY): pyproject.toml $(wildcard requirements/*)
 	PYTHON="$(PYTHON)" sh requirements/install.sh "$(VENV)"
+	-@$(RUN) -m fpn_ext.kernels.compiled
 	@touch "$@"
 	@echo "Ready: $(VENV)/bin/fpn-ext lists the commands; . $(VENV)/bin/activate puts it on the path"
 

@@ -1,11 +1,11 @@
 """Average precision of an exported detector beside that of the model it was made from.
 
     python benchmarks/export_ap.py --run output/demo --format onnx openvino torchscript \
-        --json results/export/demo.json
+        --int8 onnx openvino --json results/export/demo.json
 
 Each file is made by what `fpn-ext export` calls, into a temporary folder, and scored on the first
 dataset of DATASETS.TEST by the evaluation of `fpn-ext eval`. Exit status 1 if a score differs by
-more than 0.1.
+more than 0.1, or in eight bits is lower by more than 1.
 """
 
 import argparse
@@ -22,6 +22,7 @@ def main() -> int:
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR")
     parser.add_argument("--format", nargs="+", required=True)
+    parser.add_argument("--int8", nargs="+", default=[], help="formats, in eight bits")
     parser.add_argument("--json", required=True, metavar="FILE")
     parser.add_argument("--name", help="of the model, in the file; unless given, the folder's")
     options = parser.parse_args()
@@ -33,6 +34,7 @@ def main() -> int:
     from fpn_ext.export.formats import FORMATS
     from fpn_ext.export.runtime import ExportedModel
     from fpn_ext.export.write import export
+    from fpn_ext.export.write_int8 import export_int8
     from fpn_ext.files.run_folder import config_of, weights_of
     from fpn_ext.inference.predictor import Predictor, inference_config
     from fpn_ext.reporting.json_files import write_json
@@ -60,13 +62,23 @@ def main() -> int:
                 "largest_difference_px": max(row.boxes for row in rows),
                 "largest_difference_of_a_score": max(row.scores for row in rows),
             }
+        for name in options.int8:
+            file = Path(folder, f"int8{FORMATS[name].suffix}")
+            found = export_int8(cfg, predictor.model, predictor.classes, file, name)
+            of_dataset = [cost for cost in found.costs if cost.dataset == dataset]
+            exported[f"{name}, int8"] = {
+                "scores": {c.score.removesuffix(" AP"): c.int8 for c in of_dataset},
+                "calibration_pictures": found.pictures,
+                "mib_in_float32_and_int8": found.mib,
+            }
     facts = {"commit": commit(), "hardware": hardware(), "versions": versions()}
     record = {"model": options.name or options.run.name, "dataset": dataset, **facts}
     write_json(options.json, {**record, "pytorch": in_pytorch, "exported": exported})
     apart = 0.0
     for name, of_file in exported.items():
         for task, score in of_file["scores"].items():
-            apart = max(apart, abs(score - in_pytorch[task]))
+            if not name.endswith("int8"):
+                apart = max(apart, abs(score - in_pytorch[task]))
             print(f"{name}: {task} AP {score:.2f}, PyTorch {in_pytorch[task]:.2f}")
     return int(apart > MOST_APART)
 

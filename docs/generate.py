@@ -273,18 +273,43 @@ def exporters() -> str:
 def export_table(folder: Path) -> str:
     """Scores of exported detectors beside PyTorch's, from benchmarks/export_ap.py."""
     records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    records = [record for record in records if "exported" in record]
     lines = [
         "| model | dataset | file | AP, file | AP, PyTorch | largest difference of a box, px |",
         "| --- " * 6 + "|",
     ]
     for record in records:
         for name, of_file in record["exported"].items():
+            form, _, bits = name.partition(", ")
+            what = f"`{form}`, {bits}" if bits else f"`{form}`"
+            apart = of_file.get("largest_difference_px")
+            off = "" if apart is None else f"{apart:.1e}"  # in eight bits boxes are not compared
             for task, score in of_file["scores"].items():
                 lines.append(
-                    f"| {record['model']} | `{record['dataset']}` | `{name}`, {task} | {score:.2f} "
-                    f"| {record['pytorch'][task]:.2f} | {of_file['largest_difference_px']:.1e} |"
+                    f"| {record['model']} | `{record['dataset']}` | {what}, {task} | {score:.2f} "
+                    f"| {record['pytorch'][task]:.2f} | {off} |"
                 )
     return "\n".join([*lines, "", *(where(record) for record in records)])
+
+
+def deployment_table(file: Path) -> str:
+    """Speed of exported detectors, from benchmarks/deployment.py; without, nothing is claimed."""
+    from fpn_ext.reporting.measuring import ratio_text
+
+    if not file.exists():
+        return "No measurement is recorded."
+    record = json.loads(file.read_text())
+    lines = ["| size | side | ms | times Detectron2 in PyTorch |", "| --- " * 4 + "|"]
+    for row in record["rows"]:
+        lines.append(f"| {row['size']} | {row['side']} | {row['ms']:.1f} | {ratio_text(row)} |")
+    left_out = [f"Left out: {side}: {cell(why)}." for side, why in record["left_out"].items()]
+    versions = record["versions"]
+    runtimes = ", ".join(f"{name} {versions[name]}" for name in ("onnxruntime", "openvino"))
+    about = (
+        f"{where(record)}, {record['threads']} threads, {runtimes}, {record['rounds']} rounds; "
+        "median (min to max):"
+    )
+    return "\n".join([about, "", *lines, *([""] if left_out else []), *left_out])
 
 
 def generated() -> dict[Path, str]:
@@ -308,6 +333,11 @@ def generated() -> dict[Path, str]:
             seeds_table(RESULTS / "demo/seeds_avx2.json"),
         ),
         (PROJECT / "docs/guides/deploying.md", "export", export_table(RESULTS / "export")),
+        (
+            PROJECT / "docs/guides/deploying.md",
+            "deployment",
+            deployment_table(RESULTS / "export/speed.json"),
+        ),
         (PROJECT / "docs/evidence/speed.md", "busy", busy_table(RESULTS / "busy/busy.json")),
     ]
     pages: dict[Path, str] = {}

@@ -10,9 +10,11 @@ import dis
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import MutableMapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import NamedTuple
 
@@ -165,10 +167,28 @@ def _run(words: list[str]) -> int:
     except (*MISTAKES, *FAILURES) as error:
         if not is_users(error):
             raise
-        print(f"fpn-ext {name}: error: {error}", file=sys.stderr)
+        print(f"fpn-ext {name}: error: {sentence(error)}", file=sys.stderr)
         return 1 if isinstance(error, FAILURES) else 2
     except KeyboardInterrupt:
         return 130
+
+
+# How torch begins the message of an error in a process that loads images, its traceback included.
+IN_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n")
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, without the traceback of a process that loaded images.
+
+    >>> before = "Caught OSError in DataLoader worker process 0.\\nOriginal Traceback ...\\n"
+    >>> sentence(OSError(before + "OSError: no a.jpg\\n"))
+    'no a.jpg'
+    """
+    text = str(error)
+    if not IN_A_WORKER.match(text):
+        return text
+    kind = text.split()[1]
+    return text.rpartition(f"\n{kind}: ")[2].strip()
 
 
 def is_users(error: Exception) -> bool:
@@ -179,6 +199,9 @@ def is_users(error: Exception) -> bool:
     """
     if isinstance(error, OSError):
         return True
+    if IN_A_WORKER.match(str(error)):  # of its traceback there is the text alone
+        files = re.findall(r'^  File "(.*?)", line', str(error), flags=re.M)
+        return bool(files) and Path(files[-1]).is_relative_to(Path(__file__).parent)
     last: TracebackType | None = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

@@ -24,6 +24,10 @@ _datasets = tempfile.TemporaryDirectory(prefix="fpn_ext_tests_")
 os.environ["DETECTRON2_DATASETS"] = _datasets.name
 register_datasets()
 
+# Nor in the user's cache folder; kernels that were compiled there are used. Layers are chosen by
+# table, so that tests take the same ways everywhere; those of choosing measure.
+os.environ["FPN_EXT_TUNE"] = "0"
+
 
 @pytest.fixture(scope="session")
 def demo_images():

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import deployment
 import whole_model
 from calibrated import calibrated_weights
 from fpn_ext.reporting import measuring
 from fpn_ext.reporting.measuring import ratio_text
-from sides import builtin_config
+from sides import LeftOut, builtin_config
 
 SMALL = [
     *("MODEL.RESNETS.DEPTH", "18"),
@@ -154,3 +155,53 @@ def test_times_are_of_one_call(monkeypatch):
     assert "".join(called) == "aaaabbbb" * (2 + measuring.WARM_UP), "in turn, four in a row"
     assert results == {"a": len(called) - 4, "b": len(called)}
     assert times == {"a": [250.0, 250.0], "b": [250.0, 250.0]}
+
+
+# Exported detectors.
+
+
+@pytest.mark.slow
+def test_exported_sides_agree_with_detectron2(tmp_path):
+    for package in ("onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(package, reason="an extra is not installed")
+    file = tmp_path / "speed.json"
+    arguments = ["--rounds", "1", "--sizes", "96x128", "--calibrated-at", "192x256"]
+    deployment.main([*arguments, "--json", str(file), *SMALL])
+    results = json.loads(file.read_text())
+    rows = {row["side"]: row for row in results["rows"]}
+    assert {*rows} | {*results["left_out"]} == {*deployment.NAMES}
+    assert "torchvision, OpenVINO" in results["left_out"], "it is another network"
+    for name, row in rows.items():
+        assert is_positive(row["ms"]) and is_positive(row["ratio"]), row
+        if "int8" not in name and "bfloat16" not in name:
+            assert row["found_again"] >= 0.9 * row["detections"] > 0, row
+            assert row["score_difference"] <= FLOAT32, row
+    assert any(
+        "Convolution" in layer for layer in results["primitives"]["exported, OpenVINO"]["layers"]
+    )
+    assert "--json" not in results["command"]
+
+
+@pytest.mark.parametrize(
+    ("primitive", "limit", "is_above"),
+    [
+        ("brgconv_avx512_1x1_f32", "AVX2", True),
+        ("brgconv_avx512_amx_I8", "AVX512_CORE_VNNI", True),
+        ("brgconv_avx2_f32", "AVX2", False),
+        ("brgconv_avx2_f32", "AVX2_VNNI", False),
+        ("jit_uni_f32", "SSE41", False),
+        ("jit_avx_f32", "SSE41", True),
+        ("brgconv_avx512_amx_bf16", "", False),
+        ("brgconv_avx512_amx_bf16", "ALL", False),
+    ],
+)
+def test_instructions_above_a_limit(primitive, limit, is_above):
+    primitives = {("Convolution", primitive): 3}
+    assert deployment.above_limit(primitives, limit) == (primitives if is_above else {})
+
+
+def test_what_cannot_be_held_to_instructions_is_left_out(monkeypatch):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with pytest.raises(LeftOut, match="cannot be held to ONEDNN_MAX_CPU_ISA"):
+        deployment.in_a_runtime("exported, ONNX Runtime", None, 1, {})

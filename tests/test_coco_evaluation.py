@@ -1,9 +1,11 @@
 """COCO's numbers by either library, and the keys of the evaluation."""
 
 import contextlib
+import errno
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import fpn_ext
@@ -416,6 +418,22 @@ def test_without_the_keys_the_names_are_detectron2s_and_ap50_per_class(registere
 def test_a_class_that_the_dataset_lacks(registered, tmp_path):
     with pytest.raises(ValueError, match="class index 2, and the dataset has 2 classes; set"):
         scores_of(registered, tmp_path, [(2, 0.9, 0, 0, 10, 10)])
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(registered, tmp_path, monkeypatch):
+    def full(value, stream, save=torch.save):
+        save(value, stream)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*instances_predictions\.pth'"):
+        scores_of(registered, tmp_path / "out", [(0, 0.9, 0, 0, 10, 10)])
+    assert os.listdir(tmp_path / "out") == []
+    monkeypatch.undo()
+    scores_of(registered, tmp_path / "out", [(0, 0.9, 0, 0, 10, 10)])
+    assert {*os.listdir(tmp_path / "out")} == {
+        *("instances_predictions.pth", "coco_instances_results.json")
+    }
 
 
 def test_no_detections_are_no_score(registered, tmp_path):

@@ -549,3 +549,10 @@ def test_every_fault_has_its_remedy_in_the_table():
     findings = [Finding("ok", "a", "x"), Finding("error", "b", "y", "mend it")]
     lines = table(findings).splitlines()
     assert lines[2].strip() == "-> mend it" and lines[-1] == "1 error(s), 0 warning(s)"
+
+
+def test_compiled_kernels_are_said_to_be_there():
+    assert list(machine.kernels({})) == [], "no package, said elsewhere"
+    assert only(machine.kernels({"kernels": "AVX2"})).text == "for AVX2"
+    finding = only(machine.kernels({"kernels": ""}))
+    assert finding.status == "note" and finding.remedy == "fpn-ext doctor --compile"

@@ -16,7 +16,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes
 from fpn_ext.kernels import roi_align_cpu, roi_align_cuda, roi_align_cuda_kernel
-from fpn_ext.kernels.roi_align_cpu import Settings
+from fpn_ext.kernels.roi_align_samples import Settings
 from fpn_ext.modeling.pooler import LevelMappedROIPooler
 from torchvision.ops import roi_align
 

@@ -5,7 +5,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from fpn_ext.kernels import roi_align_cpu
+from fpn_ext.kernels import roi_align_cpu, roi_align_samples
 from fpn_ext.modeling.level_rules import assign_levels
 from fpn_ext.modeling.pooler import MAX_COORDINATE, POOLER_TYPES, LevelMappedROIPooler
 from hypothesis import given, settings
@@ -453,10 +453,10 @@ def test_weighted_rows_of_half_precision(dtype):
 )
 def test_the_cells_of_a_bin(high, samples, length, cells, weights):
     """A bin from 0 to ``high`` on a map of the given number of cells, computed by hand."""
-    settings = roi_align_cpu.Settings((1.0,), (1, 1), samples, aligned=False)
+    settings = roi_align_samples.Settings((1.0,), (1, 1), samples, aligned=False)
     ends = torch.tensor([[0.0], [high]])
-    found = roi_align_cpu.taps_along(
-        roi_align_cpu.samples_along(*ends, 1, 1.0, settings), 1, length
+    found = roi_align_samples.taps_along(
+        roi_align_samples.samples_along(*ends, 1, 1.0, settings), 1, length
     )
     assert found.taps.tolist() == [len(cells)]
     assert found.cell[0, 0, : len(cells)].tolist() == cells
@@ -621,3 +621,20 @@ def test_wrong_inputs():
         pooler()(maps[:3], [random_boxes(1)] * 2)
     with pytest.raises(ValueError, match="1 lists of boxes for a batch of 2 images"):
         pooler()(maps, [random_boxes(1)])
+
+
+@pytest.mark.parametrize("maps", [1, 2])
+def test_a_second_derivative_is_refused_in_a_sentence(maps):
+    """The first one is as without create_graph, and so is what depends on other things."""
+    features = [torch.rand(1, 3, 8 >> i, 8 >> i, requires_grad=True) for i in range(maps)]
+    rois = torch.tensor([[0, 1, 1, 12.0, 14.0]] * maps)
+    pooled = roi_align_cpu.roi_align(
+        *(features, rois, torch.arange(maps), [1 / 2, 1 / 4][:maps], (2, 2), 0, True)
+    )
+    loss = pooled.square().sum()
+    plain = torch.autograd.grad(loss, features, retain_graph=True)
+    again = torch.autograd.grad(loss, features, create_graph=True)
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="RoIAlign has no second derivative here"):
+        torch.autograd.grad(again[0].sum(), features, allow_unused=True)

@@ -342,8 +342,14 @@ def test_nothing_found_replaces_nothing(square, photos, tmp_path, monkeypatch):
     assert (tmp_path / "detections.json").read_text() == "of yesterday"
 
 
-def test_sigterm_keeps_what_was_found(cfg, tmp_path):
-    """As a batch scheduler ends a job: the JSON is whole, and the status is 143."""
+@pytest.mark.parametrize(
+    ("number", "status", "least"), [(signal.SIGTERM, 143, 2), (signal.SIGKILL, -9, 1)]
+)
+def test_an_end_from_outside_keeps_what_was_found(cfg, tmp_path, number, status, least):
+    """As a batch scheduler ends a job: the JSON is whole, and the status is 143.
+
+    On SIGKILL, which no program is told of, it is as it was when last written.
+    """
     save_weights(cfg)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     (tmp_path / "many").mkdir()
@@ -360,13 +366,13 @@ def test_sigterm_keeps_what_was_found(cfg, tmp_path):
         deadline = time.monotonic() + 60
         while not (tmp_path / "out" / "002.png").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, said = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 143, said
+    assert process.returncode == status, said
     kept = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert 2 <= len(kept["images"]) < 300 and not kept["complete"]
+    assert least <= len(kept["images"]) < 300 and not kept["complete"]
     for image in kept["images"]:
         assert (tmp_path / "out" / image["drawing"]).is_file()
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,12 +11,15 @@ from detectron2.config import CfgNode
 from ..bottom_up.configured_levels import LEVELS
 from ..files.shipped import find_config
 from .defaults import flat, get_cfg, keys_of, leaves, mapping_of, near_keys
+from .files import config_files
 from .level_keys import resolve_levels
 from .level_table import level_table_in_errors
 from .written import WrittenKeys
 
 MAX_ITER, EPOCHS = "SOLVER.MAX_ITER", "SOLVER.FPN_EXT.EPOCHS"
 ANCHOR_SIZES_AS_LIST = "MODEL.ANCHOR_GENERATOR.SIZES"
+# What yacs raises for a key or value: the last two where a text is nested as an expression.
+UNFIT = (KeyError, AssertionError, ValueError, RecursionError, MemoryError)
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -37,28 +41,14 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             f"config file {config_file!r} does not exist (--config-file); the configs that come "
             "with this project are listed in configs/README.md"
         )
+    config_files(config_file)  # within bounds, before any of it is merged
     cfg = get_cfg()
     try:
-        _check_is_mapping(config_file)
         cfg.merge_from_file(config_file, allow_unsafe=False)
         _check_no_none(cfg)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{config_file} is not valid YAML: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{config_file}, or a file that its _BASE_ names, is not text in UTF-8: {error}"
-        ) from error
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{config_file}: _BASE_ names a file that cannot be read: {error.filename} "
-            f"({error.strerror})"
-        ) from error
-    except (AttributeError, TypeError, RecursionError) as error:
-        raise TypeError(
-            f"{config_file}: a config must be a mapping of keys, and so must the file that its "
-            f"_BASE_ names, which cannot be itself ({error})"
-        ) from error
-    except (KeyError, AssertionError, ValueError) as error:
+    except (AttributeError, TypeError) as error:
+        raise TypeError(f"{config_file}: a config must be a mapping of keys ({error})") from error
+    except UNFIT as error:
         values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
         raise _mistakes(leaves(values, get_cfg()), config_file, error) from error
     if len(opts) % 2:
@@ -69,7 +59,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     try:
         cfg.merge_from_list(list(opts))
         _check_no_none(cfg)
-    except (KeyError, AssertionError, ValueError) as error:
+    except UNFIT as error:
         pairs = zip(opts[::2], opts[1::2], strict=True)
         raise _mistakes(pairs, "the command line", error) from error
     written = written_keys(config_file, opts)
@@ -83,7 +73,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 def written_keys(config_file: str, opts: Sequence[str] = ()) -> WrittenKeys:
     """Every key set in a file, its ``_BASE_`` files or the overrides."""
-    return WrittenKeys([*_written_in(find_config(config_file)), opts[::2]])
+    files = config_files(find_config(config_file))
+    return WrittenKeys([*(flat(CfgNode(file.content)) for file in files), opts[::2]])
 
 
 def _check_length(cfg: CfgNode, written: WrittenKeys) -> None:
@@ -105,26 +96,6 @@ def _declare_entries(cfg: CfgNode, keys: Iterable[str]) -> None:
             for part in parent.split("."):
                 node = node[part]
             node[name].setdefault(key.rpartition(".")[2], [])
-
-
-def _written_in(config_file: str) -> list[set[str]]:
-    """The keys set in each of a config's files, bases first."""
-    with open(config_file, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
-    bases = content.pop("_BASE_", [])
-    written = []
-    for base in [bases] if isinstance(bases, str) else bases:
-        # Relative to the file that names it, as in Detectron2.
-        path = os.path.join(os.path.dirname(config_file), os.path.expanduser(base))
-        written += _written_in(path)
-    return [*written, set(flat(CfgNode(content)))]
-
-
-def _check_is_mapping(config_file: str) -> None:
-    with open(config_file, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
-    if not isinstance(content, dict):
-        raise TypeError(f"got {type(content).__name__}")
 
 
 def _check_no_none(cfg: CfgNode) -> None:
@@ -166,7 +137,7 @@ def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
     try:
         cfg.merge_from_list([key, value])
         _check_no_none(cfg)
-    except (KeyError, AssertionError, ValueError):
+    except UNFIT:
         if isinstance(default, CfgNode):
             return f"{source}: {key} has keys of its own ({', '.join(default)}), got {value!r}"
         kind = type(default).__name__
@@ -176,8 +147,8 @@ def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
 
 def _line_of(key: str, config_file: str) -> int:
     """The line of a file that sets a key; 0 if it is set in a base."""
-    with open(config_file, encoding="utf-8") as file:
-        node = yaml.compose(file, Loader=yaml.SafeLoader)
+    text = Path(config_file).read_text(encoding="utf-8")
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
     line = 0
     for part in key.split("."):
         entries = node.value if isinstance(node, yaml.MappingNode) else []

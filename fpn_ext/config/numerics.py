@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from ..kernels.compiled import kernels
 from ..keys import defaults, own_keys
 from ..registries.architectures import is_architecture
 from ..registries.lookup import is_pyramid
-from ..speed.optimize import has_bfloat16_convolutions
+from ..speed.residuals import has_bfloat16_convolutions
 
 CHOICES = ("exact", "fast")
 EXACT: dict[str, Any] = {
@@ -25,14 +26,15 @@ EXACT: dict[str, Any] = {
     "INFERENCE_DTYPE": "",
 }
 EXPERT_KEYS = tuple(EXACT)  # last parts of the key names
-# Measured for Detectron2's ResNets on CPUs with AVX-512 (results/speed-cpu). Without AVX-512 they
-# slow a model down; other networks and GPUs were not measured.
+# Measured for Detectron2's ResNets (results/speed-cpu); other networks and GPUs were not.
 FAST_WITH_AVX512: dict[str, Any] = {
     "CHANNELS_LAST": True,
     "WINOGRAD": True,
     "FOLD_NORMS": True,
     "INFERENCE_DTYPE": "float32",
 }
+# On a CPU with AVX2 alone, channels_last maps slow training down.
+FAST_WITH_KERNELS: dict[str, Any] = {"INFERENCE_DTYPE": "float32"}
 
 
 def resolve_numerics(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
@@ -117,6 +119,11 @@ def has_avx512() -> bool:
     return capability.startswith("AVX512") and has_bfloat16_convolutions()
 
 
+def has_compiled_kernels() -> bool:
+    """Whether :mod:`fpn_ext.kernels.compiled` has been compiled for this CPU."""
+    return kernels() is not None
+
+
 def slow_bfloat16(cfg: CfgNode, training: bool) -> Iterator[str]:
     """What asks for bfloat16 on a CPU that has no convolutions in it, each with its remedy.
 
@@ -140,11 +147,11 @@ def slow_bfloat16(cfg: CfgNode, training: bool) -> Iterator[str]:
 def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:
     if cfg.MODEL.DEVICE != "cpu":
         return {}, f"on {cfg.MODEL.DEVICE}"
-    if not has_avx512():
-        return {}, "a CPU without AVX-512"
+    if not (has_avx512() or has_compiled_kernels()):
+        return {}, "a CPU without AVX-512, no compiled kernels"
     if cfg.MODEL.FPN_EXT.BOTTOM_UP != "build_resnet_backbone":
         return {}, f"no faster choice is known for {cfg.MODEL.FPN_EXT.BOTTOM_UP}"
-    chosen = dict(FAST_WITH_AVX512)
+    chosen = dict(FAST_WITH_AVX512 if has_avx512() else FAST_WITH_KERNELS)
     if not is_architecture(cfg, "GeneralizedRCNN", "ProposalNetwork"):
         del chosen["INFERENCE_DTYPE"]
-    return chosen, "AVX-512"
+    return chosen, "AVX-512" if has_avx512() else "compiled kernels"

@@ -6,11 +6,14 @@ picture. What is found is one sentence for each kind: how many, the first of the
 
 import functools
 import json
+import math
 import os
 from collections.abc import Iterable
 from typing import Any
 
 from .dataset_contents import Name, four_numbers, id_of, short, size_of
+
+MOST_PIXELS = 1 << 30
 
 
 class Faults:
@@ -103,9 +106,9 @@ def _checked(file: str, image_root: str, modified: int) -> tuple[str, ...]:
         faults.add("it must be a list", f"'annotations' is {short(data['annotations'])}")
     faults.check(file)
     classes = _check_classes(data["categories"], faults)
-    images = _check_images(data["images"], image_root, faults)
+    images, sides = _check_images(data["images"], image_root, faults)
     strays = _check_annotations(
-        data.get("annotations", []), images, classes, faults, unique="minival" not in file
+        *(data.get("annotations", []), images, sides, classes, faults), unique="minival" not in file
     )
     faults.check(file)
     notes = []
@@ -132,8 +135,12 @@ def _check_classes(entries: Iterable[Any], faults: Faults) -> set[Any]:
     return set(names)
 
 
-def _check_images(entries: Iterable[Any], image_root: str, faults: Faults) -> dict[Name, str]:
+def _check_images(
+    entries: Iterable[Any], image_root: str, faults: Faults
+) -> tuple[dict[Name, str], dict[Name, int]]:
+    """Returns names and longer sides by image id."""
     names: dict[Name, str] = {}
+    sides: dict[Name, int] = {}
     for entry in entries:
         key = id_of(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("file_name") if isinstance(entry, dict) else None
@@ -146,7 +153,14 @@ def _check_images(entries: Iterable[Any], image_root: str, faults: Faults) -> di
                 f"image {short(name)}: id {short(key)} is also that of {short(names[key])}",
             )
         names[key] = name
-        if size_of(entry.get("width"), entry.get("height")) is None:
+        size = size_of(entry.get("width"), entry.get("height"))
+        sides[key] = max(size or (0,))
+        if size and size[0] * size[1] > MOST_PIXELS:
+            faults.add(
+                f"no image of more than {MOST_PIXELS} pixels is read; write the file's size",
+                f"image {short(name)}: {size[0]} x {size[1]}",
+            )
+        if size is None:
             faults.add(
                 "Detectron2 and the evaluation read 'width' and 'height' in whole pixels; write "
                 "them",
@@ -159,12 +173,13 @@ def _check_images(entries: Iterable[Any], image_root: str, faults: Faults) -> di
             )
     if len({type(key) for key in names}) > 1:
         faults.add("write all as whole numbers, or all as text", "images: ids that are both")
-    return names
+    return names, sides
 
 
 def _check_annotations(
     entries: Iterable[Any],
     images: dict[Name, str],
+    sides: dict[Name, int],
     classes: set[Any],
     faults: Faults,
     unique: bool,
@@ -198,11 +213,13 @@ def _check_annotations(
             else:
                 strays += 1
             continue
-        _check_object(entry, classes, faults, where)
+        _check_object(entry, sides[image], classes, faults, where)
     return strays
 
 
-def _check_object(entry: dict[str, Any], classes: set[Any], faults: Faults, where: Any) -> None:
+def _check_object(
+    entry: dict[str, Any], side: int, classes: set[Any], faults: Faults, where: Any
+) -> None:
     category = entry.get("category_id")
     if id_of(category) not in classes:
         faults.add(
@@ -234,3 +251,19 @@ def _check_object(entry: dict[str, Any], classes: set[Any], faults: Faults, wher
             "a list of polygons is a list of lists [[x, y, x, y, ...]]",
             f"{where()}: {short(segmentation)}",
         )
+    elif isinstance(segmentation, list) and not all(_is_near(p, side) for p in segmentation):
+        faults.add(
+            "a polygon's coordinates must be numbers, no further outside the image than it is long",
+            f"{where()}: {short(segmentation)}",
+        )
+
+
+def _is_near(polygon: list[Any], side: int) -> bool:
+    """Whether a polygon is one of an image; pycocotools' memory grows with its coordinates."""
+    if not polygon or not side:  # no side: said already
+        return True
+    try:
+        low, high, total = min(polygon), max(polygon), sum(polygon)
+        return bool(math.isfinite(total) and -side <= low and high <= 2 * side)
+    except (TypeError, OverflowError):
+        return False

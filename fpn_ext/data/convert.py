@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..files.atomic import staged_folder
 from .canonical import complete
 from .data_file import open_data
 from .formats import FORMATS, read_dataset
@@ -19,6 +20,7 @@ def convert(source: str | Path, to: str, output: Path) -> str:
     Raises:
         FileNotFoundError, ValueError: what is wrong with the data.
         FileExistsError: there is something in ``output``.
+        OSError: it cannot be written; then there is nothing of it.
     """
     data = open_data(source)
     if output.is_dir() and any(output.iterdir()):
@@ -26,7 +28,8 @@ def convert(source: str | Path, to: str, output: Path) -> str:
     dataset = complete(read_dataset(data), data.classes)
     write = FORMATS[to].write
     assert write is not None, to
-    write(dataset, output)
+    with staged_folder(output) as folder:
+        write(dataset, folder)
     objects = sum(len(image.instances) for image in dataset.images)
     splits = ", ".join(f"{split} {len(images)}" for split, images in dataset.splits.items())
     first = (

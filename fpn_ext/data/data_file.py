@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from ..files.paths import without_dots
+from ..files.safe_yaml import load_yaml
 from ..names import did_you_mean
 from .dataset import SPLITS
 
@@ -105,7 +106,7 @@ def open_data(path: str | Path) -> DataFile:
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        content = load_yaml(file.read_text(encoding="utf-8-sig"), f"--data: {file}")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--data: {file} is not YAML in UTF-8: {error}") from error
     if not isinstance(content, dict):

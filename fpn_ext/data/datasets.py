@@ -231,20 +231,29 @@ def keep_trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str
     return records
 
 
+MOST_BYTES = 1 << 24  # of an XML file
+
+
+class _WithoutEntities(ElementTree.TreeBuilder):
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        raise ValueError("it declares a document type (<!DOCTYPE>), which annotations do not have")
+
+
 def read_voc_annotation(file: Path) -> ElementTree.Element:
     """The root element of one annotation file.
 
-    External entities are not read and unbounded entity expansion is an error; expat does both
-    (2.4.1 or newer, as bundled with Python 3.10 to 3.14).
-
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not XML.
+        ValueError: it is not XML; it declares a document type, which is where entities that stand
+            for more than they are can be declared; or it has more than 16 MiB.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no annotation file {file}")
+    if (size := file.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{file} has {size} bytes; at most {MOST_BYTES} of XML are read")
     try:
-        return ElementTree.parse(file).getroot()
+        parser = ElementTree.XMLParser(target=_WithoutEntities())
+        return ElementTree.parse(file, parser).getroot()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # or encoding
         raise ValueError(f"{file} is not XML: {error}") from error
 

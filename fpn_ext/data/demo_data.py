@@ -14,12 +14,12 @@ All coordinates are in pixels with the origin in the top-left corner; boxes are 
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..files.atomic import staged_folder
 from ..reporting.json_files import write_json
 from .demo_annotations import annotation_of
 from .demo_scenes import make_scene
@@ -146,21 +146,17 @@ def _load_existing(root: Path, options: dict[str, int]) -> dict[str, Any] | None
 
 def _create(target: Path, options: dict[str, int]) -> dict[str, Any]:
     """Generate a dataset beside ``target``, move it there when complete, return its summary."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        staged = Path(temporary) / "data"  # a folder with the usual permissions, unlike its parent
-        staged.mkdir()
-        summary = {split: _write_split(staged, split, options) for split in SPLITS}
-        info = {"generator_version": GENERATOR_VERSION, "options": options, "summary": summary}
-        write_json(staged / "info.json", info, indent=None)
-        try:
-            os.replace(staged, target)
-        except OSError:
-            # Another process may have been faster; its dataset will do if the options match.
-            existing = _load_existing(target, options)
-            if existing is None:
-                raise
-            return existing
+    try:
+        with staged_folder(target) as folder:
+            summary = {split: _write_split(folder, split, options) for split in SPLITS}
+            info = {"generator_version": GENERATOR_VERSION, "options": options, "summary": summary}
+            write_json(folder / "info.json", info, indent=None)
+    except OSError:
+        # Another process may have been faster; its dataset will do if the options match.
+        existing = _load_existing(target, options)
+        if existing is None:
+            raise
+        return existing
     return summary
 
 

@@ -76,11 +76,20 @@ def read_picture(
         page: of a TIFF with several, from 0; None for the first, which is said if there are more.
 
     Raises:
-        OSError: the file cannot be read, or not decoded.
+        OSError: the file cannot be read, or not decoded, or states more pixels than Pillow reads.
         ValueError: an array that is no picture; values outside of ``values``; floating point
             without ``values``; ``values`` with colours of 16 bits, which are read as 8.
     """
     path = Path(file)
+    try:
+        return _read(path, pixel_format, values, page)
+    except Exception as error:  # decoders raise what they like, and most do not name the file
+        if str(path) in str(error):
+            raise
+        raise OSError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _read(path: Path, pixel_format: str, values: Sequence[float], page: int | None) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         return convert_PIL_to_numpy(scaled(load_array(path), values, str(path)), pixel_format)
     with Image.open(path) as image:
@@ -140,7 +149,8 @@ def load_array(file: Path) -> np.ndarray:
         ValueError: it holds something else; pickled objects are not read.
     """
     try:
-        array = np.load(file, allow_pickle=False)
+        # Mapped: read, it would be allocated first, as large as the file states it is.
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"{file}: no array of numbers ({error}). Arrays are read as data alone: save numbers, "
@@ -152,7 +162,7 @@ def load_array(file: Path) -> np.ndarray:
         raise ValueError(
             f"{file}: {array.shape[2]} channels in (H, W, C) {array.shape}; a picture has 1, 3 or 4"
         )
-    return array
+    return np.array(array)
 
 
 def scaled(

@@ -94,7 +94,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"split_file: no file {file}")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"split_file: {file} is not JSON: {error}") from error
     lists = [content.get(key) if isinstance(content, dict) else None for key in ("train", "val")]
     if not all(isinstance(names, list) for names in lists):

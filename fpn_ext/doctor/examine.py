@@ -33,6 +33,7 @@ def examine(output: str | os.PathLike = "output") -> list[Finding]:
         lambda: installation.package(package, package_fault),
         lambda: installation.triton(torch, package),
         lambda: machine.cpu(torch),
+        lambda: machine.kernels(package),
         lambda: machine.datasets(package),
         lambda: machine.output_folder(Path(output)),
         machine.shared_memory,

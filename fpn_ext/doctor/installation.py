@@ -54,7 +54,8 @@ import fpn_ext, os
 import detectron2.engine, detectron2.evaluation
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from fpn_ext.data import datasets
-from fpn_ext.kernels import roi_align_cuda
+from fpn_ext.kernels import compiled, roi_align_cuda
+from fpn_ext.kernels.compiled import build
 datasets.register_datasets()
 def there(name):
     metadata = MetadataCatalog.get(name)
@@ -64,6 +65,7 @@ def there(name):
     return os.path.isfile(os.path.join(lists, metadata.get("split", "") + ".txt"))
 facts["there"] = sorted(filter(there, DatasetCatalog.keys()))
 facts["fused"] = roi_align_cuda.missing()
+facts["kernels"] = build.instructions() if compiled.kernels() else ""
 print(json.dumps(facts))
 """
 

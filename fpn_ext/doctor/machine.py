@@ -34,6 +34,20 @@ def cpu(torch: dict[str, Any]) -> Iterable[Finding]:
         yield Finding("ok", "CPU", f"{value}, {threads} thread(s)")
 
 
+def kernels(package: dict[str, Any]) -> Iterable[Finding]:
+    """Whether the kernels in C are compiled for this processor."""
+    instructions = package.get("kernels")
+    if instructions:
+        yield Finding("ok", "compiled kernels", f"for {instructions}")
+    elif package:
+        yield Finding(
+            "note",
+            "compiled kernels",
+            "none: inference on a CPU takes longer, with the same results",
+            "fpn-ext doctor --compile",
+        )
+
+
 def usable_cores() -> float:
     """CPU cores this process may use, by affinity and container quota."""
     count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0)

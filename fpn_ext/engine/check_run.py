@@ -16,6 +16,7 @@ from ..config.load import load_config, written_keys
 from ..config.prepare import MISTAKES, Caution, Weights, prepare_loaded
 from ..config.written import WrittenKeys
 from ..data.check import scale_at_test
+from ..data.shared_memory import check_shared_memory
 from ..evaluation.rehearsal import rehearse
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
 from ..proposals.loader import training_data
@@ -42,6 +43,10 @@ def examine(
     findings = list(_preparation(cfg, eval_only, written_keys(config_file, opts)))
     if any(finding.status == "error" for finding in findings):
         return findings
+    try:
+        check_shared_memory(cfg)
+    except ValueError as error:
+        findings.append(Finding("error", "shared memory", str(error)))
     findings += [*_evaluation(cfg), *_model(cfg, eval_only)]
     if not eval_only:
         findings += [*_training_data(cfg), *_schedule(cfg, world_size)]

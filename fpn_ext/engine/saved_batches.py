@@ -1,5 +1,6 @@
 """Save the batch that broke a training, and load it without executing code."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 
+from ..files.atomic import replacing
+from ..files.weight_files import read_torch
 from ..reporting.json_files import write_json
 
 Batch = list[dict[str, Any]]
@@ -24,13 +27,19 @@ def save(
 ) -> None:
     """Write ``batch.pth`` and ``model.pth``, tensors and plain values only, and the report."""
     write_json(folder / "report.json", report)
-    torch.save([_plain(record) for record in batch], folder / "batch.pth")
-    torch.save({"model": dict(weights)}, folder / "model.pth")
+    with replacing(folder / "batch.pth") as stream:
+        torch.save([_plain(record) for record in batch], stream)
+    with replacing(folder / "model.pth") as stream:
+        torch.save({"model": dict(weights)}, stream)
 
 
 def load_batch(file: str | Path) -> Batch:
-    """A saved batch, ready for ``model(batch)``. Executes no code from the file."""
-    return [_restored(record) for record in torch.load(file, weights_only=True)]
+    """A saved batch, ready for ``model(batch)``. Executes no code from the file.
+
+    Raises:
+        ValueError: it is damaged, or requests code.
+    """
+    return [_restored(record) for record in read_torch(os.fspath(file))]
 
 
 def _plain(value: Any) -> Any:

@@ -2,21 +2,25 @@
 
 import argparse
 import contextlib
+import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
+from detectron2.engine import default_setup, defaults
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from ..config.level_table import level_table, level_table_in_errors
 from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..config.prepare import Caution, Prepared, Weights, prepare
+from ..data.shared_memory import check_shared_memory
 from ..evaluation.rehearsal import check_evaluation
-from ..files.atomic import replacing
+from ..files.atomic import write_text
 from ..files.checkpoint import CompleteCheckpointer, checkpoints_in, described
 from ..files.run_folder import CONFIG, left_by_a_run, next_free
 from ..files.run_lock import is_in_use, only_one_in
@@ -59,7 +63,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         else:
             trainer.resume_or_load(resume=args.resume)
     if comm.is_main_process():  # not before: a run that does not go on stays as it was
-        _write(Path(cfg.OUTPUT_DIR, CONFIG), _config_text(cfg, args))
+        write_text(Path(cfg.OUTPUT_DIR, CONFIG), _config_text(cfg, args))
     try:
         with interruptible(args.stop_signals) as trainer.interrupts:
             return trainer.train()
@@ -135,16 +139,18 @@ def prepared(args: argparse.Namespace) -> Prepared:
 
     Raises:
         FileNotFoundError, TypeError, ValueError: contradictory options, or what
-            :func:`fpn_ext.prepare` finds wrong.
+            :func:`fpn_ext.prepare` finds wrong; shared memory that cannot be written.
     """
     if args.extend and args.resume:
         raise ValueError("--extend begins a training; leave --resume out")
-    return prepare(
+    result = prepare(
         args.config_file,
         args.opts,
         training=not args.eval_only,
         weights=lambda cfg: _weights(args, cfg.OUTPUT_DIR),
     )
+    check_shared_memory(result.cfg)
+    return result
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -160,13 +166,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     set_up_logging(cfg.OUTPUT_DIR, comm.get_rank())
     file = Path(cfg.OUTPUT_DIR, CONFIG)
-    text = _config_text(cfg, args)
-    if (args.eval_only or args.resume) and file.is_file():  # the training's stays as it was
-        text = file.read_bytes()
-    with short_on_console():
+    with short_on_console(), _config_file_left_to_us():
         default_setup(cfg, args)
-    if comm.is_main_process():
-        _write(file, text)
+    kept = (args.eval_only or args.resume) and file.is_file()  # the training's stays as it was
+    if comm.is_main_process() and not kept:
+        write_text(file, _config_text(cfg, args))
     logger.info("%s/log.txt has environment, config, model and data in full", cfg.OUTPUT_DIR)
     logger.info(distributed.started_by())
     if scaled:
@@ -180,14 +184,28 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _config_text(cfg: CfgNode, args: argparse.Namespace) -> bytes:
+def _config_text(cfg: CfgNode, args: argparse.Namespace) -> str:
     """Detectron2's dump pins what NUMERICS chose here; another machine must choose again."""
-    return unresolved_yaml(cfg, written_keys(args.config_file, args.opts)).encode()
+    return unresolved_yaml(cfg, written_keys(args.config_file, args.opts))
 
 
-def _write(file: Path, content: bytes) -> None:
-    with replacing(file) as stream:
-        stream.write(content)
+class _WithoutWriting:
+    """What ``default_setup`` has of PathManager, without the ``config.yaml`` it writes in place."""
+
+    mkdirs = staticmethod(PathManager.mkdirs)
+
+    @staticmethod
+    def open(path: str, mode: str = "r") -> IO[str]:
+        return PathManager.open(path, mode) if mode == "r" else io.StringIO()
+
+
+@contextlib.contextmanager
+def _config_file_left_to_us() -> Iterator[None]:
+    original, defaults.PathManager = defaults.PathManager, _WithoutWriting
+    try:
+        yield
+    finally:
+        defaults.PathManager = original
 
 
 def _weights(args: argparse.Namespace, output: str) -> Weights:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -26,10 +27,11 @@ from detectron2.utils import comm
 
 from ..data.class_numbers import trained_classes
 from ..data.datasets import box_fault, read_voc_annotation, voc_box
-from ..files.atomic import replacing
+from ..files.atomic import replacing, write_text
 from ..keys import own_keys
 from ..registries.architectures import is_architecture
 from ..reporting.coco_json import levels_of
+from ..reporting.json_files import write_json
 from .coco import CocoScores, CocoSettings, evaluate_coco, settings_of
 from .ground_truth import GroundTruth
 from .recall import ProposalRecallEvaluator
@@ -107,6 +109,7 @@ class DetectionCOCOEvaluator(COCOEvaluator):
         sigmas: of the keypoints; COCO's if empty.
 
     Attributes:
+        output_dir: as given.
         notes: what was mended in the ground truth, a sentence each.
     """
 
@@ -129,12 +132,11 @@ class DetectionCOCOEvaluator(COCOEvaluator):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "empty.json")
             keys = ["images", "categories", *(["annotations"] if "annotations" in dataset else [])]
-            file.write_text(json.dumps({key: [] for key in keys}))
+            write_json(file, {key: [] for key in keys})
             metadata = MetadataCatalog.get(name).set(json_file=str(file))
             try:
                 super().__init__(
                     name,
-                    output_dir=output_dir,
                     max_dets_per_image=None if limit == 100 else limit,
                     kpt_oks_sigmas=sigmas,
                 )
@@ -145,6 +147,7 @@ class DetectionCOCOEvaluator(COCOEvaluator):
         if truth.number_of:
             metadata.set(thing_dataset_id_to_contiguous_id=truth.number_of)
         self._metadata, self._coco_api = metadata, truth.coco
+        self.output_dir = output_dir  # not the parent's, which would write its files in place
         self.notes = truth.notes
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
@@ -161,11 +164,13 @@ class DetectionCOCOEvaluator(COCOEvaluator):
         self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
     ) -> None:
         """As the parent's, counted by :func:`evaluate_coco`."""
+        if self.output_dir:
+            with replacing(Path(self.output_dir, "instances_predictions.pth")) as stream:
+                torch.save(predictions, stream)
         detections = list(itertools.chain(*(p["instances"] for p in predictions)))
         self._name_categories(detections)
-        if self._output_dir:
-            with replacing(Path(self._output_dir, "coco_instances_results.json")) as stream:
-                stream.write(json.dumps(detections).encode("ascii"))
+        if self.output_dir:
+            write_text(Path(self.output_dir, "coco_instances_results.json"), json.dumps(detections))
         if not self._do_evaluation:
             logger.info("the annotation file has no annotations: nothing is scored")
             return

@@ -53,13 +53,18 @@ def require(name: str) -> Format:
     if name not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {name!r}")
     form = FORMATS[name]
-    missing = [package for package in form.packages if importlib.util.find_spec(package) is None]
+    check_installed(f"--format {name}", form.packages, form.extra)
+    return form
+
+
+def check_installed(option: str, packages: Sequence[str], extra: str) -> None:
+    """Raise ImportError, with the line that installs them, unless an option's packages are here."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(
-            f"--format {name} needs {' and '.join(missing)}, not installed: pip install "
-            f"{' '.join(missing)} (pip install -e '.[{form.extra}]' in a checkout)"
+            f"{option} needs {' and '.join(missing)}, not installed: pip install "
+            f"{' '.join(missing)} (pip install -e '.[{extra}]' in a checkout)"
         )
-    return form
 
 
 def load_exported(file: Path) -> tuple[Run, dict[str, Any]]:

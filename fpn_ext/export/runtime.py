@@ -1,5 +1,6 @@
 """An exported detector called like the model that it was made from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,8 @@ class ExportedModel(nn.Module):
         return [self._one(entry) for entry in batched_inputs]
 
     def _one(self, entry: dict[str, Any]) -> dict[str, Instances]:
-        image = entry["image"].to(torch.float32)
-        height, width = image.shape[1:]
-        arrays = [image[None].numpy()]
-        if "proposals" in self.metadata["inputs"]:
-            arrays.append(entry["proposals"].proposal_boxes.tensor[None].numpy())
+        arrays = arrays_of(entry, self.metadata["inputs"])
+        height, width = arrays[0].shape[2:]
         found = dict(zip(self.metadata["outputs"], map(_tensor, self.run(*arrays)), strict=True))
         result = Instances((height, width))
         if "objectness_logits" in found:
@@ -67,6 +65,22 @@ class ExportedModel(nn.Module):
         size = entry.get("height", height), entry.get("width", width)
         result = detector_postprocess(result, *size)
         return {"proposals" if "objectness_logits" in found else "instances": result}
+
+
+def arrays_of(entry: dict[str, Any], inputs: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """The inputs of an exported file for a picture as Detectron2's models take it.
+
+    Args:
+        entry: with ``image`` (C, H, W), and ``proposals`` if ``inputs`` names them.
+        inputs: of the file's metadata.
+
+    Returns:
+        (1, C, H, W) float32, and (1, P, 4) float32 where there are proposals.
+    """
+    arrays = [entry["image"].to(torch.float32)[None].numpy()]
+    if "proposals" in inputs:
+        arrays.append(entry["proposals"].proposal_boxes.tensor[None].numpy())
+    return tuple(arrays)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..data.demo_scenes import make_scene
 from ..data.reading import from_rgb, value_range
+from ..files.atomic import move_into_place
 from ..reporting.provenance import commit, versions
 from .formats import Format, require
 from .graph import DetectorGraph, detector_graph
@@ -56,13 +57,12 @@ def export(
         RuntimeError: the file finds something else than the model. It is not kept.
     """
     form = require(format_name)
-    if file.suffix != form.suffix:
-        raise ValueError(f"--output {file}: a file of {format_name} ends with {form.suffix}")
+    check_suffix(file, format_name, form)
     device = next(model.parameters()).device
     if device.type != "cpu":
         raise ValueError(f"export a model on the CPU (MODEL.DEVICE cpu), got one on {device}")
     takes_proposals = getattr(model, "proposal_generator", model) is None
-    batches = _batches(cfg, takes_proposals, pictures)
+    batches = batches_of(cfg, takes_proposals, pictures)
     rows = []
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
@@ -75,14 +75,30 @@ def export(
             with _written(cfg, model, classes, Path(folder, file.stem), form) as (run, outputs):
                 rows += [compared(what, model, run, outputs, a) for what, a in batches]
             if all(row.is_equal for row in rows):
-                parts = sorted(Path(folder).glob(f"{file.stem}.*"), key=lambda p: p.suffix)
-                for part in parts:  # weights before what names them
-                    part.replace(file.with_suffix(part.suffix))
+                put_in_place(Path(folder, file.name), file)
                 return rows
     raise RuntimeError(
         f"{table(rows)}\n\nThe {format_name} file does not find what the model finds; it was not "
-        f"kept. {file} " + ("is as it was before." if file.exists() else "was not written.")
+        f"kept. {left_as_it_was(file)}"
     )
+
+
+def check_suffix(file: Path, format_name: str, form: Format) -> None:
+    """Raise ValueError unless the name of a file to write is one of its format."""
+    if file.suffix != form.suffix:
+        raise ValueError(f"--output {file}: a file of {format_name} ends with {form.suffix}")
+
+
+def put_in_place(written: Path, file: Path) -> None:
+    """Move a file, and OpenVINO's weights beside it, to where they were asked for."""
+    parts = sorted(written.parent.glob(f"{written.stem}.*"), key=lambda part: part.suffix)
+    for part in parts:  # weights before what names them
+        move_into_place(part, file.with_suffix(part.suffix))
+
+
+def left_as_it_was(file: Path) -> str:
+    """What an export that did not succeed has left at a file, for its error."""
+    return f"{file} " + ("is as it was before." if file.exists() else "was not written.")
 
 
 @contextlib.contextmanager
@@ -91,7 +107,7 @@ def _written(
 ) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """The file of a model, opened: how it is run, and the names of its outputs."""
     graph = detector_graph(model, form.suppression()).eval()
-    metadata = _metadata(cfg, graph.inputs, graph.outputs, classes)
+    metadata = _metadata(cfg, graph, classes)
     file = stem.with_name(stem.name + form.suffix)
     with torch.no_grad():
         form.write(graph, _examples(cfg, graph), file, json.dumps(metadata))
@@ -99,12 +115,10 @@ def _written(
     yield run, graph.outputs
 
 
-def _metadata(
-    cfg: CfgNode, inputs: Sequence[str], outputs: Sequence[str], classes: Mapping[int, str]
-) -> dict[str, Any]:
+def _metadata(cfg: CfgNode, graph: DetectorGraph, classes: Mapping[int, str]) -> dict[str, Any]:
     return {
-        "inputs": list(inputs),
-        "outputs": list(outputs),
+        "inputs": list(graph.inputs),
+        "outputs": list(graph.outputs),
         "class_names": list(classes.values()),
         "category_ids": list(classes),  # in annotations in COCO's format
         "pixel_format": cfg.INPUT.FORMAT,
@@ -130,7 +144,7 @@ def _examples(cfg: CfgNode, graph: DetectorGraph) -> tuple[torch.Tensor, ...]:
     return (images, proposals)[: len(graph.inputs)]
 
 
-def _batches(
+def batches_of(
     cfg: CfgNode, takes_proposals: bool, pictures: Sequence[Image.Image]
 ) -> list[tuple[str, list[np.ndarray]]]:
     """Batches of three sizes, by name: the inputs of the graph."""

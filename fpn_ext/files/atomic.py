@@ -1,7 +1,8 @@
-"""Atomic file writing: a file is complete or absent, even after a crash."""
+"""Atomic writing: a file, or a folder of files, is complete or absent, even after a crash."""
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,9 @@ def replacing(file: str | os.PathLike) -> Iterator[IO[bytes]]:
 
     Until then it is ``{name}.partial`` beside it. Creates the folder. A symlink is kept: its target
     is replaced. Non-regular files, such as pipes, are written directly.
+
+    Raises:
+        OSError: it cannot be written; names the file. What was there before is unchanged.
     """
     path = Path(os.path.realpath(file))
     if path.exists() and not path.is_file():
@@ -27,10 +31,59 @@ def replacing(file: str | os.PathLike) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
+        # Where a write fails, torch.save may raise its own RuntimeError ("unexpected pos").
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno and cause.filename is None:
+            cause.filename = os.fspath(file)  # a full disk does not say whose write it was
+        raise cause from None
+    _sync_folder(path.parent)
+
+
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """Write text in UTF-8 by :func:`replacing`.
+
+    Raises:
+        OSError: as :func:`replacing`.
+    """
+    with replacing(file) as stream:
+        stream.write(text.encode())
+
+
+def move_into_place(complete: Path, file: Path) -> None:
+    """Replace ``file`` by one that is complete, in the same file system, synced to disk first.
+
+    For libraries that write to a name of their own choice, not to a stream.
+    """
+    with complete.open("rb") as stream:
+        os.fsync(stream.fileno())
+    complete.replace(file)
+    _sync_folder(file.parent)
+
+
+@contextlib.contextmanager
+def staged_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """An empty folder that becomes ``target`` once the block is done; if it fails, it is removed.
+
+    Until then it is in a hidden folder beside it. Nothing is replaced, but for an empty folder.
+
+    Raises:
+        OSError: ``target`` is there, and not an empty folder; or cannot be made.
+    """
+    path = Path(os.path.realpath(target))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+        staged = Path(temporary, "data")  # with the usual permissions, unlike its parent
+        staged.mkdir()
+        yield staged
+        staged.replace(path)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name as well
     finally:

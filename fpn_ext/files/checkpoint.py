@@ -127,15 +127,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             with replacing(file) as stream:
                 write(stream)
-        except (OSError, RuntimeError) as error:
-            # When a write fails, torch may raise its own RuntimeError ("unexpected pos").
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
-                raise
+        except OSError as error:
             last = _tagged(self.save_dir)
             raise OSError(
-                cause.errno,
-                f"{file} could not be written: {cause.strerror}. Make room in {self.save_dir}; "
+                error.errno,
+                f"{file} could not be written: {error.strerror}. Make room in {self.save_dir}; "
                 + (f"then --resume goes on from {last}" if last else "it holds no checkpoint yet"),
             ) from error
 

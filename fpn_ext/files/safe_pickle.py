@@ -13,9 +13,11 @@ import pickle
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import IO, Any, ClassVar, NoReturn
 
 import numpy as np
+
+from .limits import ExcessError, Room, Steps, check_key, check_nesting
 
 
 def load_pickle(
@@ -33,18 +35,23 @@ def load_pickle(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file uses any other name, is truncated, or is not a pickle; says which.
+        ValueError: the file uses any other name, is truncated, exceeds a limit of
+            :mod:`fpn_ext.files.limits`, or is not a pickle; says which.
     """
-    admitted = _ADMITTED | {n: _Admitted(f) for n, f in (extra_globals or {}).items()}
+    calls = CALLS | dict(extra_globals or {})
     with Path(file).open("rb") as stream:
         try:
-            with _MappedFile(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _plain(_Unpickler(content, admitted).load(), {})
-        except _RefusedError as error:
+            with MappedFile.of(stream) as content:
+                value = BoundedUnpickler(content, calls, Room(len(content))).load()
+                check_nesting(value, _value_of)
+                return _plain(value, {})
+        except RefusedError as error:
             raise ValueError(
                 f"{file} asks for {error}; it was not read and nothing in it was run. Only NumPy "
                 "arrays and plain containers are read from a pickle"
             ) from None
+        except ExcessError as error:
+            raise ValueError(f"{file} is not read: {error}") from None
         # A damaged pickle can raise anything, from EOFError to UnicodeDecodeError.
         except Exception as error:
             raise ValueError(
@@ -52,12 +59,17 @@ def load_pickle(
             ) from error
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """A file requested something that is not allowed."""
 
 
-class _MappedFile(mmap.mmap):
+class MappedFile(mmap.mmap):
     """Reads never exceed the file, whatever length is requested."""
+
+    @classmethod
+    def of(cls, stream: IO[bytes]) -> "MappedFile":
+        """An open file's, which must not be empty."""
+        return cls(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
     def readline(self) -> bytes:
         line = super().readline()
@@ -66,38 +78,68 @@ class _MappedFile(mmap.mmap):
         return line
 
 
+def _with_checked_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """An opcode that first checks the keys among the values on the stack since the last mark."""
+
+    def checked(unpickler: Any) -> None:
+        for key in unpickler.stack[keys]:
+            check_key(key)
+        load(unpickler)
+
+    return checked
+
+
 # The C implementation allocates memory for bogus memo indices of damaged files; this does not.
-class _Unpickler(pickle._Unpickler):
+class BoundedUnpickler(pickle._Unpickler):
+    """Python's unpickler with names that stand for other callables, and limits.
+
+    Args:
+        stream: a binary file.
+        calls: what stands for each name, ``"module.name"``.
+        room: for what they return.
+    """
+
     stack: list[Any]
     read: Callable[[int], bytes]
     append: Callable[[object], None]
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, stream: Any, admitted: Mapping[str, "_Admitted"]):
+    def __init__(self, stream: Any, calls: Mapping[str, Callable[..., Any]], room: Room):
         super().__init__(stream, encoding="latin1")
-        self.admitted = admitted
+        self.calls = calls
+        self.room = room
+        self.dispatch = Steps(self.dispatch)  # type: ignore[misc]  # of this object alone
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module}.{name}"
-        if full_name not in self.admitted:
-            raise _RefusedError(full_name)
-        return self.admitted[full_name]
+        if full_name not in self.calls:
+            raise RefusedError(full_name)
+        return _Admitted(self.calls[full_name], self.room)
 
     def load_build(self) -> None:
         # The original would set any attribute of any object here.
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, _Admitted):
-            raise _RefusedError("changes to an admitted name")
+            raise RefusedError("changes to an admitted name")
         if not isinstance(target, _Array | _Dtype):
-            raise _RefusedError(f"setting the state of a {type(target).__name__}")
+            raise RefusedError(f"setting the state of a {type(target).__name__}")
         target.__setstate__(state)
+        self.room.take(target.value)
 
     def load_bytearray8(self) -> None:
         # The original allocates memory for bogus lengths of damaged files.
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
+    for opcode, keys in (
+        (pickle.SETITEM, slice(-2, -1)),
+        (pickle.SETITEMS, slice(0, None, 2)),
+        (pickle.DICT, slice(0, None, 2)),
+        (pickle.ADDITEMS, slice(None)),
+        (pickle.FROZENSET, slice(None)),
+    ):
+        dispatch[opcode[0]] = _with_checked_keys(dispatch[opcode[0]], keys)
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
@@ -105,14 +147,17 @@ class _Unpickler(pickle._Unpickler):
 class _Admitted:
     """The stand-in for an allowed name: callable, nothing else."""
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_room")
     __hash__ = None  # type: ignore[assignment]  # not in sets, not as keys: see _plain
 
-    def __init__(self, call: Callable[..., Any]):
+    def __init__(self, call: Callable[..., Any], room: Room):
         self._call = call
+        self._room = room
 
     def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
+        result = self._call(*args)
+        self._room.take(_value_of(result))
+        return result
 
 
 class _Dtype:
@@ -125,7 +170,7 @@ class _Dtype:
         # Only one-field codes: "f4,O" or a list of fields would be a structured dtype.
         kind = np.dtype(code).kind if isinstance(code, str) and code.isalnum() else "?"
         if kind not in "biufcSUO":
-            raise _RefusedError(f"an array of dtype {code!r}")
+            raise RefusedError(f"an array of dtype {code!r}")
         self.stored = self.value = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -145,7 +190,7 @@ class _Array:
         shape, dtype, is_fortran, data = state[-4:]
         if dtype.value.kind == "O":
             if not isinstance(data, list) or shape != (len(data),):
-                raise _RefusedError(f"an array of objects of {len(shape)} dimensions")
+                raise RefusedError(f"an array of objects of {len(shape)} dimensions")
             self.value = data
             return
         self.value = _array(data, dtype, shape, "F" if is_fortran else "C")
@@ -155,7 +200,7 @@ def _array(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.n
     if isinstance(data, str):  # bytes written by Python 2
         data = data.encode("latin1")
     if not isinstance(data, bytes | bytearray) or dtype.value.kind == "O":
-        raise _RefusedError("an array of objects in an unknown form")
+        raise RefusedError("an array of objects in an unknown form")
     if len(data) != math.prod(shape) * dtype.stored.itemsize:
         raise ValueError(f"{len(data)} bytes for an array of {shape}, {dtype.stored}")
     stored = np.frombuffer(data, np.uint8).view(dtype.stored) if data else np.empty(0, dtype.stored)
@@ -163,7 +208,7 @@ def _array(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.n
 
 
 def _ndarray(*args: Any) -> NoReturn:
-    raise _RefusedError("a call of numpy.ndarray")
+    raise RefusedError("a call of numpy.ndarray")
 
 
 def _from_buffer(
@@ -185,13 +230,25 @@ def _scalar(dtype: _Dtype, data: Any) -> Any:
 def _encode(text: str, encoding: str) -> bytes:
     """How Python 3 writes bytes for Python 2."""
     if encoding != "latin1":
-        raise _RefusedError(f"_codecs.encode to {encoding!r}")
+        raise RefusedError(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")
 
 
-_CALLS: dict[str, Callable[..., Any]] = {
+def _with_plain_keys(container: Callable[..., Any]) -> Callable[..., Any]:
+    """A set or dictionary of values, or of pairs, in one call."""
+
+    def make(values: Any = ()) -> Any:
+        values = list(values)
+        for value in values:
+            check_key(value[0] if container is dict else value)
+        return container(values)
+
+    return make
+
+
+CALLS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
-    "collections.OrderedDict": dict,
+    "collections.OrderedDict": _with_plain_keys(dict),
     "numpy.ndarray": _ndarray,
     "numpy.dtype": _Dtype,
     # numpy.core became numpy._core in NumPy 2.
@@ -209,21 +266,23 @@ _CALLS: dict[str, Callable[..., Any]] = {
         f"{builtins}.{name}": call
         for builtins in ("builtins", "__builtin__")
         for name, call in (
-            ("set", set),
-            ("frozenset", frozenset),
+            ("set", _with_plain_keys(set)),
+            ("frozenset", _with_plain_keys(frozenset)),
             ("bytes", lambda: b""),  # how Python 3 writes empty bytes for Python 2
         )
     },
 }
-_ADMITTED = {name: _Admitted(call) for name, call in _CALLS.items()}
+
+
+def _value_of(value: Any) -> Any:
+    return value.value if isinstance(value, _Array | _Dtype) else value
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
     """``value`` with real arrays and dtypes; lists and dicts in place, each object once."""
-    if isinstance(value, _Array | _Dtype):
-        value = value.value
+    value = _value_of(value)
     if isinstance(value, _Admitted):
-        raise _RefusedError("a class or function as a value")
+        raise RefusedError("a class or function as a value")
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, tuple):

@@ -4,6 +4,7 @@ Detectron2 v0.6 unpickles any file, and a pickle can execute arbitrary code.
 """
 
 import hashlib
+import os
 import pickle
 import re
 import tarfile
@@ -21,22 +22,29 @@ from iopath.common.file_io import get_cache_dir
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .safe_pickle import load_pickle
+from .limits import MORE_BYTES, ExcessError
+from .safe_pickle import MappedFile, RefusedError, load_pickle
+from .torch_pickle import check_archive, check_stream
+
+MOST_GROWTH = 8  # of a file's tensors, which may be expanded or share numbers
 
 
 class DamagedFileError(ValueError):
     """A file that is truncated or altered, or whose format does not match its name."""
 
 
-def check_address(address: str) -> None:
-    """Refuse an unencrypted URL, where weights could be altered in transit.
+def check_address(address: str, key: str = "MODEL.WEIGHTS") -> None:
+    """Refuse an unencrypted URL, where a file could be altered in transit.
+
+    Args:
+        key: what has this value, for the message.
 
     Raises:
         ValueError: it starts with http:// or ftp://.
     """
-    if address.startswith(("http://", "ftp://")):
+    if address.lower().startswith(("http://", "ftp://")):
         raise ValueError(
-            f"MODEL.WEIGHTS: {address} is fetched without protection from changes on the way; use "
+            f"{key}: {address} is fetched without protection from changes on the way; use "
             "its https:// address, or download it and name the file"
         )
 
@@ -121,14 +129,15 @@ def read_weights(file: str) -> dict[str, Any]:
     Raises:
         DamagedFileError: a truncated or altered file: torch's reader does not notice changed
             numbers, so the checksums in its zip archives are verified first.
-        ValueError: the file requests code, or does not hold weights.
+        ValueError: the file requests code, states more than it holds (:mod:`fpn_ext.files.limits`),
+            or does not hold weights.
     """
     if file.endswith(".pkl"):
         content = _detectron_format(load_pickle(file))
     elif file.endswith(".safetensors"):
         content = {"model": _read_safetensors(file)}
     else:
-        content = _read_torch(file)
+        content = read_torch(file)
         if isinstance(content, dict) and file.endswith(".pyth"):
             content = _pycls_format(content)
         elif isinstance(content, dict) and "model" not in content:
@@ -136,11 +145,18 @@ def read_weights(file: str) -> dict[str, Any]:
     weights = content.get("model") if isinstance(content, dict) else content
     if not isinstance(weights, dict):
         raise ValueError(f"{file} holds a {type(weights).__name__}, not tensors by name")
+    total = 0
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor | np.ndarray | np.generic):
             raise ValueError(
                 f"{file}: {name!r} is a {type(tensor).__name__}, not a tensor. Tensors by name are "
                 "needed, alone in the file or under the key 'model' or 'state_dict'"
+            )
+        total += tensor.nbytes
+        if total > MOST_GROWTH * (os.path.getsize(file) + MORE_BYTES):
+            raise ValueError(
+                f"{file} is not read: its tensors have {MOST_GROWTH} times as many bytes as it, "
+                f"as {name!r} of shape {tuple(tensor.shape)}, which repeats numbers"
             )
     return content
 
@@ -160,7 +176,13 @@ def _pycls_format(content: dict[str, Any]) -> dict[str, Any]:
     return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
 
 
-def _read_torch(file: str) -> Any:
+def read_torch(file: str) -> Any:
+    """What ``torch.load`` reads as data, after a look at what it would build.
+
+    Raises:
+        DamagedFileError: a truncated or altered file.
+        ValueError: it requests code, or states more than it holds.
+    """
     with open(file, "rb") as stream:
         is_archive = stream.read(4) == b"PK\x03\x04"
     if not is_archive and tarfile.is_tarfile(file):
@@ -169,12 +191,20 @@ def _read_torch(file: str) -> Any:
     try:
         if is_archive:
             with zipfile.ZipFile(file) as archive:
+                check_archive(archive)
                 wrong = archive.testzip()
             if wrong:
                 raise DamagedFileError(f"{file} is damaged: the checksum of {wrong} does not match")
+        else:
+            with open(file, "rb") as stream, MappedFile.of(stream) as content:
+                check_stream(content, len(content))
         return torch.load(file, map_location="cpu", weights_only=True)
     except DamagedFileError:
         raise
+    except RefusedError as error:
+        raise ValueError(f"{file} asks for {error}; it was not read") from None
+    except ExcessError as error:
+        raise DamagedFileError(f"{file} is not read: {error}") from None
     # A damaged file can raise anything, from EOFError to KeyError.
     except Exception as error:
         asked = re.search(r"GLOBAL (\w[\w.]*)", str(error))

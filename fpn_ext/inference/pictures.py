@@ -7,6 +7,7 @@ was found is kept, whatever ends the command.
 """
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,10 +25,10 @@ from ..data.reading import PICTURE_SUFFIXES, as_rgb, num_pages
 from ..files.atomic import replacing
 from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import ColorBy, draw_detections
-from ..reporting.json_files import write_json
 from ..speed.optimize import model_for_inference
 from .detector import Detector
 from .eager import EagerModel
+from .kept import KeptResult
 from .predictor import Predictor, build_predictor, detections_of
 from .tiles import check_tiles, detect_in_tiles
 
@@ -148,8 +149,8 @@ def predict(
 ) -> dict[str, Any]:
     """Run detection on every image; writes drawings and ``detections.json`` into ``output``.
 
-    A drawing is written with its picture; the JSON once, at the end or where the command is
-    interrupted, and is whole or not there.
+    A drawing is written with its picture. The JSON is whole at any moment, and has everything that
+    was found, whatever ends the command (:class:`fpn_ext.inference.kept.KeptResult`).
 
     Returns what the JSON holds: COCO's ``images``, ``categories`` and ``annotations``, the latter
     as :func:`fpn_ext.reporting.coco_json.annotations_of` makes them, in pixels of the picture file.
@@ -166,6 +167,7 @@ def predict(
         ImportError: ``tiles`` without sahi.
         ValueError: an output is an input, or what is asked for of tiles cannot be; nothing was
             written.
+        OSError: the disk is full; what was found before is in the JSON.
     """
     wanted = pages_of(pictures)
     drawings = [f"{name}.png" for name in names_of(wanted)]
@@ -177,14 +179,8 @@ def predict(
         check_tiles(tiles)
         predictor, detect = _of_tiles(cfg, tiles, min_score)
     output.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
-        "images": [],
-        "categories": _categories(predictor),
-        "annotations": [],
-        "skipped": [],
-        "complete": False,
-    }
-    with _kept(result, output / DETECTIONS, len(wanted)):
+    with KeptResult(output / DETECTIONS, _categories(predictor), len(wanted)) as kept:
+        image_ids, annotation_ids = itertools.count(1), itertools.count(1)
         reading = _read_ahead(lambda p: predictor.read(p.file, p.page), wanted)
         for picture, drawing, being_read in zip(wanted, drawings, reading, strict=True):
             try:
@@ -192,25 +188,23 @@ def predict(
             except Exception as error:  # decoders raise what they like
                 reason = f"{type(error).__name__}: {error}"
                 print(f"skipped {picture}: {reason}", file=sys.stderr)
-                result["skipped"].append({**picture.as_json(), "error": reason})
+                kept.skip({**picture.as_json(), "error": reason})
                 continue
             detections = detect(image)
             detections = detections[detections.scores >= min_score]
-            names = list(predictor.classes.values())
-            rgb = as_rgb(image, predictor.pixel_format)
-            color_by: ColorBy = "level" if label_levels else "class"
-            drawn = draw_detections(rgb, detections, names, 1.0, label_levels, color_by)
-            _save(drawn, output / drawing)
-            image_id = len(result["images"]) + 1
-            entry = {"id": image_id, **picture.as_json(), "drawing": drawing}
             height, width = image.shape[:2]
-            result["images"].append({**entry, "height": height, "width": width})
-            for annotation in annotations_of(detections, list(predictor.classes)):
-                annotation["id"] = len(result["annotations"]) + 1
-                annotation["image_id"] = image_id
-                result["annotations"].append(annotation)
-        result["complete"] = True
-    return result
+            entry = {"id": next(image_ids), **picture.as_json(), "drawing": drawing}
+            entry |= {"height": height, "width": width}
+            annotations = list(annotations_of(detections, list(predictor.classes)))
+            for annotation in annotations:
+                annotation |= {"id": next(annotation_ids), "image_id": entry["id"]}
+            with kept.room_for(entry, annotations):
+                names = list(predictor.classes.values())
+                rgb = as_rgb(image, predictor.pixel_format)
+                color_by: ColorBy = "level" if label_levels else "class"
+                drawn = draw_detections(rgb, detections, names, 1.0, label_levels, color_by)
+                _save(drawn, output / drawing)
+    return kept.result
 
 
 def _read_ahead(
@@ -253,20 +247,6 @@ def _categories(predictor: Predictor) -> list[dict[str, Any]]:
     record = predictor.trained_on
     keypoints = {"keypoints": record.keypoint_names} if record and record.keypoint_names else {}
     return [{"id": i, "name": name, **keypoints} for i, name in predictor.classes.items()]
-
-
-@contextlib.contextmanager
-def _kept(result: dict[str, Any], file: Path, count: int) -> Iterator[None]:
-    """A block after which ``result`` is in ``file``, however it ends."""
-    try:
-        yield
-    except BaseException:
-        done = len(result["images"])
-        if done:
-            write_json(file, result)
-            print(f"ended after {done} of {count} pictures, which {file} has", file=sys.stderr)
-        raise
-    write_json(file, result)
 
 
 def _save(picture: Image.Image, file: Path) -> None:

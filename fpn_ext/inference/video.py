@@ -23,7 +23,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ..data.reading import from_rgb
-from ..files.atomic import replacing
+from ..files.atomic import move_into_place, replacing
 from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import ColorBy, draw_detections
 from ..speed.optimize import model_for_inference
@@ -302,7 +302,7 @@ def _writing(cv2: Any, output: Path, fps: float) -> Iterator[_Writer]:
             f"--output {output}: the last of {writer.written} frames is not in the file. Is the "
             f"disk full? What could be written is in {partial}"
         )
-    partial.replace(output)
+    move_into_place(partial, output)
 
 
 def _is_whole(cv2: Any, file: Path, count: int) -> bool:

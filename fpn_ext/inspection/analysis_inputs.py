@@ -74,7 +74,7 @@ def _first_dataset(cfg: CfgNode) -> str:
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON file: {error}") from None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files.atomic import replacing
+from ..files.atomic import replacing, write_text
 from ..reporting.json_files import write_json
 from ..reporting.provenance import command_line, versions
 from .analysis import RECALLS, Analysis
@@ -75,8 +75,7 @@ def write_report(analysis: Analysis, folder: Path) -> None:
     for name, content in images.items():
         with replacing(folder / f"{name}.png") as stream:
             stream.write(content)
-    with replacing(folder / REPORT) as stream:
-        stream.write(html_report(analysis, images).encode())
+    write_text(folder / REPORT, html_report(analysis, images))
 
 
 def _png(figure: Figure) -> bytes:

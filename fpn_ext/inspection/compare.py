@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..files.atomic import write_text
 from ..reporting.json_files import plain, write_json
 from ..reporting.provenance import command_line, commit, hardware, versions
 from . import compare_training, compare_weights
@@ -63,7 +64,7 @@ def compare(args: argparse.Namespace, mode: str) -> int:
             print(f"note, it may be why the two do not agree: {remark}", file=sys.stderr)
     if args.output:
         write_json(args.output / f"{mode}.json", report)
-        (args.output / f"{mode}.md").write_text(text + "\n")
+        write_text(args.output / f"{mode}.md", text + "\n")
     return 1 if results.get("agrees") is False else 0
 
 

@@ -5,6 +5,7 @@
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from ..data.reading import as_rgb
+from ..files.atomic import replacing
 from ..inference.predictor import build_predictor, detections_of
 from ..levels import name_of
 from ..reporting.drawing import coloring_field, draw_boxes, draw_detections, draw_legend
@@ -91,14 +93,21 @@ def _paste(
 def draw_curves(metrics_file: Path, file: Path) -> None:
     """Losses and box AP over iterations, from the last run in Detectron2's ``metrics.json``.
 
+    Training appends to that file. A line cut short, as a full disk leaves it, is named and left
+    out.
+
     Raises:
         FileNotFoundError: no such file; training writes it into OUTPUT_DIR.
     """
     if not metrics_file.is_file():
         raise FileNotFoundError(f"no {metrics_file}: training writes it into its OUTPUT_DIR")
     lines: list[dict[str, float]] = []
-    for line in metrics_file.read_text().splitlines():
-        entry = json.loads(line)
+    for number, line in enumerate(metrics_file.read_text().splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            print(f"{metrics_file}, line {number}: cut short, left out", file=sys.stderr)
+            continue
         # Detectron2 appends. Where the iteration decreases, a new run starts, or one resumes from a
         # checkpoint and repeats some iterations.
         if lines and entry["iteration"] < lines[-1]["iteration"]:
@@ -117,5 +126,6 @@ def draw_curves(metrics_file: Path, file: Path) -> None:
         if axes.lines:
             axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
+    with replacing(file) as stream:
+        figure.savefig(stream, dpi=120, format="png")
     plt.close(figure)

@@ -27,6 +27,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .compiled import kernels
+from .first_derivative import ROI_ALIGN, first_derivative_only
+from .roi_align_samples import Settings, samples_along, taps_along
+
 # Levels as in the pooler: (N, C, H, W) maps, fine to coarse.
 Maps = list[torch.Tensor]
 
@@ -69,13 +73,6 @@ def roi_align(
     return _WeightedRows.apply(settings, rois, map_index, *maps)
 
 
-class Settings(NamedTuple):
-    scales: tuple[float, ...]
-    output_size: tuple[int, int]
-    sampling_ratio: int
-    aligned: bool
-
-
 class _WeightedRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: Settings, rois: Any, map_index: Any, *maps: Any) -> Any:
@@ -83,6 +80,10 @@ class _WeightedRows(torch.autograd.Function):
         ctx.save_for_backward(rois, map_index)
         ctx.shapes = [m.shape for m in maps]
         ctx.channels_last = [not m.is_contiguous() for m in maps]
+        compiled = kernels()
+        if compiled is not None and compiled.can_pool(maps, rois):
+            by_cell = [_by_cell(m) if m.is_contiguous() else m for m in maps]
+            return compiled.roi_align(by_cell, rois, map_index, *settings)
         channels, dtype = maps[0].shape[1], maps[0].dtype
         if any(ctx.needs_input_grad):
             dtype = torch.promote_types(dtype, torch.float32)
@@ -98,6 +99,7 @@ class _WeightedRows(torch.autograd.Function):
         return pooled.permute(0, 3, 1, 2)
 
     @staticmethod
+    @first_derivative_only(ROI_ALIGN)
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (gradient,) = grad_outputs
         rois, map_index = ctx.saved_tensors
@@ -232,6 +234,12 @@ def _table_of_cells(maps: torch.Tensor) -> torch.Tensor:
     return table.flatten(0, 1)
 
 
+def _by_cell(maps: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W), copied to channels_last memory."""
+    n, channels, height, width = maps.shape
+    return _table_of_cells(maps).view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
 def weighted_sums(
     table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor
 ) -> torch.Tensor:
@@ -316,81 +324,3 @@ def _ranges(first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, t
 
 def _begins(lengths: torch.Tensor) -> torch.Tensor:
     return torch.cumsum(lengths, 0, dtype=torch.int32) - lengths
-
-
-class _Samples(NamedTuple):
-    """Along one axis, in cells of the map: bin b of box r has samples at start[r] + b * bin[r] +
-    (s + 1/2) * bin[r] / samples[r], for s < samples[r]."""
-
-    start: torch.Tensor  # (R,) float32 or float64
-    bin: torch.Tensor  # (R,) the same
-    samples: torch.Tensor  # (R,) int64, of a bin
-    most: int  # their maximum, >= 1
-
-
-def samples_along(
-    low: torch.Tensor, high: torch.Tensor, bins: int, scale: float, settings: Settings
-) -> _Samples:
-    start = low * scale - (0.5 if settings.aligned else 0.0)
-    size = (high * scale - (0.5 if settings.aligned else 0.0)) - start
-    if not settings.aligned:
-        size = torch.clamp(size, min=1.0)
-    # By a tensor: CUDA divides by a scalar by multiplying with its inverse, and 49 / 7 rounded up
-    # would turn seven samples into eight.
-    bin_size = size / torch.full_like(size, bins)
-    if settings.sampling_ratio > 0:
-        count = torch.full_like(low, settings.sampling_ratio, dtype=torch.int64)
-    else:
-        count = torch.ceil(bin_size).to(torch.int64)
-    return _Samples(start, bin_size, count, max(int(count.max()), 1))
-
-
-class _Taps(NamedTuple):
-    """Along one axis: bin b of box r is the sum over t < taps[r] of weight[r, b, t] * cell[...]"""
-
-    cell: torch.Tensor  # (R, bins, most taps + 1) int32, within the map
-    weight: torch.Tensor  # the same, float32 or float64
-    taps: torch.Tensor  # (R,) int32, at least 1: no bag is empty
-
-    def place(self) -> torch.Tensor:
-        """(R, bins) int32: start of a bin in ``cell`` and ``weight``, flattened."""
-        boxes, bins, width = self.cell.shape
-        every = torch.arange(boxes * bins, dtype=torch.int32, device=self.cell.device)
-        return (every * width).view(boxes, bins)
-
-
-def taps_along(samples: _Samples, bins: int, length: int) -> _Taps:
-    """The cells that the samples of each bin touch along an axis of ``length`` cells."""
-    start, bin_size, count = (t[:, None, None] for t in samples[:3])
-    sample = torch.arange(samples.most, device=start.device)
-    bin_number = torch.arange(bins, device=start.device)[:, None]
-    divisor = count.clamp(min=1)  # a box without size has no sample and no weight
-    position = start + bin_number * bin_size + (sample + 0.5) * bin_size / divisor
-    inside = (position >= -1.0) & (position <= length) & (sample < count)
-    share = torch.where(inside, 1.0 / divisor.to(position.dtype), 0.0)
-    position = position.clamp(min=0.0, max=length - 1)  # (R, bins, most)
-    lower = position.to(torch.int64)
-    upper_weight = (position - lower) * share
-
-    # Adjacent samples share cells. Samples at most one cell apart touch a run of at most
-    # samples + 1 cells; those further apart stay separate, two cells each.
-    first = lower[:, :, :1]
-    last = lower.gather(2, (divisor - 1).expand_as(first))
-    run = (torch.clamp(last + 1, max=length - 1) - first + 1).amax(dim=(1, 2), keepdim=True)
-    merged = run <= 2 * divisor
-    taps = torch.where(merged, run, 2 * divisor)
-    # One more than the maximum: the last cell's upper neighbour, with weight 0.
-    width = int(taps.max()) + 1
-    slots = torch.arange(width, device=start.device)
-    slot = torch.where(merged, lower - first, 2 * sample)
-    slot = torch.clamp(slot, max=width - 2)  # for unused samples
-    weight = share.new_zeros((*first.shape[:2], width))
-    weight.scatter_add_(2, slot, share - upper_weight)
-    weight.scatter_add_(2, slot + 1, upper_weight)
-    cell = first + slots
-    if not merged.all():
-        apart = ~merged.flatten()
-        cell[apart] = cell[apart].scatter(2, slot[apart], lower[apart])
-        cell[apart] = cell[apart].scatter(2, slot[apart] + 1, lower[apart] + 1)
-    cell = torch.clamp(cell, max=length - 1).to(torch.int32)
-    return _Taps(cell, weight, taps.flatten().to(torch.int32))

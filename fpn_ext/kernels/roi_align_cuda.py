@@ -15,9 +15,11 @@ import torch
 import torchvision
 
 from . import roi_align_cpu
-from .roi_align_cpu import Maps, Settings
+from .first_derivative import ROI_ALIGN, first_derivative_only
+from .roi_align_cpu import Maps
 from .roi_align_cuda_kernel import INTERPRETED, launch, triton
 from .roi_align_cuda_kernel import MOST_LEVELS as MOST_LEVELS  # the most maps
+from .roi_align_samples import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ class _FusedRoIAlign(torch.autograd.Function):
         return by_bin.permute(0, 3, 1, 2)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only(ROI_ALIGN)
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (gradient,) = grad_outputs
         rois, map_index = ctx.saved_tensors

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .roi_align_cpu import Settings
+from .roi_align_samples import Settings
 
 try:
     import triton

@@ -41,8 +41,8 @@ SMALLEST_MAP = 60_000
 PADDING = 272  # floats
 
 
-def serves(convolution: nn.Module) -> bool:
-    """Whether :class:`WinogradConv2d` can replace this convolution, and is faster."""
+def is_3x3(convolution: nn.Module) -> bool:
+    """Whether it is a 3x3 convolution of stride 1 and padding 1, without groups."""
     return (
         isinstance(convolution, nn.Conv2d)
         and convolution.kernel_size == (3, 3)
@@ -51,6 +51,14 @@ def serves(convolution: nn.Module) -> bool:
         and convolution.dilation == (1, 1)
         and convolution.groups == 1
         and convolution.padding_mode == "zeros"
+    )
+
+
+def serves(convolution: nn.Module) -> bool:
+    """Whether :class:`WinogradConv2d` can replace this convolution, and may be faster."""
+    return (
+        isinstance(convolution, nn.Conv2d)
+        and is_3x3(convolution)
         and convolution.weight.dtype == torch.float32
         and min(convolution.in_channels, convolution.out_channels) >= FEWEST_CHANNELS
     )

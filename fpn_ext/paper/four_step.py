@@ -29,7 +29,7 @@ from ..config.numerics import unresolved_yaml
 from ..config.prepare import prepare, prepare_loaded
 from ..engine import jobs
 from ..engine.finished import is_finished
-from ..files.atomic import replacing
+from ..files.atomic import replacing, write_text
 from ..files.run_folder import left_by_a_run
 from ..files.trained_on import KEY
 from ..files.weight_files import read_weights
@@ -202,7 +202,7 @@ def train(
     cfg = step_config(step, rpn, detector, output)
     folder = output / step.name
     config_file = folder / "four_step.yaml"
-    _write(config_file, unresolved_yaml(cfg, explicitly_set))
+    write_text(config_file, unresolved_yaml(cfg, explicitly_set))
     write_json(folder / RECORD, {"config_sha256": digest(step, rpn, detector)})
     start = f"starts from {cfg.MODEL.WEIGHTS or 'random weights'}"
     trained = RPN if step.is_rpn else DETECTOR
@@ -226,11 +226,6 @@ def train(
 
 def _proposals(output: Path, step: Step, dataset: str) -> Path:
     return output / step.name / "proposals" / f"{dataset}.safetensors"
-
-
-def _write(file: Path, text: str) -> None:
-    with replacing(file) as stream:
-        stream.write(text.encode())
 
 
 def _scores(folder: Path, dataset: str) -> str:
@@ -276,7 +271,7 @@ def four_step(args: argparse.Namespace) -> None:
     unify(third, fourth, output / "model_final.pth")
     config_file = output / "config.yaml"
     unified = unified_config(rpn, detector, output)
-    _write(config_file, unresolved_yaml(unified, written[False]))
+    write_text(config_file, unresolved_yaml(unified, written[False]))
     evaluate = ["eval", "--config-file", str(config_file)]
     jobs.run(evaluate, output / "evaluate.log")
     for name in detector.DATASETS.TEST:

@@ -29,7 +29,7 @@ from ..config.numerics import unresolved_yaml
 from ..data.datasets import register_datasets
 from ..engine import jobs
 from ..engine.finished import is_finished
-from ..files.atomic import replacing
+from ..files.atomic import write_text
 from ..files.run_folder import left_by_a_run
 from ..files.shipped import configs
 from ..reporting import provenance
@@ -225,8 +225,7 @@ class Reproduction:
         cfg, folder = self.config(run), self.folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         config_file = folder / "reproduce.yaml"
-        with replacing(config_file) as stream:
-            stream.write(self.config_text(run).encode())
+        write_text(config_file, self.config_text(run))
         result = self.result(run)
         if result is None or not is_finished(folder):
             train = ["train", "--config-file", str(config_file)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files.atomic import replacing
+from ..files.atomic import write_text
 from ..reporting.json_files import write_json
 from . import published
 
@@ -147,6 +147,5 @@ def write_tables(folder: Path, tables: Iterable[int], scale: str, command: str) 
             "sign of the paper's or the other one; open: it is not.\n"
         )
         file = folder / f"table{table}.md"
-        with replacing(file) as stream:
-            stream.write(text.encode())
+        write_text(file, text)
         print(f"\n{text}\n(written to {file})")

@@ -25,6 +25,7 @@ from torch.utils.data import SequentialSampler
 
 from ..data.datasets import check_registered, register_datasets
 from ..data.mapper import PictureMapper
+from ..data.shared_memory import check_shared_memory
 from ..unwrap import unwrapped
 from .detectron2_pickle import summary
 from .file import BoxesAndScores, write_proposals
@@ -68,6 +69,7 @@ def generate_proposals(
             top_k,
             limit,
         )
+    check_shared_memory(cfg)
     records = _records(dataset_name)
     loader = build_detection_test_loader(
         records,

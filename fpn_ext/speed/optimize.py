@@ -8,24 +8,28 @@ import collections
 import copy
 import functools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
-from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, KRCNNConvDeconvUpsampleHead
+from detectron2.structures import Boxes
+from detectron2.utils import comm
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..kernels import winograd
-from ..keys import declare
+from ..kernels.compiled import kernels
+from ..keys import declare, own_keys
 from ..modeling.roi_heads import ChunkedROIHeads, PyramidROIHeads
 from ..unwrap import unwrapped
+from .choose import choose_by_measurement, choose_by_table
+from .layers import Rows, fully_connected_on_rows
+from .residuals import has_bfloat16_convolutions, sum_residuals_in_place
 from .winograd_training import contiguous_heads
 
 declare(
@@ -41,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_GRAPHS = 8
+OPTIMIZED = "came from optimize_for_inference"
+INSTEAD = "export the model it was made from (fpn-ext export)"
 
 
 def optimize_for_inference(
@@ -48,13 +54,16 @@ def optimize_for_inference(
     dtype: torch.dtype = torch.float32,
     boxes_per_chunk: int = 256,
     cuda_graphs: bool = False,
+    tune: bool | None = None,
+    typical_size: tuple[int, int] = (480, 640),
 ) -> nn.Module:
     """A copy of a Detectron2 model that infers faster, on the device the model is on.
 
     - Frozen and batch norms are folded into the convolutions before them.
     - Everything runs in channels_last memory; residual sums reuse the shortcut's memory.
-    - On CPU in float32, 3x3 convolutions with many channels use Winograd's algorithm
-      (:mod:`fpn_ext.kernels.winograd`), and the first fc layer reads pooled features in place.
+    - On CPU in float32, each layer is computed in the way that is fastest on this machine
+      (:mod:`fpn_ext.speed.layers`): torch's operators, Winograd's algorithm, compiled kernels.
+    - The first fc layer reads pooled features in place.
     - :class:`PyramidROIHeads` pool and run the box head image by image, ``boxes_per_chunk`` boxes
       at a time, which bounds the memory of a batch.
 
@@ -73,20 +82,27 @@ def optimize_for_inference(
             graph per input size and replay it: hundreds of launches fewer per image. Each of the
             last ``MOST_GRAPHS`` sizes keeps its memory; one image's feature maps are overwritten by
             the next of that size.
+        tune: on a CPU in float32, measure which way of each layer is fastest, some seconds for the
+            first model of a kind (:mod:`fpn_ext.speed.choose`). False: take a table's, which knows
+            the processor's instructions alone. None: True unless ``FPN_EXT_TUNE=0`` is set.
+        typical_size: height and width of the input to measure with, in pixels.
 
     Returns:
-        The copy, in eval mode, called like the model. In training mode it raises RuntimeError.
+        The copy, in eval mode, called like the model. It raises RuntimeError in training mode and
+        under torch.export.
 
     Raises:
         TypeError: any other model.
-        ValueError: any other dtype; float16 or ``cuda_graphs`` on CPU; half precision with RoI
-            heads that have no ``box_head``.
+        ValueError: an optimised model; any other dtype; float16 or ``cuda_graphs`` on CPU; half
+            precision with RoI heads that have no ``box_head``.
     """
     if not isinstance(model, GeneralizedRCNN | ProposalNetwork):
         raise TypeError(
             "optimize_for_inference takes a GeneralizedRCNN or ProposalNetwork "
             f"(MODEL.META_ARCHITECTURE), got {type(model).__name__}"
         )
+    if _refuse_what_is_not_inference in model._forward_pre_hooks.values():
+        raise ValueError(f"this model {OPTIMIZED}: optimise the model it was made from")
     device = next(model.parameters()).device
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
@@ -100,10 +116,8 @@ def optimize_for_inference(
     with torch.no_grad():
         model = copy.deepcopy(model).eval().requires_grad_(False)
         _fold_norms(model)
-        _sum_residuals_in_place(model)
+        sum_residuals_in_place(model)
         if device.type == "cpu":
-            if dtype == torch.float32:
-                _use_winograd(model)
             _read_pooled_features_where_they_lie(model)
         roi_heads = getattr(model, "roi_heads", None)
         if type(roi_heads) is PyramidROIHeads:
@@ -115,13 +129,19 @@ def optimize_for_inference(
         head: Any
         for head in _contiguous_heads(model):
             head.to(memory_format=torch.contiguous_format)
-    model.register_forward_pre_hook(_refuse_training)
+        if device.type == "cpu" and dtype == torch.float32:
+            _choose_layers(model, typical_size if _tunes(tune) else None)
+    model.register_forward_pre_hook(_refuse_what_is_not_inference)
     if cuda_graphs:
         model.backbone.forward = _Recorded(model.backbone.forward)
         if model.proposal_generator is not None:
             head = model.proposal_generator.rpn_head
             head.forward = _Recorded(head.forward)
     return model
+
+
+def _tunes(tune: bool | None) -> bool:
+    return os.environ.get("FPN_EXT_TUNE") != "0" if tune is None else tune
 
 
 def model_for_inference(cfg: CfgNode, model: Any) -> nn.Module:
@@ -135,18 +155,60 @@ def model_for_inference(cfg: CfgNode, model: Any) -> nn.Module:
     if not dtype:
         return model
     logger.info("inferring with the optimised model (MODEL.FPN_EXT.INFERENCE_DTYPE %s)", dtype)
-    return optimize_for_inference(unwrapped(model), getattr(torch, dtype))
+    tune = own_keys(cfg).TUNE and comm.get_world_size() == 1  # processes disturb each other
+    return optimize_for_inference(
+        unwrapped(model),
+        getattr(torch, dtype),
+        tune=None if tune else False,
+        typical_size=_typical_size(cfg),
+    )
 
 
-def _refuse_training(model: nn.Module, inputs: Any) -> None:
+def _typical_size(cfg: CfgNode) -> tuple[int, int]:
+    """Of a picture of 4 by 3 as ``cfg`` resizes it for inference."""
+    short = cfg.INPUT.MIN_SIZE_TEST or min(480, cfg.INPUT.MAX_SIZE_TEST)  # 0: not resized
+    return short, min(short * 4 // 3, max(cfg.INPUT.MAX_SIZE_TEST, short))
+
+
+def _refuse_what_is_not_inference(model: nn.Module, inputs: Any) -> None:
+    if getattr(torch.compiler, "is_exporting", bool)():  # torch 2.7 has it
+        raise RuntimeError(f"this model {OPTIMIZED} and cannot be exported: {INSTEAD}")
     if model.training:
         raise RuntimeError(
-            "this model came from optimize_for_inference and cannot be trained: its norms are "
-            "folded away. Train the model it was made from, or call .eval()."
+            f"this model {OPTIMIZED} and cannot be trained: its norms are folded away. Train the "
+            "model it was made from, or call .eval()."
         )
 
 
 # Each of these changes the copy in place.
+
+
+def _choose_layers(model: Any, size: tuple[int, int] | None) -> None:
+    """Each layer's way (:mod:`.choose`): measured at this size of input, or by the table."""
+    outside = {inner for head in _contiguous_heads(model) for inner in head.modules()}
+    if size is None:
+        chosen, how = choose_by_table(model, outside), "by table"
+    else:
+        chosen = choose_by_measurement(model, outside, size, lambda: _run_once(model, size))
+        how = f"measured at {size[0]}x{size[1]}"
+    compiled = "compiled kernels" if kernels() else "no compiled kernels"
+    ways = ", ".join(f"{count} {name}" for name, count in sorted(chosen.items()))
+    logger.info("layers (%s, %s): %s", how, compiled, ways or "none with a choice")
+
+
+def _run_once(model: Any, size: tuple[int, int]) -> None:
+    divisor = max(model.backbone.size_divisibility, 1)
+    height, width = (-(-side // divisor) * divisor for side in size)
+    features = model.backbone(torch.zeros(1, len(model.pixel_mean), height, width))
+    if model.proposal_generator is not None:
+        head = model.proposal_generator.rpn_head
+        head([features[name] for name in model.proposal_generator.in_features])
+    heads: Any = getattr(model, "roi_heads", None)
+    if type(heads) is ChunkedROIHeads:
+        maps = [features[name] for name in heads.box_in_features]
+        box = torch.tensor([[0.0, 0.0, width / 2, height / 2]])
+        pooled = heads.box_pooler(maps, [Boxes(box.expand(heads.boxes_per_chunk, 4))])
+        heads.box_predictor(heads.box_head(pooled))
 
 
 def _fold_norms(model: nn.Module) -> None:
@@ -166,55 +228,6 @@ def _fold_norms(model: nn.Module) -> None:
             module.norm = None
 
 
-def _sum_residuals_in_place(model: nn.Module) -> None:
-    for module in model.modules():
-        if not isinstance(module, ResNet):
-            continue
-        for stage in module.stages:
-            for i, block in enumerate(stage):
-                if type(block) in (BasicBlock, BottleneckBlock):
-                    # A stage's input may also be an output of the network; its first block's
-                    # output is read only by its second block.
-                    stage[i] = _ResidualBlock(block, owns_input=i > 0)
-
-
-class _ResidualBlock(nn.Module):
-    """Detectron2's residual block, summing into the shortcut's memory if possible."""
-
-    def __init__(self, block: Any, owns_input: bool):
-        super().__init__()
-        convolutions = [block.conv1, block.conv2]
-        if isinstance(block, BottleneckBlock):
-            convolutions.append(block.conv3)
-        self.convolutions = nn.ModuleList(convolutions[:-1])
-        self.last: Any = convolutions[-1]
-        self.shortcut: Any = block.shortcut
-        self.owns_input = owns_input
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C', H', W'); may write into ``x``."""
-        out = x
-        for convolution in self.convolutions:
-            out = F.relu_(convolution(out))
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        if (self.owns_input or self.shortcut is not None) and _can_add_in_place(
-            self.last, out, shortcut
-        ):
-            return _convolve_add_relu_(self.last, out, shortcut)
-        return F.relu_(self.last(out).add_(shortcut))
-
-
-@functools.cache
-def has_bfloat16_convolutions() -> bool:
-    """Whether oneDNN computes bfloat16 convolutions on this CPU (AVX-512 or AVX-NE-CONVERT).
-
-    Elsewhere PyTorch computes them without oneDNN, correctly but several times slower than
-    float32, and oneDNN's fused operators reject them. Respects ``ONEDNN_MAX_CPU_ISA``.
-    """
-    available = torch.backends.mkldnn.is_available()
-    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 @functools.cache
 def _warn_of_slow_bfloat16() -> None:
     logger.warning(
@@ -223,88 +236,30 @@ def _warn_of_slow_bfloat16() -> None:
     )
 
 
-def _can_add_in_place(last: nn.Module, x: torch.Tensor, into: torch.Tensor) -> bool:
-    return (
-        isinstance(last, nn.Conv2d)
-        and last.norm is None
-        and last.activation is None
-        and x.device.type == "cpu"
-        and (x.dtype != torch.bfloat16 or has_bfloat16_convolutions())
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and into.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-def _convolve_add_relu_(last: nn.Conv2d, x: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
-    # oneDNN's fused operator, as used by torch.compile. It saves allocating a feature map, which on
-    # CPU costs more than the 1x1 convolution.
-    return torch.ops.mkldnn._convolution_pointwise_.binary(
-        into,
-        x,
-        last.weight,
-        last.bias,
-        last.padding,
-        last.stride,
-        last.dilation,
-        last.groups,
-        "add",
-        1.0,
-        "relu",
-        [],
-        "",
-    )
-
-
-def _use_winograd(model: nn.Module) -> None:
-    quick: dict[nn.Module, nn.Module] = {}
-    child: Any
-    contiguous = {inner for head in _contiguous_heads(model) for inner in head.modules()}
-    for parent in [module for module in model.modules() if module not in contiguous]:
-        for name, child in list(parent.named_children()):
-            if child in quick or _winograd_serves(child):
-                relu = getattr(child, "activation", None) is not None
-                quick.setdefault(child, winograd.WinogradConv2d(child.weight, child.bias, relu))
-                parent.add_module(name, quick[child])
-    # FeaturePyramid iterates over plain lists beside its registered modules.
-    for parent in model.modules():
-        for value in vars(parent).values():
-            if isinstance(value, list) and any(isinstance(item, nn.Module) for item in value):
-                value[:] = [quick.get(item, item) for item in value]
-
-
 def _contiguous_heads(model: nn.Module) -> list[nn.Module]:
     # Detectron2's keypoint head calls .view in its loss alone.
     return [h for h in contiguous_heads(model) if type(h) is not KRCNNConvDeconvUpsampleHead]
 
 
-def _winograd_serves(module: nn.Module) -> bool:
-    if not isinstance(module, Conv2d) or module.norm is not None:
-        return False
-    activation = module.activation
-    known = activation is None or isinstance(activation, nn.ReLU) or activation in (F.relu, F.relu_)
-    return known and winograd.serves(module)
-
-
 def _read_pooled_features_where_they_lie(model: Any) -> None:
-    """Turn the box head's first fc into a convolution as large as its input.
-
-    Pooled features are channels_last; flattening them for the fc would copy them.
-    """
+    """The box head's first fc reads pooled features, which are channels_last, without a copy."""
     roi_heads: Any = getattr(model, "roi_heads", None)
     head: Any = getattr(roi_heads, "box_head", None)
     if type(head) is not FastRCNNConvFCHead or head.conv_norm_relus or not head.fcs:
         return
     layers = dict(head.named_children())
-    fc = layers.pop("fc1")
+    layers["flatten"] = Rows()
     size = roi_heads.box_pooler.output_size
-    convolution = nn.Conv2d(fc.in_features // (size[0] * size[1]), fc.out_features, size)
-    convolution.weight = nn.Parameter(fc.weight.view(convolution.weight.shape), False)
-    convolution.bias = fc.bias
+    for name in [name for name in layers if name.startswith("fc_relu")]:
+        del layers[name]
+    first = True
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Linear):
+            layers[name] = fully_connected_on_rows(layer, size if first else (1, 1), relu=True)
+            first = False
     head._modules.clear()
-    for name, layer in {"fc1": convolution, **layers}.items():
-        head.add_module(name, nn.ReLU(inplace=True) if isinstance(layer, nn.ReLU) else layer)
+    for name, layer in layers.items():
+        head.add_module(name, layer)
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:

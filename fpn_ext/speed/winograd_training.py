@@ -12,17 +12,23 @@ from torch import nn
 
 from ..exporting import records_a_graph
 from ..kernels import winograd
+from ..kernels.compiled import kernels
+from ..kernels.first_derivative import first_derivative_only
 from ..keys import declare
 from ..modeling.roi_heads import reads_channels_last
 
 declare(
     "MODEL.FPN_EXT.WINOGRAD",
     False,
-    "Training on CPU computes 3x3 convolutions of 256 channels and more by Winograd's "
-    "algorithm, equal within rounding error. Detectron2's networks, pyramid and RPN only. "
-    "NUMERICS fast sets it where it is quicker.",
+    "Training on CPU computes 3x3 convolutions of 256 channels and more (64 with compiled "
+    "kernels) by Winograd's algorithm, equal within rounding error. Detectron2's networks, "
+    "pyramid and RPN only. NUMERICS fast sets it where it is quicker.",
     "training",
 )
+
+
+# For the compiled kernel; torch's operators need winograd.FEWEST_CHANNELS to save anything.
+FEWEST_CHANNELS = 64
 
 
 class TrainableWinogradConv2d(Conv2d):
@@ -55,10 +61,22 @@ def train_with_winograd(model: nn.Module) -> int:
     count = 0
     contiguous = {inner for head in contiguous_heads(model) for inner in head.modules()}
     for module in model.modules():
-        if type(module) is Conv2d and winograd.serves(module) and module not in contiguous:
+        if type(module) is Conv2d and _pays(module) and module not in contiguous:
             module.__class__ = TrainableWinogradConv2d  # a copy would have other parameters
             count += 1
     return count
+
+
+def _pays(convolution: Conv2d) -> bool:
+    compiled, channels = kernels(), (convolution.in_channels, convolution.out_channels)
+    return winograd.serves(convolution) or (
+        compiled is not None
+        and winograd.is_3x3(convolution)
+        and convolution.weight.dtype == torch.float32
+        and min(channels) >= FEWEST_CHANNELS
+        and compiled.can_convolve(*channels)
+        and compiled.can_convolve(*channels[::-1])
+    )
 
 
 def contiguous_heads(model: nn.Module) -> list[nn.Module]:
@@ -78,17 +96,19 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return winograd.convolve(x, winograd.transform_weight(weight), bias)
+        return convolve(x, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only(
+        "Winograd's convolution has no second derivative here: set MODEL.FPN_EXT.WINOGRAD False to "
+        "take the gradient of a gradient"
+    )
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
         if of_x:
-            turned_round = weight.flip(2, 3).transpose(0, 1)
-            grad_x = winograd.convolve(grad, winograd.transform_weight(turned_round))
+            grad_x = convolve(grad, weight, turned=True)
         if of_weight or of_bias:
             _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                 *(grad, x, weight, [weight.shape[0]] if of_bias else None),
@@ -96,6 +116,20 @@ class _Convolution(torch.autograd.Function):
                 [False, of_weight, of_bias],
             )
         return grad_x, grad_weight, grad_bias
+
+
+def convolve(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, turned: bool = False
+) -> torch.Tensor:
+    """The convolution with these filters or, turned, with those of its input's gradient."""
+    compiled, (outputs, channels) = kernels(), weight.shape[:2]
+    if turned:
+        outputs, channels = channels, outputs
+    if compiled is not None and compiled.can_convolve(channels, outputs):
+        return compiled.convolve(x, compiled.transform_filters(weight, turned), outputs, bias)
+    if turned:
+        weight = weight.flip(2, 3).transpose(0, 1)
+    return winograd.convolve(x, winograd.transform_weight(weight), bias)
 
 
 def _serves(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -23,15 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from ..files.atomic import replacing
     from ..inference.predictor import load_inference_config
     from ..inspection.contact_sheet import contact_sheet, draw_curves
 
     output_of_run(args, "")
     take_run(args)
     cfg = load_inference_config(args.config_file, args.opts)
-    args.output.mkdir(parents=True, exist_ok=True)
     sheet = args.output / "contact_sheet.png"
-    contact_sheet(cfg, args.num_images, args.min_score, args.label_levels).save(sheet)
+    picture = contact_sheet(cfg, args.num_images, args.min_score, args.label_levels)
+    with replacing(sheet) as stream:
+        picture.save(stream, "PNG")
     print(f"wrote {sheet}")
     metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
     if metrics.is_file():

@@ -1,0 +1,368 @@
+"""The kernels as functions of tensors.
+
+All compute in float32 on the CPU, on as many threads as torch has, and record no gradients. Maps
+are in channels_last memory.
+"""
+
+import ctypes
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from . import build
+
+logger = logging.getLogger(__name__)
+
+# Tiles of 4x4 outputs transformed at once: their sums fit a core's cache.
+TILES_AT_ONCE = 36
+# Rows and columns of a matrix that are multiplied at once, by vector length.
+ROWS_AT_ONCE = {8: 96, 16: 120}
+DEPTH_AT_ONCE = 256
+# With this many rows or fewer, a matrix of so many floats is read once, the rows again and again.
+FEW_ROWS, LARGE_MATRIX = 264, 1 << 20
+SMALLEST_JOBS = 4  # for each thread: the last to finish keeps the others waiting less
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("maps", "filters", "bias", "zeros")),
+        *((name, ctypes.c_void_p) for name in ("result", "scratch")),
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("outputs", "tiles_at_once", "scratch_size")),
+        *((name, ctypes.c_int32) for name in ("relu", "threads")),
+    ]
+
+
+class _Filters(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "result")),
+        *((name, ctypes.c_int64) for name in ("outputs", "channels")),
+        ("strides", ctypes.c_int64 * 4),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+class _Product(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("rows", "panels", "bias", "added")),
+        *((name, ctypes.c_void_p) for name in ("result", "scratch")),
+        *((name, ctypes.c_int64) for name in ("count", "depth", "outputs", "height", "width")),
+        *((name, ctypes.c_int64) for name in ("full_height", "full_width", "stride")),
+        *((name, ctypes.c_int64) for name in ("rows_at_once", "columns_at_once")),
+        ("depth_at_once", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("relu", "threads")),
+    ]
+
+
+class _Pooling(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("maps", "heights", "widths", "scales", "boxes")),
+        *((name, ctypes.c_void_p) for name in ("level", "result", "scratch")),
+        *((name, ctypes.c_int64) for name in ("count", "channels", "bins_y", "bins_x")),
+        ("scratch_size", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("sampling_ratio", "aligned", "threads")),
+    ]
+
+
+@functools.cache
+def _loaded(file: Path) -> "Kernels | None":
+    if not file.exists():
+        return None
+    if not build.is_trusted(file):
+        logger.warning("%s is not used: others than its owner may have written it", file)
+        return None
+    return Kernels(file)
+
+
+def kernels() -> "Kernels | None":
+    """The compiled kernels, or None: not compiled here, or ``FPN_EXT_COMPILED=0`` is set."""
+    isa = build.instructions()
+    if not isa or os.environ.get("FPN_EXT_COMPILED") == "0":
+        return None
+    return _loaded(build.library_file(isa))
+
+
+class Kernels:
+    """A compiled kernels.c.
+
+    Args:
+        file: a library of :func:`.build.compile_library`.
+    """
+
+    def __init__(self, file: Path):
+        self.library = ctypes.CDLL(str(file))
+        for name in ("winograd_scratch", "pooling_scratch"):
+            getattr(self.library, name).restype = ctypes.c_int64
+        self.lanes: int = self.library.lanes()
+        self.panel = 2 * self.lanes
+
+    # 3x3 convolutions.
+
+    def can_convolve(self, channels: int, outputs: int) -> bool:
+        """Whether :meth:`convolve` takes these numbers of channels: whole vectors."""
+        return channels % self.lanes == 0 and outputs % self.lanes == 0
+
+    def pack_filters(self, transformed_weight: torch.Tensor) -> torch.Tensor:
+        """The filters in the order in which :meth:`convolve` reads them.
+
+        Args:
+            transformed_weight: (36, I, O), from :func:`fpn_ext.kernels.winograd.transform_weight`.
+
+        Returns:
+            (36 panels, I, panel) float32, filled up with zeros; divided by what the kernel's
+            transform of the input leaves out.
+        """
+        scaled = transformed_weight / _SCALE.to(transformed_weight.dtype)
+        return self._in_panels(scaled).flatten(0, 1)
+
+    def transform_filters(self, weight: torch.Tensor, turned: bool = False) -> torch.Tensor:
+        """As :meth:`pack_filters`, from the weights themselves and in float32: for training.
+
+        Args:
+            weight: (O, I, 3, 3) float32, in any memory format.
+            turned: those of the gradient's convolution instead: (I, O, 3, 3), flipped.
+        """
+        outputs, channels = weight.shape[:2]
+        strides, first = list(weight.stride()), weight.data_ptr()
+        if turned:
+            outputs, channels = channels, outputs
+            first += weight.element_size() * 2 * (strides[2] + strides[3])
+            strides = [strides[1], strides[0], -strides[2], -strides[3]]
+        panels = -(-outputs // self.panel)
+        result = weight.new_empty((36 * panels, channels, self.panel))
+        told = _Filters(
+            *(first, result.data_ptr(), outputs, channels),
+            *((ctypes.c_int64 * 4)(*strides), torch.get_num_threads()),
+        )
+        self.library.transform_filters(ctypes.byref(told))
+        return result
+
+    def convolve(
+        self,
+        x: torch.Tensor,
+        filters: torch.Tensor,
+        outputs: int,
+        bias: torch.Tensor | None = None,
+        relu: bool = False,
+    ) -> torch.Tensor:
+        """3x3 convolution with stride 1 and padding 1, by Winograd's F(4x4, 3x3).
+
+        Args:
+            x: (N, I, H, W) float32; copied if not in channels_last memory.
+            filters: from :meth:`pack_filters`.
+            outputs: O.
+            bias: (O,) or None.
+            relu: whether to apply a ReLU.
+
+        Returns:
+            (N, O, H, W) float32 in channels_last memory.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        n, channels, height, width = x.shape
+        result = _empty_maps(x, (n, outputs, height, width))
+        threads = torch.get_num_threads()
+        size = self.library.winograd_scratch(*_int64(channels, TILES_AT_ONCE))
+        scratch, zeros = x.new_empty(threads * size), x.new_zeros(channels)
+        told = _Convolution(
+            *(x.data_ptr(), filters.data_ptr(), _pointer(bias), zeros.data_ptr()),
+            *(result.data_ptr(), scratch.data_ptr(), n, height, width, channels, outputs),
+            *(TILES_AT_ONCE, size, relu, threads),
+        )
+        self.library.winograd(ctypes.byref(told))
+        return result
+
+    # Matrix products.
+
+    def pack_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """(O, K) -> a vector, float32, in the order in which :meth:`product` reads it.
+
+        For each :data:`DEPTH_AT_ONCE` of the K, (panels, those K, panel), filled up with zeros.
+        """
+        parts = weight.t().split(DEPTH_AT_ONCE)
+        return torch.cat([self._in_panels(part).flatten() for part in parts])
+
+    def product(
+        self,
+        rows: torch.Tensor,
+        panels: torch.Tensor,
+        outputs: int,
+        bias: torch.Tensor | None = None,
+        relu: bool = False,
+    ) -> torch.Tensor:
+        """(R, K) float32 -> (R, O): rows times a packed (O, K) matrix, transposed, plus bias.
+
+        Args:
+            rows: copied if not contiguous.
+            panels: from :meth:`pack_matrix`.
+            outputs: O.
+            bias: (O,) or None.
+            relu: whether to apply a ReLU.
+        """
+        rows = rows.contiguous()
+        count, depth = rows.shape
+        result = rows.new_empty((count, outputs))
+        shape = (count, depth, outputs, 1, count, 1, count, 1)
+        self._multiply(rows, panels, bias, None, result, shape, relu)
+        return result
+
+    def convolve_pointwise(
+        self,
+        x: torch.Tensor,
+        panels: torch.Tensor,
+        outputs: int,
+        bias: torch.Tensor | None = None,
+        stride: int = 1,
+        added: torch.Tensor | None = None,
+        relu: bool = False,
+    ) -> torch.Tensor:
+        """1x1 convolution, in one pass with a sum and a ReLU.
+
+        Args:
+            x: (N, I, H, W) float32; copied if not in channels_last memory.
+            panels: from :meth:`pack_matrix`, of the (O, I) weights.
+            outputs: O.
+            bias: (O,) or None.
+            stride: of the convolution.
+            added: (N, O, H', W') in channels_last memory, added before the ReLU; is overwritten by
+                the result.
+            relu: whether to apply a ReLU.
+
+        Returns:
+            (N, O, H', W') float32 in channels_last memory; ``added``, if that is given.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        n, channels, full_height, full_width = x.shape
+        height, width = -(-full_height // stride), -(-full_width // stride)
+        result = _empty_maps(x, (n, outputs, height, width)) if added is None else added
+        sizes = (height, width, full_height, full_width, stride)
+        shape = (n * height * width, channels, outputs, *sizes)
+        self._multiply(x, panels, bias, added, result, shape, relu)
+        return result
+
+    def _multiply(
+        self,
+        rows: torch.Tensor,
+        panels: torch.Tensor,
+        bias: torch.Tensor | None,
+        added: torch.Tensor | None,
+        result: torch.Tensor,
+        shape: tuple[int, ...],
+        relu: bool,
+    ) -> None:
+        threads, (count, depth, outputs, *_) = torch.get_num_threads(), shape
+        if count <= FEW_ROWS and depth * outputs >= LARGE_MATRIX:
+            # The matrix comes from memory, once: its columns are divided, not the rows.
+            rows_at_once = -(-count // 12) * 12
+            panels_at_once = max(-(-outputs // self.panel) // (threads * SMALLEST_JOBS), 1)
+        else:
+            share = max(count // (threads * SMALLEST_JOBS), 1)
+            rows_at_once = min(ROWS_AT_ONCE[self.lanes], -(-share // 12) * 12)
+            panels_at_once = -(-outputs // self.panel)
+        scratch = rows.new_empty(threads * rows_at_once * DEPTH_AT_ONCE)
+        told = _Product(
+            *(rows.data_ptr(), panels.data_ptr(), _pointer(bias), _pointer(added)),
+            *(result.data_ptr(), scratch.data_ptr(), *shape),
+            *(rows_at_once, panels_at_once * self.panel, DEPTH_AT_ONCE, relu, threads),
+        )
+        self.library.product(ctypes.byref(told))
+
+    # RoIAlign.
+
+    def can_pool(self, maps: Sequence[torch.Tensor], rois: torch.Tensor) -> bool:
+        """Whether :meth:`roi_align` takes these: float32 with whole vectors of channels."""
+        return (
+            all(m.dtype == torch.float32 and m.device.type == "cpu" for m in maps)
+            and rois.dtype == torch.float32
+            and maps[0].shape[1] % self.lanes == 0
+            and all(m.numel() for m in maps)
+        )
+
+    def roi_align(
+        self,
+        maps: Sequence[torch.Tensor],
+        rois: torch.Tensor,
+        map_index: torch.Tensor,
+        scales: Sequence[float],
+        output_size: tuple[int, int],
+        sampling_ratio: int,
+        aligned: bool,
+    ) -> torch.Tensor:
+        """RoIAlign every box from its own map; arguments of
+        :func:`fpn_ext.kernels.roi_align_cpu.roi_align`.
+
+        Args:
+            maps: (N, C, H_i, W_i) float32 in channels_last memory.
+            rois: (R, 5) float32: image index and XYXY in pixels of the network input.
+            map_index: (R,) int64.
+            scales: 1 / stride of each map.
+            output_size: bins along y and along x.
+            sampling_ratio: samples per bin and side, 0 for adaptive.
+            aligned: torchvision's flag: half-pixel-correct coordinates.
+
+        Returns:
+            (R, C, *output_size) float32 in channels_last memory.
+        """
+        maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
+        rois, map_index = rois.contiguous(), map_index.contiguous()
+        count, channels, threads = len(rois), maps[0].shape[1], torch.get_num_threads()
+        heights, widths = [m.shape[2] for m in maps], [m.shape[3] for m in maps]
+        result = maps[0].new_empty((count, *output_size, channels))
+        size = self.library.pooling_scratch(
+            *_int64(*output_size, max(heights), max(widths), channels)
+        )
+        scratch = torch.empty(threads * size, dtype=torch.uint8)
+        arrays = (
+            (ctypes.c_void_p * len(maps))(*[m.data_ptr() for m in maps]),
+            (ctypes.c_int64 * len(maps))(*heights),
+            (ctypes.c_int64 * len(maps))(*widths),
+            (ctypes.c_float * len(maps))(*scales),
+        )
+        told = _Pooling(
+            *(ctypes.cast(array, ctypes.c_void_p) for array in arrays),
+            *(rois.data_ptr(), map_index.data_ptr(), result.data_ptr(), scratch.data_ptr()),
+            *(count, channels, *output_size, size, sampling_ratio, aligned, threads),
+        )
+        self.library.pool(ctypes.byref(told))
+        return result.permute(0, 3, 1, 2)
+
+    def _in_panels(self, matrices: torch.Tensor) -> torch.Tensor:
+        """(..., K, O) -> (panels, ..., K, panel) float32, filled up with zeros."""
+        *others, depth, outputs = matrices.shape
+        panels = -(-outputs // self.panel)
+        filled = F.pad(matrices, (0, panels * self.panel - outputs))
+        filled = filled.view(*others, depth, panels, self.panel)
+        return filled.movedim(-2, 0).to(torch.float32).contiguous()
+
+
+def _empty_maps(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+
+
+def _int64(*values: int) -> tuple[ctypes.c_int64, ...]:
+    return tuple(map(ctypes.c_int64, values))
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _scale() -> torch.Tensor:
+    """(36, 1, 1) float64: the kernel evaluates monic polynomials at 0, +-A, +-B; those of
+    winograd.py are divided by their value at the point itself."""
+    from ..winograd import POINTS
+
+    values = [1.0] * (len(POINTS) + 1)  # at infinity: 1
+    for i, point in enumerate(POINTS):
+        for other in POINTS:
+            if other != point:
+                values[i] *= point - other
+    both = torch.tensor(values, dtype=torch.float64)
+    return torch.outer(both, both).view(36, 1, 1)
+
+
+_SCALE = _scale()

@@ -1,0 +1,299 @@
+"""Which way each layer of an optimised model is computed: measured here, or from a table.
+
+No way of :mod:`.layers` is fastest everywhere, so each distinct layer is timed once on the machine
+at hand, with maps of the size it gets, and the fastest way is kept in the user's cache folder, by
+processor, instructions, torch, threads and kernels. Later models find it there.
+"""
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..files.atomic import replacing
+from ..kernels.compiled import build, kernels
+from ..keys import declare
+from .layers import CONVOLUTIONS, FULLY_CONNECTED, SUMS, FullyConnected, Way, has_relu, is_plain
+from .residuals import DirectSum
+
+declare(
+    "MODEL.FPN_EXT.TUNE",
+    True,
+    "Optimising a model for inference on CPU times each layer's ways once, some seconds, and keeps "
+    "the fastest in the user's cache folder. False: a table's.",
+    "inference",
+)
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 5
+# A way other than the plain one must save this share of its time: less may be noise.
+LEAST_SAVED = 0.05
+# Without a measurement: the compiled kernels where there are any, by what held on AVX2 and on
+# AVX-512 (results/speed-cpu). Few tiles of many channels wait for the filters, which Winograd's
+# algorithm quadruples.
+MOST_CHANNELS = 384
+
+
+class Slot(NamedTuple):
+    """A layer of a model that can be computed in several ways.
+
+    Attributes:
+        layer: as it is now.
+        kind: what it does, ``"3x3"``, ``"1x1"``, ``"1x1, sum"``, ``"fully connected"``, ...
+        ways: name -> way, the plain one first; those that serve it here.
+        put: replaces the layer wherever it stands in the model.
+    """
+
+    layer: Any
+    kind: str
+    ways: dict[str, Way]
+    put: Callable[[nn.Module], None]
+
+    def key(self, shape: tuple[int, ...]) -> str:
+        """What decides how long each way takes on input of this shape, in words."""
+        layer = getattr(self.layer, "convolution", self.layer)
+        outputs, inputs = layer.weight.shape[:2]
+        relu = ", ReLU" if has_relu(layer) else ""
+        stride = layer.stride[0] if hasattr(layer, "stride") else 1
+        sides = "x".join(map(str, (*shape[:1], *shape[2:])))
+        return f"{self.kind}/{stride}, {inputs} to {outputs}{relu}, on {sides}"
+
+
+def slots_of(model: nn.Module, outside: set[nn.Module]) -> list[Slot]:
+    """The layers with more than one way, but for those of ``outside``.
+
+    Args:
+        model: with folded norms and :class:`.residuals.ResidualBlock` for residual blocks.
+        outside: modules that stay as they are.
+    """
+    found: dict[nn.Module, Slot] = {}
+    for parent in model.modules():
+        if parent in outside or isinstance(parent, DirectSum):
+            continue
+        for child in parent.children():
+            if child in found or child in outside:
+                continue
+            slot = _slot(model, child)
+            if slot is not None and len(slot.ways) > 1:
+                found[child] = slot
+    return list(found.values())
+
+
+def _slot(model: nn.Module, layer: Any) -> Slot | None:
+    if isinstance(layer, DirectSum):
+        convolution = layer.convolution
+        if not is_plain(convolution):
+            return None
+        kind = f"{_kernel(convolution)}, sum"
+        ways = {name: way for name, way in SUMS.items() if way.serves(convolution)}
+    elif isinstance(layer, nn.Conv2d) and is_plain(layer):
+        kind = _kernel(layer)
+        ways = {name: way for name, way in CONVOLUTIONS.items() if way.serves(layer)}
+    elif type(layer) in (nn.Linear, FullyConnected):
+        kind = "fully connected"
+        ways = {name: way for name, way in FULLY_CONNECTED.items() if way.serves(layer)}
+    else:
+        return None
+    return Slot(layer, kind, ways, partial(_replace, model, layer))
+
+
+def _kernel(convolution: nn.Conv2d) -> str:
+    return "x".join(map(str, convolution.kernel_size))
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for parent in model.modules():
+        for name, child in list(parent.named_children()):
+            if child is old:
+                parent.add_module(name, new)
+        # FeaturePyramid and Detectron2's ResNet iterate over plain lists beside their modules.
+        for value in vars(parent).values():
+            if isinstance(value, list) and any(item is old for item in value):
+                value[:] = [new if item is old else item for item in value]
+
+
+def _made(slot: Slot, name: str) -> nn.Module:
+    layer = slot.layer.convolution if isinstance(slot.layer, DirectSum) else slot.layer
+    return slot.ways[name].make(layer).eval()
+
+
+def from_table(slot: Slot) -> str:
+    """The way that is usually fastest, by kind and number of channels alone."""
+    layer = slot.layer.convolution if isinstance(slot.layer, DirectSum) else slot.layer
+    most = max(layer.weight.shape[:2])
+    for name in slot.ways:
+        if name == "compiled winograd" and most <= MOST_CHANNELS:
+            return name
+        if slot.kind == "1x1, sum" and name == "compiled":
+            return name
+    if "winograd" in slot.ways and "compiled winograd" not in slot.ways:
+        return "winograd" if build.instructions() == "AVX512" else "direct"
+    return next(iter(slot.ways))
+
+
+def choose_by_table(model: nn.Module, outside: set[nn.Module]) -> dict[str, int]:
+    """Replace each layer by the table's way, in place; returns how many take which."""
+    chosen: Counter[str] = Counter()
+    for slot in slots_of(model, outside):
+        name = from_table(slot)
+        slot.put(_made(slot, name))
+        chosen[f"{slot.kind}: {name}"] += 1
+    return dict(chosen)
+
+
+def choose_by_measurement(
+    model: nn.Module, outside: set[nn.Module], size: tuple[int, int], run: Callable[[], Any]
+) -> dict[str, int]:
+    """Replace each layer by the fastest way here, in place; returns how many take which.
+
+    Args:
+        model: as for :func:`slots_of`.
+        outside: modules that stay as they are.
+        size: height and width of the typical input.
+        run: runs the model once on such an input; not called for a model like one chosen for
+            before. Layers that it does not reach take the table's way.
+    """
+    slots = slots_of(model, outside)
+    known = _known()
+    like = "; ".join([f"{size[0]}x{size[1]}", *(slot.key(()) for slot in slots)])
+    models, layers = known.setdefault("models", {}), known.setdefault("layers", {})
+    digest = hashlib.sha256(like.encode()).hexdigest()[:16]
+    names = models.get(digest, [])
+    if [name in slot.ways for name, slot in zip(names, slots, strict=False)] != [True] * len(slots):
+        names = models[digest] = _measured(slots, layers, run)
+        _keep(known)
+    chosen: Counter[str] = Counter()
+    for slot, name in zip(slots, names, strict=True):
+        slot.put(_made(slot, name))
+        chosen[f"{slot.kind}: {name}"] += 1
+    return dict(chosen)
+
+
+def _measured(
+    slots: list[Slot], layers: dict[str, dict[str, float]], run: Callable[[], Any]
+) -> list[str]:
+    """The fastest way of each; ``layers``, by key, gets the times of those that were not known."""
+    shapes = _shapes(slots, run)
+    names = []
+    for slot in slots:
+        shape = shapes.get(slot.layer)
+        if shape is None:
+            names.append(from_table(slot))
+            continue
+        key = slot.key(shape)
+        if set(layers.get(key, {})) != set(slot.ways):
+            layers[key] = _times(slot, shape)
+        names.append(fastest(layers[key]))
+    return names
+
+
+def fastest(times: dict[str, float]) -> str:
+    """The way of least time, or the first if that saves no more than noise.
+
+    >>> fastest({"direct": 1.0, "winograd": 0.97, "compiled winograd": 1.2})
+    'direct'
+    >>> fastest({"direct": 1.0, "winograd": 0.7, "compiled winograd": 0.5})
+    'compiled winograd'
+    """
+    plain = next(iter(times))
+    best = min(times, key=lambda name: times[name])
+    return best if times[best] < (1 - LEAST_SAVED) * times[plain] else plain
+
+
+def _shapes(slots: list[Slot], run: Callable[[], Any]) -> dict[nn.Module, tuple[int, ...]]:
+    """The largest input of each layer in a run of the model."""
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+
+    def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        shape = tuple(inputs[0].shape)
+        shapes[module] = max(shapes.get(module, ()), shape, key=lambda s: torch.Size(s).numel())
+
+    hooks = [slot.layer.register_forward_pre_hook(record) for slot in slots]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {module: shape for module, shape in shapes.items() if 0 not in shape}
+
+
+def _times(slot: Slot, shape: tuple[int, ...]) -> dict[str, float]:
+    """Least milliseconds of each way, in turn, on random input of this shape.
+
+    Whatever else runs on the machine makes a way slower, never faster.
+    """
+    made = {name: _made(slot, name) for name in slot.ways}
+    x = torch.rand(shape)
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    times: dict[str, list[float]] = {name: [] for name in made}
+    with torch.inference_mode():
+        for _ in range(1 + ROUNDS):
+            for name, module in made.items():
+                inputs = (x, *_shortcut(slot, x))
+                start = time.perf_counter()
+                module(*inputs)
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: round(min(all_but[1:]), 4) for name, all_but in times.items()}
+
+
+def _shortcut(slot: Slot, x: torch.Tensor) -> Iterator[Any]:
+    """The further arguments of a sum."""
+    if not isinstance(slot.layer, DirectSum):
+        return
+    convolution = slot.layer.convolution
+    shape = (len(x), convolution.out_channels, *x.shape[2:])
+    yield torch.zeros(shape).contiguous(memory_format=torch.channels_last)
+    yield True
+
+
+def _cache_file() -> Path:
+    found = kernels()
+    facts = (
+        *(_processor(), build.instructions(), torch.__version__, torch.get_num_threads()),
+        build.library_file(build.instructions()).name if found else "",
+    )
+    digest = hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:16]
+    return build.cache_folder() / f"choices-{digest}.json"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def _known() -> dict[str, dict[str, Any]]:
+    """What was measured before: times by layer, ways by model. A damaged file counts as none."""
+    try:
+        known = json.loads(_cache_file().read_text())
+        layers, models = known["layers"].items(), known["models"].items()
+        return {
+            "layers": {key: {name: float(time) for name, time in v.items()} for key, v in layers},
+            "models": {key: list(names) for key, names in models},
+        }
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return {}
+
+
+def _keep(known: dict[str, dict[str, Any]]) -> None:
+    file, others = _cache_file(), _known()
+    merged = {part: {**others.get(part, {}), **known[part]} for part in known}
+    try:
+        with replacing(file) as stream:
+            stream.write(json.dumps(merged, indent=1).encode())
+    except OSError as error:
+        logger.warning("what was measured is not kept for the next time: %s: %s", file, error)

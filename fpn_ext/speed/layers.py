@@ -1,0 +1,233 @@
+"""The ways in which an optimised model's layers can be computed on a CPU in float32.
+
+No way is fastest on every processor, for every number of channels and every size of map:
+:mod:`.choose` takes one for each layer. All give the same results to rounding, read and write
+channels_last maps, apply a ReLU if the layer has one, and record no gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d
+from torch import nn
+
+from ..kernels import winograd
+from ..kernels.compiled import Kernels, kernels
+from .folded_norms import FoldedConv2d
+from .residuals import DirectSum
+from .winograd_training import TrainableWinogradConv2d
+
+
+class Way(NamedTuple):
+    """A way to compute a layer.
+
+    Attributes:
+        serves: whether it can compute this layer, on this machine.
+        make: a module that computes the layer so; its weights are copied, packed as they are read.
+    """
+
+    serves: Callable[[Any], bool]
+    make: Callable[[Any], nn.Module]
+
+
+def has_relu(layer: nn.Module) -> bool:
+    """Whether a layer of Detectron2 or of this module ends in a ReLU."""
+    return getattr(layer, "activation", None) is not None or getattr(layer, "relu", False)
+
+
+def is_plain(convolution: nn.Module) -> bool:
+    """Whether it is a convolution with nothing after it but, perhaps, a ReLU."""
+    if type(convolution) is nn.Conv2d:
+        return True
+    known = (Conv2d, FoldedConv2d, TrainableWinogradConv2d)  # another's forward may do more
+    if type(convolution) not in known or convolution.norm is not None:
+        return False
+    activation = convolution.activation
+    return activation is None or isinstance(activation, nn.ReLU) or activation in (F.relu, F.relu_)
+
+
+def _is_float32(layer: Any) -> bool:
+    return layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
+
+
+def _compiled() -> Kernels:
+    found = kernels()
+    assert found is not None  # the way does not serve without
+    return found
+
+
+class Direct(nn.Module):
+    """torch's own convolution."""
+
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__()
+        self.weight = nn.Parameter(convolution.weight.detach(), False)
+        self.bias = convolution.bias
+        self.stride, self.padding = convolution.stride, convolution.padding
+        self.dilation, self.groups = convolution.dilation, convolution.groups
+        self.relu = has_relu(convolution)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, I, H, W) -> (N, O, H', W')."""
+        settings: Any = (self.stride, self.padding, self.dilation, self.groups)
+        x = F.conv2d(x, self.weight, self.bias, *settings)
+        return F.relu_(x) if self.relu else x
+
+
+class CompiledWinograd(nn.Module):
+    """A 3x3 convolution of stride 1 by the compiled Winograd kernel."""
+
+    filters: torch.Tensor
+
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__()
+        weight = winograd.transform_weight(convolution.weight.detach().double())
+        self.register_buffer("filters", _compiled().pack_filters(weight))
+        self.bias = convolution.bias
+        self.outputs, self.relu = convolution.out_channels, has_relu(convolution)
+
+    @staticmethod
+    def serves(convolution: Any) -> bool:
+        found = kernels()
+        return (
+            found is not None
+            and winograd.is_3x3(convolution)
+            and _is_float32(convolution)
+            and found.can_convolve(convolution.in_channels, convolution.out_channels)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, I, H, W) -> (N, O, H, W)."""
+        return _compiled().convolve(x, self.filters, self.outputs, self.bias, self.relu)
+
+
+class CompiledPointwise(nn.Module):
+    """A 1x1 convolution by the compiled matrix product."""
+
+    panels: torch.Tensor
+
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__()
+        weight = convolution.weight.detach().flatten(1)
+        self.register_buffer("panels", _compiled().pack_matrix(weight))
+        self.bias = convolution.bias
+        self.stride = int(convolution.stride[0])
+        self.outputs, self.relu = convolution.out_channels, has_relu(convolution)
+
+    @staticmethod
+    def serves(convolution: Any) -> bool:
+        return (
+            kernels() is not None
+            and convolution.kernel_size == (1, 1)
+            and convolution.padding == (0, 0)
+            and convolution.stride[0] == convolution.stride[1]
+            and convolution.groups == 1
+            and _is_float32(convolution)
+        )
+
+    def forward(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, I, H, W) -> (N, O, H', W'); with a sum, into its memory, and a ReLU after it."""
+        relu = self.relu or added is not None
+        return _compiled().convolve_pointwise(
+            x, self.panels, self.outputs, self.bias, self.stride, added, relu
+        )
+
+
+CONVOLUTIONS = {
+    "direct": Way(lambda convolution: True, Direct),
+    "winograd": Way(
+        lambda c: winograd.serves(c),
+        lambda c: winograd.WinogradConv2d(c.weight, c.bias, has_relu(c)),
+    ),
+    "compiled winograd": Way(CompiledWinograd.serves, CompiledWinograd),
+    "compiled product": Way(CompiledPointwise.serves, CompiledPointwise),
+}
+
+
+class CompiledSum(nn.Module):
+    """A :class:`DirectSum` by the compiled matrix product or Winograd kernel."""
+
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__()
+        pointwise = CompiledPointwise.serves(convolution)
+        self.convolution = (CompiledPointwise if pointwise else CompiledWinograd)(convolution)
+
+    @staticmethod
+    def serves(convolution: Any) -> bool:
+        return CompiledPointwise.serves(convolution) or CompiledWinograd.serves(convolution)
+
+    def forward(self, x: torch.Tensor, shortcut: torch.Tensor, owned: bool) -> torch.Tensor:
+        """As :meth:`DirectSum.forward`."""
+        owned = owned and shortcut.is_contiguous(memory_format=torch.channels_last)
+        if owned and isinstance(self.convolution, CompiledPointwise):
+            return self.convolution(x, added=shortcut)
+        return F.relu_(self.convolution(x).add_(shortcut))
+
+
+SUMS = {
+    "direct": Way(lambda convolution: True, DirectSum),
+    "compiled": Way(CompiledSum.serves, CompiledSum),
+}
+
+
+class FullyConnected(nn.Module):
+    """torch's own matrix product."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.relu = has_relu(layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(R, I) -> (R, O)."""
+        x = F.linear(x, self.weight, self.bias)
+        return F.relu_(x) if self.relu else x
+
+
+class CompiledFullyConnected(nn.Module):
+    """The compiled matrix product."""
+
+    panels: torch.Tensor
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.register_buffer("panels", _compiled().pack_matrix(layer.weight.detach()))
+        self.bias = layer.bias
+        self.outputs, self.relu = len(layer.weight), has_relu(layer)
+
+    @staticmethod
+    def serves(layer: Any) -> bool:
+        return kernels() is not None and _is_float32(layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(R, I) -> (R, O)."""
+        return _compiled().product(x, self.panels, self.outputs, self.bias, self.relu)
+
+
+FULLY_CONNECTED = {
+    "torch": Way(lambda layer: True, FullyConnected),
+    "compiled product": Way(CompiledFullyConnected.serves, CompiledFullyConnected),
+}
+
+
+class Rows(nn.Module):
+    """(R, C, H, W) -> (R, H W C): the pooled features of a box as they lie in channels_last memory.
+
+    Flattening them channel by channel, as the fc layer was trained, would copy them; its weights
+    are reordered instead (:func:`fully_connected_on_rows`).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def fully_connected_on_rows(layer: nn.Linear, size: tuple[int, int], relu: bool) -> FullyConnected:
+    """An fc layer on (R, C, H, W) features, flattened, as one on their :class:`Rows`."""
+    outputs = layer.out_features
+    weight = layer.weight.detach().view(outputs, -1, *size).permute(0, 2, 3, 1)
+    made = FullyConnected(layer)
+    made.weight = nn.Parameter(weight.reshape(outputs, -1), False)
+    made.relu = relu
+    return made

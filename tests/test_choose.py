@@ -1,0 +1,128 @@
+"""Which way a layer is computed: any gives the same results; the fastest is kept."""
+
+import json
+import random
+
+import fpn_ext
+import pytest
+import torch
+from detectron2.modeling import build_model
+from fpn_ext.kernels import compiled
+from fpn_ext.speed import choose
+from test_optimize import assert_same_stages, model_of
+
+
+@pytest.fixture(autouse=True)
+def choices(monkeypatch, tmp_path):
+    """The file of what was measured: of this test alone."""
+    file = tmp_path / "choices.json"
+    monkeypatch.setattr(choose, "_cache_file", lambda: file)
+    return file
+
+
+@pytest.fixture
+def cfg(small_cfg):
+    small_cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 200
+    small_cfg.MODEL.RESNETS.DEPTH, small_cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 50, 256
+    return small_cfg
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_chosen_gives_the_same_results(cfg, seed, monkeypatch):
+    draw, taken = random.Random(seed), set()
+
+    def any_way(times):
+        taken.add(draw.choice(list(times)))
+        return draw.choice(list(times))
+
+    monkeypatch.setattr(choose, "fastest", any_way)
+    model = model_of(cfg)
+    optimised = fpn_ext.optimize_for_inference(model, tune=True, typical_size=(64, 64))
+    assert_same_stages(model, optimised)
+    assert len(taken) > 1
+
+
+def test_without_compiled_kernels(cfg, monkeypatch):
+    monkeypatch.setenv("FPN_EXT_COMPILED", "0")
+    model = model_of(cfg)
+    for tune in (True, False):
+        optimised = fpn_ext.optimize_for_inference(model, tune=tune, typical_size=(64, 64))
+        assert_same_stages(model, optimised)
+        assert not any("Compiled" in type(m).__name__ for m in optimised.modules())
+
+
+def test_a_layer_is_measured_once(cfg, choices, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    model = build_model(cfg)
+    fpn_ext.optimize_for_inference(model, tune=True, typical_size=(64, 64))
+    measured = json.loads(choices.read_text())
+    if not compiled.kernels():
+        assert not measured["layers"]
+        return
+    assert any(key.startswith("3x3") for key in measured["layers"])
+    assert all(time > 0 for times in measured["layers"].values() for time in times.values())
+    assert "measured at 64x64, compiled kernels" in caplog.text
+
+    monkeypatch.setattr(choose, "_times", None)  # would fail if it was called
+    model.backbone.forward = None
+    fpn_ext.optimize_for_inference(model, tune=True, typical_size=(64, 64))
+    assert json.loads(choices.read_text()) == measured
+
+
+def test_another_size_is_another_choice(cfg, choices):
+    if not compiled.kernels():
+        pytest.skip("without compiled kernels small layers have one way")
+    model = build_model(cfg)
+    fpn_ext.optimize_for_inference(model, tune=True, typical_size=(64, 64))
+    before = json.loads(choices.read_text())
+    fpn_ext.optimize_for_inference(model, tune=True, typical_size=(96, 64))
+    after = json.loads(choices.read_text())
+    assert len(after["models"]) == 2 and set(before["layers"]) < set(after["layers"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"layers": 3}', '{"layers": {}, "models": {"a": 1}}'])
+def test_a_damaged_file_counts_as_none(cfg, choices, text):
+    choices.write_text(text)
+    model = build_model(cfg)
+    fpn_ext.optimize_for_inference(model, tune=True, typical_size=(64, 64))
+    assert set(json.loads(choices.read_text())) == {"layers", "models"}
+
+
+def test_a_folder_that_cannot_be_written(cfg, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(choose, "_cache_file", lambda: tmp_path / "file" / "choices.json")
+    fpn_ext.optimize_for_inference(build_model(cfg), tune=True, typical_size=(64, 64))
+    assert "what was measured is not kept for the next time" in caplog.text
+
+
+def test_the_key_and_the_variable(cfg, monkeypatch, caplog):
+    from fpn_ext.speed.optimize import model_for_inference
+
+    caplog.set_level("INFO")
+    cfg.MODEL.FPN_EXT.INFERENCE_DTYPE = "float32"
+    model = build_model(cfg)
+    cfg.MODEL.FPN_EXT.TUNE = False
+    model_for_inference(cfg, model)
+    assert "layers (by table" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("FPN_EXT_TUNE", "0")
+    fpn_ext.optimize_for_inference(model)
+    assert "layers (by table" in caplog.text
+
+
+def test_a_way_must_save_more_than_noise():
+    assert choose.fastest({"direct": 1.0, "compiled winograd": 0.96}) == "direct"
+    assert choose.fastest({"direct": 1.0, "compiled winograd": 0.9}) == "compiled winograd"
+
+
+def test_weights_are_held_once(cfg):
+    """What a quick layer has packed, it does not hold a second time as it was."""
+    model = build_model(cfg)
+    optimised = fpn_ext.optimize_for_inference(model, tune=False)
+    if not compiled.kernels():
+        pytest.skip("no compiled kernels here")
+    convolution = optimised.backbone.fpn_output2
+    held = [*convolution.parameters(), *convolution.buffers()]
+    outputs, inputs = model.backbone.fpn_output2.weight.shape[:2]
+    assert sum(t.numel() for t in held) == 36 * inputs * outputs + outputs
+    assert torch.is_tensor(held[0])

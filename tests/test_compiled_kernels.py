@@ -1,0 +1,222 @@
+"""The kernels in C against torch's operators, where a compiler made them; and without them."""
+
+import os
+import stat
+
+import fpn_ext  # noqa: F401
+import pytest
+import torch
+import torch.nn.functional as F
+from fpn_ext.kernels import compiled, roi_align_cpu, winograd
+from fpn_ext.kernels.compiled import build
+from torchvision.ops import roi_align
+
+
+@pytest.fixture
+def kernels():
+    found = compiled.kernels()
+    if found is None:
+        pytest.skip("no compiled kernels here: fpn-ext doctor --compile says why")
+    return found
+
+
+def maps(*shape):
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+# 3x3 convolutions
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (33, 18)])
+@pytest.mark.parametrize("channels, outputs", [(16, 48), (64, 32)])
+@pytest.mark.parametrize("bias, relu", [(True, True), (False, False)])
+def test_convolutions_are_the_direct_sums(kernels, size, channels, outputs, bias, relu):
+    x, weight = maps(2, channels, *size), torch.randn(outputs, channels, 3, 3) / channels**0.5
+    shift = torch.randn(outputs) if bias else None
+    filters = kernels.pack_filters(winograd.transform_weight(weight.double()))
+    found = kernels.convolve(x, filters, outputs, shift, relu)
+    direct = F.conv2d(x.double(), weight.double(), None if shift is None else shift.double(), 1, 1)
+    expected = F.relu(direct) if relu else direct
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_filters_are_transformed_as_in_float64(kernels, memory):
+    weight = torch.randn(40, 16, 3, 3).contiguous(memory_format=memory)
+    expected = kernels.pack_filters(winograd.transform_weight(weight.double()))
+    torch.testing.assert_close(kernels.transform_filters(weight), expected, rtol=1e-5, atol=1e-6)
+    turned = weight.flip(2, 3).transpose(0, 1).double()
+    expected = kernels.pack_filters(winograd.transform_weight(turned))
+    found = kernels.transform_filters(weight, turned=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_any_number_of_threads_gives_the_same_bits(kernels):
+    x, filters = maps(2, 16, 50, 40), kernels.pack_filters(torch.randn(36, 16, 32))
+    panels, features = kernels.pack_matrix(torch.randn(40, 700)), torch.randn(50, 700)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(
+                (kernels.convolve(x, filters, 32), kernels.product(features, panels, 40))
+            )
+    finally:
+        torch.set_num_threads(before)
+    for found in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found, results[0], strict=True))
+
+
+def test_a_relu_keeps_what_is_not_a_number(kernels):
+    panels = kernels.pack_matrix(torch.eye(2))
+    found = kernels.product(torch.tensor([[float("nan"), -1.0]]), panels, 2, None, relu=True)
+    assert torch.isnan(found).any()
+
+
+def test_whole_vectors_of_channels_alone(kernels):
+    assert kernels.can_convolve(4 * kernels.lanes, kernels.lanes)
+    assert not kernels.can_convolve(kernels.lanes + 1, kernels.lanes)
+    assert not kernels.can_convolve(kernels.lanes, 3)
+
+
+# Matrix products
+
+
+@pytest.mark.parametrize("count, depth, outputs", [(1, 1, 1), (7, 12, 70), (50, 700, 33)])
+def test_products_are_torchs(kernels, count, depth, outputs):
+    rows, weight = torch.randn(count, depth), torch.randn(outputs, depth) / depth**0.5
+    bias = torch.randn(outputs)
+    found = kernels.product(rows, kernels.pack_matrix(weight), outputs, bias)
+    expected = F.linear(rows.double(), weight.double(), bias.double())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_large_matrix_is_read_once(kernels):
+    """Its columns are divided among the jobs, where otherwise the rows are."""
+    rows, weight = torch.randn(20, 1100), torch.randn(1000, 1100) / 33
+    found = kernels.product(rows, kernels.pack_matrix(weight), 1000)
+    torch.testing.assert_close(found, F.linear(rows, weight), rtol=0, atol=2e-5)
+
+
+def test_no_rows(kernels):
+    assert kernels.product(torch.ones(0, 5), kernels.pack_matrix(torch.ones(3, 5)), 3).shape == (
+        0,
+        3,
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("depth", [16, 300])  # in one part, in two: the sum is added once
+def test_pointwise_convolutions_with_a_sum(kernels, stride, depth):
+    x, weight, bias = maps(2, depth, 7, 6), torch.randn(20, depth, 1, 1), torch.randn(20)
+    direct = F.conv2d(x, weight, bias, stride)
+    panels = kernels.pack_matrix(weight.flatten(1))
+    found = kernels.convolve_pointwise(x, panels, 20, bias, stride)
+    torch.testing.assert_close(found, direct, rtol=0, atol=1e-4)
+    added = maps(*direct.shape)
+    expected = F.relu(direct + added)
+    found = kernels.convolve_pointwise(x, panels, 20, bias, stride, added, relu=True)
+    assert found.data_ptr() == added.data_ptr()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+# RoIAlign
+
+BOXES = [
+    [0, 3.0, 4.0, 30.0, 20.0],
+    [1, -9.0, -9.0, 200.0, 150.0],  # beyond the map on all sides
+    [0, 10.0, 10.0, 10.0, 10.0],  # without area
+    [1, 61.0, 45.0, 64.0, 48.0],  # the last corner
+    [0, -300.0, -300.0, -200.0, -200.0],  # outside
+    [0, 0.0, 0.0, 1.0, 48.0],
+]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 5])
+@pytest.mark.parametrize("channels", [16, 80])
+def test_roi_align_is_torchvisions(kernels, sampling_ratio, aligned, channels):
+    levels = [maps(2, channels, 12, 16), maps(2, channels, 6, 8)]
+    rois, index = torch.tensor(BOXES), torch.tensor([0, 1, 0, 0, 1, 1])
+    settings = ([1 / 4, 1 / 8], (7, 3), sampling_ratio, aligned)
+    found = kernels.roi_align(levels, rois, index, *settings)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for i, (level, scale) in enumerate(zip(levels, settings[0], strict=True)):
+        expected = roi_align(level, rois[index == i], (7, 3), scale, sampling_ratio, aligned)
+        torch.testing.assert_close(found[index == i], expected, rtol=0, atol=1e-5)
+
+
+def test_cells_between_samples_are_not_read(kernels):
+    """With few samples in large bins, a cell between them may hold anything."""
+    level = maps(1, kernels.lanes, 16, 16)
+    level[:, :, 6:11] = float("nan")  # the samples are at 4 and 12
+    found = kernels.roi_align(
+        [level], torch.tensor([[0, 0, 0.0, 16, 16]]), torch.tensor([0]), [1.0], (2, 2), 1, False
+    )
+    expected = roi_align(level, torch.tensor([[0, 0, 0.0, 16, 16]]), 2, 1.0, 1, False)
+    assert torch.equal(found.isnan(), expected.isnan()) and not found.isnan().any()
+
+
+def test_the_pooler_takes_them(kernels, monkeypatch):
+    arguments = ([maps(1, 16, 9, 9)], torch.tensor([[0, 1, 1, 8.0, 8]]), torch.tensor([0]), [1.0])
+    quick = roi_align_cpu.roi_align(*arguments, (2, 2), 0, True)
+    monkeypatch.setattr(roi_align_cpu, "weighted_sums", None)
+    assert torch.equal(roi_align_cpu.roi_align(*arguments, (2, 2), 0, True), quick)
+    monkeypatch.undo()
+    monkeypatch.setenv("FPN_EXT_COMPILED", "0")
+    slow = roi_align_cpu.roi_align(*arguments, (2, 2), 0, True)
+    torch.testing.assert_close(quick, slow, rtol=0, atol=1e-6)
+
+
+# Compiling
+
+
+def test_they_can_be_turned_off(kernels, monkeypatch):
+    monkeypatch.setenv("FPN_EXT_COMPILED", "0")
+    assert compiled.kernels() is None
+
+
+def test_without_a_compiler(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if not build.instructions() or build.openmp_of_torch() is None:
+        pytest.skip("nothing is compiled on this machine")
+    with pytest.raises(build.CannotCompile, match=r"no C compiler.*apt-get install gcc"):
+        build.compile_library(build.instructions())
+    build.main()
+    assert "No compiled kernels: there is no C compiler" in capsys.readouterr().out
+    assert compiled.kernels() is None, "nothing is there yet"
+
+
+def test_a_compiler_that_fails_leaves_nothing(monkeypatch, tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", str(compiler))
+    if not build.instructions() or build.openmp_of_torch() is None:
+        pytest.skip("nothing is compiled on this machine")
+    with pytest.raises(build.CannotCompile, match="no such flag"):
+        build.compile_library(build.instructions())
+    assert not list((tmp_path / "cache" / "fpn_ext").iterdir())
+
+
+def test_a_library_that_others_may_write_is_not_loaded(kernels, monkeypatch, tmp_path, caplog):
+    file = tmp_path / "kernels.so"
+    file.write_bytes(build.library_file(build.instructions()).read_bytes())
+    monkeypatch.setattr(build, "library_file", lambda isa: file)
+    file.chmod(0o755 | stat.S_IWGRP)
+    assert compiled.kernels() is None
+    assert "is not used: others than its owner" in caplog.text
+
+
+def test_another_source_is_another_file(kernels, monkeypatch, tmp_path):
+    before = build.library_file("AVX2")
+    source = tmp_path / "kernels.c"
+    source.write_text(build.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(build, "SOURCE", source)
+    assert build.library_file("AVX2") != before
+    assert os.path.dirname(build.library_file("AVX2")) == os.path.dirname(before)
