@@ -29,6 +29,7 @@ import numpy as np
 CLASSES = 20
 BOXES = 10  # of an image
 WIDTH, HEIGHT = 64, 48
+LINKS = 50_000  # names of one file; ext4 allows 65 000
 CONFIG = "configs/detectron2/faster_rcnn_R_50_FPN_1x.yaml"
 
 
@@ -42,8 +43,11 @@ def write_dataset(folder: Path, images: int, pictures: bool) -> None:
     if pictures:
         first = folder / "images" / names[0]
         Image.fromarray(random.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(first)
-        for name in names[1:]:
-            os.link(first, folder / "images" / name)
+        for number, name in enumerate(names[1:], start=1):
+            if number % LINKS:
+                os.link(first, folder / "images" / name)
+            else:
+                first = Path(shutil.copy(first, folder / "images" / name))
     sides = np.exp(random.uniform(np.log(3), np.log(40), (images * BOXES, 2)))
     corners = random.random(sides.shape) * ([WIDTH, HEIGHT] - sides)
     boxes = np.concatenate([corners, sides], axis=1).round(2).tolist()
@@ -85,6 +89,7 @@ def matching(folder: Path) -> None:
 
 
 def matching_detectron2(folder: Path) -> None:
+    import fpn_ext  # noqa: F401  before detectron2, where that is not compiled
     import torch
     from detectron2.structures import pairwise_iou
 

@@ -2,8 +2,8 @@
 
     python benchmarks/long_run.py [--iterations 2000] [--predictions 5000] [--output FOLDER]
 
-A small detector is trained on generated images, whose sizes the resize draws at random, and then
-predicts on pictures of random sizes, 32 to 320 px a side. Every twentieth iteration or picture the
+A small detector is trained on pictures of random sizes, 32 to 160 px a side, and then predicts on
+others, of up to 320 px. Every twentieth iteration or picture the
 process's resident memory is recorded. ``growth`` is the difference of the medians of the last and
 the second fifth: the first fills caches. Writes long_run.json and long_run.png.
 """
