@@ -240,6 +240,8 @@ def has_bfloat16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+# What a user on a CPU would pick otherwise.
+PEER = "torchvision, OpenVINO"
 NAMES = (
     *("Detectron2", "optimised", "optimised, bfloat16"),
     *(f"torchvision, {runtime}" for runtime in RUNTIMES),
@@ -255,7 +257,7 @@ def build(options: argparse.Namespace, folder: Path, results: dict[str, Any]) ->
     weights = calibrated_weights(builtin_config("cpu", options.opts), size)
     writer = Writer(folder, weights, options.opts, size)
     sides: dict[str, Call] = {}
-    for name in NAMES:
+    for name in [name for name in NAMES if name in options.sides]:
         try:
             if name.split(", ")[-1] in RUNTIMES or name.count(", ") == 2:
                 threads = torch.get_num_threads()
@@ -278,18 +280,27 @@ def rows_of(sides: dict[str, Call], size: str, rounds: int) -> list[dict]:
         {"size": size, "side": name, "ms": statistics.median(times[name])}
         | {"ms_range": [min(times[name]), max(times[name])]}
         | ratio(times, name, "Detectron2")
+        | against(times, name, PEER)
         | found_again(found[name], found["Detectron2"])
         for name in sides
     ]
 
 
+def against(times: dict[str, list[float]], side: str, peer: str) -> dict[str, Any]:
+    """The speedup over ``peer``, if that is a side."""
+    if peer not in times:
+        return {}
+    return {f"peer_{key}": value for key, value in ratio(times, side, peer).items()}
+
+
 def table(rows: list[dict]) -> str:
     header = ["size", "side", "ms (min to max)", "times Detectron2 (min to max)"]
+    header += [f"times {PEER} (min to max)"]
     header += ["detections found again", "their scores differ by"]
     cells = [
         [
             *(r["size"], r["side"], f"{r['ms']:.1f} ({r['ms_range'][0]:.1f} to "
-            f"{r['ms_range'][1]:.1f})", ratio_text(r)),
+            f"{r['ms_range'][1]:.1f})", ratio_text(r), ratio_text(r, "peer_ratio")),
             *(f"{r['found_again']} of {r['detections']}", f"{r['score_difference']:.1e}"),
         ]
         for r in rows
@@ -306,9 +317,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--calibrated-at", type=size_argument, default="800x1333", metavar="HxW")
     add("--rounds", type=int, default=9)
     add("--threads", type=int, help="of every side; default: what PyTorch takes")
+    add("--sides", nargs="+", choices=NAMES, default=NAMES, metavar="SIDE", help="of all: these")
     add("--json", type=Path, metavar="FILE")
     add("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config of all sides")
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    options.sides = [NAMES[0], *options.sides]  # the others are compared with Detectron2
+    return options
 
 
 def about(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
