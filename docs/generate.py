@@ -338,6 +338,7 @@ def generated() -> dict[Path, str]:
             "deployment",
             deployment_table(RESULTS / "export/speed.json"),
         ),
+        (PROJECT / "docs/start/your_data.md", "bccd", seeds_table(RESULTS / "start/bccd.json")),
         (PROJECT / "docs/evidence/speed.md", "busy", busy_table(RESULTS / "busy/busy.json")),
     ]
     pages: dict[Path, str] = {}
