@@ -35,11 +35,15 @@ INLINE vec plus(vec x, vec y, vec sum) {
 #endif
 INLINE vec at_least_zero(vec x) { return (vec)((mask)x & ~(x < (vec){0})); } /* NaN stays */
 
+enum { AHEAD = 16 * PANEL };
+
 /* sums[r][:] += sum over k of a[r * row + k * step] * panel[k][:] */
 INLINE void multiply(const float *a, ptrdiff_t row, ptrdiff_t step, const float *panel,
                      ptrdiff_t depth, vec sums[ROWS][2]) {
     for (ptrdiff_t k = 0; k < depth; k++, a += step, panel += PANEL) {
         vec left = *(const vec *)panel, right = *(const vec *)(panel + LANES);
+        __builtin_prefetch(panel + AHEAD);
+        __builtin_prefetch(panel + AHEAD + 16);
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++) {
             vec x = all(a[r * row]);
