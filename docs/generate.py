@@ -20,9 +20,13 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 REFERENCE = PROJECT / "docs/reference"
 RESULTS = PROJECT / "results"
+SPEED, SPEED_PAGE = RESULTS / "speed-cpu", PROJECT / "docs/evidence/speed.md"
 HELP_WIDTH = "100"
 
-sys.path.insert(0, str(PROJECT))  # the package beside this file, whichever is installed
+# The package beside this file, whichever is installed, and this folder's modules.
+sys.path[:0] = [str(PROJECT), str(PROJECT / "docs")]
+
+import speed_tables  # noqa: E402
 
 
 def declared() -> list[Any]:
@@ -86,47 +90,6 @@ def command_help() -> str:
         text = "\n".join(line.rstrip() for line in verb.parser().format_help().strip().splitlines())
         parts.append(f"## fpn-ext {name}\n\n{cell(verb.summary)}\n\n```text\n{text}\n```")
     return "\n\n".join(parts)
-
-
-def measured() -> str:
-    """The figures of the README, from the results of benchmarks/whole_model.py."""
-    from fpn_ext.reporting.measuring import ratio_text
-
-    results = json.loads((PROJECT / "results/speed-cpu/whole_model.json").read_text())
-    about = results["about"]
-
-    def row(part: str, **wanted: Any) -> dict[str, Any]:
-        (found,) = (row for row in results[part] if wanted.items() <= row.items())
-        return found
-
-    def memory(what: str) -> str:
-        sides = (
-            row("memory", task="inference", size="800x1333", side=side)[what]
-            for side in ("optimised", "Detectron2")
-        )
-        return "{:.0f} MiB, Detectron2 {:.0f} MiB".format(*sides)
-
-    def inference(size: str, side: str) -> str:
-        return ratio_text(row("inference", size=size, batch=1, side=side))
-
-    sides = [side["side"] for side in results["training"]]
-    training = [ratio_text(row("training", side=side)) for side in (sides[1], sides[-1])]
-    lines = [
-        "| | size | times Detectron2 |",
-        "| --- " * 3 + "|",
-        f"| inference, optimised | 800x1333 | {inference('800x1333', 'optimised')} |",
-        f"| inference, optimised | 480x640 | {inference('480x640', 'optimised')} |",
-        f"| the same, bfloat16 | 800x1333 | {inference('800x1333', 'optimised, bfloat16')} |",
-        f"| training step, batch 2, NCHW | 320x533 | {training[0]} |",
-        f"| training step, batch 2, as `NUMERICS fast` | 320x533 | {training[1]} |",
-        f"| peak memory of the inference process | 800x1333 | {memory('peak')} |",
-        f"| peak memory beyond the loaded model | 800x1333 | {memory('over_model')} |",
-    ]
-    where = f"{about['processor']}, {about['threads']} threads, torch {about['torch']}"
-    return (
-        f"{where}, commit {about['commit']}, {about['rounds']} rounds; median (min to max):\n\n"
-        + "\n".join(lines)
-    )
 
 
 def seeds_in_words(file: Path) -> str:
@@ -317,7 +280,13 @@ def generated() -> dict[Path, str]:
     texts = [
         (REFERENCE / "keys.md", "keys", key_tables(declared())),
         (REFERENCE / "commands.md", "commands", command_help()),
-        (PROJECT / "README.md", "measured", measured()),
+        (PROJECT / "README.md", "measured", speed_tables.summary(SPEED)),
+        (SPEED_PAGE, "avx512", speed_tables.inference_table(SPEED, "avx512")),
+        (SPEED_PAGE, "avx2", speed_tables.inference_table(SPEED, "avx2-emulated")),
+        (SPEED_PAGE, "training-avx512", speed_tables.training_table(SPEED, "avx512")),
+        (SPEED_PAGE, "training-avx2", speed_tables.training_table(SPEED, "avx2-emulated")),
+        (SPEED_PAGE, "memory", speed_tables.memory_table(SPEED)),
+        (SPEED_PAGE, "targets", speed_tables.targets_table(SPEED)),
         (PROJECT / "README.md", "matrix", matrix(PROJECT / "results/matrix", short=True)),
         (PROJECT / "README.md", "demo", seeds_in_words(RESULTS / "demo/seeds.json")),
         (PROJECT / "docs/start/exporters.md", "exporters", exporters()),
@@ -336,10 +305,10 @@ def generated() -> dict[Path, str]:
         (
             PROJECT / "docs/guides/deploying.md",
             "deployment",
-            deployment_table(RESULTS / "export/speed.json"),
+            deployment_table(SPEED / "avx512/deployment.json"),
         ),
         (PROJECT / "docs/start/your_data.md", "bccd", seeds_table(RESULTS / "start/bccd.json")),
-        (PROJECT / "docs/evidence/speed.md", "busy", busy_table(RESULTS / "busy/busy.json")),
+        (SPEED_PAGE, "busy", busy_table(RESULTS / "busy/busy.json")),
     ]
     pages: dict[Path, str] = {}
     for page, name, text in texts:

@@ -126,3 +126,19 @@ def test_weights_are_held_once(cfg):
     outputs, inputs = model.backbone.fpn_output2.weight.shape[:2]
     assert sum(t.numel() for t in held) == 36 * inputs * outputs + outputs
     assert torch.is_tensor(held[0])
+
+
+def test_a_model_optimised_for_another_processor(cfg, monkeypatch):
+    if not compiled.kernels():
+        pytest.skip("no compiled kernels here")
+    optimised = fpn_ext.optimize_for_inference(build_model(cfg), tune=False)
+    convolution = optimised.backbone.fpn_output2
+    x = torch.rand(1, convolution.outputs, 8, 8)
+    convolution(x)
+    monkeypatch.setenv("FPN_EXT_COMPILED", "0")
+    with pytest.raises(RuntimeError, match="optimised with kernels compiled for another processor"):
+        convolution(x)
+    monkeypatch.undo()
+    convolution.panel *= 2
+    with pytest.raises(RuntimeError, match="call optimize_for_inference on the model"):
+        convolution(x)

@@ -220,3 +220,27 @@ def test_another_source_is_another_file(kernels, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "SOURCE", source)
     assert build.library_file("AVX2") != before
     assert os.path.dirname(build.library_file("AVX2")) == os.path.dirname(before)
+
+
+def test_without_a_home_folder(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", home)
+    assert compiled.kernels() is None
+    if build.instructions() and build.openmp_of_torch():
+        monkeypatch.setenv("CC", "cc")
+        with pytest.raises(build.CannotCompile, match="Set XDG_CACHE_HOME"):
+            build.compile_library(build.instructions())
+
+
+def test_kernels_that_were_compiled_meanwhile_are_found(kernels, monkeypatch, tmp_path):
+    file = tmp_path / "kernels.so"
+    original = build.library_file(build.instructions())
+    monkeypatch.setattr(build, "library_file", lambda isa: file)
+    assert compiled.kernels() is None
+    file.write_bytes(original.read_bytes())
+    file.chmod(0o755)
+    assert compiled.kernels().lanes == kernels.lanes

@@ -285,15 +285,15 @@ def _known() -> dict[str, dict[str, Any]]:
             "layers": {key: {name: float(time) for name, time in v.items()} for key, v in layers},
             "models": {key: list(names) for key, names in models},
         }
-    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+    except (OSError, RuntimeError, ValueError, AttributeError, TypeError, KeyError):
         return {}
 
 
 def _keep(known: dict[str, dict[str, Any]]) -> None:
-    file, others = _cache_file(), _known()
+    others = _known()
     merged = {part: {**others.get(part, {}), **known[part]} for part in known}
     try:
-        with replacing(file) as stream:
+        with replacing(_cache_file()) as stream:
             stream.write(json.dumps(merged, indent=1).encode())
-    except OSError as error:
-        logger.warning("what was measured is not kept for the next time: %s: %s", file, error)
+    except (OSError, RuntimeError) as error:  # a RuntimeError: no home folder
+        logger.warning("what was measured is not kept for the next time: %s", error)

@@ -52,9 +52,18 @@ def _is_float32(layer: Any) -> bool:
     return layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
 
 
-def _compiled() -> Kernels:
+def _compiled(panel: int = 0) -> Kernels:
+    """The compiled kernels; ``panel`` is that of the weights, 0 if there are none yet.
+
+    Raises:
+        RuntimeError: the model was optimised with kernels that are not here.
+    """
     found = kernels()
-    assert found is not None  # the way does not serve without
+    if found is None or panel not in (0, found.panel):
+        raise RuntimeError(
+            "this model was optimised with kernels compiled for another processor, or that are "
+            "gone: call optimize_for_inference on the model it was made from, here"
+        )
     return found
 
 
@@ -85,6 +94,7 @@ class CompiledWinograd(nn.Module):
         super().__init__()
         weight = winograd.transform_weight(convolution.weight.detach().double())
         self.register_buffer("filters", _compiled().pack_filters(weight))
+        self.panel = _compiled().panel
         self.bias = convolution.bias
         self.outputs, self.relu = convolution.out_channels, has_relu(convolution)
 
@@ -100,7 +110,7 @@ class CompiledWinograd(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, I, H, W) -> (N, O, H, W)."""
-        return _compiled().convolve(x, self.filters, self.outputs, self.bias, self.relu)
+        return _compiled(self.panel).convolve(x, self.filters, self.outputs, self.bias, self.relu)
 
 
 class CompiledPointwise(nn.Module):
@@ -112,6 +122,7 @@ class CompiledPointwise(nn.Module):
         super().__init__()
         weight = convolution.weight.detach().flatten(1)
         self.register_buffer("panels", _compiled().pack_matrix(weight))
+        self.panel = _compiled().panel
         self.bias = convolution.bias
         self.stride = int(convolution.stride[0])
         self.outputs, self.relu = convolution.out_channels, has_relu(convolution)
@@ -130,7 +141,7 @@ class CompiledPointwise(nn.Module):
     def forward(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """(N, I, H, W) -> (N, O, H', W'); with a sum, into its memory, and a ReLU after it."""
         relu = self.relu or added is not None
-        return _compiled().convolve_pointwise(
+        return _compiled(self.panel).convolve_pointwise(
             x, self.panels, self.outputs, self.bias, self.stride, added, relu
         )
 
@@ -194,6 +205,7 @@ class CompiledFullyConnected(nn.Module):
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.register_buffer("panels", _compiled().pack_matrix(layer.weight.detach()))
+        self.panel = _compiled().panel
         self.bias = layer.bias
         self.outputs, self.relu = len(layer.weight), has_relu(layer)
 
@@ -203,7 +215,7 @@ class CompiledFullyConnected(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(R, I) -> (R, O)."""
-        return _compiled().product(x, self.panels, self.outputs, self.bias, self.relu)
+        return _compiled(self.panel).product(x, self.panels, self.outputs, self.bias, self.relu)
 
 
 FULLY_CONNECTED = {

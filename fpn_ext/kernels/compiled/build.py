@@ -51,16 +51,28 @@ def openmp_of_torch() -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Where libraries and measured choices are kept: ``$XDG_CACHE_HOME/fpn_ext``."""
+    """Where libraries and measured choices are kept: ``$XDG_CACHE_HOME/fpn_ext``.
+
+    Raises:
+        RuntimeError: there is neither that variable nor a home folder.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fpn_ext"
 
 
 def library_file(isa: str) -> Path:
     """Where the library for these instructions is kept: another source, flags or torch, another
-    file."""
-    told = (SOURCE.read_text(), *COMMON_FLAGS, *FLAGS[isa], torch.__version__, openmp_of_torch())
-    digest = hashlib.sha256("\n".join(map(str, told)).encode()).hexdigest()[:16]
-    return cache_folder() / f"kernels-{isa.lower()}-{digest}.so"
+    file.
+
+    Raises:
+        RuntimeError: as for :func:`cache_folder`.
+    """
+    return cache_folder() / f"kernels-{isa.lower()}-{_digest(SOURCE, isa)}.so"
+
+
+@functools.cache
+def _digest(source: Path, isa: str) -> str:
+    told = (source.read_text(), *COMMON_FLAGS, *FLAGS[isa], torch.__version__, openmp_of_torch())
+    return hashlib.sha256("\n".join(map(str, told)).encode()).hexdigest()[:16]
 
 
 def is_trusted(file: Path) -> bool:
@@ -86,7 +98,10 @@ def compile_library(isa: str) -> Path:
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if not compiler:
         raise CannotCompile("there is no C compiler; on Debian: apt-get install gcc libc6-dev")
-    file = library_file(isa)
+    try:
+        file = library_file(isa)
+    except RuntimeError as error:
+        raise CannotCompile(f"{error} Set XDG_CACHE_HOME to a folder of yours") from None
     if file.exists() and is_trusted(file):
         return file
     try:

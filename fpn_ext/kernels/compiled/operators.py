@@ -69,14 +69,7 @@ class _Pooling(ctypes.Structure):
     ]
 
 
-@functools.cache
-def _loaded(file: Path) -> "Kernels | None":
-    if not file.exists():
-        return None
-    if not build.is_trusted(file):
-        logger.warning("%s is not used: others than its owner may have written it", file)
-        return None
-    return Kernels(file)
+_loaded: "dict[Path, Kernels]" = {}
 
 
 def kernels() -> "Kernels | None":
@@ -84,7 +77,21 @@ def kernels() -> "Kernels | None":
     isa = build.instructions()
     if not isa or os.environ.get("FPN_EXT_COMPILED") == "0":
         return None
-    return _loaded(build.library_file(isa))
+    try:
+        file = build.library_file(isa)
+    except RuntimeError:  # no home folder
+        return None
+    if file not in _loaded and file.exists():
+        if not build.is_trusted(file):
+            _warn_of(file)
+            return None
+        _loaded[file] = Kernels(file)
+    return _loaded.get(file)
+
+
+@functools.cache
+def _warn_of(file: Path) -> None:
+    logger.warning("%s is not used: others than its owner may have written it", file)
 
 
 class Kernels:

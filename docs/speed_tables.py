@@ -1,0 +1,168 @@
+"""Tables of speed on CPUs, from results/speed-cpu: written into pages by generate.py.
+
+A folder for each kind of processor, with deployment.json (benchmarks/deployment.py: inference) and
+whole_model.json (benchmarks/whole_model.py: training steps, memory).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fpn_ext.reporting.measuring import ratio_text
+
+KINDS = {"avx512": "AVX-512", "avx2-emulated": "AVX2 (emulated)"}
+SIZES = ("480x640", "800x1333")
+PEER = "torchvision, OpenVINO"
+FAST = {
+    "avx512": "this project, channels_last, fold_norms, Winograd",  # as NUMERICS fast sets it there
+    "avx2-emulated": "this project",
+}
+# Kind of processor -> figure -> what was aimed at.
+TARGETS: dict[str, dict[str, float]] = {
+    "avx2-emulated": {
+        "inference at 480x640, times OpenVINO": 1.25,
+        "inference at 800x1333, times OpenVINO": 1.25,
+        "inference at 480x640, times Detectron2": 2.1,
+        "inference at 800x1333, times Detectron2": 2.7,
+        "training step, times Detectron2": 1.9,
+    },
+    "avx512": {
+        "inference at 480x640, times OpenVINO": 1.25,
+        "inference at 800x1333, times OpenVINO": 1.25,
+        "inference at 480x640, times Detectron2": 2.3,
+        "inference at 800x1333, times Detectron2": 2.8,
+        "training step, times Detectron2": 2.1,
+    },
+}
+MOST_MEMORY = 0.75  # of the process's peak in Detectron2
+
+
+class Figures:
+    """The files of a kind of processor, in a folder of results/speed-cpu."""
+
+    def __init__(self, results: Path, kind: str):
+        self.kind, self.name = kind, KINDS[kind]
+        self.deployment, self.whole = (
+            json.loads((results / kind / file).read_text())
+            for file in ("deployment.json", "whole_model.json")
+        )
+
+    def inference(self, size: str, side: str = "optimised") -> dict[str, Any]:
+        return only(self.deployment["rows"], size=size, side=side)
+
+    def training(self, side: str = "") -> dict[str, Any]:
+        return only(self.whole["training"], side=side or FAST[self.kind])
+
+    def memory(self, size: str) -> tuple[float, float] | None:
+        """MiB at the peak of the process: optimised, Detectron2; None if not measured."""
+        rows = [row for row in self.whole.get("memory", []) if row["task"] == "inference"]
+        if not any(row["size"] == size for row in rows):
+            return None
+        own, other = (only(rows, size=size, side=s)["peak"] for s in ("optimised", "Detectron2"))
+        return own, other
+
+    def reached(self) -> dict[str, float]:
+        """The figures of :data:`TARGETS`."""
+        found = {"training step, times Detectron2": self.training()["ratio"]}
+        for size in SIZES:
+            row = self.inference(size)
+            found[f"inference at {size}, times OpenVINO"] = row["peer_ratio"]
+            found[f"inference at {size}, times Detectron2"] = row["ratio"]
+        return found
+
+
+def only(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    (found,) = (row for row in rows if wanted.items() <= row.items())
+    return found
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def summary(results: Path) -> str:
+    """For the README: inference and training on each kind, memory."""
+    kinds = [Figures(results, kind) for kind in KINDS]
+    rows = [
+        [f"inference, {kind.name}", size, ratio_text(row), ratio_text(row, "peer_ratio")]
+        for kind in kinds
+        for size in SIZES
+        for row in [kind.inference(size)]
+    ]
+    for kind in kinds:
+        row = kind.training()
+        rows.append([f"training step, batch 2, {kind.name}", row["size"], ratio_text(row), ""])
+    for size in SIZES:
+        memory = kinds[0].memory(size)
+        if memory:
+            what = f"{memory[0]:.0f} MiB, Detectron2 {memory[1]:.0f} MiB"
+            rows.append(["peak memory of the inference process", size, what, ""])
+    header = ["", "size", "times Detectron2", "times torchvision in OpenVINO"]
+    return f"{conditions(kinds[0])}; median (min to max):\n\n{table(header, rows)}"
+
+
+def conditions(figures: Figures) -> str:
+    record, about = figures.deployment, figures.whole["about"]
+    versions = record["versions"]
+    commits = " and ".join(dict.fromkeys([record["commit"], about["commit"]]))
+    return (
+        f"{record['hardware']}, {record['threads']} threads, torch {versions['torch']}, OpenVINO "
+        f"{versions['openvino']}, commits {commits}"
+    )
+
+
+def inference_table(results: Path, kind: str) -> str:
+    """Every side of inference on a kind of processor."""
+    figures = Figures(results, kind)
+    record = figures.deployment
+    rows = [
+        [
+            *(row["size"], row["side"], f"{row['ms']:.0f}", ratio_text(row)),
+            *(ratio_text(row, "peer_ratio"), f"{row['found_again']} of {row['detections']}"),
+        ]
+        for row in record["rows"]
+    ]
+    header = ["size", "side", "ms", "times Detectron2", f"times {PEER}", "same detections"]
+    held = "".join(f", `{name}={value}`" for name, value in record["environment"].items())
+    return f"{conditions(figures)}{held}, {record['rounds']} rounds:\n\n{table(header, rows)}"
+
+
+def training_table(results: Path, kind: str) -> str:
+    """Every side of a training step on a kind of processor."""
+    figures = Figures(results, kind)
+    about = figures.whole["about"]
+    rows = [[row["side"], f"{row['ms']:.0f}", ratio_text(row)] for row in figures.whole["training"]]
+    size = figures.training()["size"]
+    what = f"{figures.name}, batch 2 of {size}, commit {about['commit']}, {about['rounds']} rounds"
+    return f"{what}:\n\n{table(['side', 'ms', 'times Detectron2'], rows)}"
+
+
+def memory_table(results: Path) -> str:
+    """Peak memory of a process that infers, the processes of AVX-512."""
+    rows = [
+        [row["size"], row["side"], *(f"{row[key]:.0f}" for key in ("before", "peak", "over_model"))]
+        for row in Figures(results, "avx512").whole["memory"]
+        if row["task"] == "inference"
+    ]
+    header = ["size", "side", "MiB with the model", "MiB at the peak", "over the model"]
+    return table(header, rows)
+
+
+def targets_table(results: Path) -> str:
+    """What was wanted, and what was reached."""
+    rows = []
+    for kind, wanted in TARGETS.items():
+        figures = Figures(results, kind)
+        reached = figures.reached()
+        for what, bound in wanted.items():
+            met = "met" if reached[what] >= bound else "not met"
+            rows.append([figures.name, what, f">= {bound:g}", f"{reached[what]:.2f}", met])
+        for size in SIZES:
+            memory = figures.memory(size)
+            if memory:
+                share = memory[0] / memory[1]
+                what = f"peak memory of the process at {size}, of Detectron2's"
+                met = "met" if share <= MOST_MEMORY else "not met"
+                rows.append([figures.name, what, f"<= {MOST_MEMORY:g}", f"{share:.2f}", met])
+    return table(["processor", "figure", "wanted", "reached", ""], rows)
