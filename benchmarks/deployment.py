@@ -1,6 +1,6 @@
 r"""Speed of exported detectors: Faster R-CNN R-50 FPN in PyTorch, ONNX Runtime and OpenVINO.
 
-    python benchmarks/deployment.py --rounds 9 --json results/export/speed.json
+    python benchmarks/deployment.py --rounds 5 --json results/speed-cpu/avx512/deployment.json
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/deployment.py
     python benchmarks/deployment.py --sizes 96x128 --rounds 1 --calibrated-at 192x256 \
         MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64
