@@ -142,3 +142,65 @@ def test_a_model_optimised_for_another_processor(cfg, monkeypatch):
     convolution.panel *= 2
     with pytest.raises(RuntimeError, match="call optimize_for_inference on the model"):
         convolution(x)
+
+
+def always(name):
+    return lambda times: name if name in times else next(iter(times))
+
+
+def test_nothing_to_do(cfg, monkeypatch):
+    """No box gets to the heads; their matrix is large enough for its columns to be divided."""
+    if not compiled.kernels():
+        pytest.skip("no compiled kernels here")
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 1024
+    monkeypatch.setattr(choose, "fastest", always("compiled product"))
+    optimised = fpn_ext.optimize_for_inference(build_model(cfg), tune=True, typical_size=(64, 64))
+    head = optimised.roi_heads.box_head
+    assert any("Compiled" in type(layer).__name__ for layer in head)
+    with torch.no_grad():
+        assert head(torch.zeros(0, cfg.MODEL.FPN.OUT_CHANNELS, 7, 7)).shape == (0, 1024)
+
+
+def test_under_autocast(cfg):
+    """Where layers between get bfloat16, the compiled ones still compute in float32."""
+    model = model_of(cfg)
+    optimised = fpn_ext.optimize_for_inference(model, tune=False)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = optimised.backbone(image)
+    with torch.no_grad():
+        expected = model.backbone(image)
+    for name, maps in expected.items():
+        scale = maps.abs().max()
+        torch.testing.assert_close(found[name].float() / scale, maps / scale, rtol=0, atol=0.1)
+
+
+def test_chunks_of_another_size_are_measured_anew(cfg, choices):
+    if not compiled.kernels():
+        pytest.skip("no compiled kernels here")
+    model = build_model(cfg)
+    for chunk in (256, 4):
+        fpn_ext.optimize_for_inference(model, boxes_per_chunk=chunk, tune=True)
+    assert len(json.loads(choices.read_text())["models"]) == 2
+
+
+def test_the_networks_of_a_library_are_left_as_they_are(cfg):
+    """Their forward may read a layer's weights: torchvision's Swin does."""
+    cfg.MODEL.FPN_EXT.BOTTOM_UP = "torchvision/swin_t"
+    cfg.MODEL.FPN_EXT.KEEP_PIXELS = True
+    model = build_model(cfg).eval()
+    optimised = fpn_ext.optimize_for_inference(model, tune=True, typical_size=(64, 64))
+    before, after = (m.backbone.bottom_up.state_dict() for m in (model, optimised))
+    assert before.keys() == after.keys()
+    with torch.no_grad():
+        image = torch.rand(1, 3, 64, 64)
+        found, expected = optimised.backbone(image)["p3"], model.backbone(image)["p3"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_box_head_is_held_once(cfg):
+    heads = fpn_ext.optimize_for_inference(build_model(cfg), tune=False).roi_heads
+    assert [*heads.box_head.fcs] == [
+        layer for layer in heads.box_head if layer in heads.box_head.fcs
+    ]
+    assert len(heads.box_head.fcs) == 2

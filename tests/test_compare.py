@@ -351,7 +351,7 @@ def test_every_key_of_ours_that_a_component_reads_is_known():
     """A new key of MODEL.FPN_EXT names the components that read it, or is read by all."""
     keys = {f"MODEL.FPN_EXT.{key}" for key in fpn_ext.get_cfg().MODEL.FPN_EXT}
     by_all = {
-        *("INFERENCE_DTYPE", "FREEZE", "WINOGRAD", "FOLD_NORMS", "NUMERICS"),
+        *("INFERENCE_DTYPE", "FREEZE", "WINOGRAD", "FOLD_NORMS", "NUMERICS", "TUNE"),
     }
     expected = keys - {f"MODEL.FPN_EXT.{key}" for key in by_all}
     assert unread_keys(fpn_ext.load_config(CONTROL)) == expected

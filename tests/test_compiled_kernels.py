@@ -100,11 +100,42 @@ def test_a_large_matrix_is_read_once(kernels):
     torch.testing.assert_close(found, F.linear(rows, weight), rtol=0, atol=2e-5)
 
 
-def test_no_rows(kernels):
-    assert kernels.product(torch.ones(0, 5), kernels.pack_matrix(torch.ones(3, 5)), 3).shape == (
-        0,
-        3,
-    )
+@pytest.mark.parametrize(("depth", "outputs"), [(5, 3), (1024, 1024)])  # divided by rows, columns
+def test_no_rows(kernels, depth, outputs):
+    panels = kernels.pack_matrix(torch.ones(outputs, depth))
+    assert kernels.product(torch.ones(0, depth), panels, outputs).shape == (0, outputs)
+
+
+def test_a_bias_with_gaps(kernels):
+    bias = torch.arange(8.0)[::2]
+    found = kernels.product(torch.zeros(2, 3), kernels.pack_matrix(torch.ones(4, 3)), 4, bias)
+    assert torch.equal(found, bias.expand(2, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_refused(kernels, dtype):
+    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(72, 16, kernels.panel)
+    wrong = torch.ones(1, 16, 5, 5, dtype=dtype)
+    for call in (
+        lambda: kernels.convolve(wrong, filters, 2 * kernels.panel),
+        lambda: kernels.convolve_pointwise(wrong, panels, 4),
+        lambda: kernels.product(wrong[0, :, 0].T, panels, 4),
+        lambda: kernels.product(torch.ones(2, 16), panels.to(dtype), 4),
+    ):
+        with pytest.raises(TypeError, match="compute in float32 on the CPU, got torch"):
+            call()
+
+
+def test_weights_of_another_layer_are_refused(kernels):
+    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(72, 32, kernels.panel)
+    for call in (
+        lambda: kernels.convolve(torch.ones(1, 16, 5, 5), filters, 2 * kernels.panel),
+        lambda: kernels.product(torch.ones(2, 15), panels, 4),
+        lambda: kernels.convolve_pointwise(torch.ones(1, 17, 2, 2), panels, 4),
+        lambda: kernels.product(torch.ones(2, 16), panels, 4, torch.ones(3)),
+    ):
+        with pytest.raises(ValueError, match="of another layer"):
+            call()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -146,6 +177,26 @@ def test_roi_align_is_torchvisions(kernels, sampling_ratio, aligned, channels):
     for i, (level, scale) in enumerate(zip(levels, settings[0], strict=True)):
         expected = roi_align(level, rois[index == i], (7, 3), scale, sampling_ratio, aligned)
         torch.testing.assert_close(found[index == i], expected, rtol=0, atol=1e-5)
+
+
+def test_a_box_of_negative_size(kernels):
+    """The pooler hands over none; its samples come in descending order."""
+    level, box = maps(1, kernels.lanes, 32, 32), torch.tensor([[0, 30.0, 30, 2, 2]])
+    found = kernels.roi_align([level], box, torch.tensor([0]), [1.0], (1, 1), 50, True)
+    expected = roi_align(level, box, 1, 1.0, 50, True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("box", "index"),
+    [([0, 1, 1, 2, float("nan")], 0), ([2.0, 1, 1, 2, 2], 0), ([0.0, 1, 1, 2, 2], 1)],
+    ids=["not finite", "no such image", "no such map"],
+)
+def test_boxes_that_cannot_be_pooled(kernels, box, index):
+    with pytest.raises(ValueError, match="boxes must be finite, and on maps and images"):
+        kernels.roi_align(
+            [maps(1, 16, 4, 4)], torch.tensor([box]), torch.tensor([index]), [1.0], (1, 1), 0, True
+        )
 
 
 def test_cells_between_samples_are_not_read(kernels):
@@ -211,6 +262,17 @@ def test_a_library_that_others_may_write_is_not_loaded(kernels, monkeypatch, tmp
     file.chmod(0o755 | stat.S_IWGRP)
     assert compiled.kernels() is None
     assert "is not used: others than its owner" in caplog.text
+
+
+def test_a_damaged_library_is_said_once_and_not_used(monkeypatch, tmp_path, caplog):
+    if not build.instructions():
+        pytest.skip("no kernels for this processor")
+    file = tmp_path / "kernels.so"
+    file.write_bytes(b"")
+    file.chmod(0o755)
+    monkeypatch.setattr(build, "library_file", lambda isa: file)
+    assert compiled.kernels() is None and compiled.kernels() is None
+    assert caplog.text.count("is not used") == 1
 
 
 def test_another_source_is_another_file(kernels, monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ from fpn_ext.paper.four_step import STEPS
 from fpn_ext.paper.reproduce import CONFIGS
 from fpn_ext.proposals.file import ProposalFile
 from fpn_ext.proposals.sources import generate_proposals
+from fpn_ext.speed.optimize import model_for_inference
 
 TINY = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0"),
@@ -86,6 +87,7 @@ def test_the_one_model_proposes_what_the_detector_was_trained_on(output, tmp_pat
     cfg = prepare(str(output / "config.yaml")).cfg  # NUMERICS as in step 3
     model = build_model(cfg).eval()
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = model_for_inference(cfg, model)
     name = cfg.DATASETS.TEST[0]
     generate_proposals(cfg, model, name, str(tmp_path / "x.safetensors"), 20)
     proposed = ProposalFile(tmp_path / "x.safetensors")

@@ -99,7 +99,7 @@ def _slot(model: nn.Module, layer: Any) -> Slot | None:
     elif isinstance(layer, nn.Conv2d) and is_plain(layer):
         kind = _kernel(layer)
         ways = {name: way for name, way in CONVOLUTIONS.items() if way.serves(layer)}
-    elif type(layer) in (nn.Linear, FullyConnected):
+    elif isinstance(layer, FullyConnected):
         kind = "fully connected"
         ways = {name: way for name, way in FULLY_CONNECTED.items() if way.serves(layer)}
     else:
@@ -113,7 +113,7 @@ def _kernel(convolution: nn.Conv2d) -> str:
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for parent in model.modules():
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # under each of its names
             if child is old:
                 parent.add_module(name, new)
         # FeaturePyramid and Detectron2's ResNet iterate over plain lists beside their modules.
@@ -134,7 +134,7 @@ def from_table(slot: Slot) -> str:
     for name in slot.ways:
         if name == "compiled winograd" and most <= MOST_CHANNELS:
             return name
-        if slot.kind == "1x1, sum" and name == "compiled":
+        if slot.kind == "3x3, sum" and name == "compiled" and most <= MOST_CHANNELS:
             return name
     if "winograd" in slot.ways and "compiled winograd" not in slot.ways:
         return "winograd" if build.instructions() == "AVX512" else "direct"
@@ -152,20 +152,20 @@ def choose_by_table(model: nn.Module, outside: set[nn.Module]) -> dict[str, int]
 
 
 def choose_by_measurement(
-    model: nn.Module, outside: set[nn.Module], size: tuple[int, int], run: Callable[[], Any]
+    model: nn.Module, outside: set[nn.Module], inputs: str, run: Callable[[], Any]
 ) -> dict[str, int]:
     """Replace each layer by the fastest way here, in place; returns how many take which.
 
     Args:
         model: as for :func:`slots_of`.
         outside: modules that stay as they are.
-        size: height and width of the typical input.
-        run: runs the model once on such an input; not called for a model like one chosen for
+        inputs: what the run computes on, in words: with other inputs it is another choice.
+        run: runs the model once on them; not called for a model like one chosen for
             before. Layers that it does not reach take the table's way.
     """
     slots = slots_of(model, outside)
     known = _known()
-    like = "; ".join([f"{size[0]}x{size[1]}", *(slot.key(()) for slot in slots)])
+    like = "; ".join([inputs, *(slot.key(()) for slot in slots)])
     models, layers = known.setdefault("models", {}), known.setdefault("layers", {})
     digest = hashlib.sha256(like.encode()).hexdigest()[:16]
     names = models.get(digest, [])

@@ -15,9 +15,7 @@ from torch import nn
 
 from ..kernels import winograd
 from ..kernels.compiled import Kernels, kernels
-from .folded_norms import FoldedConv2d
 from .residuals import DirectSum
-from .winograd_training import TrainableWinogradConv2d
 
 
 class Way(NamedTuple):
@@ -38,11 +36,9 @@ def has_relu(layer: nn.Module) -> bool:
 
 
 def is_plain(convolution: nn.Module) -> bool:
-    """Whether it is a convolution with nothing after it but, perhaps, a ReLU."""
-    if type(convolution) is nn.Conv2d:
-        return True
-    known = (Conv2d, FoldedConv2d, TrainableWinogradConv2d)  # another's forward may do more
-    if type(convolution) not in known or convolution.norm is not None:
+    """Whether it is Detectron2's convolution with nothing after it but, perhaps, a ReLU."""
+    # Another's forward may do more, and a library's network may read a layer's weights.
+    if type(convolution) is not Conv2d or convolution.norm is not None:
         return False
     activation = convolution.activation
     return activation is None or isinstance(activation, nn.ReLU) or activation in (F.relu, F.relu_)
@@ -110,6 +106,7 @@ class CompiledWinograd(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, I, H, W) -> (N, O, H, W)."""
+        x = x.float()  # autocast may have made it something else
         return _compiled(self.panel).convolve(x, self.filters, self.outputs, self.bias, self.relu)
 
 
@@ -142,7 +139,7 @@ class CompiledPointwise(nn.Module):
         """(N, I, H, W) -> (N, O, H', W'); with a sum, into its memory, and a ReLU after it."""
         relu = self.relu or added is not None
         return _compiled(self.panel).convolve_pointwise(
-            x, self.panels, self.outputs, self.bias, self.stride, added, relu
+            x.float(), self.panels, self.outputs, self.bias, self.stride, added, relu
         )
 
 
@@ -172,6 +169,7 @@ class CompiledSum(nn.Module):
     def forward(self, x: torch.Tensor, shortcut: torch.Tensor, owned: bool) -> torch.Tensor:
         """As :meth:`DirectSum.forward`."""
         owned = owned and shortcut.is_contiguous(memory_format=torch.channels_last)
+        owned = owned and shortcut.dtype == torch.float32  # not so under autocast
         if owned and isinstance(self.convolution, CompiledPointwise):
             return self.convolution(x, added=shortcut)
         return F.relu_(self.convolution(x).add_(shortcut))
@@ -215,7 +213,9 @@ class CompiledFullyConnected(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(R, I) -> (R, O)."""
-        return _compiled(self.panel).product(x, self.panels, self.outputs, self.bias, self.relu)
+        return _compiled(self.panel).product(
+            x.float(), self.panels, self.outputs, self.bias, self.relu
+        )
 
 
 FULLY_CONNECTED = {

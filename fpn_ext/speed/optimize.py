@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, KRCNNConvDeconvUpsampleHead
 from detectron2.structures import Boxes
 from detectron2.utils import comm
@@ -28,9 +29,10 @@ from ..keys import declare, own_keys
 from ..modeling.roi_heads import ChunkedROIHeads, PyramidROIHeads
 from ..unwrap import unwrapped
 from .choose import choose_by_measurement, choose_by_table
+from .folded_norms import FoldedConv2d
 from .layers import Rows, fully_connected_on_rows
 from .residuals import has_bfloat16_convolutions, sum_residuals_in_place
-from .winograd_training import contiguous_heads
+from .winograd_training import TrainableWinogradConv2d, contiguous_heads
 
 declare(
     "MODEL.FPN_EXT.INFERENCE_DTYPE",
@@ -116,6 +118,7 @@ def optimize_for_inference(
     with torch.no_grad():
         model = copy.deepcopy(model).eval().requires_grad_(False)
         _fold_norms(model)
+        _compute_as_for_inference(model)
         sum_residuals_in_place(model)
         if device.type == "cpu":
             _read_pooled_features_where_they_lie(model)
@@ -189,18 +192,27 @@ def _choose_layers(model: Any, size: tuple[int, int] | None) -> None:
     if size is None:
         chosen, how = choose_by_table(model, outside), "by table"
     else:
-        chosen = choose_by_measurement(model, outside, size, lambda: _run_once(model, size))
+        run = functools.partial(_run_once, model, size)
+        chosen = choose_by_measurement(model, outside, _inputs(model, size), run)
         how = f"measured at {size[0]}x{size[1]}"
     compiled = "compiled kernels" if kernels() else "no compiled kernels"
     ways = ", ".join(f"{count} {name}" for name, count in sorted(chosen.items()))
     logger.info("layers (%s, %s): %s", how, compiled, ways or "none with a choice")
 
 
+def _inputs(model: Any, size: tuple[int, int]) -> str:
+    """What decides the shapes in :func:`_run_once`, but for the layers themselves."""
+    heads = getattr(model, "roi_heads", None)
+    proposed_on = getattr(model.proposal_generator, "in_features", None)
+    boxes = getattr(heads, "boxes_per_chunk", None)
+    return f"{size[0]}x{size[1]}, RPN on {proposed_on}, {type(heads).__name__}, {boxes} boxes"
+
+
 def _run_once(model: Any, size: tuple[int, int]) -> None:
     divisor = max(model.backbone.size_divisibility, 1)
     height, width = (-(-side // divisor) * divisor for side in size)
     features = model.backbone(torch.zeros(1, len(model.pixel_mean), height, width))
-    if model.proposal_generator is not None:
+    if isinstance(model.proposal_generator, RPN):
         head = model.proposal_generator.rpn_head
         head([features[name] for name in model.proposal_generator.in_features])
     heads: Any = getattr(model, "roi_heads", None)
@@ -209,6 +221,13 @@ def _run_once(model: Any, size: tuple[int, int]) -> None:
         box = torch.tensor([[0.0, 0.0, width / 2, height / 2]])
         pooled = heads.box_pooler(maps, [Boxes(box.expand(heads.boxes_per_chunk, 4))])
         heads.box_predictor(heads.box_head(pooled))
+
+
+def _compute_as_for_inference(model: nn.Module) -> None:
+    """What training computes in a way of its own, by the same parameters, is plain again."""
+    for module in model.modules():
+        if type(module) in (FoldedConv2d, TrainableWinogradConv2d):
+            module.__class__ = Conv2d
 
 
 def _fold_norms(model: nn.Module) -> None:
@@ -260,6 +279,7 @@ def _read_pooled_features_where_they_lie(model: Any) -> None:
     head._modules.clear()
     for name, layer in layers.items():
         head.add_module(name, layer)
+    head.fcs = [layer for name, layer in layers.items() if name.startswith("fc")]
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:

@@ -90,6 +90,7 @@ def _can_add_in_place(last: Any, x: torch.Tensor, into: torch.Tensor) -> bool:
         and getattr(last, "norm", None) is None
         and getattr(last, "activation", None) is None
         and x.device.type == "cpu"
+        and x.dtype == into.dtype == last.weight.dtype  # not so under autocast
         and (x.dtype != torch.bfloat16 or has_bfloat16_convolutions())
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")

@@ -390,11 +390,12 @@ int64_t pooling_scratch(int64_t bins_y, int64_t bins_x, int64_t height, int64_t 
     return (bytes + 63) / 64 * 64;
 }
 
-/* Samples come in ascending order: their cells are the last two, or new. */
-static void weigh_cell(struct axis *axis, int64_t bin, int64_t cell, float weight) {
+/* A sample's cell is one of the last two, or new, if samples come in ascending order: `back` is 2.
+ * They do not in a box of negative size. */
+static void weigh_cell(struct axis *axis, int64_t bin, int64_t cell, float weight, int64_t back) {
     int64_t *cells = axis->cell + bin * axis->cells, *taps = axis->taps + bin, at = *taps;
     float *weights = axis->weight + bin * axis->cells;
-    for (int64_t i = at - 1; i >= 0 && i >= at - 2; i--)
+    for (int64_t i = at - 1; i >= 0 && i >= at - back; i--)
         if (cells[i] == cell) {
             weights[i] += weight;
             return;
@@ -414,6 +415,7 @@ static void weigh_cells(float low, float high, float scale, int64_t bins, int32_
     if (!aligned && size < 1) size = 1;
     const float bin = size / bins;
     const int64_t samples = sampling_ratio > 0 ? sampling_ratio : (int64_t)ceilf(size / bins);
+    const int64_t back = size < 0 ? axis->cells : 2;
     for (int64_t b = 0; b < bins; b++) {
         axis->taps[b] = 0;
         for (int64_t s = 0; s < samples; s++) {
@@ -422,8 +424,8 @@ static void weigh_cells(float low, float high, float scale, int64_t bins, int32_
             if (at < 0) at = 0;
             int64_t lower = (int64_t)at, upper = lower + 1;
             if (upper >= axis->cells) upper = lower = axis->cells - 1, at = lower;
-            weigh_cell(axis, b, lower, (1 - (at - lower)) / samples);
-            weigh_cell(axis, b, upper, (at - lower) / samples);
+            weigh_cell(axis, b, lower, (1 - (at - lower)) / samples, back);
+            weigh_cell(axis, b, upper, (at - lower) / samples, back);
         }
     }
 }

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ class _Pooling(ctypes.Structure):
     ]
 
 
-_loaded: "dict[Path, Kernels]" = {}
+_loaded: "dict[Path, Kernels | None]" = {}  # None: it does not load
 
 
 def kernels() -> "Kernels | None":
@@ -79,19 +80,22 @@ def kernels() -> "Kernels | None":
         return None
     try:
         file = build.library_file(isa)
+        if file not in _loaded and file.exists():
+            if not build.is_trusted(file):
+                _warn_of(file, "others than its owner may have written it")
+                return None
+            _loaded[file] = Kernels(file)
     except RuntimeError:  # no home folder
         return None
-    if file not in _loaded and file.exists():
-        if not build.is_trusted(file):
-            _warn_of(file)
-            return None
-        _loaded[file] = Kernels(file)
+    except OSError as error:  # a folder that is not ours, a damaged file
+        _loaded[file] = None
+        _warn_of(file, str(error))
     return _loaded.get(file)
 
 
 @functools.cache
-def _warn_of(file: Path) -> None:
-    logger.warning("%s is not used: others than its owner may have written it", file)
+def _warn_of(file: Path, why: str) -> None:
+    logger.warning("%s is not used: %s", file, why)
 
 
 class Kernels:
@@ -170,7 +174,10 @@ class Kernels:
             (N, O, H, W) float32 in channels_last memory.
         """
         x = x.contiguous(memory_format=torch.channels_last)
+        bias = _checked(outputs, bias, x, filters)
         n, channels, height, width = x.shape
+        panels = -(-outputs // self.panel)
+        _expect("filters", filters.shape, (36 * panels, channels, self.panel))
         result = _empty_maps(x, (n, outputs, height, width))
         threads = torch.get_num_threads()
         size = self.library.winograd_scratch(*_int64(channels, TILES_AT_ONCE))
@@ -211,6 +218,7 @@ class Kernels:
             relu: whether to apply a ReLU.
         """
         rows = rows.contiguous()
+        bias = _checked(outputs, bias, rows, panels)
         count, depth = rows.shape
         result = rows.new_empty((count, outputs))
         shape = (count, depth, outputs, 1, count, 1, count, 1)
@@ -243,6 +251,7 @@ class Kernels:
             (N, O, H', W') float32 in channels_last memory; ``added``, if that is given.
         """
         x = x.contiguous(memory_format=torch.channels_last)
+        bias = _checked(outputs, bias, x, panels, *([] if added is None else [added]))
         n, channels, full_height, full_width = x.shape
         height, width = -(-full_height // stride), -(-full_width // stride)
         result = _empty_maps(x, (n, outputs, height, width)) if added is None else added
@@ -262,6 +271,10 @@ class Kernels:
         relu: bool,
     ) -> None:
         threads, (count, depth, outputs, *_) = torch.get_num_threads(), shape
+        _expect("weights", panels.shape, (-(-outputs // self.panel) * self.panel * depth,))
+        _expect("results", result.numel(), count * outputs)
+        if count == 0:
+            return
         if count <= FEW_ROWS and depth * outputs >= LARGE_MATRIX:
             # The matrix comes from memory, once: its columns are divided, not the rows.
             rows_at_once = -(-count // 12) * 12
@@ -315,7 +328,17 @@ class Kernels:
             (R, C, *output_size) float32 in channels_last memory.
         """
         maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
-        rois, map_index = rois.contiguous(), map_index.contiguous()
+        rois, map_index = rois.contiguous(), map_index.to(torch.int64).contiguous()
+        _checked(0, None, rois, *maps)
+        images = rois[:, 0]
+        if len(rois) and not (
+            (map_index >= 0).all()
+            and (map_index < len(maps)).all()
+            and (images >= 0).all()
+            and (images < len(maps[0])).all()
+            and rois.isfinite().all()
+        ):
+            raise ValueError("boxes must be finite, and on maps and images that there are")
         count, channels, threads = len(rois), maps[0].shape[1], torch.get_num_threads()
         heights, widths = [m.shape[2] for m in maps], [m.shape[3] for m in maps]
         result = maps[0].new_empty((count, *output_size, channels))
@@ -344,6 +367,32 @@ class Kernels:
         filled = F.pad(matrices, (0, panels * self.panel - outputs))
         filled = filled.view(*others, depth, panels, self.panel)
         return filled.movedim(-2, 0).to(torch.float32).contiguous()
+
+
+def _checked(
+    outputs: int, bias: torch.Tensor | None, *tensors: torch.Tensor
+) -> torch.Tensor | None:
+    """The bias, contiguous.
+
+    Raises:
+        TypeError: a tensor is not float32 on the CPU.
+        ValueError: the bias is not of as many outputs.
+    """
+    for tensor in (*tensors, *([] if bias is None else [bias])):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise TypeError(
+                "the compiled kernels compute in float32 on the CPU, "
+                f"got {tensor.dtype} on {tensor.device}"
+            )
+    if bias is None:
+        return None
+    _expect("bias", bias.shape, (outputs,))
+    return bias.contiguous()
+
+
+def _expect(what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise ValueError(f"the {what} must be {expected}, got {found}: of another layer?")
 
 
 def _empty_maps(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
