@@ -56,12 +56,10 @@ def test_a_layer_is_measured_once(cfg, choices, monkeypatch, caplog):
     model = build_model(cfg)
     fpn_ext.optimize_for_inference(model, tune=True, typical_size=(64, 64))
     measured = json.loads(choices.read_text())
-    if not compiled.kernels():
-        assert not measured["layers"]
-        return
     assert any(key.startswith("3x3") for key in measured["layers"])
     assert all(time > 0 for times in measured["layers"].values() for time in times.values())
-    assert "measured at 64x64, compiled kernels" in caplog.text
+    kernels = "compiled kernels" if compiled.kernels() else "no compiled kernels"
+    assert f"measured at 64x64, {kernels}" in caplog.text
 
     monkeypatch.setattr(choose, "_times", None)  # would fail if it was called
     model.backbone.forward = None
