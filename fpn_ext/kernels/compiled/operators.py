@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import build
+from . import build, structs
 
 logger = logging.getLogger(__name__)
 
@@ -27,47 +27,6 @@ DEPTH_AT_ONCE = 256
 # With this many rows or fewer, a matrix of so many floats is read once, the rows again and again.
 FEW_ROWS, LARGE_MATRIX = 264, 1 << 20
 SMALLEST_JOBS = 4  # for each thread: the last to finish keeps the others waiting less
-
-
-class _Convolution(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("maps", "filters", "bias", "zeros")),
-        *((name, ctypes.c_void_p) for name in ("result", "scratch")),
-        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels")),
-        *((name, ctypes.c_int64) for name in ("outputs", "tiles_at_once", "scratch_size")),
-        *((name, ctypes.c_int32) for name in ("relu", "threads")),
-    ]
-
-
-class _Filters(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("weight", "result")),
-        *((name, ctypes.c_int64) for name in ("outputs", "channels")),
-        ("strides", ctypes.c_int64 * 4),
-        ("threads", ctypes.c_int32),
-    ]
-
-
-class _Product(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("rows", "panels", "bias", "added")),
-        *((name, ctypes.c_void_p) for name in ("result", "scratch")),
-        *((name, ctypes.c_int64) for name in ("count", "depth", "outputs", "height", "width")),
-        *((name, ctypes.c_int64) for name in ("full_height", "full_width", "stride")),
-        *((name, ctypes.c_int64) for name in ("rows_at_once", "columns_at_once")),
-        ("depth_at_once", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("relu", "threads")),
-    ]
-
-
-class _Pooling(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("maps", "heights", "widths", "scales", "boxes")),
-        *((name, ctypes.c_void_p) for name in ("level", "result", "scratch")),
-        *((name, ctypes.c_int64) for name in ("count", "channels", "bins_y", "bins_x")),
-        ("scratch_size", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("sampling_ratio", "aligned", "threads")),
-    ]
 
 
 _loaded: "dict[Path, Kernels | None]" = {}  # None: it does not load
@@ -146,7 +105,7 @@ class Kernels:
             strides = [strides[1], strides[0], -strides[2], -strides[3]]
         panels = -(-outputs // self.panel)
         result = weight.new_empty((36 * panels, channels, self.panel))
-        told = _Filters(
+        told = structs.Filters(
             *(first, result.data_ptr(), outputs, channels),
             *((ctypes.c_int64 * 4)(*strides), torch.get_num_threads()),
         )
@@ -182,7 +141,7 @@ class Kernels:
         threads = torch.get_num_threads()
         size = self.library.winograd_scratch(*_int64(channels, TILES_AT_ONCE))
         scratch, zeros = x.new_empty(threads * size), x.new_zeros(channels)
-        told = _Convolution(
+        told = structs.Convolution(
             *(x.data_ptr(), filters.data_ptr(), _pointer(bias), zeros.data_ptr()),
             *(result.data_ptr(), scratch.data_ptr(), n, height, width, channels, outputs),
             *(TILES_AT_ONCE, size, relu, threads),
@@ -284,7 +243,7 @@ class Kernels:
             rows_at_once = min(ROWS_AT_ONCE[self.lanes], -(-share // 12) * 12)
             panels_at_once = -(-outputs // self.panel)
         scratch = rows.new_empty(threads * rows_at_once * DEPTH_AT_ONCE)
-        told = _Product(
+        told = structs.Product(
             *(rows.data_ptr(), panels.data_ptr(), _pointer(bias), _pointer(added)),
             *(result.data_ptr(), scratch.data_ptr(), *shape),
             *(rows_at_once, panels_at_once * self.panel, DEPTH_AT_ONCE, relu, threads),
@@ -352,7 +311,7 @@ class Kernels:
             (ctypes.c_int64 * len(maps))(*widths),
             (ctypes.c_float * len(maps))(*scales),
         )
-        told = _Pooling(
+        told = structs.Pooling(
             *(ctypes.cast(array, ctypes.c_void_p) for array in arrays),
             *(rois.data_ptr(), map_index.data_ptr(), result.data_ptr(), scratch.data_ptr()),
             *(count, channels, *output_size, size, sampling_ratio, aligned, threads),
