@@ -330,7 +330,7 @@ def about(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     if options.json:
         at = next(i for i, word in enumerate(words) if word.startswith("--json"))
         del words[at : at + (1 if "=" in words[at] else 2)]
-    held = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+    held = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "FPN_EXT_TUNE")
     return {
         "command": " ".join(["python benchmarks/deployment.py", *words]),
         "commit": commit(),

@@ -220,7 +220,7 @@ def _run_once(model: Any, size: tuple[int, int]) -> None:
         maps = [features[name] for name in heads.box_in_features]
         box = torch.tensor([[0.0, 0.0, width / 2, height / 2]])
         pooled = heads.box_pooler(maps, [Boxes(box.expand(heads.boxes_per_chunk, 4))])
-        heads.box_predictor(heads.box_head(pooled))
+        heads.box_head(pooled)
 
 
 def _compute_as_for_inference(model: nn.Module) -> None:
