@@ -1,6 +1,5 @@
 """All findings on a config before training or evaluation: what ``fpn-ext check`` reports."""
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
@@ -21,6 +20,7 @@ from ..evaluation.rehearsal import rehearse
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
 from ..proposals.loader import training_data
 from ..reporting.findings import Finding, Status
+from ..reporting.only_errors import only_errors
 from .schedule import learning_rate_note, scale_schedule
 
 SMALL = 16  # pixels of the network input, 4 cells of P2
@@ -204,12 +204,5 @@ def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Restrict the loggers used by :func:`examine` to errors within the block."""
-    loggers = [logging.getLogger(name) for name in ("fpn_ext", "fvcore.common.checkpoint")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    with only_errors("fpn_ext", "fvcore.common.checkpoint"):
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

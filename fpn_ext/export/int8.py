@@ -7,7 +7,6 @@ and a box that is off by so much is another box, or is pooled from another level
 """
 
 import contextlib
-import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..reporting.only_errors import only_errors
 from .formats import METADATA, check_installed
 
 # Of ONNX. An activation function joins the layer before it: eight bits then cover what comes out of
@@ -162,17 +162,9 @@ def _openvino(file: Path, pictures: Pictures) -> Save:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without the tools' own remarks on models that are not for them to judge."""
-    loggers = [logging.getLogger(), logging.getLogger("nncf")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), only_errors("", "nncf"):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 QUANTISERS = {
