@@ -17,6 +17,7 @@ PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``
 RPN_HEAD_REGISTRY            ``UnsharedRPNHead``, ``VariedAnchorsRPNHead``
 ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``,
                              ``UnsharedROIHeads``, ``AllLevelsROIHeads``
+META_ARCH_REGISTRY           ``PyramidMaskProposals``
 ===========================  ==================================================
 
 The import is light: components load when Detectron2's models are first imported, or when a name
@@ -50,6 +51,7 @@ __all__ = [
     "NormalizedLateralPyramid",
     "PathAggregationPyramid",
     "PyramidAnchorGenerator",
+    "PyramidMaskProposals",
     "PyramidROIHeads",
     "PyramidRPN",
     "Subsample",

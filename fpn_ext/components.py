@@ -15,6 +15,7 @@ import detectron2.modeling  # the registries, before our components
 
 from .modeling.anchors import PyramidAnchorGenerator
 from .modeling.fpn import FeaturePyramid
+from .modeling.mask_proposals import PyramidMaskProposals
 from .modeling.roi_heads import ChunkedROIHeads, PyramidROIHeads
 from .modeling.rpn import PyramidRPN
 from .variants.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid

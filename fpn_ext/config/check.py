@@ -19,6 +19,7 @@ from ..bottom_up.norms import KINDS
 from ..bottom_up.pixels import is_from_library
 from ..evaluation.coco import settings_problems
 from ..keys import own_keys
+from ..modeling.mask_proposals import mask_proposal_problems
 from ..modeling.top_blocks import TOP_BLOCK_REGISTRY
 from ..names import did_you_mean
 from ..registries.architectures import class_count, class_count_key, is_architecture, reads_node
@@ -80,6 +81,7 @@ def config_problems(
         *_evaluation_problems(cfg),
         *settings_problems(cfg),
         *_bottom_up_problems(cfg),
+        *_mask_proposal_problems(cfg),
         *determinism_problems(cfg),
         *solver_problems(cfg),
         *recipe_problems(cfg, training),
@@ -277,6 +279,10 @@ def _bottom_up_problems(cfg: CfgNode) -> Iterable[str]:
             f"{own.BOTTOM_UP}: name a file of its own in MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS and leave "
             'MODEL.WEIGHTS ""; to train from scratch, leave both ""'
         )
+
+
+def _mask_proposal_problems(cfg: CfgNode) -> Iterable[str]:
+    return mask_proposal_problems(cfg) if is_architecture(cfg, "PyramidMaskProposals") else ()
 
 
 def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:

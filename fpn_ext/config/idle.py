@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
-from ..registries.architectures import reads_node
+from ..registries.architectures import is_architecture, reads_node
 from .defaults import flat, get_cfg
+
+MASK_PROPOSALS = "PyramidMaskProposals"
 
 
 class Idle(NamedTuple):
@@ -36,7 +38,12 @@ IDLE = (
     _node("ROI_HEADS", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"),
     _node("RETINANET"),
     Idle(
-        ("MODEL.MASK_ON", "MODEL.KEYPOINT_ON"),
+        ("MODEL.MASK_ON",),
+        lambda cfg: not (reads_node(cfg, "ROI_HEADS") or is_architecture(cfg, MASK_PROPOSALS)),
+        "this MODEL.META_ARCHITECTURE has no such heads",
+    ),
+    Idle(
+        ("MODEL.KEYPOINT_ON",),
         lambda cfg: not reads_node(cfg, "ROI_HEADS"),
         "this MODEL.META_ARCHITECTURE has no such heads",
     ),

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
     ROI_HEADS_REGISTRY,
 )
@@ -15,12 +16,13 @@ from ..keys import declared_keys
 from ..registries.lookup import inherits
 from .defaults import flat, get_cfg
 
-# Config node whose NAME selects a component -> the registry it is in.
+# Key that selects a component -> the registry it is in.
 REGISTRIES: dict[str, Any] = {
-    "BACKBONE": BACKBONE_REGISTRY,
-    "ANCHOR_GENERATOR": ANCHOR_GENERATOR_REGISTRY,
-    "PROPOSAL_GENERATOR": PROPOSAL_GENERATOR_REGISTRY,
-    "ROI_HEADS": ROI_HEADS_REGISTRY,
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
 }
 
 
@@ -43,9 +45,10 @@ def _is_component(name: str) -> bool:
 
 def _has(cfg: CfgNode, component: str) -> bool:
     """Whether a config has this component, or a subclass of it."""
+    names = flat(cfg)
     return any(
-        component in registry and inherits(registry, cfg.MODEL[node].NAME, component)
-        for node, registry in REGISTRIES.items()
+        component in registry and inherits(registry, names[key], component)
+        for key, registry in REGISTRIES.items()
     )
 
 

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..files.trained_on import TrainedOn, check_class_names
 from ..keys import declare, own_keys
+from ..registries.architectures import proposes_only
 
 RENAMING_KEY = "TEST.FPN_EXT.CLASS_NAMES"
 declare(
@@ -50,7 +51,7 @@ def class_names(cfg: CfgNode, record: TrainedOn | None, count: int | None) -> di
     Raises:
         ValueError: the dataset's classes are not the model's.
     """
-    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+    if proposes_only(cfg):
         return {1: "object"}
     weights = cfg.MODEL.WEIGHTS or "the model"
     if record is not None and record.classes:

@@ -14,6 +14,7 @@ from ..data.reading import value_range
 from ..data.summary import DataSummary
 from ..files.checkpoint import SafeCheckpointer
 from ..files.trained_on import FILE, KEY, TrainedOn, check_class_names, trained_on_of
+from ..registries.architectures import proposes_only
 from ..reporting.json_files import write_json
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def check_test_classes(cfg: CfgNode, file: str, checkpoint: Mapping[str, Any]) -
         ValueError: they do not; both lists are shown.
     """
     record = trained_on_of(checkpoint)
-    if record is None or not record.classes or cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+    if record is None or not record.classes or proposes_only(cfg):
         return
     names = renamed(cfg, record.classes)
     for dataset in cfg.DATASETS.TEST:

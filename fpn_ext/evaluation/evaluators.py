@@ -34,6 +34,7 @@ from ..reporting.coco_json import levels_of
 from ..reporting.json_files import write_json
 from .coco import CocoScores, CocoSettings, evaluate_coco, settings_of
 from .ground_truth import GroundTruth
+from .mask_recall import MaskProposalRecallEvaluator
 from .recall import ProposalRecallEvaluator
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,10 @@ def build_evaluators(
     """The evaluators of a model on a dataset; their ``evaluate`` takes ``img_ids``.
 
     Detections are scored by the metadata's ``evaluator_type`` (as COCO's if there is none),
-    proposals by average recall: those of a standalone RPN (ProposalNetwork) and, with
-    ``TEST.FPN_EXT.EVALUATE_PROPOSALS``, those inside a two-stage model, in addition to its
-    detections. Classes are the model's (:func:`fpn_ext.data.class_numbers.trained_classes`).
+    proposals by average recall: those of a standalone RPN (ProposalNetwork), the masks of
+    PyramidMaskProposals and, with ``TEST.FPN_EXT.EVALUATE_PROPOSALS``, those inside a two-stage
+    model, in addition to its detections. Classes are the model's
+    (:func:`fpn_ext.data.class_numbers.trained_classes`).
 
     Args:
         output_dir: folder for what they write; None to write nothing.
@@ -71,6 +73,8 @@ def build_evaluators(
         )
     if is_architecture(cfg, "ProposalNetwork"):
         return [ProposalRecallEvaluator(dataset_name, output_dir)]
+    if is_architecture(cfg, "PyramidMaskProposals"):
+        return [MaskProposalRecallEvaluator(dataset_name)]
     order = trained_classes(cfg)
     if evaluator_type == "coco":
         model = cfg.MODEL

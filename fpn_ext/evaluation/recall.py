@@ -73,13 +73,13 @@ def average_recall(
     if not limits or min(limits) < 1:
         raise ValueError(f"limits must be numbers of boxes, each at least 1, got {limits}")
     found = _checked(ground_truth, boxes, scores)
-    truth = _numbered_from_one(ground_truth, ground_truth.dataset.get("annotations", []))
-    recall = {limit: _recall_by_area(truth, found, limit) for limit in sorted(limits)}
-    largest = max(limits)
-    return {f"AR@{limit}": by_area[0] for limit, by_area in recall.items()} | {
-        f"AR{suffix}@{largest}": value
-        for suffix, value in zip(AREA_SUFFIXES, recall[largest], strict=True)
-    }
+    truth = numbered_from_one(ground_truth, ground_truth.dataset.get("annotations", []))
+    return by_limit(
+        {
+            limit: recall_by_area(truth, _results(truth, found, limit), limit, "bbox")
+            for limit in sorted(limits)
+        }
+    )
 
 
 def average_recall_by_class(
@@ -97,8 +97,10 @@ def average_recall_by_class(
     result = {}
     for category in ground_truth.dataset.get("categories", []):
         of_class = [a for a in annotations if a["category_id"] == category["id"]]
-        truth = _numbered_from_one(ground_truth, of_class)
-        result[f"AR@{limit}-{category['name']}"] = _recall_by_area(truth, found, limit)[0]
+        truth = numbered_from_one(ground_truth, of_class)
+        results = _results(truth, found, limit)
+        by_area = recall_by_area(truth, results, limit, "bbox")
+        result[f"AR@{limit}-{category['name']}"] = by_area[0]
     return result
 
 
@@ -167,7 +169,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             return OrderedDict()
         truth = self.ground_truth
         if img_ids is not None:
-            truth = _of_images(truth, img_ids)
+            truth = of_images(truth, img_ids)
             boxes, scores = ({i: a[i] for i in a if i in truth.imgs} for a in (boxes, scores))
         recall = average_recall(truth, boxes, scores)
         by_class = average_recall_by_class(truth, boxes, scores)
@@ -179,7 +181,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         return OrderedDict(box_proposals={**recall, **by_class})
 
 
-def _of_images(ground_truth: COCO, img_ids: Sequence[Any]) -> COCO:
+def of_images(ground_truth: COCO, img_ids: Sequence[Any]) -> COCO:
     """Some of the images, with their objects."""
     images = [ground_truth.imgs[image_id] for image_id in img_ids]
     annotations = [a for image_id in img_ids for a in ground_truth.imgToAnns[image_id]]
@@ -249,12 +251,7 @@ def _checked(
     unknown = set(boxes) - set(ground_truth.imgs)
     if unknown:
         raise ValueError(f"no image of the ground truth has the id {_some(unknown)}")
-    no_area = [a["id"] for a in ground_truth.dataset.get("annotations", []) if "area" not in a]
-    if no_area:
-        raise ValueError(
-            f"{len(no_area)} annotation(s) without 'area', which COCO's format asks for (width "
-            f"times height of the box, if there is no mask), id {_some(no_area)}"
-        )
+    check_areas(ground_truth)
     found = {}
     for image_id in boxes:
         corners = np.asarray(boxes[image_id], dtype=np.float64)
@@ -271,17 +268,32 @@ def _checked(
     return found
 
 
+def check_areas(ground_truth: COCO) -> None:
+    """Raise ValueError if an annotation has no ``area``."""
+    no_area = [a["id"] for a in ground_truth.dataset.get("annotations", []) if "area" not in a]
+    if no_area:
+        raise ValueError(
+            f"{len(no_area)} annotation(s) without 'area', which COCO's format asks for (width "
+            f"times height of the box, if there is no mask), id {_some(no_area)}"
+        )
+
+
 def _some(values: Iterable[Any], most: int = 5) -> str:
     first, *others = sorted(values, key=str)
     shown = ", ".join(repr(v) for v in (first, *others[: most - 1]))
     return shown + (", ..." if len(others) >= most else "")
 
 
-def _numbered_from_one(ground_truth: COCO, annotations: Iterable[dict[str, Any]]) -> COCO:
+def numbered_from_one(
+    ground_truth: COCO, annotations: Iterable[dict[str, Any]], masks: bool = False
+) -> COCO:
     """The same images with the given annotations, renumbered from 1 in order.
 
     COCOeval uses annotation ids as match flags: id 0 would never count as matched, and duplicate
     ids (some older minival files have them) collide. It also modifies the annotations.
+
+    Args:
+        masks: keep the objects' masks, as pycocotools' run lengths.
     """
     copies = [
         {
@@ -291,6 +303,7 @@ def _numbered_from_one(ground_truth: COCO, annotations: Iterable[dict[str, Any]]
             "bbox": annotation["bbox"],
             "area": annotation["area"],
             "iscrowd": annotation.get("iscrowd", 0),
+            **({"segmentation": ground_truth.annToRLE(annotation)} if masks else {}),
         }
         for number, annotation in enumerate(annotations, start=1)
     ]
@@ -299,17 +312,16 @@ def _numbered_from_one(ground_truth: COCO, annotations: Iterable[dict[str, Any]]
     return as_coco({"images": images, "categories": categories, "annotations": copies})
 
 
-def _recall_by_area(
+def _results(
     truth: COCO, found: Mapping[Any, tuple[np.ndarray, np.ndarray]], limit: int
-) -> list[float]:
-    """AR in percent, NaN without ground truth, of all, small, medium and large objects."""
-    evaluation = COCOeval(truth, iouType="bbox")
-    evaluation.params.useCats = 0
-    evaluation.params.maxDets = [limit]
-    # Most proposals overlap no object enough to match at any threshold. Dropping them does not
-    # change recall, and saves most of the memory and time of COCOeval, a Python loop.
-    lowest = min(evaluation.params.iouThrs)
-    category = min(evaluation.params.catIds, default=0)  # COCOeval requires one and ignores it
+) -> list[dict[str, Any]]:
+    """The best boxes of each image, as COCO's results.
+
+    Most proposals overlap no object enough to match at any threshold. Dropping them does not change
+    recall, and saves most of the memory and time of COCOeval, a Python loop.
+    """
+    lowest = min(COCOeval(iouType="bbox").params.iouThrs)
+    category = min(truth.cats, default=0)  # COCOeval requires one and ignores it
     results: list[dict[str, Any]] = []
     for image_id, (boxes, scores) in found.items():
         objects = truth.imgToAnns[image_id]
@@ -330,9 +342,35 @@ def _recall_by_area(
                     "score": float(scores[row]),
                 }
             )
+    return results
+
+
+def recall_by_area(
+    truth: COCO, results: list[dict[str, Any]], limit: int, iou_type: str
+) -> list[float]:
+    """AR in percent, NaN without ground truth, of all, small, medium and large objects.
+
+    Args:
+        truth: from :func:`numbered_from_one`.
+        results: as in COCO's result files, with ids from 1 and ``area``; at most ``limit`` of an
+            image.
+        iou_type: ``"bbox"`` or ``"segm"``.
+    """
+    evaluation = COCOeval(truth, iouType=iou_type)
+    evaluation.params.useCats = 0
+    evaluation.params.maxDets = [limit]
     evaluation.cocoDt = as_coco({"images": truth.dataset["images"], "annotations": results})
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
     recall = evaluation.eval["recall"][:, 0, :, 0]  # (thresholds, areas), -1 without ground truth
     return np.where(recall < 0, np.nan, 100 * recall).mean(axis=0).tolist()
+
+
+def by_limit(recall: Mapping[int, Sequence[float]]) -> dict[str, float]:
+    """``{"AR@10", ..., "ARl@1000"}`` from :func:`recall_by_area` at each limit, ascending."""
+    largest = max(recall)
+    return {f"AR@{limit}": by_area[0] for limit, by_area in recall.items()} | {
+        f"AR{suffix}@{largest}": value
+        for suffix, value in zip(AREA_SUFFIXES, recall[largest], strict=True)
+    }

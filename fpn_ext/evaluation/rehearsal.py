@@ -32,7 +32,13 @@ MOST_MASK_PIXELS = 2 * 10**8  # of all masks of an image: they are made one imag
 PERFECT = 99.9  # AP in percent; the evaluators count in hundredths of recall
 
 # Results of a perfect set: for each task the score that must be 100.
-SCORES = {"bbox": "AP", "segm": "AP", "keypoints": "AP", "box_proposals": "AR@1000"}
+SCORES = {
+    "bbox": "AP",
+    "segm": "AP",
+    "keypoints": "AP",
+    "box_proposals": "AR@1000",
+    "mask_proposals": "AR@1000",
+}
 
 
 class Rehearsed(NamedTuple):

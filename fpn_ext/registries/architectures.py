@@ -1,7 +1,7 @@
 """Which nodes of a config the model of ``MODEL.META_ARCHITECTURE`` reads.
 
-Detectron2's architectures and their subclasses are known. Of another, a class or a function that
-somebody has registered, its own source tells: the keys and builders that it names.
+Detectron2's architectures, ours and their subclasses are known. Of another, a class or a function
+that somebody has registered, its own source tells: the keys and builders that it names.
 """
 
 import inspect
@@ -13,8 +13,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from .lookup import inherits
 
-# What each of Detectron2's architectures reads, the most derived first: its nodes under MODEL.
+# What each architecture of Detectron2's and ours reads, the most derived first: its nodes under
+# MODEL.
 READS: dict[str, tuple[str, ...]] = {
+    "PyramidMaskProposals": (),
     "PanopticFPN": ("RPN", "ROI_HEADS", "SEM_SEG_HEAD"),
     "GeneralizedRCNN": ("RPN", "ROI_HEADS"),
     "ProposalNetwork": ("RPN",),
@@ -25,9 +27,14 @@ _BUILDERS = {"RPN": "build_proposal_generator", "ROI_HEADS": "build_roi_heads"}
 
 
 def is_architecture(cfg: CfgNode, *names: str) -> bool:
-    """Whether the model is one of these architectures of Detectron2's, or a subclass."""
+    """Whether the model is one of these architectures, or a subclass."""
     asked = cfg.MODEL.META_ARCHITECTURE
     return any(inherits(META_ARCH_REGISTRY, asked, name) for name in names)
+
+
+def proposes_only(cfg: CfgNode) -> bool:
+    """Whether the model finds objects of any class and does not tell classes apart."""
+    return is_architecture(cfg, "ProposalNetwork", "PyramidMaskProposals")
 
 
 def reads_node(cfg: CfgNode, node: str) -> bool:
