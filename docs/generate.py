@@ -275,6 +275,36 @@ def deployment_table(file: Path) -> str:
     return "\n".join([about, "", *lines, *([""] if left_out else []), *left_out])
 
 
+def windows_table() -> str:
+    """Objects and masks of each window of segmentation proposals, as configured for the paper."""
+    import fpn_ext
+
+    fpn_ext.get_cfg()  # before Detectron2, which the windows' module imports
+    from fpn_ext.levels import name_of, stride_of
+    from fpn_ext.modeling.mask_windows import OF_WINDOW, WindowGrid
+
+    heads = [f"{what} of {w}x{w}, px" for w in OF_WINDOW for what in ("objects", "masks")]
+    lines = [f"| level | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
+    for level in range(2, 7):
+        grids = [WindowGrid(stride_of(level), window, 1, 1) for window in OF_WINDOW]
+        sizes = [f"{size:.4g}" for grid in grids for size in (grid.scale, grid.side)]
+        lines.append(f"| {name_of(level).upper()} | {' | '.join(sizes)} |")
+    return "\n".join(lines)
+
+
+def published_table(table: int) -> str:
+    """The paper's figures for the rows of one of its tables that have a config."""
+    from fpn_ext.paper.published import PUBLISHED, TABLES, published
+
+    metrics = PUBLISHED[table]
+    lines = [f"| config | | {' | '.join(metrics)} |", "| --- " * (2 + len(metrics)) + "|"]
+    for row, (what, _) in TABLES[table].items():
+        figures = [str(value) for value in published(table, row).values()]
+        file = f"configs/paper/table{table}/{row}.yaml"
+        lines.append(f"| `{file}` | {what} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
 def generated() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
     texts = [
@@ -308,6 +338,8 @@ def generated() -> dict[Path, str]:
             deployment_table(SPEED / "avx512/deployment.json"),
         ),
         (PROJECT / "docs/start/your_data.md", "bccd", seeds_table(RESULTS / "start/bccd.json")),
+        (PROJECT / "docs/paper/reproducing.md", "windows", windows_table()),
+        (PROJECT / "docs/paper/reproducing.md", "table6", published_table(6)),
         (SPEED_PAGE, "busy", busy_table(RESULTS / "busy/busy.json")),
     ]
     pages: dict[Path, str] = {}

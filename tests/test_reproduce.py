@@ -21,6 +21,7 @@ from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.paper import pretrain, published, reproduce, tables
 from fpn_ext.paper.reproduce import Reproduction, Run
 from fpn_ext.proposals.sources import ground_truth_proposals
+from fpn_ext.registries.architectures import proposes_only
 from fpn_ext.reporting import provenance
 from fpn_ext.reporting.json_files import plain
 
@@ -31,7 +32,8 @@ TINY = [
     *("SOLVER.BASE_LR", "0.0001", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
     *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
     *("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2"),
-    *("MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.FPN_EXT.MASK_PROPOSAL_TOPK", "20"),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
 ]
 
@@ -63,6 +65,8 @@ def test_a_scale_leaves_what_a_row_is_about(run, tmp_path):
         assert small.ROI_HEADS[key] == row.ROI_HEADS[key]
     for key in ("NUM_FC", "POOLER_RESOLUTION", "POOLER_TYPE"):
         assert small.ROI_BOX_HEAD[key] == row.ROI_BOX_HEAD[key]
+    for key in ("WINDOWS", "SIZE"):
+        assert small.FPN_EXT[f"MASK_PROPOSAL_{key}"] == row.FPN_EXT[f"MASK_PROPOSAL_{key}"]
     assert small.FPN_EXT.CANONICAL_BOX_SIZE == row.FPN_EXT.CANONICAL_BOX_SIZE / 2
     halved = [[side / 2 for side in of_map] for of_map in row.ANCHOR_GENERATOR.SIZES]
     assert halved == small.ANCHOR_GENERATOR.SIZES
@@ -78,7 +82,8 @@ OTHERS += ["table5/rpn_R_101", "table5/fast_rcnn_R_101"]
 def test_every_row_trains_and_is_scored(row, tmp_path, demo_images):
     """Two steps and an evaluation; detectors use ground truth as proposals."""
     cfg = load_config(str(reproduce.CONFIGS / f"{row}.yaml"))
-    cfg.merge_from_file(str(reproduce.CONFIGS / "scale" / "small.yaml"))
+    overlay = reproduce.SCALES["small"].overlay_of(int(row[len("table")]))
+    cfg.merge_from_file(str(reproduce.CONFIGS / "scale" / overlay))
     # Batch norm: with frozen ones, the activations of random weights grow with the depth.
     cfg.merge_from_list([*TINY, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"])
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path)])
@@ -94,15 +99,41 @@ def test_every_row_trains_and_is_scored(row, tmp_path, demo_images):
     (scores,) = json.loads(
         (tmp_path / "inference/demo_multiscale_val/results.json").read_text()
     ).values()
-    is_rpn = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
-    assert scores["AR@100" if is_rpn else "AP"] is not None
+    assert scores["AR@100" if proposes_only(cfg) else "AP"] is not None
+
+
+def test_a_table_may_have_a_scale_of_its_own(tmp_path):
+    """Objects of half the size in Table 6, as anchors in the others; the rest is the scale's."""
+    reproduction = Reproduction("small", tmp_path, tmp_path)
+    cfg, other = (reproduction.config(run) for run in (Run(6, "dual", 1), Run(1, "c", 1)))
+    assert cfg.MODEL.FPN_EXT.MASK_PROPOSAL_OBJECT_CELLS == 4
+    assert other.MODEL.FPN_EXT.MASK_PROPOSAL_OBJECT_CELLS == 8
+    assert cfg.INPUT == other.INPUT and cfg.SOLVER == other.SOLVER
+    assert cfg.MODEL.RESNETS == other.MODEL.RESNETS
+    assert "MASK_PROPOSAL_OBJECT_CELLS: 4" in reproduction.config_text(Run(6, "dual", 1))
+
+
+def test_rows_of_table_6_are_compared_with_its_first():
+    scores = {"5x5": 30.0, "dual": 33.0, "dual28": 34.0, "dual28_2x": 38.0}
+    results = [result(6, row, 1, **{"AR@1000": score}) for row, score in scores.items()]
+    rows = tables.summarize(6, results)["rows"]
+    assert [rows[row]["against"] for row in scores] == [None, "5x5", "5x5", "dual28"]
+    entry = rows["dual"]["metrics"]["AR@1000"]
+    assert (entry["difference"]["mean"], entry["paper_difference"]) == (3, 2.3)  # 45.7 - 43.4
+    entry = rows["dual28_2x"]["metrics"]["AR@1000"]
+    assert (entry["difference"]["mean"], entry["paper_difference"]) == (4, 1.4)  # 48.1 - 46.7
 
 
 def test_rows_of_a_table_have_equal_budgets(tmp_path):
     reproduction = Reproduction("small", tmp_path, tmp_path)
     for table, rows in published.TABLES.items():
-        solvers = [reproduction.config(Run(table, row, 1)).SOLVER for row in rows]
-        assert all(solver == solvers[0] for solver in solvers)
+        solvers = {row: reproduction.config(Run(table, row, 1)).SOLVER for row in rows}
+        longer = solvers.pop("dual28_2x", None)
+        first = next(iter(solvers.values()))
+        assert all(solver == first for solver in solvers.values())
+        if longer:
+            assert longer.MAX_ITER == 2 * first.MAX_ITER
+            assert list(longer.STEPS) == [2 * step for step in first.STEPS]
 
 
 def test_table_2_takes_the_proposals_of_row_1c_of_its_seed(reproduction):

@@ -1,6 +1,6 @@
 """Reproduce the paper's tables: train and evaluate every row, compare with the paper's figures.
 
-    fpn-ext reproduce --table 1 2 3 --scale small --seeds 1 2 3
+    fpn-ext reproduce --table 1 2 3 6 --scale small --seeds 1 2 3
 
 A run is one row trained with one seed, by ``fpn-ext train`` on the row's YAML overlaid with the
 scale's. Completed runs are skipped: stop at any time and repeat the command to resume. Every run
@@ -35,10 +35,10 @@ from ..files.shipped import configs
 from ..reporting import provenance
 from ..reporting.json_files import write_json
 from . import published
-from .tables import BASELINE, write_tables
+from .tables import write_tables
 
 CONFIGS = configs() / "paper"
-TASKS = {1: "box_proposals", 2: "bbox", 3: "bbox"}  # in results.json
+TASKS = {1: "box_proposals", 2: "bbox", 3: "bbox", 6: "mask_proposals"}  # in results.json
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Scale:
 
     overlay: str = ""
     anchor_factor: float = 1.0
+
+    def overlay_of(self, table: int) -> str:
+        """The overlay for the rows of a table: its own, which is based on the scale's, if any."""
+        own = self.overlay.replace(".yaml", f"_table{table}.yaml")
+        return own if (CONFIGS / "scale" / own).is_file() else self.overlay
 
 
 SCALES = {
@@ -77,7 +82,7 @@ class Run:
     @property
     def proposals_from(self) -> "Run | None":
         """The run whose RPN proposes for this one: all of Table 2 shares row 1 (c)'s proposals."""
-        return Run(1, BASELINE, self.seed) if self.table == 2 else None
+        return Run(1, published.BASELINES[1], self.seed) if self.table == 2 else None
 
 
 @dataclass
@@ -119,7 +124,10 @@ class Reproduction:
         scale = SCALES[self.scale]
         cfg = load_config(str(CONFIGS / f"table{run.table}" / f"{run.row}.yaml"))
         if scale.overlay:
-            cfg.merge_from_file(str(CONFIGS / "scale" / scale.overlay))
+            times = cfg.SOLVER.MAX_ITER // self._baseline(run).SOLVER.MAX_ITER
+            cfg.merge_from_file(str(CONFIGS / "scale" / scale.overlay_of(run.table)))
+            cfg.SOLVER.MAX_ITER *= times  # a row of twice the iterations remains one
+            cfg.SOLVER.STEPS = tuple(step * times for step in cfg.SOLVER.STEPS)
             cfg.MODEL.WEIGHTS = str(self.weights)
         else:
             # With fewer than 8 GPUs Detectron2 scales batch, learning rate and schedule together.
@@ -139,6 +147,10 @@ class Reproduction:
                 )
         return cfg
 
+    def _baseline(self, run: Run) -> CfgNode:
+        row = published.BASELINES[run.table]
+        return load_config(str(CONFIGS / f"table{run.table}" / f"{row}.yaml"))
+
     def config_text(self, run: Run, folder: Path | None = None) -> str:
         """The run's config as YAML, which each of its commands prepares itself.
 
@@ -148,7 +160,7 @@ class Reproduction:
         cfg = self.config(run)
         cfg.OUTPUT_DIR = str(folder or cfg.OUTPUT_DIR)
         files = [CONFIGS / f"table{run.table}" / f"{run.row}.yaml"]
-        if overlay := SCALES[self.scale].overlay:
+        if overlay := SCALES[self.scale].overlay_of(run.table):
             files.append(CONFIGS / "scale" / overlay)
         written = set(self.opts[::2]).union(*(written_keys(str(file)) for file in files))
         return unresolved_yaml(cfg, written)

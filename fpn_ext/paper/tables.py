@@ -10,8 +10,6 @@ from ..files.atomic import write_text
 from ..reporting.json_files import write_json
 from . import published
 
-BASELINE = "c"  # the row that others are compared with: the FPN
-
 
 def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and spread of every row and of its difference from the baseline, beside the paper's.
@@ -28,8 +26,8 @@ def summarize(table: int, results: Iterable[Mapping[str, Any]]) -> dict[str, Any
     for row, (what, _) in published.TABLES[table].items():
         if row not in scores:
             continue
-        # A variant such as c_unshared is compared with its shared row, all others with (c).
-        base = row.partition("_")[0] if "_" in row else BASELINE
+        # A variant such as c_unshared is compared with the row c, all others with the baseline.
+        base = row.partition("_")[0] if "_" in row else published.BASELINES[table]
         of_row, of_base = published.published(table, row), published.published(table, base)
         metrics: dict[str, Any] = {}
         for metric in published.METRICS[table]:

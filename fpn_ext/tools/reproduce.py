@@ -11,7 +11,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", type=int, nargs="+", choices=(1, 2, 3), required=True)
+    parser.add_argument("--table", type=int, nargs="+", choices=(1, 2, 3, 6), required=True)
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="default: all rows of the tables")
     parser.add_argument(
         "--scale",
