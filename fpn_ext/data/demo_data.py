@@ -5,7 +5,7 @@ Colour, texture and size are independent of the class, so only the shape disting
 and objects from distractors. Box sides range from about 17 to 210 pixels, which spreads the boxes
 over all levels of a feature pyramid. Needs only NumPy, Pillow and the standard library.
 
-    fpn-ext demo-data --root datasets/demo_multiscale
+    fpn-ext demo-data --output datasets/demo_multiscale
 
 writes ``train/``, ``val/``, ``annotations/instances_{train,val}.json`` and ``info.json``.
 
