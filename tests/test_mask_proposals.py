@@ -166,6 +166,7 @@ def test_single_windows_are_computed_as_in_a_map(window):
     image, row, column = torch.tensor([[0, 0, 0], [0, 8, 7], [1, 4, 3], [1, 0, 7]]).t()
     whole = mlp(x)
     assert whole.shape == (2, 6, 9, 8)
+    assert (whole == 0).any() and (whole > 0).any() and not (whole < 0).any()  # of a ReLU
     single = mlp.hidden(mlp.at(x, image, row, column))
     assert single.shape == (4, 6, 1, 1)
     expected = whole[image, :, row, column]
@@ -296,6 +297,15 @@ def test_the_mask_to_be_learned_is_the_object_in_the_windows_region(cfg, form):
     assert samples.positive[row]
     assert (found != expected).sum() <= 2 * 14  # rasters differ by up to a cell at the edge
     assert torch.equal(found, found.t())
+
+
+def test_each_window_learns_its_own_object(cfg):
+    """Which is in the middle of its region, within a cell; the other one is elsewhere."""
+    model = build_model(cfg)
+    grids = model.grids([torch.zeros(1, 16, SIDE // s, SIDE // s) for s in LEVELS.values()])
+    samples = model.sample(grids, [objects_of([disc(14, 14, 12), disc(50, 50, 12)])])
+    assert samples.positive.sum() >= 8
+    assert samples.masks[samples.positive, 6:8, 6:8].all()
 
 
 def test_losses_on_paper(cfg):
@@ -634,3 +644,14 @@ def test_it_is_trained_and_scored(cfg, data):
     assert 0 <= scores["AR@100"] <= scores["AR@1000"] <= 100
     file = Path(cfg.OUTPUT_DIR, "inference", data, "results.json")
     assert json.loads(file.read_text())["mask_proposals"]["AR@1000"] == scores["AR@1000"]
+
+
+def test_a_trained_model_finds_objects_without_class(cfg, tmp_path):
+    """Though its checkpoint has the names of the classes of what it was trained on."""
+    state = build_model(cfg).state_dict()
+    trained_on = {"classes": tiny.CLASSES, "category_ids": [1, 2, 3, 4, 9]}
+    torch.save({"model": state, "trained_on": trained_on}, tmp_path / "model_final.pth")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    found = fpn_ext.Detector.load(str(tmp_path))(tiny.photo(height=48, width=64), min_score=0.0)
+    assert set(found.class_names) == {"object"}
+    assert found.masks.shape == (len(found.boxes), 48, 64)
