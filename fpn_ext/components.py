@@ -21,6 +21,7 @@ from .modeling.rpn import PyramidRPN
 from .variants.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
 from .variants.all_levels import AllLevelsROIHeads
 from .variants.bifpn import BiFPN
+from .variants.detectron2_pyramid import Detectron2Pyramid
 from .variants.lateral_norms import NormalizedLateralPyramid
 from .variants.path_aggregation import PathAggregationPyramid
 from .variants.unshared import UnsharedROIHeads, UnsharedRPNHead
