@@ -159,8 +159,8 @@ class PyramidMaskProposals(DenseDetector):
             "TOPK": top_k,
             "THRESHOLD": mask_threshold,
         }
-        for problem in _value_problems(values):
-            raise ValueError(problem)
+        if problems := list(_value_problems(values)):
+            raise ValueError("\n".join(problems))
         shapes = backbone.output_shape()
         channels = {name: shape.channels for name, shape in shapes.items()}
         if len(set(channels.values())) != 1:
@@ -184,8 +184,8 @@ class PyramidMaskProposals(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        for problem in mask_proposal_problems(cfg):
-            raise ValueError(problem)
+        if problems := list(mask_proposal_problems(cfg)):
+            raise ValueError("\n".join(problems))
         own = own_keys(cfg)
         return {
             "backbone": build_backbone(cfg),
@@ -303,7 +303,7 @@ class PyramidMaskProposals(DenseDetector):
                 place = samples.window - starts[i]
                 (here,) = torch.nonzero((place >= 0) & (place < grid.num_windows), as_tuple=True)
                 row, column = place[here] // grid.width, place[here] % grid.width
-                x = maps[self.strides.index(grid.stride)]
+                x = maps[i // len(self.head)]
                 windows.append(mlp.at(x, samples.image[here], row, column))
                 chosen.append(here)
             hidden, here = mlp.hidden(torch.cat(windows)), torch.cat(chosen)
