@@ -326,6 +326,43 @@ def test_losses_on_paper(cfg):
     assert losses["loss_mask"].item() == pytest.approx(10 * np.log(2))
 
 
+@pytest.mark.parametrize(("window", "reach"), [(5, 2), (7, 3)])
+def test_a_windows_losses_depend_on_its_cells_alone(cfg, window, reach):
+    """Row 3, column 4 of P3, whose 8 x 8 windows of 5x5 come after the 2 * 256 of P2."""
+    model = build_model(cfg)
+    maps = [torch.randn(1, 16, SIDE // s, SIDE // s, requires_grad=True) for s in LEVELS.values()]
+    samples = Samples(
+        image=torch.tensor([0]),
+        window=torch.tensor([512 + 64 * (window == 7) + 3 * 8 + 4]),
+        positive=torch.tensor([True]),
+        masks=torch.ones(1, 14, 14, dtype=torch.bool),
+    )
+    sum(model.losses(maps, samples).values()).backward()
+    reached = [x.grad[0].abs().sum(dim=0) > 0 for x in maps]
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[3 - reach : 4 + reach, 4 - reach : 5 + reach] = True
+    assert torch.equal(reached[1], expected)
+    assert not any(of_map.any() for of_map in (reached[0], *reached[2:]))
+
+
+def test_masks_are_compared_with_the_targets_of_their_own_windows(cfg):
+    """The 5x5 MLP says everything, the 7x7 MLP nothing, and both are right."""
+    model = build_model(cfg)
+    for name, bias in (("window5", 30.0), ("window7", -30.0)):
+        torch.nn.init.zeros_(model.head[name].mask.weight)
+        torch.nn.init.constant_(model.head[name].mask.bias, bias)
+    maps = [torch.randn(1, 16, SIDE // s, SIDE // s) for s in LEVELS.values()]
+    samples = Samples(
+        image=torch.zeros(3, dtype=torch.int64),
+        window=torch.tensor([300, 3, 260]),  # of P2: the 256 of 5x5 come first, then the 7x7
+        positive=torch.tensor([True, True, False]),
+        masks=torch.tensor([False, True, False])[:, None, None].repeat(1, 14, 14),
+    )
+    assert model.losses(maps, samples)["loss_mask"] < 1e-9
+    samples.masks[:2] = ~samples.masks[:2]
+    assert model.losses(maps, samples)["loss_mask"].item() == pytest.approx(10 * 30)
+
+
 def test_negatives_train_the_scores_alone(cfg):
     """And all parameters have a gradient, as DistributedDataParallel needs."""
     model = build_model(cfg).train()
@@ -400,26 +437,28 @@ def test_proposals(cfg):
 
 
 def test_a_mask_is_pasted_where_its_window_is(cfg):
-    """All pixels of each mask set: windows are squares of 40 px around cells of P2, cut off at the
-    image's border."""
+    """All pixels of each mask set: windows are squares of 40 px around cells of P2 and 80 px around
+    those of P3, cut off at the image's border."""
     cfg.MODEL.FPN_EXT.MASK_PROPOSAL_WINDOWS = [5]
     model = build_model(cfg).eval()
     mlp = model.head["window5"]
     torch.nn.init.constant_(mlp.mask.bias, 20)
     torch.nn.init.zeros_(mlp.score.weight)
-    # The score of the window at row 4, column 9 of P2, middle (38, 18), is the highest.
+    # The best windows: row 2, column 4 of P3, middle (36, 20); row 4, column 9 of P2, (38, 18).
     maps = [torch.zeros(1, 16, SIDE // s, SIDE // s) for s in LEVELS.values()]
     torch.nn.init.zeros_(mlp.hidden.weight)
     mlp.hidden.weight.data[0, 0, 2, 2] = 1
     mlp.score.weight.data[0, 0] = 1
-    maps[0][0, 0, 4, 9] = 5
+    maps[1][0, 0, 2, 4], maps[0][0, 0, 4, 9] = 6, 5
     masks, regions, scores = model.propose(maps, (SIDE, SIDE))
-    assert regions[0].tolist() == [38 - 20, 18 - 20, 38 + 20, 18 + 20]
-    assert masks[0].min() > 0.99 and scores[0] == pytest.approx(1 / (1 + np.exp(-5)))
+    assert regions[0].tolist() == [36 - 40, 20 - 40, 36 + 40, 20 + 40]
+    assert regions[1].tolist() == [38 - 20, 18 - 20, 38 + 20, 18 + 20]
+    assert masks[0].min() > 0.99 and scores[1] == pytest.approx(1 / (1 + np.exp(-5)))
     model.backbone.forward = lambda image: dict(zip(LEVELS, maps, strict=True))
     found = model([{"image": torch.zeros(3, SIDE, SIDE)}])[0]["instances"]
-    assert found.pred_boxes.tensor[0].tolist() == [18, 0, 58, 38]
-    assert found.pred_masks[0].sum() == 40 * 38 - 2  # resizing takes a pixel off each corner
+    assert found.pred_boxes.tensor[:2].tolist() == [[0, 0, 64, 60], [18, 0, 58, 38]]
+    assert found.pred_masks[0].sum() == 64 * 60
+    assert found.pred_masks[1].sum() == 40 * 38 - 2  # resizing takes a pixel off each corner
 
 
 def test_images_without_masks_cannot_be_trained_on(cfg):
