@@ -25,6 +25,7 @@ from .variants.ablations import (
 )
 from .variants.all_levels import AllLevelsROIHeads
 from .variants.bifpn import BiFPN
+from .variants.detectron2_pyramid import Detectron2Pyramid
 from .variants.lateral_norms import NormalizedLateralPyramid
 from .variants.path_aggregation import PathAggregationPyramid
 from .variants.unshared import UnsharedROIHeads, UnsharedRPNHead
