@@ -101,6 +101,19 @@ def test_the_anchors_of_table_1():
     assert [(a.level, a.per_location, a.anchors) for a in f.anchors] == [("p2", 15, 15 * 51_200)]
 
 
+def test_p1_alone_costs_three_times_the_other_levels():
+    """256^2 = 65 536 cells beside 128^2 + 64^2 + 32^2 + 16^2 + 8^2 = 21 824."""
+    levels = '["p1", "p2", "p3", "p4", "p5", "p6"]'
+    opts = ["MODEL.FPN_EXT.BOTTOM_UP", "torchvision/resnet50", "MODEL.FPN_EXT.LEVELS", levels]
+    found = explain(fpn_ext.load_config(R_50, opts), (512, 512))
+    c1, m1, p1 = found.bottom_up[0], found.merged[-1], found.levels[0]
+    assert (c1.name, c1.height, c1.channels) == ("c1", 256, 64)
+    assert [(m.height, m.width, m.stride, m.channels) for m in (m1, p1)] == [(256, 256, 2, 256)] * 2
+    anchors, *others = [a.anchors for a in found.anchors]
+    cost, *costs = [a.multiply_adds for a in found.anchors]
+    assert anchors / sum(others) == cost / sum(costs) == 65_536 / 21_824
+
+
 def test_equation_1(r_50):
     """k = floor(4 + log2(sqrt(w h) / 224)); 16 and 32 px are below P2, and clamped to it."""
     rows = [(b.height, b.k, b.level, b.stride, b.cells) for b in r_50.boxes]
@@ -145,7 +158,7 @@ def test_parameters_on_paper(r_50):
 # Any config: against the model itself, built and run with data.
 
 
-def check_against_the_model(cfg, size, found):
+def check_against_the_model(cfg, found):
     """Sizes, channels, anchors and parameters."""
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     model = build_model(cfg).eval()
@@ -177,7 +190,7 @@ def test_a_network_of_a_library_and_a_size_that_is_padded(network, small_cfg):
     said = "padded to 128 x 192 for FeaturePyramid, whose size_divisibility is 32."
     assert f"An image of 100 x 170 px (height x width) is {said}" in str(found)
     assert sizes(found.levels)["p5"] == (4, 6)
-    check_against_the_model(small_cfg, (100, 170), found)
+    check_against_the_model(small_cfg, found)
 
 
 def test_retinanet(small_cfg):
@@ -193,7 +206,7 @@ def test_retinanet(small_cfg):
     assert (found.head, found.boxes) == ("RetinaNet head", [])
     assert found.weights[0].levels == ["p3", "p4", "p5", "p6", "p7"]
     assert "RetinaNet head" in found.parameters and "top block" in found.parameters
-    check_against_the_model(cfg, (256, 256), found)
+    check_against_the_model(cfg, found)
 
 
 def test_unshared_heads_are_told_from_shared_ones(small_cfg):
@@ -204,7 +217,7 @@ def test_unshared_heads_are_told_from_shared_ones(small_cfg):
     assert rpn == [([f"heads.{i}"], [f"p{i + 2}"]) for i in range(5)]
     roi = [(w.layers, w.levels) for w in found.weights if w.part == "RoI heads"]
     assert roi == [([f"box_head.{i}", f"box_predictor.{i}"], [f"p{i + 2}"]) for i in range(4)]
-    check_against_the_model(small_cfg, (64, 64), found)
+    check_against_the_model(small_cfg, found)
 
 
 def test_a_head_shared_as_far_as_the_numbers_of_anchors_allow(small_cfg):
@@ -236,7 +249,7 @@ def test_what_a_variant_is_made_from(pyramid, m4, p4, small_cfg):
     found = of(small_cfg, (128, 128))
     assert {m.name: m.made_from for m in found.merged}["m4"] == m4
     assert {m.name: m.made_from for m in found.levels}["p4"] == p4
-    check_against_the_model(small_cfg, (128, 128), found)
+    check_against_the_model(small_cfg, found)
 
 
 @pytest.mark.parametrize(
