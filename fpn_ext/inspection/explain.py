@@ -87,12 +87,10 @@ class Table(NamedTuple):
     Attributes:
         title: one line.
         rows: the header and the rows.
-        notes: lines after the table.
     """
 
     title: str
     rows: list[list[str]]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ class Explanation:
     def __str__(self) -> str:
         parts = [f"{self.model} on {self.pyramid} over {self.network}. {self.padding()}"]
         for table in self.tables().values():
-            parts.append("\n".join([table.title, aligned(table.rows), *table.notes]))
+            parts.append(f"{table.title}\n{aligned(table.rows)}")
         return "\n\n".join(parts)
 
 
