@@ -7,7 +7,8 @@ registry                     names
 ===========================  ==================================================
 BACKBONE_REGISTRY            ``FeaturePyramid``; the paper's ablations
                              ``BottomUpPyramid``, ``TopDownPyramid``,
-                             ``FinestLevelPyramid``; from other papers
+                             ``FinestLevelPyramid``; without its 3x3
+                             convolutions ``UnsmoothedPyramid``; from other papers
                              ``PathAggregationPyramid``, ``BiFPN``,
                              ``BilinearPyramid``,
                              ``LearnedUpsamplingPyramid``,
@@ -58,6 +59,7 @@ __all__ = [
     "TopDownPyramid",
     "UnsharedROIHeads",
     "UnsharedRPNHead",
+    "UnsmoothedPyramid",
     "VariedAnchorsRPNHead",
     "add_fpn_ext_config",
     "assign_levels",

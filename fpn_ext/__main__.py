@@ -19,7 +19,7 @@ from types import ModuleType, TracebackType
 from typing import NamedTuple
 
 from .parent import end_with_the_parent
-from .tools.options import data_as_override
+from .tools.options import as_overrides
 
 
 class Verb(NamedTuple):
@@ -64,6 +64,7 @@ VERBS = {
         ("data convert", "a dataset in another format: coco, voc or yolo"),
         ("anchors", "whether the anchors fit the boxes of a dataset, and which would"),
         ("levels", "how many boxes of a dataset are pooled from each pyramid level"),
+        ("explain", "the worked example of a pyramid: maps, anchors, pooling, parameters"),
         ("look", "best anchors, proposals by level and feature maps, drawn"),
         ("analyze", "what a detector gets right and wrong: classes, errors, levels, as HTML too"),
         ("contact-sheet", "ground truth beside detections in one picture, and training curves"),
@@ -159,7 +160,7 @@ def _run(words: list[str]) -> int:
         args = verb.parser().parse_intermixed_args(words[len(name.split()) :])
     except SystemExit as end:  # argparse has printed the error, or its help
         return end.code if isinstance(end.code, int) else 2
-    data_as_override(args)
+    as_overrides(args)
     try:
         return verb.load().run(args) or 0
     except BrokenPipeError:

@@ -14,6 +14,7 @@ import torch
 from fpn_ext import __main__ as door
 from detectron2.data import DatasetCatalog
 from fpn_ext.__main__ import VERBS, main
+from fpn_ext.tools.options import as_overrides
 from PIL import Image
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -105,6 +106,25 @@ def test_one_option_means_one_thing(capsys, monkeypatch):
         assert "to this file, as JSON" in meaning or "a line of JSON per frame" in meaning
 
 
+@pytest.mark.parametrize("verb", ["train", "eval", "predict", "video", "proposals generate"])
+def test_no_tune_is_the_key(verb):
+    """In all verbs that infer."""
+    parser = VERBS[verb].parser()
+    words = {
+        "predict": ["--run", "r"],
+        "eval": ["--run", "r"],
+        "video": ["--run", "r", "--camera", "0"],
+        "proposals generate": ["--config-file", "c", "--datasets", "d", "--output", "o"],
+        "train": ["--config-file", "c"],
+    }[verb]
+    args = parser.parse_intermixed_args([*words, "--no-tune", "SEED", "1"])
+    as_overrides(args)
+    assert args.opts == ["SEED", "1", "MODEL.FPN_EXT.TUNE", "False"]
+    args = parser.parse_intermixed_args([*words, "SEED", "1"])
+    as_overrides(args)
+    assert args.opts == ["SEED", "1"]
+
+
 @pytest.mark.parametrize("words", [["--help"], ["predict", "--help"], ["predict"], ["predcit"]])
 def test_help_and_usage_errors_import_nothing_heavy(words):
     code = f"""if True:
@@ -150,6 +170,7 @@ def arguments(tmp_path):
         "data": ["--dataset", "bccd_train"],
         "anchors": [],
         "levels": [],
+        "explain": [],
         "look": output,
         "analyze": [],
         "contact-sheet": output,
@@ -205,7 +226,9 @@ def test_a_misspelt_key(verb, arguments, capsys):
     assert "no config key 'MODEL.WEIGTHS'; nearest valid: 'MODEL.WEIGHTS'" in said
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS_WITH_CONFIG if verb != "pretrain"])
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VERBS_WITH_CONFIG if verb not in ("pretrain", "explain")]
+)
 def test_a_dataset_that_is_not_registered(verb, arguments, tmp_path, capsys):
     words = [word.replace("bccd_train", "bccd_tran") for word in arguments[verb]]
     opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "runs")]

@@ -23,6 +23,7 @@ from fpn_ext.evaluation.mask_recall import (
     mask_average_recall,
 )
 from fpn_ext.evaluation.rehearsal import rehearse
+from fpn_ext.inspection.explain import explain
 from fpn_ext.modeling.mask_proposals import Samples
 from fpn_ext.modeling.mask_windows import (
     NO_OBJECT,
@@ -694,3 +695,12 @@ def test_a_trained_model_finds_objects_without_class(cfg, tmp_path):
     found = fpn_ext.Detector.load(str(tmp_path))(tiny.photo(height=48, width=64), min_score=0.0)
     assert set(found.class_names) == {"object"}
     assert found.masks.shape == (len(found.boxes), 48, 64)
+
+
+def test_its_pyramid_is_explained(cfg):
+    """Maps and parameters; there are no anchors."""
+    explained = explain(cfg, (SIDE, SIDE))
+    assert [level.name for level in explained.levels] == list(LEVELS)
+    assert explained.anchors == []
+    head = sum(p.numel() for p in build_model(cfg).head.parameters())
+    assert explained.parameters["rest of the model"] == head
