@@ -11,9 +11,11 @@ BACKBONE_REGISTRY            ``FeaturePyramid``; the paper's ablations
                              ``PathAggregationPyramid``, ``BiFPN``,
                              ``BilinearPyramid``,
                              ``LearnedUpsamplingPyramid``,
-                             ``NormalizedLateralPyramid``
+                             ``NormalizedLateralPyramid``; from other
+                             implementations ``UnsmoothedTopPyramid``,
+                             ``SmoothedRecursionPyramid``, ``JwyangPyramid``
 ANCHOR_GENERATOR_REGISTRY    ``PyramidAnchorGenerator``
-PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``
+PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``, ``PerLevelRPN``
 RPN_HEAD_REGISTRY            ``UnsharedRPNHead``, ``VariedAnchorsRPNHead``
 ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``,
                              ``UnsharedROIHeads``, ``AllLevelsROIHeads``
@@ -45,17 +47,21 @@ __all__ = [
     "Detector",
     "FeaturePyramid",
     "FinestLevelPyramid",
+    "JwyangPyramid",
     "LearnedUpsamplingPyramid",
     "LevelMappedROIPooler",
     "NormalizedLateralPyramid",
     "PathAggregationPyramid",
+    "PerLevelRPN",
     "PyramidAnchorGenerator",
     "PyramidROIHeads",
     "PyramidRPN",
+    "SmoothedRecursionPyramid",
     "Subsample",
     "TopDownPyramid",
     "UnsharedROIHeads",
     "UnsharedRPNHead",
+    "UnsmoothedTopPyramid",
     "VariedAnchorsRPNHead",
     "add_fpn_ext_config",
     "assign_levels",

@@ -22,6 +22,12 @@ from .variants.all_levels import AllLevelsROIHeads
 from .variants.bifpn import BiFPN
 from .variants.lateral_norms import NormalizedLateralPyramid
 from .variants.path_aggregation import PathAggregationPyramid
+from .variants.peers import (
+    JwyangPyramid,
+    PerLevelRPN,
+    SmoothedRecursionPyramid,
+    UnsmoothedTopPyramid,
+)
 from .variants.unshared import UnsharedROIHeads, UnsharedRPNHead
 from .variants.upsampling import BilinearPyramid, LearnedUpsamplingPyramid
 from .variants.varied_anchors import VariedAnchorsRPNHead
