@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = level_rules.summary(runs, DEPARTURES, BASELINE)
     write_json(args.output / "departures.json", {"command": command, "rows": rows, "runs": runs})
     print(args.output / "departures.md")
-    print("\n".join(failed), file=sys.stderr)
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
     return 1 if failed else 0
 
 

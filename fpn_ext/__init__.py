@@ -13,12 +13,15 @@ BACKBONE_REGISTRY            ``FeaturePyramid``; the paper's ablations
                              ``LearnedUpsamplingPyramid``,
                              ``NormalizedLateralPyramid``; from other
                              implementations ``UnsmoothedTopPyramid``,
-                             ``SmoothedRecursionPyramid``, ``JwyangPyramid``
+                             ``SmoothedRecursionPyramid``, ``JwyangPyramid``;
+                             Fig. 1(c): ``FeatureHierarchy``
 ANCHOR_GENERATOR_REGISTRY    ``PyramidAnchorGenerator``
 PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``, ``PerLevelRPN``
 RPN_HEAD_REGISTRY            ``UnsharedRPNHead``, ``VariedAnchorsRPNHead``
 ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``,
                              ``UnsharedROIHeads``, ``AllLevelsROIHeads``
+META_ARCH_REGISTRY           Fig. 1(a): ``ImagePyramidRCNN``; for (c):
+                             ``HierarchyRetinaNet``
 ===========================  ==================================================
 
 The import is light: components load when Detectron2's models are first imported, or when a name
@@ -45,8 +48,11 @@ __all__ = [
     "ChunkedROIHeads",
     "Detections",
     "Detector",
+    "FeatureHierarchy",
     "FeaturePyramid",
     "FinestLevelPyramid",
+    "HierarchyRetinaNet",
+    "ImagePyramidRCNN",
     "JwyangPyramid",
     "LearnedUpsamplingPyramid",
     "LevelMappedROIPooler",

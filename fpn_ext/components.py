@@ -20,6 +20,8 @@ from .modeling.rpn import PyramidRPN
 from .variants.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
 from .variants.all_levels import AllLevelsROIHeads
 from .variants.bifpn import BiFPN
+from .variants.hierarchy import FeatureHierarchy, HierarchyRetinaNet
+from .variants.image_pyramid import ImagePyramidRCNN
 from .variants.lateral_norms import NormalizedLateralPyramid
 from .variants.path_aggregation import PathAggregationPyramid
 from .variants.peers import (

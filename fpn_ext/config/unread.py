@@ -7,20 +7,23 @@ from detectron2.config import CfgNode
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
     ROI_HEADS_REGISTRY,
 )
 
+from ..bottom_up.configured_levels import value_of
 from ..keys import declared_keys
 from ..registries.lookup import inherits
 from .defaults import flat, get_cfg
 
-# Config node whose NAME selects a component -> the registry it is in.
+# The key of MODEL that selects a component -> the registry it is in.
 REGISTRIES: dict[str, Any] = {
-    "BACKBONE": BACKBONE_REGISTRY,
-    "ANCHOR_GENERATOR": ANCHOR_GENERATOR_REGISTRY,
-    "PROPOSAL_GENERATOR": PROPOSAL_GENERATOR_REGISTRY,
-    "ROI_HEADS": ROI_HEADS_REGISTRY,
+    "META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "BACKBONE.NAME": BACKBONE_REGISTRY,
+    "ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
 }
 
 
@@ -44,8 +47,8 @@ def _is_component(name: str) -> bool:
 def _has(cfg: CfgNode, component: str) -> bool:
     """Whether a config has this component, or a subclass of it."""
     return any(
-        component in registry and inherits(registry, cfg.MODEL[node].NAME, component)
-        for node, registry in REGISTRIES.items()
+        component in registry and inherits(registry, value_of(cfg.MODEL, key), component)
+        for key, registry in REGISTRIES.items()
     )
 
 
