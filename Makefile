@@ -10,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_efficientnet_lite0_FPN.yaml
 
 
-.PHONY: demo exporters test test-slow test-lowest test-avx2 test-avx2-short test-export test-detectron2 test-main fuzz long-run at-scale gpu setup lint format docs lock
+.PHONY: demo exporters test test-slow test-lowest test-avx2 test-avx2-short test-export test-detectron2 test-main fuzz fuzz-million long-run at-scale gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -66,6 +66,10 @@ test-main:
 fuzz: setup
 	FUZZ_EXAMPLES=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests -k fuzz -n auto \
 	    --maxprocesses 4
+
+# The same to a million inputs, and sequences of commands; stop it at any time, and start it again.
+fuzz-million: setup
+	OMP_NUM_THREADS=1 $(RUN) tests/fuzz_long.py --json results/fuzz/fuzz.json
 
 # What annotation tools write, and what is read of it: installs them in .venv-exporters.
 exporters: setup

@@ -19,7 +19,7 @@ from types import ModuleType, TracebackType
 from typing import NamedTuple
 
 from .parent import end_with_the_parent
-from .tools.options import data_as_override
+from .tools.options import as_overrides
 
 
 class Verb(NamedTuple):
@@ -159,7 +159,7 @@ def _run(words: list[str]) -> int:
         args = verb.parser().parse_intermixed_args(words[len(name.split()) :])
     except SystemExit as end:  # argparse has printed the error, or its help
         return end.code if isinstance(end.code, int) else 2
-    data_as_override(args)
+    as_overrides(args)
     try:
         return verb.load().run(args) or 0
     except BrokenPipeError:

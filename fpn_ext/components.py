@@ -20,6 +20,7 @@ from .modeling.rpn import PyramidRPN
 from .variants.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
 from .variants.all_levels import AllLevelsROIHeads
 from .variants.bifpn import BiFPN
+from .variants.detectron2_pyramid import Detectron2Pyramid
 from .variants.hierarchy import FeatureHierarchy, HierarchyRetinaNet
 from .variants.image_pyramid import ImagePyramidRCNN
 from .variants.lateral_norms import NormalizedLateralPyramid

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import tempfile
@@ -102,5 +103,7 @@ def pytest_testnodedown(node):
 
 def pytest_terminal_summary(terminalreporter):
     if tried:
+        if file := os.environ.get("FUZZ_COUNTS"):  # tests/fuzz_long.py reads it
+            Path(file).write_text(json.dumps(tried))
         found = ", ".join(f"{count} by {name}" for name, count in sorted(tried.items()))
         terminalreporter.write_line(f"{sum(tried.values())} fuzzed inputs: {found}")

@@ -21,11 +21,11 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 from fpn_ext.__main__ import main
 from fpn_ext.config import files as config_files
-from fpn_ext.data import coco_file, datasets, demo_data
+from fpn_ext.data import coco_file, demo_data, voc_files
 from fpn_ext.data.coco_file import check_coco_file
 from fpn_ext.data.data_file import open_data
-from fpn_ext.data.datasets import read_voc_annotation
 from fpn_ext.data.reading import read_picture
+from fpn_ext.data.voc_files import read_voc_annotation
 from fpn_ext.files import limits, safe_yaml, weight_files
 from fpn_ext.files.safe_pickle import load_pickle
 from fpn_ext.files.weight_files import DamagedFileError, read_weights
@@ -346,7 +346,7 @@ def test_an_image_of_more_pixels_than_pillow_reads_is_named(tmp_path, monkeypatc
 
 def test_an_annotation_file_is_bounded(tmp_path, monkeypatch):
     (tmp_path / "a.xml").write_text("<annotation/>")
-    monkeypatch.setattr(datasets, "MOST_BYTES", 13)
+    monkeypatch.setattr(voc_files, "MOST_BYTES", 13)
     assert read_voc_annotation(tmp_path / "a.xml").tag == "annotation"
     (tmp_path / "a.xml").write_text("<annotation />")
     with pytest.raises(ValueError, match=r"a\.xml has 14 bytes; at most 13 of XML are read"):

@@ -44,6 +44,16 @@ def test_a_config_in_order(tmp_path):
     assert not (tmp_path / "log.txt").exists()  # nothing is written
 
 
+def test_a_schedule_without_steps(tmp_path):
+    opts = ["SOLVER.BASE_LR", 0.0025, "SOLVER.STEPS", "(5, 99999)"]
+    stepped = of_status("warning", findings(tmp_path, *opts))
+    assert any("SOLVER.STEPS [99999] are not before the end" in text for _, text in stepped)
+    cosine = findings(tmp_path, *opts, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
+    assert not any("not before the end" in f.text for f in cosine)
+    text = "8 iterations of 2 images, learning rate 0.0025, along a cosine"
+    assert ("schedule", text) in of_status("ok", cosine)
+
+
 def test_everything_wrong_at_once(tmp_path):
     opts = ["MODEL.RPN.HEAD_NAME", "Head", "MODEL.WEIGHTS", "none.pth", "SOLVER.IMS_PER_BATCH", 0]
     errors = of_status("error", findings(tmp_path, *opts))

@@ -297,6 +297,9 @@ def config(*opts):
         ("MAX_DETECTIONS", [10, 1], r"MAX_DETECTIONS needs ascending .*, got \[10, 1\]"),
         ("MAX_DETECTIONS", [0, 5], "MAX_DETECTIONS needs ascending"),
         ("MAX_DETECTIONS", [5, 5], "MAX_DETECTIONS needs ascending"),
+        ("AP_AT", [0.33], r"AP_AT needs whole numbers .* \[33\] for AP33; got 0\.33"),
+        ("AP_AT", [33, 50], "AP_AT needs whole numbers of percent .* got 50"),
+        ("AP_AT", [100], "AP_AT needs whole numbers of percent .* got 100"),
     ],
 )
 def test_keys_that_do_not_fit(key, value, message):
@@ -400,6 +403,18 @@ def test_further_scores_by_hand(registered, tmp_path, evaluator):
     assert scores["APtiny"] == scores["ARtiny"] == pytest.approx(10), "one class, 1 of 10"
     assert scores["AR@1"] == scores["AR@7"] == pytest.approx((100 + 5) / 2)
     assert scores["AP"] == pytest.approx((scores["AP-cat"] + scores["AP-dog"]) / 2)
+
+
+@pytest.mark.parametrize("evaluator", ["pycocotools", "auto"])
+def test_ap_at_further_overlaps_by_hand(registered, tmp_path, evaluator):
+    """The tiny cat is found with an overlap of .4, the other missed, the dog found exactly."""
+    boxes = [(0, 0.9, 0, 0, 10, 4), (1, 0.8, 0, 40, 20, 60)]
+    keys = ("TEST.FPN_EXT.COCO_EVALUATOR", evaluator, "TEST.FPN_EXT.AP_AT", [33, 44])
+    scores = scores_of(registered, tmp_path, boxes, *keys)
+    assert scores["AP33"] == pytest.approx(50 * (51 / 101 + 1))
+    for name in ("AP44", "AP50", "AP"):
+        assert scores[name] == pytest.approx(50), name
+    assert scores["AP-cat"] == 0, "COCO's thresholds alone"
 
 
 def test_without_the_keys_the_names_are_detectron2s_and_ap50_per_class(registered, tmp_path):

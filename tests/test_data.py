@@ -78,8 +78,10 @@ def test_a_broken_file_is_named(tmp_path):
 def test_registering_reads_nothing_and_can_be_repeated():
     """The tests' dataset folder is empty, or holds what test_train generated."""
     register_datasets()  # conftest.py has done it already
-    for name in ("demo_multiscale_train", "demo_multiscale_val", "bccd_trainval", "bccd_test"):
+    generated = ("demo_multiscale_train", "demo_multiscale_val")
+    for name in (*generated, "bccd_trainval", "bccd_test", "deeppcb_trainval", "deeppcb_test"):
         assert name in DatasetCatalog
+    assert MetadataCatalog.get("deeppcb_test").thing_classes[3] == "spur"
     assert MetadataCatalog.get("bccd_test").thing_classes == ["RBC", "WBC", "Platelets"]
     assert not (datasets_root() / "BCCD").exists()
 

@@ -231,7 +231,7 @@ def found(folder):
     """What each of two processes found: {task: [of rank 0, of rank 1]}"""
     return {
         task: [json.loads((folder / f"{task}_{rank}.json").read_text()) for rank in (0, 1)]
-        for task in ("trainings", "failures")
+        for task in ("trainings", "failures", "everything", "everything_killed")
     }
 
 
@@ -298,6 +298,37 @@ def test_an_evaluation_is_that_of_one_process(folder, found, tmp_path):
     detections = json.loads((tmp_path / file).read_text())
     assert detections == json.loads((folder / "evaluated" / file).read_text())
     assert len({detection["image_id"] for detection in detections}) == 6
+
+
+def test_killed_and_resumed_with_every_switch_ends_with_the_same_bits(folder, found):
+    """Average of weights, best checkpoint, accumulation, levels, masks; one of two is killed."""
+    whole, resumed = found["everything"][0], found["everything_killed"][0]
+    assert list(whole) == ["0", "1", "2", "3", "4", "5"]
+    assert resumed == {i: whole[i] for i in ("4", "5")}, "iteration 4 was lost, and done again"
+    for name in ("model_final.pth", "model_final_ema.pth", "model_best.pth"):
+        one, other = (content(folder / run / name) for run in ("everything", "killed"))
+        assert one.keys() == other.keys() and len(one) > 50
+        for path, value in one.items():
+            same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
+            assert same(value, other[path]), (name, path)
+    scores = [
+        json.loads((folder / run / "inference" / DATASET / "results.json").read_text())
+        for run in ("everything", "killed")
+    ]
+    assert scores[0] == scores[1] and {"bbox", "segm"} <= scores[0].keys()
+
+
+def test_an_evaluation_of_masks_and_levels_is_that_of_one_process(folder, found, tmp_path):
+    weights = str(folder / "everything" / "model_final_ema.pth")
+    two_processes.evaluate(config(tmp_path, *two_processes.EVERYTHING), weights)
+    inference = Path("inference", DATASET)
+    for name in ("results.json", "coco_instances_results.json"):
+        one, two = (
+            json.loads((at / inference / name).read_text())
+            for at in (tmp_path, folder / "everything")
+        )
+        assert one == two
+    assert all("pooled_level" in detection for detection in one)
 
 
 def test_processes_know_their_places(found):

@@ -14,6 +14,7 @@ import torch
 from fpn_ext import __main__ as door
 from detectron2.data import DatasetCatalog
 from fpn_ext.__main__ import VERBS, main
+from fpn_ext.tools.options import as_overrides
 from PIL import Image
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -103,6 +104,25 @@ def test_one_option_means_one_thing(capsys, monkeypatch):
     assert helps["config-file"] == {"a YAML config"}
     for meaning in helps["json"]:
         assert "to this file, as JSON" in meaning or "a line of JSON per frame" in meaning
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "predict", "video", "proposals generate"])
+def test_no_tune_is_the_key(verb):
+    """In all verbs that infer."""
+    parser = VERBS[verb].parser()
+    words = {
+        "predict": ["--run", "r"],
+        "eval": ["--run", "r"],
+        "video": ["--run", "r", "--camera", "0"],
+        "proposals generate": ["--config-file", "c", "--datasets", "d", "--output", "o"],
+        "train": ["--config-file", "c"],
+    }[verb]
+    args = parser.parse_intermixed_args([*words, "--no-tune", "SEED", "1"])
+    as_overrides(args)
+    assert args.opts == ["SEED", "1", "MODEL.FPN_EXT.TUNE", "False"]
+    args = parser.parse_intermixed_args([*words, "SEED", "1"])
+    as_overrides(args)
+    assert args.opts == ["SEED", "1"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["predict", "--help"], ["predict"], ["predcit"]])

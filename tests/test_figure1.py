@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from fpn_ext.__main__ import main
 from fpn_ext.config.check import config_problems
 from fpn_ext.config.defaults import flat
 from fpn_ext.config.unread import unread_keys
@@ -46,7 +47,9 @@ def hierarchy(**kwargs):
 def test_levels_are_the_maps_themselves():
     backbone = hierarchy()
     given = maps_of(1, 10, 100, 1000)
-    levels = backbone.levels_on_maps(list(given))
+    maps = list(given)
+    levels = backbone.levels_on_maps(maps)
+    assert maps == [], "as the pyramid's: a C_k can be freed"
     assert all(level is c_k for level, c_k in zip(levels, given, strict=True))
     assert list(backbone.parameters()) == []
     assert [s.channels for s in backbone.output_shape().values()] == [1, 2, 3, 4]
@@ -126,7 +129,9 @@ def test_a_first_convolution_of_each_level(head):
     head.first_cls[1][0].weight.data *= 10
     assert results(head) == ([3, 70], [3, 7]), "of one level, and of one subnet"
     head.first_bbox[0][0].weight.data *= -1
-    assert results(head) == ([3, 70], [0, 7]), "a ReLU follows"
+    assert results(head) == ([3, 70], [0, 7])
+    head.bbox_subnet[0].weight.data *= -1
+    assert results(head) == ([3, 70], [0, 0]), "a ReLU follows: -3 is not 3 after another -1"
 
 
 def test_the_other_convolutions_are_shared(head):
@@ -448,7 +453,7 @@ def test_the_figure_end_to_end(tmp_path, demo_images, capsys, monkeypatch):
     monkeypatch.setattr(figure1, "IMAGES", 2)
     small = "configs/paper/scale/small.yaml"
     weights = ["pretrain", "--output", str(tmp_path / "pretrained.pth"), "--iterations", "2"]
-    assert fpn_ext.__main__.main([*weights, "--config-file", small, *TINY]) == 0
+    assert main([*weights, "--config-file", small, *TINY]) == 0
     arguments = ["--seeds", "4", "--work", str(tmp_path), "--output", str(tmp_path / "results")]
     assert figure1.main([*arguments, *TINY]) == 0
     kept = {

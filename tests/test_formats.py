@@ -3,17 +3,20 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import photographs
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from fpn_ext.__main__ import main
 from fpn_ext.data.canonical import coco_json, complete
 from fpn_ext.data.convert import convert
 from fpn_ext.data.data_file import open_data
 from fpn_ext.data.digest import data_digest
-from fpn_ext.data.formats import read_dataset
+from fpn_ext.data.formats import deeppcb, read_dataset
+from fpn_ext.data.layouts import load_layout
 from fpn_ext.data.named import register_data
 from photographs import OBJECTS, WRITERS, write_coco, write_pictures, write_voc_pngs, write_yolo
 from PIL import Image
@@ -537,6 +540,31 @@ def test_deeppcbs_corners_are_pixels_counted_from_0(tmp_path):
         "1_test": [("open", 0, 0, 10, 20), ("pin-hole", 10, 10, 64, 64)],
         "2_test": [("mousebite", 5, 5, 7, 7)],
     }
+
+
+def test_deeppcb_by_its_name(tmp_path):
+    records = load_layout(write_deeppcb(tmp_path), "test", "deeppcb", deeppcb.CLASSES)
+    (record,) = records
+    assert Path(record["file_name"]).name == "2_test.jpg"
+    assert (record["image_id"], record["height"], record["width"]) == (1, 64, 64)
+    (mousebite,) = record["annotations"]
+    assert mousebite["bbox"] == [5, 5, 2, 2] and mousebite["bbox_mode"] == BoxMode.XYWH_ABS
+    assert deeppcb.CLASSES[mousebite["category_id"]] == "mousebite"
+    with pytest.raises(FileNotFoundError, match=r"no folder .*DETECTRON2_DATASETS"):
+        load_layout(tmp_path / "not_there", "test", "deeppcb", deeppcb.CLASSES)
+
+
+def test_deeppcb_by_its_name_is_that_of_data(tmp_path):
+    """Scored by name and by --data alike: the same images, boxes and ids."""
+    named = register_data(write_deeppcb(tmp_path / "DeepPCB"), tmp_path)
+    for split in ("train", "test"):
+        by_data = DatasetCatalog.get(named.names[split])
+        by_name = load_layout(tmp_path / "DeepPCB", split, "deeppcb", deeppcb.CLASSES)
+        for one, other in zip(by_data, by_name, strict=True):
+            for key in ("file_name", "image_id", "height", "width"):
+                assert one[key] == other[key], key
+            for a, b in zip(one["annotations"], other["annotations"], strict=True):
+                assert {k: a[k] for k in b} == b
 
 
 def test_deeppcb_itself(real_datasets):

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -69,6 +70,22 @@ USUAL = [
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
     *("TEST.FPN_EXT.EVALUATE_PROPOSALS", True),
 ]
+# Every switch that has to do with resuming or with several processes, together.
+EVERYTHING = [
+    *USUAL,
+    *("DATASETS.TEST", f"('{tiny.DATASET}',)"),
+    *("TEST.EVAL_PERIOD", 2),
+    *("MODEL.MASK_ON", True),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
+    *("MODEL.FPN_EXT.KEEP_LEVELS", True),
+    *("SOLVER.CHECKPOINT_PERIOD", 2),
+    *("SOLVER.FPN_EXT.ACCUMULATE", 2),
+    *("SOLVER.FPN_EXT.DETERMINISTIC", True),
+    *("SOLVER.FPN_EXT.EMA_DECAY", 0.9),
+    *("TEST.FPN_EXT.BEST_METRIC", "bbox/AP"),
+    *("SEED", 3),
+]
 
 
 def options_of(words):
@@ -112,12 +129,12 @@ class Watch(HookBase):
             raise Stopped
 
 
-def train(cfg, resume=False, stop_after=None):
+def train(cfg, resume=False, stop_after=None, hooks=()):
     """The trainer, and its losses by iteration."""
     torch.manual_seed(comm.get_rank())  # first weights: those of the main process count
     trainer = Trainer(cfg)
     watch = Watch(stop_after)
-    trainer.register_hooks([watch])
+    trainer.register_hooks([watch, *hooks])
     trainer.resume_or_load(resume)
     with contextlib.suppress(Stopped):
         trainer.train()
@@ -152,6 +169,29 @@ def trainings(folder):
     cfg = tiny.config(folder / "evaluated", *USUAL)
     found["evaluated"] = evaluate(cfg, str(folder / "usual" / "model_final.pth"))
     return found
+
+
+class KilledOnce(HookBase):
+    """SIGKILL for one of the two after an iteration without a checkpoint, the first time."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def after_step(self):
+        if self.trainer.iter == 4 and comm.get_rank() == 1 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def everything(folder):
+    """A training with every switch, from its start to its end."""
+    return train(tiny.config(folder / "everything", *EVERYTHING))[1]
+
+
+def everything_killed(folder):
+    """The same; one process is killed. Started again, it goes on."""
+    cfg = tiny.config(folder / "killed", *EVERYTHING)
+    return train(cfg, True, hooks=[KilledOnce(folder / "killed_once")])[1]
 
 
 def failures(folder):
@@ -275,4 +315,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     register(folder)
     ended_well = [start(trainings, "srun", folder), start(failures, "torchrun", folder)]
+    ended_well.append(start(everything, "torchrun", folder))
+    ended_well.append(not start(everything_killed, "torchrun", folder))
+    ended_well.append(start(everything_killed, "torchrun", folder))
     sys.exit(0 if all(ended_well) else 1)

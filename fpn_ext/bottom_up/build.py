@@ -37,6 +37,7 @@ declare(
     '"torchvision/resnet50", "timm/convnext_tiny", "detectron2/regnetx_4gf". What of the '
     "latter the pyramid does not need is not built.",
     "FeaturePyramid",
+    "Detectron2Pyramid",
 )
 declare(
     "MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS",
@@ -45,12 +46,14 @@ declare(
     "of them that `fpn-ext weights list` shows, read unless MODEL.WEIGHTS names those of the "
     "whole model. To train from scratch, leave both empty.",
     "FeaturePyramid",
+    "Detectron2Pyramid",
 )
 declare(
     "MODEL.FPN_EXT.BOTTOM_UP_NORM",
     "",
     'What the bottom-up\'s batch norms become: "" (they stay), "FrozenBN", "SyncBN", "GN".',
     "FeaturePyramid",
+    "Detectron2Pyramid",
 )
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ declare(
     "Names of the bottom-up's maps to build on, fine to coarse; [] for "
     "MODEL.FPN.IN_FEATURES. For a bottom-up that is itself a pyramid and reads that key.",
     "FeaturePyramid",
+    "Detectron2Pyramid",
 )
 
 LEVELS = "MODEL.FPN_EXT.LEVELS"

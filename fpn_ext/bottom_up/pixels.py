@@ -25,6 +25,7 @@ declare(
     "False: MODEL.PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT follow BOTTOM_UP_WEIGHTS, where the file "
     "says them, or a bottom-up of torchvision, timm or detectron2/...; True: they stay as written.",
     "FeaturePyramid",
+    "Detectron2Pyramid",
 )
 
 PIXEL_KEYS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")

@@ -32,7 +32,8 @@ from .dataset_contents import (
     short,
     size_of,
 )
-from .datasets import read_voc_annotation, voc_box, voc_image_ids
+from .datasets import voc_image_ids
+from .voc_files import read_voc_annotation, voc_box
 
 # ------------------------------------------------------------------------------------ COCO
 

@@ -5,7 +5,6 @@ Registration reads no files; they are read when a dataset is used, from the fold
 """
 
 import logging
-import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,9 @@ from iopath.common.file_io import file_lock
 from ..names import did_you_mean
 from ..registries.architectures import class_count, class_count_key
 from . import demo_data
+from .formats.deeppcb import CLASSES as DEEPPCB_CLASSES
+from .layouts import register_layout
+from .voc_files import box_fault, read_voc_annotation, voc_box, voc_number
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +47,11 @@ def datasets_root() -> Path:
 
 
 def register_datasets() -> None:
-    """Register the generated datasets and ``bccd_{train,val,trainval,test}``.
+    """Register the generated datasets, BCCD and DeepPCB.
 
-    Generated: each ``NAME_{train,val}`` of :data:`GENERATED`. Idempotent. COCO and Pascal VOC are
-    registered by Detectron2 itself.
+    ``bccd_{train,val,trainval,test}``, ``deeppcb_{trainval,test}``; generated: each
+    ``NAME_{train,val}`` of :data:`GENERATED`. Idempotent. COCO and Pascal VOC are registered by
+    Detectron2 itself.
     """
     root = datasets_root()
     for name, options in GENERATED.items():
@@ -56,6 +59,8 @@ def register_datasets() -> None:
             register_generated(f"{name}_{split}", root / name, split, options)
     for split in ("train", "val", "trainval", "test"):
         register_voc_layout(f"bccd_{split}", root / "BCCD", split, BCCD_CLASSES)
+    for name, split in (("deeppcb_trainval", "train"), ("deeppcb_test", "test")):
+        register_layout(name, root / "DeepPCB", split, "deeppcb", DEEPPCB_CLASSES)
 
 
 def register_voc_layout(
@@ -133,8 +138,8 @@ def load_voc_layout(
             {
                 "file_name": str(image_file),
                 "image_id": image_id,
-                "height": int(_number(tree, "size/height", annotation_file)),
-                "width": int(_number(tree, "size/width", annotation_file)),
+                "height": int(voc_number(tree, "size/height", annotation_file)),
+                "width": int(voc_number(tree, "size/width", annotation_file)),
                 "annotations": objects,
             }
         )
@@ -231,56 +236,6 @@ def keep_trainable(cfg: CfgNode, records: list[dict[str, Any]]) -> list[dict[str
     return records
 
 
-MOST_BYTES = 1 << 24  # of an XML file
-
-
-class _WithoutEntities(ElementTree.TreeBuilder):
-    def doctype(self, name: str, public: str | None, system: str | None) -> None:
-        raise ValueError("it declares a document type (<!DOCTYPE>), which annotations do not have")
-
-
-def read_voc_annotation(file: Path) -> ElementTree.Element:
-    """The root element of one annotation file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not XML; it declares a document type, which is where entities that stand
-            for more than they are can be declared; or it has more than 16 MiB.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"no annotation file {file}")
-    if (size := file.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"{file} has {size} bytes; at most {MOST_BYTES} of XML are read")
-    try:
-        parser = ElementTree.XMLParser(target=_WithoutEntities())
-        return ElementTree.parse(file, parser).getroot()
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # or encoding
-        raise ValueError(f"{file} is not XML: {error}") from error
-
-
-def voc_box(element: ElementTree.Element, file: Path) -> list[float]:
-    """[xmin, ymin, xmax, ymax] of an object, as written in ``file``: 1-based and inclusive."""
-    return [
-        _number(element, f"bndbox/{corner}", file) for corner in ("xmin", "ymin", "xmax", "ymax")
-    ]
-
-
-def box_fault(box: Sequence[float]) -> str:
-    """What is wrong with an XYXY box, or ``""``.
-
-    >>> box_fault([504, 337, 504, 337])
-    'no width and no height'
-    >>> box_fault([1, 1, 2, 2])
-    ''
-    """
-    faults = [
-        f"no {side}"
-        for side, low, high in (("width", box[0], box[2]), ("height", box[1], box[3]))
-        if not high > low
-    ]
-    return " and ".join(faults)
-
-
 def voc_image_ids(root: Path, split: str) -> list[str]:
     """The image ids in a split's list, ``ImageSets/Main/{split}.txt``."""
     file = root / "ImageSets" / "Main" / f"{split}.txt"
@@ -300,17 +255,6 @@ def _class_number(element: ElementTree.Element, classes: Sequence[str], file: Pa
     if name not in classes:
         raise ValueError(f"{file}: class {name!r} is not among the classes {list(classes)}")
     return list(classes).index(name)
-
-
-def _number(element: ElementTree.Element, path: str, file: Path) -> float:
-    text = element.findtext(path, "")
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):  # float() also parses "nan" and "inf"
-        raise ValueError(f"{file}: <{path}> must be a number, got {text!r}")
-    return number
 
 
 def register_generated(name: str, root: Path, split: str, options: dict[str, int]) -> None:

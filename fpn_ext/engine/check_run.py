@@ -176,8 +176,9 @@ def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:
             f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is the batch of all {world_size} "
             "processes and does not divide among them",
         )
+    has_steps = solver.LR_SCHEDULER_NAME != "WarmupCosineLR"
     late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
-    if late:
+    if late and has_steps:
         yield Finding(
             "warning",
             "schedule",
@@ -193,11 +194,12 @@ def _schedule(cfg: CfgNode, world_size: int) -> Iterable[Finding]:
             "a rate that is too high ends in NaN, one too low in a low AP; SOLVER.BASE_LR",
         )
     else:
+        steps = f"steps at {', '.join(map(str, solver.STEPS))}" if has_steps else "along a cosine"
         yield Finding(
             "ok",
             "schedule",
             f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images, learning rate "
-            f"{solver.BASE_LR:g}, steps at {', '.join(map(str, solver.STEPS))}",
+            f"{solver.BASE_LR:g}, {steps}",
         )
 
 

@@ -11,7 +11,7 @@ import importlib.util
 import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +39,13 @@ declare(
     "evaluation",
 )
 declare(
+    "TEST.FPN_EXT.AP_AT",
+    [],
+    "More IoU thresholds at which AP is given, in percent: [33] gives AP33, that of an overlap of "
+    "0.33. The mean over 0.5 to 0.95 does not count them.",
+    "evaluation",
+)
+declare(
     "TEST.FPN_EXT.MAX_DETECTIONS",
     [],
     "Numbers of best detections of a class in an image for which AR is given, as AR@N; AP is at "
@@ -51,6 +58,7 @@ logger = logging.getLogger(__name__)
 EVALUATORS = ("auto", "hotcoco", "pycocotools")
 LIMITS = (1, 10, 100)
 KEYPOINT_LIMITS = (20,)
+COUNTED = range(50, 100, 5)  # IoU thresholds of COCO's AP, in percent
 ALL = (0.0, 1e5)
 # COCO's, by the suffix in Detectron2's names of scores: APs, APm, APl. Sides in pixels.
 SIZES = {"s": (0.0, 32.0), "m": (32.0, 96.0), "l": (96.0, 1e5)}
@@ -65,12 +73,14 @@ class CocoSettings:
         sizes: of objects, beyond COCO's, by name: (min, max) sides in pixels.
         limits: numbers of best detections of a class in an image, ascending.
         ar_by_limit: whether AR at each of ``limits`` is reported.
+        ap_at: IoU thresholds in percent, beyond COCO's, at which AP is reported.
     """
 
     evaluator: str = "auto"
     sizes: Mapping[str, tuple[float, float]] | None = None
     limits: Sequence[int] = LIMITS
     ar_by_limit: bool = False
+    ap_at: Sequence[int] = ()
 
     def sizes_of(self, task: str) -> dict[str, tuple[float, float]]:
         """Sizes by name, first "all"; keypoints have no small ones, as COCO annotates none."""
@@ -96,6 +106,7 @@ def settings_of(cfg: CfgNode) -> CocoSettings:
         sizes={name: (float(low), float(high)) for name, (low, high) in keys.AREA_RANGES.items()},
         limits=limits,
         ar_by_limit=bool(keys.MAX_DETECTIONS),
+        ap_at=tuple(keys.AP_AT),
     )
 
 
@@ -118,6 +129,12 @@ def settings_problems(cfg: CfgNode) -> Iterable[str]:
             "TEST.FPN_EXT.MAX_DETECTIONS needs ascending whole numbers of detections, e.g. "
             f"[1, 10, 300], got {limits}"
         )
+    for percent in keys.AP_AT:
+        if type(percent) is not int or not 0 < percent < 100 or percent in COUNTED:
+            yield (
+                "TEST.FPN_EXT.AP_AT needs whole numbers of percent between 0 and 100, other than "
+                f"COCO's 50, 55, ..., 95: e.g. [33] for AP33; got {percent!r}"
+            )
     for name, sides in keys.AREA_RANGES.items():
         if not (name.isalpha() and name not in ("all", *SIZES)):
             yield (
@@ -149,6 +166,7 @@ class CocoScores:
         thresholds: (T,) float64: 0.5, 0.55, ..., 0.95.
         sizes: names of the A sizes: "all", "s", "m", "l", ...
         limits: M numbers of best detections of a class in an image.
+        further: AP from 0 to 1 at each of ``CocoSettings.ap_at``.
     """
 
     precision: np.ndarray
@@ -156,6 +174,7 @@ class CocoScores:
     thresholds: np.ndarray
     sizes: list[str]
     limits: list[int]
+    further: Mapping[int, float] = field(default_factory=dict)
 
     def ap(self, iou: float | None = None, size: str = "all", category: int | None = None) -> float:
         """AP from 0 to 1 at the largest limit, NaN without objects.
@@ -242,6 +261,8 @@ def evaluate_coco(
     params.areaRng = [[a**2, b**2] for a, b in settings.sizes_of(task).values()]
     params.areaRngLbl = list(settings.sizes_of(task))
     params.maxDets = settings.limits_of(task)
+    counted = len(params.iouThrs)
+    params.iouThrs = np.append(params.iouThrs, [percent / 100 for percent in settings.ap_at])
     if image_ids is not None:
         params.imgIds = list(image_ids)
     if sigmas:
@@ -249,13 +270,15 @@ def evaluate_coco(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
-    arrays = evaluation.eval
+    precision, recall = (np.asarray(evaluation.eval[name]) for name in ("precision", "recall"))
+    at_all_sizes = precision[counted:, ..., 0, -1]
     return CocoScores(
-        precision=np.asarray(arrays["precision"]),
-        recall=np.asarray(arrays["recall"]),
-        thresholds=np.asarray(params.iouThrs),
+        precision=precision[:counted],
+        recall=recall[:counted],
+        thresholds=np.asarray(params.iouThrs)[:counted],
         sizes=list(settings.sizes_of(task)),
         limits=settings.limits_of(task),
+        further={p: _mean(at) for p, at in zip(settings.ap_at, at_all_sizes, strict=True)},
     )
 
 
@@ -282,9 +305,9 @@ def counted_differently(
     """
     objects = dataset.get("annotations", [])
     fields = ["area", "iscrowd", *(["num_keypoints"] if task == "keypoints" else [])]
-    for field in fields:
-        if any(field not in o for o in objects):
-            return f"an annotation has no {field}"
+    for name in fields:
+        if any(name not in o for o in objects):
+            return f"an annotation has no {name}"
     ids = [o["id"] for o in objects]
     images = {image["id"] for image in dataset["images"]}
     categories = {category["id"] for category in dataset.get("categories", [])}

@@ -26,7 +26,7 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 from detectron2.utils import comm
 
 from ..data.class_numbers import trained_classes
-from ..data.datasets import box_fault, read_voc_annotation, voc_box
+from ..data.voc_files import box_fault, read_voc_annotation, voc_box
 from ..files.atomic import replacing, write_text
 from ..keys import own_keys
 from ..registries.architectures import is_architecture
@@ -97,7 +97,8 @@ class DetectionCOCOEvaluator(COCOEvaluator):
     """Detectron2's COCO evaluator for detections, counted by :func:`evaluate_coco`.
 
     Proposals are evaluated separately. In addition to Detectron2's scores: ``AP50-<class>`` where
-    there are several classes, and what ``TEST.FPN_EXT.AREA_RANGES`` and ``MAX_DETECTIONS`` ask for.
+    there are several classes, and what ``AREA_RANGES``, ``AP_AT`` and ``MAX_DETECTIONS`` of
+    ``TEST.FPN_EXT`` ask for.
     With ``MODEL.FPN_EXT.KEEP_LEVELS``, ``coco_instances_results.json`` also has each detection's
     ``proposal_level`` and ``pooled_level``, which COCO tools ignore.
 
@@ -224,6 +225,7 @@ class DetectionCOCOEvaluator(COCOEvaluator):
             further |= {f"AP50-{name}": scores.ap(0.5, category=c) for c, name in enumerate(names)}
         for size in self.settings.sizes or ():
             further |= {f"AP{size}": scores.ap(size=size), f"AR{size}": scores.ar(size=size)}
+        further |= {f"AP{percent}": ap for percent, ap in scores.further.items()}
         if self.settings.ar_by_limit:
             further |= {f"AR@{limit}": scores.ar(limit) for limit in scores.limits}
         return {name: 100 * value for name, value in further.items()}

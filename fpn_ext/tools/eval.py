@@ -9,11 +9,12 @@ examples:
 
 import argparse
 
-from .options import add_config, add_json, add_processes, take_run
+from .options import add_config, add_json, add_processes, add_tuning, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, run=True)
+    add_tuning(parser)
     parser.add_argument(
         "--resume", action="store_true", help="evaluate OUTPUT_DIR's last checkpoint"
     )

@@ -21,7 +21,7 @@ def add_config(
 
     Args:
         run: also ``--run DIR`` in its place; :func:`take_run` reads it.
-        has_data: also ``--data``; :func:`data_as_override` reads it.
+        has_data: also ``--data``; :func:`as_overrides` reads it.
         paths: what other words are, if they may be among the overrides (:func:`split_words`).
     """
     config: argparse._ActionsContainer = parser
@@ -104,10 +104,21 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return paths, overrides
 
 
-def data_as_override(args: argparse.Namespace) -> None:
-    """Make ``--data FOLDER`` the override that it stands for, in place."""
+def add_tuning(parser: argparse.ArgumentParser) -> None:
+    """``--no-tune``; :func:`as_overrides` reads it."""
+    parser.add_argument(
+        "--no-tune",
+        action="store_true",
+        help="on a CPU, choose how each layer is computed from a table, without timing any",
+    )
+
+
+def as_overrides(args: argparse.Namespace) -> None:
+    """Make ``--data FOLDER`` and ``--no-tune`` the overrides that they stand for, in place."""
     if getattr(args, "data", None) is not None:
         args.opts = [*args.opts, "DATASETS.FPN_EXT.DATA", repr(args.data)]
+    if getattr(args, "no_tune", False):
+        args.opts = [*args.opts, "MODEL.FPN_EXT.TUNE", "False"]
 
 
 def data_source(text: str) -> str:

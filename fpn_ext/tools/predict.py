@@ -18,11 +18,12 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from .options import add_config, add_detections, add_output, split_words, take_run
+from .options import add_config, add_detections, add_output, add_tuning, split_words, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, run=True, paths="image files and folders")
+    add_tuning(parser)
     parser.add_argument("--input", nargs="+", metavar="PATH", help="image files and folders")
     add_output(parser, "annotated copies and detections.json", required=False)
     add_detections(parser)

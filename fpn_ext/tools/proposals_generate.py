@@ -13,11 +13,12 @@ example:
 
 import argparse
 
-from .options import add_config, add_datasets, add_top_k
+from .options import add_config, add_datasets, add_top_k, add_tuning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
+    add_tuning(parser)
     add_datasets(parser)
     add_top_k(parser)
 

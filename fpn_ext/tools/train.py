@@ -11,11 +11,12 @@ examples:
 import argparse
 import signal
 
-from .options import add_config, add_processes
+from .options import add_config, add_processes, add_tuning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
+    add_tuning(parser)
     parser.add_argument(
         "--resume",
         action="store_true",

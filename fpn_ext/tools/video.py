@@ -10,11 +10,12 @@ examples:
 import argparse
 from pathlib import Path
 
-from .options import add_config, add_detections, take_run
+from .options import add_config, add_detections, add_tuning, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, run=True)
+    add_tuning(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, metavar="VIDEO", help="video file to read")
     source.add_argument("--camera", type=int, metavar="N", help="camera to read, the first is 0")

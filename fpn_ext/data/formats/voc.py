@@ -15,9 +15,9 @@ from ..canonical import EMPTY
 from ..data_file import DataFile, Source
 from ..dataset import SPLITS, AnnotatedImage, Dataset, Instance, Tally, names_of, rounded
 from ..dataset_contents import size_of
-from ..datasets import read_voc_annotation, voc_box
 from ..picture_files import size_of_picture
 from ..reading import PICTURE_SUFFIXES
+from ..voc_files import read_voc_annotation, voc_box
 from .layout import Files, Pictures, by_split, lines_of
 from .pictures import copy_pictures
 

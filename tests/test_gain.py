@@ -1,0 +1,58 @@
+"""The runner that measures what a pyramid adds: its runs, its configs, what it makes of results."""
+
+import json
+import sys
+from pathlib import Path
+
+import fpn_ext
+import pytest
+from detectron2.modeling import build_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import gain
+
+
+def write(folder, run, **scores):
+    file = folder / "runs" / f"{run.name}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({**run._asdict(), "scores": scores}))
+
+
+def test_every_run_has_a_file_of_its_own():
+    runs = [
+        gain.Run(network, side, data, seed)
+        for network in gain.NETWORKS
+        for side in gain.SIDES
+        for data in gain.DATA
+        for seed in (1, 2)
+    ]
+    names = [run.name for run in runs]
+    assert len(set(names)) == len(names)
+    assert all(name.isascii() and not set(name) & set(" ,/") for name in names)
+
+
+def test_a_seed_counts_where_both_sides_are_done(tmp_path):
+    for side, seed, ap in (("one_map", 1, 10), ("pyramid", 1, 12), ("one_map", 2, 11)):
+        write(tmp_path, gain.Run("ResNet-18", side, "BCCD", seed), AP=ap)
+    write(tmp_path, gain.Run("ResNet-18", "pyramid", "DeepPCB", 1), AP=1)
+    (row,) = gain.summary(tmp_path)
+    assert (row["data"], row["network"], row["seeds"]) == ("BCCD", "ResNet-18", [1])
+    assert row["scores"] == {"one_map": [{"AP": 10}], "pyramid": [{"AP": 12}]}
+    gain.draw([row], tmp_path / "gain.png")
+    assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("network", ["ResNet-18", "ResNet-50, a quarter as wide"])
+def test_the_two_sides(network):
+    models = {}
+    for side in gain.SIDES:
+        words = [*gain.NETWORKS[network], "MODEL.DEVICE", "cpu"]
+        cfg = fpn_ext.prepare(f"configs/gain/{side}.yaml", words, training=False).cfg
+        models[side] = build_model(cfg)
+    one_map, pyramid = models["one_map"], models["pyramid"]
+    assert list(one_map.backbone.output_shape()) == ["p4"]
+    assert list(pyramid.backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
+    per_cell = {s: m.proposal_generator.anchor_generator.num_anchors for s, m in models.items()}
+    assert per_cell == {"one_map": [15], "pyramid": [3] * 5}
+    heads = [m.roi_heads.state_dict() for m in (one_map, pyramid)]
+    assert {k: v.shape for k, v in heads[0].items()} == {k: v.shape for k, v in heads[1].items()}
