@@ -455,7 +455,8 @@ def test_the_figure_end_to_end(tmp_path, demo_images, capsys, monkeypatch):
     weights = ["pretrain", "--output", str(tmp_path / "pretrained.pth"), "--iterations", "2"]
     assert main([*weights, "--config-file", small, *TINY]) == 0
     arguments = ["--seeds", "4", "--work", str(tmp_path), "--output", str(tmp_path / "results")]
-    assert figure1.main([*arguments, *TINY]) == 0
+    opts = [*TINY, "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
+    assert figure1.main([*arguments, *opts]) == 0
     kept = {
         row: json.loads((tmp_path / f"results/runs/figure1_{row}_seed4.json").read_text())
         for row in figure1.ROWS
