@@ -27,6 +27,7 @@ HELP_WIDTH = "100"
 sys.path[:0] = [str(PROJECT), str(PROJECT / "docs")]
 
 import speed_tables  # noqa: E402
+import walkthrough  # noqa: E402
 
 
 def declared() -> list[Any]:
@@ -309,6 +310,7 @@ def generated() -> dict[Path, str]:
         ),
         (PROJECT / "docs/start/your_data.md", "bccd", seeds_table(RESULTS / "start/bccd.json")),
         (SPEED_PAGE, "busy", busy_table(RESULTS / "busy/busy.json")),
+        *walkthrough.texts(PROJECT / "docs/paper/walkthrough.md", RESULTS),
     ]
     pages: dict[Path, str] = {}
     for page, name, text in texts:

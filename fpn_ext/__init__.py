@@ -7,7 +7,8 @@ registry                     names
 ===========================  ==================================================
 BACKBONE_REGISTRY            ``FeaturePyramid``; the paper's ablations
                              ``BottomUpPyramid``, ``TopDownPyramid``,
-                             ``FinestLevelPyramid``; from other papers
+                             ``FinestLevelPyramid``; without its 3x3
+                             convolutions ``UnsmoothedPyramid``; from other papers
                              ``PathAggregationPyramid``, ``BiFPN``,
                              ``BilinearPyramid``,
                              ``LearnedUpsamplingPyramid``,
@@ -67,6 +68,7 @@ __all__ = [
     "TopDownPyramid",
     "UnsharedROIHeads",
     "UnsharedRPNHead",
+    "UnsmoothedPyramid",
     "UnsmoothedTopPyramid",
     "VariedAnchorsRPNHead",
     "add_fpn_ext_config",

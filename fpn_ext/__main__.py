@@ -64,6 +64,7 @@ VERBS = {
         ("data convert", "a dataset in another format: coco, voc or yolo"),
         ("anchors", "whether the anchors fit the boxes of a dataset, and which would"),
         ("levels", "how many boxes of a dataset are pooled from each pyramid level"),
+        ("explain", "the worked example of a pyramid: maps, anchors, pooling, parameters"),
         ("look", "best anchors, proposals by level and feature maps, drawn"),
         ("analyze", "what a detector gets right and wrong: classes, errors, levels, as HTML too"),
         ("contact-sheet", "ground truth beside detections in one picture, and training curves"),

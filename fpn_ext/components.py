@@ -17,7 +17,12 @@ from .modeling.anchors import PyramidAnchorGenerator
 from .modeling.fpn import FeaturePyramid
 from .modeling.roi_heads import ChunkedROIHeads, PyramidROIHeads
 from .modeling.rpn import PyramidRPN
-from .variants.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
+from .variants.ablations import (
+    BottomUpPyramid,
+    FinestLevelPyramid,
+    TopDownPyramid,
+    UnsmoothedPyramid,
+)
 from .variants.all_levels import AllLevelsROIHeads
 from .variants.bifpn import BiFPN
 from .variants.detectron2_pyramid import Detectron2Pyramid

@@ -7,9 +7,14 @@ from detectron2.modeling import Backbone, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from fpn_ext.modeling.top_blocks import Subsample
-from fpn_ext.variants.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
+from fpn_ext.variants.ablations import (
+    BottomUpPyramid,
+    FinestLevelPyramid,
+    TopDownPyramid,
+    UnsmoothedPyramid,
+)
 
-ROWS = [BottomUpPyramid, TopDownPyramid, FinestLevelPyramid]
+ROWS = [BottomUpPyramid, TopDownPyramid, FinestLevelPyramid, UnsmoothedPyramid]
 
 
 class Constants(Backbone):
@@ -38,7 +43,7 @@ def pyramid_of_ones(row, **kwargs):
     )
     for lateral in pyramid.laterals:
         lateral.weight.data.fill_(1)
-    for output in pyramid.outputs:
+    for output in getattr(pyramid, "outputs", []):
         output.weight.data.zero_()
         output.weight.data[:, :, 1, 1] = 1
     return pyramid
@@ -52,6 +57,7 @@ def pyramid_of_ones(row, **kwargs):
         (BottomUpPyramid, {"p2": 1, "p3": 10, "p4": 100, "p5": 1000, "p6": 1000}),
         (TopDownPyramid, {"p2": 1000, "p3": 1000, "p4": 1000, "p5": 1000, "p6": 1000}),
         (FinestLevelPyramid, {"p2": 1111}),
+        (UnsmoothedPyramid, {"p2": 1111, "p3": 1110, "p4": 1100, "p5": 1000, "p6": 1000}),
     ],
 )
 @pytest.mark.parametrize("size", [(64, 128), (70, 97)])
@@ -86,6 +92,30 @@ def test_without_top_down_a_level_sees_its_own_c_k_alone(monkeypatch):
     assert changed == ["p4"]
 
 
+def test_without_3x3_convolutions_a_level_is_the_sum_itself():
+    """Seams at every second cell of P2 where P3 changes: upsampling's, which nothing smooths."""
+    maps = [torch.zeros(1, 1, 4, 4), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 1, 2, 2)]
+    maps += [torch.zeros(1, 1, 1, 1)] * 2
+    whole, unsmoothed = pyramid_of_ones(fpn_ext.FeaturePyramid), pyramid_of_ones(UnsmoothedPyramid)
+    for output in whole.outputs:
+        output.weight.data.fill_(1 / 9)  # a mean of 3 x 3 cells
+    with torch.no_grad():
+        smooth = whole.levels_on_maps(list(maps))[0].squeeze()
+        p2 = unsmoothed.levels_on_maps([m.clone() for m in maps])[0].squeeze()
+    assert p2.tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+    assert p2[1, 1:3].diff() == 1 and 0 < smooth[1, 1:3].diff() < 1
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_without_3x3_convolutions_no_level_is_overwritten(gradients):
+    """A coarser map is read by the next sum, and is a level."""
+    pyramid = pyramid_of_ones(UnsmoothedPyramid)
+    with torch.set_grad_enabled(gradients):
+        levels = pyramid(torch.zeros(1, 3, 64, 64))
+    assert len({level.data_ptr() for level in levels.values()}) == len(levels)
+    assert [level.unique().item() for level in levels.values()] == [1111, 1110, 1100, 1000, 1000]
+
+
 @pytest.mark.parametrize(
     "row, convolutions",
     [
@@ -95,6 +125,7 @@ def test_without_top_down_a_level_sees_its_own_c_k_alone(monkeypatch):
         ),
         (TopDownPyramid, ["fpn_lateral5", *(f"fpn_output{k}" for k in (2, 3, 4, 5))]),
         (FinestLevelPyramid, [*(f"fpn_lateral{k}" for k in (2, 3, 4, 5)), "fpn_output2"]),
+        (UnsmoothedPyramid, [f"fpn_lateral{k}" for k in (2, 3, 4, 5)]),
     ],
 )
 def test_it_owns_what_it_uses(row, convolutions):

@@ -7,7 +7,12 @@ import torch
 from detectron2.modeling import Backbone
 from fpn_ext.modeling.fpn import FeaturePyramid
 from fpn_ext.modeling.top_blocks import ConvolutionsOnC, Subsample
-from fpn_ext.variants.ablations import BottomUpPyramid, FinestLevelPyramid, TopDownPyramid
+from fpn_ext.variants.ablations import (
+    BottomUpPyramid,
+    FinestLevelPyramid,
+    TopDownPyramid,
+    UnsmoothedPyramid,
+)
 from fpn_ext.variants.bifpn import BiFPN
 from fpn_ext.variants.lateral_norms import NormalizedLateralPyramid
 from fpn_ext.variants.path_aggregation import PathAggregationPyramid
@@ -73,6 +78,7 @@ def values(levels):
         (BilinearPyramid, [1111, 1110, 1100, 1000]),
         (LearnedUpsamplingPyramid, [1111, 1110, 1100, 1000]),
         (PathAggregationPyramid, [1111, 1110, 1100, 1000]),
+        (UnsmoothedPyramid, [1111, 1110, 1100, 1000]),
         (UnsmoothedTopPyramid, [1111, 1110, 1100, 1000]),
         (SmoothedRecursionPyramid, [1111, 1110, 1100, 1000]),
         (JwyangPyramid, [1111, 1110, 1100, 1000]),

@@ -15,6 +15,7 @@ from fpn_ext.config.defaults import flat
 from fpn_ext.config.unread import unread_keys
 from fpn_ext.modeling.top_blocks import Subsample
 from fpn_ext.registries.lookup import pyramids
+from fpn_ext.variants.ablations import UnsmoothedPyramid
 from fpn_ext.variants.bifpn import BiFPN, BiFPNLayer, FusionNode, fuse
 from fpn_ext.variants.lateral_norms import NormalizedLateralPyramid
 from fpn_ext.variants.path_aggregation import AugmentationStep, PathAggregationPyramid
@@ -35,13 +36,14 @@ MERGING = [
     *(PathAggregationPyramid, BiFPN, BilinearPyramid, LearnedUpsamplingPyramid),
     *(SmoothedRecursionPyramid, JwyangPyramid),
 ]
-VARIANTS = [*MERGING, NormalizedLateralPyramid, UnsmoothedTopPyramid]
+VARIANTS = [*MERGING, NormalizedLateralPyramid, UnsmoothedPyramid, UnsmoothedTopPyramid]
 CONFIGS = {
     "path_aggregation": PathAggregationPyramid,
     "bifpn": BiFPN,
     "bilinear": BilinearPyramid,
     "learned_upsampling": LearnedUpsamplingPyramid,
     "normalized_laterals": NormalizedLateralPyramid,
+    "unsmoothed": UnsmoothedPyramid,
     "easy_fpn": UnsmoothedTopPyramid,
     "jwyang_fpn": JwyangPyramid,
 }

@@ -174,10 +174,7 @@ class AnchorGrid:
         look_up(BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
         anchors = model.ANCHOR_GENERATOR.NAME
         look_up(ANCHOR_GENERATOR_REGISTRY, anchors, "MODEL.ANCHOR_GENERATOR.NAME")
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""
-        cfg.MODEL.FPN_EXT.KEEP_PIXELS = True  # they may be those of that file
+        cfg = without_weights(cfg)
         if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "ProposalNetwork"):
             raise ValueError(
                 "anchors are those of an RPN (MODEL.META_ARCHITECTURE GeneralizedRCNN or "
@@ -239,6 +236,24 @@ class AnchorGrid:
         return best
 
 
+def without_weights(cfg: CfgNode) -> CfgNode:
+    """A copy of a config whose model is built from random weights: no file is read."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.FPN_EXT.BOTTOM_UP_WEIGHTS = ""
+    cfg.MODEL.FPN_EXT.KEEP_PIXELS = True  # they may be those of that file
+    return cfg
+
+
+def padded_size(backbone: Any, height: int, width: int) -> tuple[int, int]:
+    """(H, W) of an image alone in its batch, as Detectron2 pads it for a backbone."""
+    square = getattr(backbone, "padding_constraints", {}).get("square_size", 0)
+    if square:  # Detectron2's main branch only
+        height = width = square
+    divisor = max(backbone.size_divisibility, 1)
+    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
+
+
 def _drop_norms(module: nn.Module) -> None:
     """Norms leave shapes as they are, and take most of the time of a run on meta tensors."""
     for name, child in module.named_children():
@@ -282,19 +297,12 @@ class _MapSizes:
         self.known: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def __call__(self, height: int, width: int) -> list[tuple[int, int]]:
-        padded = self.padded(height, width)
+        padded = padded_size(self.backbone, height, width)
         if padded not in self.known:
             with torch.no_grad():
                 maps = self.backbone(torch.zeros(1, self.channels, *padded, device="meta"))
             self.known[padded] = [tuple(maps[name].shape[-2:]) for name in self.names]
         return self.known[padded]
-
-    def padded(self, height: int, width: int) -> tuple[int, int]:
-        square = getattr(self.backbone, "padding_constraints", {}).get("square_size", 0)
-        if square:  # Detectron2's main branch only
-            height = width = square
-        divisor = max(self.backbone.size_divisibility, 1)
-        return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
 
 
 def _portions(resized: ResizedBoxes) -> Iterator[ResizedBoxes]:

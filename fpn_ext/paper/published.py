@@ -22,6 +22,7 @@ TABLES: dict[int, Rows] = {
         "e": ("no lateral connections", (34.5, 46.1, 26.5, 57.4, 64.7)),
         "f": ("P2 alone", (38.4, 51.3, 35.1, 59.7, 67.6)),
         "c_unshared": ("(c), a head for each level", ()),
+        "c_unsmoothed": ("(c), no 3x3 convolutions", ()),
         "d_unshared": ("(d), a head for each level", ()),
     },
     2: {
@@ -32,6 +33,7 @@ TABLES: dict[int, Rows] = {
         "e": ("no lateral connections", (54.0, 31.3, 13.3, 35.2, 45.3)),
         "f": ("P2 alone", (56.3, 33.4, 17.3, 37.3, 45.6)),
         "c_unshared": ("(c), a head for each level", ()),
+        "c_unsmoothed": ("(c), no 3x3 convolutions", ()),
     },
     3: {
         "a": ("Faster R-CNN on C4", (53.1, 31.6, 13.2, 35.6, 47.1)),

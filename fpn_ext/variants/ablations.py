@@ -1,8 +1,9 @@
 """The pyramids of the paper's ablations: rows (d), (e) and (f) of Tables 1 and 2 (Sec. 5.1, 5.2).
 
-Each removes one element of :class:`FeaturePyramid` and has no unused convolution. Constructor
-arguments, names of parameters and feature maps, and YAML keys are FeaturePyramid's. (Rows (a) and
-(b) have no pyramid: the heads read a ResNet's ``res4`` or ``res5``.)
+And one that is not in the paper, without the 3x3 convolutions. Each removes one element of
+:class:`FeaturePyramid` and has no unused convolution. Constructor arguments, names of parameters
+and feature maps, and YAML keys are FeaturePyramid's. (Rows (a) and (b) have no pyramid: the heads
+read a ResNet's ``res4`` or ``res5``.)
 """
 
 from typing import Any
@@ -103,6 +104,31 @@ class FinestLevelPyramid(FeaturePyramid):
         levels: list[torch.Tensor] = []
         for output in self.outputs:  # only the finest level's
             levels.append(output(merged))
+        return levels
+
+
+@BACKBONE_REGISTRY.register()
+class UnsmoothedPyramid(FeaturePyramid):
+    """The pyramid without its 3x3 convolutions: P_k is the merged map M_k itself.
+
+    The paper has them "to reduce the aliasing effect of upsampling" (Sec. 3), and no figures
+    without them. The heads of such a pyramid read sums of lateral connections and upsampled maps.
+    """
+
+    @configurable
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        _remove(self, self.outputs)
+        del self.outputs
+
+    def levels_on_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """As :meth:`FeaturePyramid.levels_on_maps`, without a convolution after the sum."""
+        levels: list[torch.Tensor] = []
+        for lateral in self.laterals:
+            merged = lateral(maps.pop())
+            if len(levels) > 0:
+                merged = self.top_down(merged, levels[0])
+            levels.insert(0, merged)
         return levels
 
 
