@@ -21,11 +21,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 REFERENCE = PROJECT / "docs/reference"
 RESULTS = PROJECT / "results"
 SPEED, SPEED_PAGE = RESULTS / "speed-cpu", PROJECT / "docs/evidence/speed.md"
+EVIDENCE_PAGE = PROJECT / "docs/evidence/evidence.md"
 HELP_WIDTH = "100"
 
 # The package beside this file, whichever is installed, and this folder's modules.
 sys.path[:0] = [str(PROJECT), str(PROJECT / "docs")]
 
+import evidence_tables  # noqa: E402
 import speed_tables  # noqa: E402
 import walkthrough  # noqa: E402
 
@@ -309,6 +311,10 @@ def generated() -> dict[Path, str]:
             deployment_table(SPEED / "avx512/deployment.json"),
         ),
         (PROJECT / "docs/start/your_data.md", "bccd", seeds_table(RESULTS / "start/bccd.json")),
+        (EVIDENCE_PAGE, "deeppcb", evidence_tables.deeppcb_table(RESULTS / "deeppcb")),
+        (EVIDENCE_PAGE, "gain", evidence_tables.gain_in_words(RESULTS / "gain")),
+        (EVIDENCE_PAGE, "gain-deeppcb", evidence_tables.gain_table(RESULTS / "gain", "DeepPCB")),
+        (EVIDENCE_PAGE, "gain-bccd", evidence_tables.gain_table(RESULTS / "gain", "BCCD")),
         (SPEED_PAGE, "busy", busy_table(RESULTS / "busy/busy.json")),
         *walkthrough.texts(PROJECT / "docs/paper/walkthrough.md", RESULTS),
     ]

@@ -56,3 +56,21 @@ def test_the_two_sides(network):
     assert per_cell == {"one_map": [15], "pyramid": [3] * 5}
     heads = [m.roi_heads.state_dict() for m in (one_map, pyramid)]
     assert {k: v.shape for k, v in heads[0].items()} == {k: v.shape for k, v in heads[1].items()}
+
+
+def test_the_tables_of_the_page(tmp_path, monkeypatch):
+    """AP 10 and 12 on one map, 14 and 13 with the pyramid: 2.5 more, in one of two networks."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
+    import evidence_tables
+
+    assert evidence_tables.gain_in_words(tmp_path).startswith("Not run yet: `python benchmarks/")
+    every = {"AP50": 1.0, "APs": 2.0, "ARsmall": 3.0}
+    for side, aps in (("one_map", (10.0, 12.0)), ("pyramid", (14.0, 13.0))):
+        for seed, ap in enumerate(aps, 1):
+            write(tmp_path, gain.Run("ResNet-18", side, "BCCD", seed), AP=ap, **every)
+            write(tmp_path, gain.Run("GhostNet x0.5", side, "BCCD", seed), AP=11.0, **every)
+    table = evidence_tables.gain_table(tmp_path, "BCCD")
+    assert "| ResNet-18 | C4 | 11.0 (10.0 to 12.0) | 1.0 (1.0 to 1.0) |" in table
+    assert "|  | P2 to P6 | 13.5 (13.0 to 14.0) |" in table
+    words = evidence_tables.gain_in_words(tmp_path)
+    assert "higher with the pyramid for 1 of 2 networks" in words and "+0.0 to +2.5" in words

@@ -1,0 +1,124 @@
+"""Tables of the gain on real photographs: written into docs/evidence/evidence.md by generate.py.
+
+Each is made of what there is in results/; of what has not been run, its place says so, and how.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+sys.path.insert(0, str(PROJECT / "benchmarks"))
+
+import gain  # noqa: E402
+
+# What others published of DeepPCB's test list, and by which protocol.
+PUBLISHED = [
+    ["the publication of the data set (Tang et al., 2019), pairs of images", "", "98.6", ""],
+    ["Faster R-CNN, a benchmark of 2025, 50 epochs, pretrained, own anchors", "96.9", "", ""],
+    ["YOLOv11, the same benchmark", "96.4", "", ""],
+    ["DETR, the same benchmark", "93.2", "", ""],
+]
+SIDES = {"one_map": "C4", "pyramid": "P2 to P6"}
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as Markdown; the first is the head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def not_run(command: str) -> str:
+    return f"Not run yet: `{command}`."
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    """ "12.3 (11.8 to 12.9)", or one value alone."""
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def deeppcb_table(results: Path) -> str:
+    """Ours and Detectron2's components from the same seeds, beside published figures."""
+    config = "configs/deeppcb/faster_rcnn_efficientnet_lite0_FPN"
+    rows = [["detector", "AP50", "AP at 0.33", "AP (0.5 to 0.95)"]]
+    said = []
+    for file, name in (("ours", "this project"), ("builtin", "Detectron2's components")):
+        path = results / f"{file}.json"
+        suffix = "" if file == "ours" else "_builtin"
+        if not path.is_file():
+            said.append(
+                not_run(
+                    f"python benchmarks/seeds.py --config-file {config}{suffix}.yaml --json "
+                    f"results/deeppcb/{file}.json"
+                )
+            )
+            continue
+        record = json.loads(path.read_text())
+        boxes = [run["results"]["deeppcb_test"]["bbox"] for run in record["runs"]]
+        seeds = ", ".join(str(run["seed"]) for run in record["runs"])
+        scores = [mean_and_range([box[m] for box in boxes]) for m in ("AP50", "AP33", "AP")]
+        rows.append([f"{name}, seeds {seeds}", *scores])
+        hours = statistics.mean(run["cpu_seconds"] for run in record["runs"]) / 3600
+        said.append(
+            f"`{config}{suffix}.yaml`: {hours:.1f} hours of CPU time a seed on "
+            f"{record['hardware']}, commit {record['commit']}."
+        )
+    return f"{table([*rows, *PUBLISHED])}\n\n" + "\n".join(said)
+
+
+def gain_table(results: Path, data: str) -> str:
+    """A row a network: on one map and with the pyramid, and what that costs."""
+    rows = [row for row in gain.summary(results) if row["data"] == data]
+    if not rows:
+        return not_run(f'python benchmarks/gain.py --data "$DETECTRON2_DATASETS" --datasets {data}')
+    costs = {}
+    if (results / "cost.json").is_file():
+        record = json.loads((results / "cost.json").read_text())
+        costs = {(row["network"], row["side"]): row for row in record["rows"]}
+    lines = [["network", "map", "AP", "AP50", "APs", "ARs", "parameters, M", "ms an image"]]
+    for row in rows:
+        for side, name in SIDES.items():
+            scores = row["scores"][side]
+            cells = [
+                mean_and_range([score[m] for score in scores])
+                for m in ("AP", "AP50", "APs", "ARsmall")
+            ]
+            cost = costs.get((row["network"], side))
+            about = [f"{cost['parameters'] / 1e6:.1f}", f"{cost['ms']:.0f}"] if cost else ["", ""]
+            lines.append([row["network"] if side == "one_map" else "", name, *cells, *about])
+    return table(lines)
+
+
+def gain_in_words(results: Path) -> str:
+    """For how many networks the pyramid is better, and by how much."""
+    rows = gain.summary(results)
+    if not rows:
+        return not_run('python benchmarks/gain.py --data "$DETECTRON2_DATASETS"')
+    said = []
+    for data in gain.DATA:
+        gains = [
+            statistics.mean(s["AP"] for s in row["scores"]["pyramid"])
+            - statistics.mean(s["AP"] for s in row["scores"]["one_map"])
+            for row in rows
+            if row["data"] == data
+        ]
+        if gains:
+            better = sum(difference > 0 for difference in gains)
+            said.append(
+                f"{data}: AP is higher with the pyramid for {better} of {len(gains)} networks; the "
+                f"differences are {min(gains):+.1f} to {max(gains):+.1f}, "
+                f"{statistics.median(gains):+.1f} in the median."
+            )
+    return "\n".join(said)
+
+
+def commits(results: Path) -> str:
+    """Where and with what the runs of a folder were made."""
+    files = [json.loads(file.read_text()) for file in sorted((results / "runs").glob("*.json"))]
+    if not files:
+        return ""
+    made = sorted({f"{run['commit']} on {run['hardware']}" for run in files})
+    return f"{len(files)} runs, commit {', '.join(made)}."
