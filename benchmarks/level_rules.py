@@ -16,7 +16,7 @@ import math
 import shlex
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -76,23 +76,23 @@ def trained(rule: str, seed: int, opts: Sequence[str], work: Path) -> dict[str, 
     }
 
 
-def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def summary(
+    runs: Sequence[dict[str, Any]], rules: Iterable[str] = tuple(RULES), baseline: str = BASELINE
+) -> list[dict[str, Any]]:
     """A row for each rule and metric: ``mean``, ``std``, ``seeds``, and ``difference`` from the
-    paper's rule, the mean over the seeds that both were run with, with its ``standard_error``.
+    baseline, the mean over the seeds that both were run with, with its ``standard_error``.
     """
     found = {(run["rule"], run["seed"]): run["scores"] for run in runs}
     rows = []
-    for rule in RULES:
+    for rule in rules:
         seeds = sorted(seed for name, seed in found if name == rule)
         for metric in METRICS if seeds else ():
             values = {seed: found[rule, seed][metric] for seed in seeds}
             if any(value is None for value in values.values()):
                 continue  # nothing was found, or there is no object of that size
-            baseline = {s: found.get((BASELINE, s), {}).get(metric) for s in seeds}
+            others = {s: found.get((baseline, s), {}).get(metric) for s in seeds}
             pairs = [
-                values[s] - baseline[s]
-                for s in seeds
-                if rule != BASELINE and baseline[s] is not None
+                values[s] - others[s] for s in seeds if rule != baseline and others[s] is not None
             ]
             rows.append(
                 {
@@ -110,11 +110,13 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
-    """level_rules.md."""
-    rows = {(row["rule"], row["metric"]): row for row in summary(runs)}
+def tables(
+    runs: Sequence[dict[str, Any]], rules: Iterable[str] = tuple(RULES), baseline: str = BASELINE
+) -> tuple[str, str]:
+    """Scores, and differences from the baseline, as Markdown."""
+    rows = {(row["rule"], row["metric"]): row for row in summary(runs, rules, baseline)}
     metrics = [metric for metric in METRICS if any(metric == m for _, m in rows)]
-    rules = [rule for rule in RULES if any(rule == run["rule"] for run in runs)]
+    rules = [rule for rule in rules if any(rule == run["rule"] for run in runs)]
     scores = [
         [
             rule,
@@ -132,8 +134,17 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
             ),
         ]
         for rule in rules
-        if rule != BASELINE
+        if rule != baseline
     ]
+    return (
+        markdown_table(["", "seeds", *metrics], scores),
+        markdown_table(["", *metrics], differences),
+    )
+
+
+def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
+    """level_rules.md."""
+    scores, differences = tables(runs)
     kinds = {
         what: ", ".join(sorted({str(run[what]) for run in runs}))
         for what in ("iterations", "commit", "hardware")
@@ -148,11 +159,11 @@ What they are: [levels](../../docs/guides/levels.md). On these levels StrideRule
 
 Box AP in percent, mean ± standard deviation over the seeds:
 
-{markdown_table(["", "seeds", *metrics], scores)}
+{scores}
 
 Differences from {BASELINE}, seed by seed, mean ± standard error:
 
-{markdown_table(["", *metrics], differences)}
+{differences}
 """
 
 

@@ -12,13 +12,18 @@ BACKBONE_REGISTRY            ``FeaturePyramid``; the paper's ablations
                              ``PathAggregationPyramid``, ``BiFPN``,
                              ``BilinearPyramid``,
                              ``LearnedUpsamplingPyramid``,
-                             ``NormalizedLateralPyramid``
+                             ``NormalizedLateralPyramid``; from other
+                             implementations ``UnsmoothedTopPyramid``,
+                             ``SmoothedRecursionPyramid``, ``JwyangPyramid``;
+                             Fig. 1(c): ``FeatureHierarchy``
 ANCHOR_GENERATOR_REGISTRY    ``PyramidAnchorGenerator``
-PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``
+PROPOSAL_GENERATOR_REGISTRY  ``PyramidRPN``, ``PerLevelRPN``
 RPN_HEAD_REGISTRY            ``UnsharedRPNHead``, ``VariedAnchorsRPNHead``
 ROI_HEADS_REGISTRY           ``PyramidROIHeads``, ``ChunkedROIHeads``,
                              ``UnsharedROIHeads``, ``AllLevelsROIHeads``
-META_ARCH_REGISTRY           ``PyramidMaskProposals``
+META_ARCH_REGISTRY           ``PyramidMaskProposals``; Fig. 1(a):
+                             ``ImagePyramidRCNN``; for (c):
+                             ``HierarchyRetinaNet``
 ===========================  ==================================================
 
 The import is light: components load when Detectron2's models are first imported, or when a name
@@ -45,21 +50,28 @@ __all__ = [
     "ChunkedROIHeads",
     "Detections",
     "Detector",
+    "FeatureHierarchy",
     "FeaturePyramid",
     "FinestLevelPyramid",
+    "HierarchyRetinaNet",
+    "ImagePyramidRCNN",
+    "JwyangPyramid",
     "LearnedUpsamplingPyramid",
     "LevelMappedROIPooler",
     "NormalizedLateralPyramid",
     "PathAggregationPyramid",
+    "PerLevelRPN",
     "PyramidAnchorGenerator",
     "PyramidMaskProposals",
     "PyramidROIHeads",
     "PyramidRPN",
+    "SmoothedRecursionPyramid",
     "Subsample",
     "TopDownPyramid",
     "UnsharedROIHeads",
     "UnsharedRPNHead",
     "UnsmoothedPyramid",
+    "UnsmoothedTopPyramid",
     "VariedAnchorsRPNHead",
     "add_fpn_ext_config",
     "assign_levels",

@@ -27,8 +27,16 @@ from .variants.ablations import (
 from .variants.all_levels import AllLevelsROIHeads
 from .variants.bifpn import BiFPN
 from .variants.detectron2_pyramid import Detectron2Pyramid
+from .variants.hierarchy import FeatureHierarchy, HierarchyRetinaNet
+from .variants.image_pyramid import ImagePyramidRCNN
 from .variants.lateral_norms import NormalizedLateralPyramid
 from .variants.path_aggregation import PathAggregationPyramid
+from .variants.peers import (
+    JwyangPyramid,
+    PerLevelRPN,
+    SmoothedRecursionPyramid,
+    UnsmoothedTopPyramid,
+)
 from .variants.unshared import UnsharedROIHeads, UnsharedRPNHead
 from .variants.upsampling import BilinearPyramid, LearnedUpsamplingPyramid
 from .variants.varied_anchors import VariedAnchorsRPNHead

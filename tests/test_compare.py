@@ -355,7 +355,7 @@ def test_every_key_of_ours_that_a_component_reads_is_known():
     }
     expected = keys - {f"MODEL.FPN_EXT.{key}" for key in by_all}
     assert unread_keys(fpn_ext.load_config(CONTROL)) == expected
-    of_variants = ("BOXES_PER_CHUNK", "LEVEL_FUSION", "BIFPN_REPEATS")
+    of_variants = ("BOXES_PER_CHUNK", "LEVEL_FUSION", "BIFPN_REPEATS", "IMAGE_SCALES")
     of_variants = {f"MODEL.FPN_EXT.{key}" for key in of_variants}
     of_variants |= {key for key in keys if key.startswith("MODEL.FPN_EXT.MASK_PROPOSAL_")}
     assert unread_keys(fpn_ext.load_config(OURS)) == of_variants

@@ -242,6 +242,8 @@ MERGED = "1x1 on c4, 256 to 32 channels + m5 from 4 x 4 to 8 x 8"
         ("TopDownPyramid", "m5 from 4 x 4 to 8 x 8", "3x3 on m4"),
         ("BiFPN", "1x1 on c4, 256 to 32 channels", "BiFPN"),
         ("PathAggregationPyramid", MERGED, "PathAggregationPyramid"),
+        ("UnsmoothedTopPyramid", MERGED, "3x3 on m4"),
+        ("SmoothedRecursionPyramid", MERGED.replace("m5", "p5"), "3x3 on m4"),
     ],
 )
 def test_what_a_variant_is_made_from(pyramid, m4, p4, small_cfg):
@@ -250,6 +252,16 @@ def test_what_a_variant_is_made_from(pyramid, m4, p4, small_cfg):
     assert {m.name: m.made_from for m in found.merged}["m4"] == m4
     assert {m.name: m.made_from for m in found.levels}["p4"] == p4
     check_against_the_model(small_cfg, found)
+
+
+def test_a_hierarchy_is_the_bottom_ups_maps():
+    cfg = fpn_ext.load_config("configs/paper/figure1/c.yaml")
+    found = of(cfg, (128, 128))
+    assert found.merged == []
+    made = {level.name: level.made_from for level in found.levels}
+    assert (made["p3"], made["p5"]) == ("c3 itself", "c5 itself")
+    assert made["p6"] == "ConvolutionsOnC on c5, 1 of 2"
+    assert [level.channels for level in found.levels] == [512, 1024, 2048, 256, 256]
 
 
 @pytest.mark.parametrize(

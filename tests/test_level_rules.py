@@ -19,12 +19,14 @@ from fpn_ext.modeling.level_rules import (
 )
 from fpn_ext.modeling.pooler import LevelMappedROIPooler
 from fpn_ext.variants.all_levels import AllLevelsROIPooler
+from fpn_ext.variants.peers import NaturalLogRule, RoundedNaturalLogRule
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import level_rules
 
-RULES = ["PaperRule", "RoundedRule", "LongerSideRule", "StrideRule"]
+BINARY = ["PaperRule", "RoundedRule", "LongerSideRule", "StrideRule"]  # a level is a factor of two
+RULES = [*BINARY, "NaturalLogRule", "RoundedNaturalLogRule"]
 FPN = [4, 8, 16, 32]
 NAN = float("nan")
 
@@ -60,6 +62,21 @@ def test_rounded():
 def test_longer_side():
     sizes = boxes((10.0, 111.0), (10.0, 112.0), (223.0, 223.0), (224.0, 5.0), (3.0, 448.0))
     assert LongerSideRule(FPN, 224, 4)(sizes).tolist() == [0, 1, 1, 2, 3]
+
+
+def test_natural_logarithm():
+    """A level is a factor of e: 224 / e = 82.4, 224, 224 e = 608.9."""
+    sizes = boxes(5.0, 82.3, 82.5, 223.9, 224.0, 608.8, 609.0)
+    assert NaturalLogRule(FPN, 224, 4)(sizes).tolist() == [0, 0, 1, 1, 2, 2, 3]
+
+
+def test_natural_logarithm_rounded():
+    """Half a level sooner: 224 e^-1.5 = 49.98, 224 e^-0.5 = 135.86, 224 e^0.5 = 369.31."""
+    sides = (49.9, 50.0, 135.8, 135.9, 224.0, 369.3, 369.4)
+    expected = [2, 3, 3, 4, 4, 4, 5]
+    assert [round(4 + math.log(side / 224)) for side in sides] == expected
+    found = RoundedNaturalLogRule(FPN, 224, 4)(boxes(*sides))
+    assert [2 + index for index in found.tolist()] == expected
 
 
 def test_by_stride():
@@ -125,13 +142,17 @@ def test_larger_boxes_never_go_to_finer_maps(name):
     assert (found.diff() >= 0).all() and found.unique().tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_constants(name):
-    """Twice the canonical size, or one level more, moves every bound by a factor of two."""
+@pytest.mark.parametrize("name", BINARY)
+def test_one_level_more_is_half_the_size(name):
     rule = LEVEL_RULE_REGISTRY.get(name)
     found = random_boxes()
-    shifted = rule(FPN, 448, 5)(found)
-    assert torch.equal(shifted, rule(FPN, 224, 4)(found))
+    assert torch.equal(rule(FPN, 448, 5)(found), rule(FPN, 224, 4)(found))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_twice_the_canonical_size_is_for_boxes_twice_as_large(name):
+    rule = LEVEL_RULE_REGISTRY.get(name)
+    found = random_boxes()
     doubled = torch.cat([found[:, :2] * 2, found[:, 2:] * 2], dim=1)
     assert torch.equal(rule(FPN, 448, 4)(doubled), rule(FPN, 224, 4)(found))
 
@@ -145,7 +166,7 @@ def test_torchscript(name):
         assert torch.equal(torch.jit.script(rule)(found), rule(found))
 
 
-@pytest.mark.parametrize("name", ["PaperRule", "RoundedRule", "LongerSideRule"])
+@pytest.mark.parametrize("name", [name for name in RULES if name != "StrideRule"])
 def test_eq_1_names_no_level_of_stride_6(name):
     with pytest.raises(ValueError, match=rf"power of two, got 6; {name} .*LEVEL_RULE StrideRule"):
         LEVEL_RULE_REGISTRY.get(name)([6, 12], 224, 4)

@@ -16,6 +16,11 @@ from fpn_ext.variants.ablations import (
 from fpn_ext.variants.bifpn import BiFPN
 from fpn_ext.variants.lateral_norms import NormalizedLateralPyramid
 from fpn_ext.variants.path_aggregation import PathAggregationPyramid
+from fpn_ext.variants.peers import (
+    JwyangPyramid,
+    SmoothedRecursionPyramid,
+    UnsmoothedTopPyramid,
+)
 from fpn_ext.variants.upsampling import BilinearPyramid, LearnedUpsamplingPyramid
 from torch import nn
 
@@ -74,6 +79,9 @@ def values(levels):
         (LearnedUpsamplingPyramid, [1111, 1110, 1100, 1000]),
         (PathAggregationPyramid, [1111, 1110, 1100, 1000]),
         (UnsmoothedPyramid, [1111, 1110, 1100, 1000]),
+        (UnsmoothedTopPyramid, [1111, 1110, 1100, 1000]),
+        (SmoothedRecursionPyramid, [1111, 1110, 1100, 1000]),
+        (JwyangPyramid, [1111, 1110, 1100, 1000]),
         (BottomUpPyramid, [1, 10, 100, 1000]),
         (BiFPN, [1, 10, 100, 1000]),
         (TopDownPyramid, [1000, 1000, 1000, 1000]),

@@ -19,6 +19,11 @@ from fpn_ext.variants.ablations import UnsmoothedPyramid
 from fpn_ext.variants.bifpn import BiFPN, BiFPNLayer, FusionNode, fuse
 from fpn_ext.variants.lateral_norms import NormalizedLateralPyramid
 from fpn_ext.variants.path_aggregation import AugmentationStep, PathAggregationPyramid
+from fpn_ext.variants.peers import (
+    JwyangPyramid,
+    SmoothedRecursionPyramid,
+    UnsmoothedTopPyramid,
+)
 from fpn_ext.variants.upsampling import (
     BilinearPyramid,
     BilinearSum,
@@ -27,8 +32,11 @@ from fpn_ext.variants.upsampling import (
 )
 from torch import nn
 
-MERGING = [PathAggregationPyramid, BiFPN, BilinearPyramid, LearnedUpsamplingPyramid]
-VARIANTS = [*MERGING, NormalizedLateralPyramid, UnsmoothedPyramid]
+MERGING = [
+    *(PathAggregationPyramid, BiFPN, BilinearPyramid, LearnedUpsamplingPyramid),
+    *(SmoothedRecursionPyramid, JwyangPyramid),
+]
+VARIANTS = [*MERGING, NormalizedLateralPyramid, UnsmoothedPyramid, UnsmoothedTopPyramid]
 CONFIGS = {
     "path_aggregation": PathAggregationPyramid,
     "bifpn": BiFPN,
@@ -36,6 +44,15 @@ CONFIGS = {
     "learned_upsampling": LearnedUpsamplingPyramid,
     "normalized_laterals": NormalizedLateralPyramid,
     "unsmoothed": UnsmoothedPyramid,
+    "easy_fpn": UnsmoothedTopPyramid,
+    "jwyang_fpn": JwyangPyramid,
+}
+# What a config changes beside the pyramid.
+BESIDE = {
+    "bifpn": {"MODEL.FPN.NORM"},
+    "normalized_laterals": {"MODEL.FPN.NORM"},
+    "easy_fpn": {"MODEL.PROPOSAL_GENERATOR.NAME"},
+    "jwyang_fpn": {"MODEL.FPN_EXT.LEVEL_RULE"},
 }
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"  # MODEL.FPN.NORM BN
 SMALL = ["MODEL.FPN.OUT_CHANNELS", "8", "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.DEVICE", "cpu"]
@@ -348,6 +365,7 @@ def test_a_batch_is_its_images_and_memory_is_as_asked(variant, channels_last):
         ),
         (BilinearPyramid, "nothing"),
         (LearnedUpsamplingPyramid, r"fpn_upsample[2-4]\.up\.(weight|bias)"),
+        (SmoothedRecursionPyramid, "nothing"),
     ],
 )
 def test_names_of_parameters(variant, pattern):
@@ -370,7 +388,9 @@ def test_one_level_with_a_normalised_lateral():
     assert list(build(NormalizedLateralPyramid, Strided([8]))(torch.rand(1, 3, 64, 64))) == ["p3"]
 
 
-@pytest.mark.parametrize("variant", [BiFPN, BilinearPyramid, LearnedUpsamplingPyramid])
+@pytest.mark.parametrize(
+    "variant", [BiFPN, BilinearPyramid, LearnedUpsamplingPyramid, JwyangPyramid]
+)
 def test_a_mean_where_there_is_none(variant):
     with pytest.raises(ValueError, match=rf"FUSE_TYPE must be 'sum' .*{variant.__name__}, .*'avg'"):
         build(variant, Strided(), fuse_type="avg")
@@ -445,8 +465,7 @@ def test_a_config_differs_in_what_it_is_about(name):
     ours = flat(fpn_ext.load_config(f"configs/variants/{name}.yaml"))
     base = flat(fpn_ext.load_config("configs/detectron2/faster_rcnn_R_50_FPN_1x.yaml"))
     different = {key for key in ours if ours[key] != base[key]} - {"OUTPUT_DIR"}
-    assert different - {"MODEL.FPN.NORM"} == {"MODEL.BACKBONE.NAME"}
-    assert ("MODEL.FPN.NORM" in different) == (name in ("bifpn", "normalized_laterals"))
+    assert different == {"MODEL.BACKBONE.NAME"} | BESIDE.get(name, set())
     assert ours["MODEL.BACKBONE.NAME"] == CONFIGS[name].__name__
 
 
@@ -465,7 +484,8 @@ def test_what_they_cost_is_what_the_document_says():
         for line in text.splitlines()
         if re.match(r"\| `\w+`", line)
     ]
-    measured, documented = rows[: len(CONFIGS) + 1], rows[len(CONFIGS) + 1 :]
+    count = 1 + len(CONFIGS)
+    measured, documented = rows[:count], rows[count:]
     assert sorted(measured) == sorted([name, *figures] for name, _, _, *figures in documented)
 
 

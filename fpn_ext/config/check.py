@@ -233,6 +233,12 @@ def _evaluation_problems(cfg: CfgNode) -> Iterable[str]:
                 f"{key} needs a model with an RPN (MODEL.META_ARCHITECTURE GeneralizedRCNN or "
                 f"ProposalNetwork), got {model.META_ARCHITECTURE}; leave it False"
             )
+        elif is_architecture(cfg, "ImagePyramidRCNN"):
+            yield (
+                f"{key} scores the proposals on one image; MODEL.META_ARCHITECTURE "
+                "ImagePyramidRCNN has those on several scales of it, and merges only detections: "
+                "leave it False"
+            )
     if cfg.TEST.AUG.ENABLED:
         # Detectron2's test-time augmentation raises AssertionErrors on these, after training.
         key = "TEST.AUG.ENABLED"

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
-from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 
 from ..bottom_up.configured_levels import in_features_key
 from ..levels import stride_named
-from ..registries.architectures import reads_node
+from ..registries.architectures import is_architecture, reads_node
 from ..registries.lookup import has_pyramid_heads, inherits, is_pyramid
 from ..variants.all_levels import FUSIONS
 from .level_keys import level_problems, levels_given
@@ -31,6 +31,7 @@ def configured_level_problems(cfg: CfgNode) -> Iterable[str]:
                 yield f"{key} must go from fine to coarse, got {maps}"
     yield from _rule_problems(cfg)
     yield from _anchor_problems(cfg)
+    yield from _channel_problems(cfg)
 
 
 def _anchor_problems(cfg: CfgNode) -> Iterable[str]:
@@ -75,6 +76,22 @@ def _rule_problems(cfg: CfgNode) -> Iterable[str]:
     except ValueError as error:
         if "fine to coarse" not in str(error):  # reported for the key already
             yield str(error)
+
+
+def _channel_problems(cfg: CfgNode) -> Iterable[str]:
+    """Heads shared by all levels on maps that each have another number of channels."""
+    name = cfg.MODEL.BACKBONE.NAME
+    if not inherits(BACKBONE_REGISTRY, name, "FeatureHierarchy"):
+        return
+    why = f"one head for all levels cannot read the maps of {name}, which have the bottom-up's"
+    if reads_node(cfg, "RETINANET") and not is_architecture(cfg, "HierarchyRetinaNet"):
+        yield (
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: {why} channels; choose "
+            "HierarchyRetinaNet"
+        )
+    head = cfg.MODEL.RPN.HEAD_NAME
+    if reads_node(cfg, "RPN") and head in ("StandardRPNHead", "VariedAnchorsRPNHead"):
+        yield f"MODEL.RPN.HEAD_NAME {head}: {why} channels; choose UnsharedRPNHead"
 
 
 def _asked_maps(cfg: CfgNode) -> Iterable[tuple[str, list[str]]]:

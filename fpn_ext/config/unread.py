@@ -12,17 +12,18 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
 )
 
+from ..bottom_up.configured_levels import value_of
 from ..keys import declared_keys
 from ..registries.lookup import inherits
 from .defaults import flat, get_cfg
 
-# Key that selects a component -> the registry it is in.
+# The key of MODEL that selects a component -> the registry it is in.
 REGISTRIES: dict[str, Any] = {
-    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
-    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
-    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "BACKBONE.NAME": BACKBONE_REGISTRY,
+    "ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
 }
 
 
@@ -45,9 +46,8 @@ def _is_component(name: str) -> bool:
 
 def _has(cfg: CfgNode, component: str) -> bool:
     """Whether a config has this component, or a subclass of it."""
-    names = flat(cfg)
     return any(
-        component in registry and inherits(registry, names[key], component)
+        component in registry and inherits(registry, value_of(cfg.MODEL, key), component)
         for key, registry in REGISTRIES.items()
     )
 

@@ -12,6 +12,7 @@ from detectron2.modeling.roi_heads import (
 )
 from torch import nn
 
+from ..modeling.rpn import PyramidRPN
 from .pooling import LevelMappedRoIAlign
 from .rows import ABSENT, above, absent, by_anchor, clipped, decoded, larger_than, rows_of, top
 from .suppression import Suppression, as_batched_nms_moves_them
@@ -25,7 +26,12 @@ class Proposals(nn.Module):
 
     def __init__(self, rpn: Any, suppression: Suppression):
         super().__init__()
-        if not isinstance(rpn, RPN) or rpn.anchor_generator.box_dim != 4:
+        # Another way from scores to proposals, as PerLevelRPN's, is not what is written here.
+        known = getattr(type(rpn), "predict_proposals", None) in (
+            RPN.predict_proposals,
+            PyramidRPN.predict_proposals,
+        )
+        if not known or rpn.anchor_generator.box_dim != 4:
             raise ValueError(
                 f"cannot export the proposals of {type(rpn).__name__}: choose "
                 "MODEL.PROPOSAL_GENERATOR.NAME PyramidRPN or RPN"

@@ -96,10 +96,12 @@ class _Reading:
         self.strides: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self.bottom_up = []
+        self.read_at: dict[str, int] = {}  # the id of each C_k, by name
         for feature in dict.fromkeys(read):
             stride, tensor = int(shapes[feature].stride), features[feature]
             self.bottom_up.append(_map(map_name(stride, "c"), feature, tensor, stride))
             self.names[id(tensor)] = map_name(stride, "c")
+            self.read_at[map_name(stride, "c")] = id(tensor)
             self.strides[map_name(stride, "c")] = stride
         self.merged: dict[str, tuple[list[str], torch.Tensor]] = {}
         self.made: dict[int, str] = {}  # what a P_k is made from, by its id
@@ -124,6 +126,8 @@ class _Reading:
             _map(name, " + ".join(made), tensor, self.strides[name])
             for name, (made, tensor) in self.merged.items()
         ]
+        for feature in self.bottom_up:  # a hierarchy's levels
+            self.made.setdefault(self.read_at[feature.name], f"{feature.name} itself")
         kind = type(self.pyramid).__name__
         levels = [
             _map(name, self.made.get(id(level), kind), level, stride_named(name) or 0)
@@ -149,6 +153,7 @@ class _Reading:
                 above, (_, coarser) = list(self.merged.items())[-1]
                 self._keep(name, stride, [_upsampled(above, coarser, merged)], merged)
         self.made[id(call.outputs[0])] = f"{_kind(call.module)} on {name}"
+        self.names[id(call.outputs[0])] = map_name(self.strides[name])
 
     def _merge(self, name: str, coarser: torch.Tensor, result: torch.Tensor) -> None:
         made, _ = self.merged[name]

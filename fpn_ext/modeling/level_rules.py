@@ -124,6 +124,10 @@ class PaperRule(nn.Module):
         level = assign_levels(
             boxes, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
+        return self._index_of(level)
+
+    def _index_of(self, level: torch.Tensor) -> torch.Tensor:
+        """(R,) int64 levels from the finest to the coarsest -> (R,) int64 map indices."""
         index = level - self.min_level
         for k in self.taken_over:
             index = index - (level >= k).to(torch.int64)
@@ -132,8 +136,9 @@ class PaperRule(nn.Module):
 
 @LEVEL_RULE_REGISTRY.register()
 class RoundedRule(PaperRule):
-    """Eq. 1 rounded to the nearest level instead of down, as in jwyang's fpn.pytorch: a box of 159
-    to 316 px goes to P4, instead of one of 224 to 448 px.
+    """Eq. 1 rounded to the nearest level instead of down: a box of 159 to 316 px goes to P4,
+    instead of one of 224 to 448 px. (jwyang's fpn.pytorch rounds, too, and has another logarithm:
+    :class:`~fpn_ext.variants.peers.RoundedNaturalLogRule`.)
     """
 
     def __init__(self, strides: Sequence[float], canonical_box_size: float, canonical_level: int):

@@ -41,7 +41,8 @@ declare(
     "MODEL.FPN_EXT.LEVEL_RULE",
     "PaperRule",
     "Which level a box is pooled from: PaperRule (Eq. 1), RoundedRule, LongerSideRule, "
-    "StrideRule (for any strides), or a registered rule of your own.",
+    "StrideRule (for any strides), NaturalLogRule, RoundedNaturalLogRule, or a registered rule "
+    "of your own.",
     "PyramidROIHeads",
 )
 declare(

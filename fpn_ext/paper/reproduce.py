@@ -69,7 +69,11 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a table row with a seed."""
+    """One training: a table row with a seed.
+
+    What is not a row of Tables 1 to 3 and 6 is a subclass that says where its config is
+    (``benchmarks/figure1.py``, ``benchmarks/departures.py``).
+    """
 
     table: int
     row: str
@@ -78,6 +82,31 @@ class Run:
     @property
     def name(self) -> str:
         return f"table{self.table}_{self.row}_seed{self.seed}"
+
+    @property
+    def file(self) -> Path:
+        """The YAML file, before the scale's is put on it."""
+        return CONFIGS / f"table{self.table}" / f"{self.row}.yaml"
+
+    @property
+    def overlays(self) -> Sequence[str]:
+        """Files in ``configs/paper/scale/`` put on top of the scale's."""
+        return ()
+
+    @property
+    def times_as_long(self) -> int:
+        """How many times the scale's iterations: two where the paper's row has twice as many."""
+        return 2 if self.row.endswith("_2x") else 1
+
+    @property
+    def opts(self) -> Sequence[str]:
+        """``KEY VALUE ...`` overrides of this run."""
+        return ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its result is filed under."""
+        return {"table": self.table, "row": self.row, "seed": self.seed}
 
     @property
     def proposals_from(self) -> "Run | None":
@@ -122,12 +151,13 @@ class Reproduction:
     def config(self, run: Run) -> CfgNode:
         """The run's config: the row's YAML, the scale's, and the run's own settings."""
         scale = SCALES[self.scale]
-        cfg = load_config(str(CONFIGS / f"table{run.table}" / f"{run.row}.yaml"))
+        row, *overlays = self._files(run)
+        cfg = load_config(str(row))
+        for overlay in overlays:
+            cfg.merge_from_file(str(overlay))
         if scale.overlay:
-            times = cfg.SOLVER.MAX_ITER // self._baseline(run).SOLVER.MAX_ITER
-            cfg.merge_from_file(str(CONFIGS / "scale" / scale.overlay_of(run.table)))
-            cfg.SOLVER.MAX_ITER *= times  # a row of twice the iterations remains one
-            cfg.SOLVER.STEPS = tuple(step * times for step in cfg.SOLVER.STEPS)
+            cfg.SOLVER.MAX_ITER *= run.times_as_long
+            cfg.SOLVER.STEPS = tuple(step * run.times_as_long for step in cfg.SOLVER.STEPS)
             cfg.MODEL.WEIGHTS = str(self.weights)
         else:
             # With fewer than 8 GPUs Detectron2 scales batch, learning rate and schedule together.
@@ -138,7 +168,7 @@ class Reproduction:
         ]
         cfg.MODEL.DEVICE = "cuda" if self.num_gpus else "cpu"
         cfg.SEED = run.seed
-        cfg.merge_from_list(list(self.opts))
+        cfg.merge_from_list([*self.opts, *run.opts])
         cfg.OUTPUT_DIR = str(self.folder(run))
         if run.proposals_from:
             for split in ("TRAIN", "TEST"):
@@ -146,10 +176,6 @@ class Reproduction:
                     str(self.proposals(run.proposals_from, name)) for name in cfg.DATASETS[split]
                 )
         return cfg
-
-    def _baseline(self, run: Run) -> CfgNode:
-        row = published.BASELINES[run.table]
-        return load_config(str(CONFIGS / f"table{run.table}" / f"{row}.yaml"))
 
     def config_text(self, run: Run, folder: Path | None = None) -> str:
         """The run's config as YAML, which each of its commands prepares itself.
@@ -159,11 +185,14 @@ class Reproduction:
         """
         cfg = self.config(run)
         cfg.OUTPUT_DIR = str(folder or cfg.OUTPUT_DIR)
-        files = [CONFIGS / f"table{run.table}" / f"{run.row}.yaml"]
-        if overlay := SCALES[self.scale].overlay_of(run.table):
-            files.append(CONFIGS / "scale" / overlay)
-        written = set(self.opts[::2]).union(*(written_keys(str(file)) for file in files))
+        written = {*self.opts[::2], *run.opts[::2]}
+        written = written.union(*(written_keys(str(file)) for file in self._files(run)))
         return unresolved_yaml(cfg, written)
+
+    def _files(self, run: Run) -> list[Path]:
+        overlay = SCALES[self.scale].overlay_of(run.table)
+        overlays = [overlay, *run.overlays] if overlay else run.overlays
+        return [run.file, *(CONFIGS / "scale" / name for name in overlays)]
 
     def digest(self, run: Run) -> str:
         """A hash of the config, independent of file locations."""
@@ -258,9 +287,7 @@ class Reproduction:
                 cpu_seconds = self._run(train, folder / "train.log")
             scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
             result = {
-                "table": run.table,
-                "row": run.row,
-                "seed": run.seed,
+                **run.identity,
                 "scores": json.loads(scores_file.read_text())[TASKS[run.table]],
                 "iterations": cfg.SOLVER.MAX_ITER,
                 "seconds": round(time.time() - begin),
