@@ -31,40 +31,13 @@ from ..engine import jobs
 from ..engine.finished import is_finished
 from ..files.atomic import write_text
 from ..files.run_folder import left_by_a_run
-from ..files.shipped import configs
 from ..reporting import provenance
 from ..reporting.json_files import write_json
 from . import published
+from .scales import CONFIGS, SCALES
 from .tables import write_tables
 
-CONFIGS = configs() / "paper"
 TASKS = {1: "box_proposals", 2: "bbox", 3: "bbox", 6: "mask_proposals"}  # in results.json
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How big a reproduction is.
-
-    Args:
-        overlay: YAML file in ``configs/paper/scale/`` overlaid on every row's; such a scale starts
-            from the weights of :mod:`fpn_ext.paper.pretrain`. "" for the paper's recipe.
-        anchor_factor: scales the row's anchor sizes, to match the smaller images.
-    """
-
-    overlay: str = ""
-    anchor_factor: float = 1.0
-
-    def overlay_of(self, table: int) -> str:
-        """The overlay for the rows of a table: its own, which is based on the scale's, if any."""
-        own = self.overlay.replace(".yaml", f"_table{table}.yaml")
-        return own if (CONFIGS / "scale" / own).is_file() else self.overlay
-
-
-SCALES = {
-    "coco": Scale(),
-    "small": Scale("small.yaml", anchor_factor=0.5),
-    "small-gpu": Scale("small_gpu.yaml"),
-}
 
 
 @dataclass(frozen=True)
