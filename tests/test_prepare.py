@@ -212,7 +212,7 @@ def test_whoever_builds_adds_the_table_once(verb, arguments, monkeypatch, capsys
 # Verbs that prepare a config by a function of this module, or in the processes that they start.
 PREPARE = (
     *("train", "eval", "predict", "video", "check", "look", "compare weights", "compare train"),
-    *("proposals generate", "four-step", "analyze", "export", "config"),
+    *("proposals generate", "four-step", "analyze", "export", "config", "explain"),
 )
 # Verbs that build no detector, by themselves.
 BUILD_NONE = (

@@ -20,6 +20,12 @@ from .options import add_config, add_json, take_run
 
 CONFIG = "configs/detectron2/faster_rcnn_R_50_FPN_1x.yaml"
 
+# What a config says of data does not matter here, and the data need not be there.
+NO_DATA = (
+    *("DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "DATASETS.FPN_EXT.DATA", ""),
+    *("DATASETS.PROPOSAL_FILES_TRAIN", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, required=False, run=True, has_data=False)
@@ -75,12 +81,13 @@ def box_size(text: str) -> tuple[float, float]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..config.load import load_config
+    from ..config.prepare import prepare
     from ..inspection.explain import BOXES, explain
     from ..reporting.json_files import write_json
 
     take_run(args, weights=False)
-    cfg = load_config(args.config_file or CONFIG, args.opts)
+    opts = [*args.opts, *NO_DATA]
+    cfg = prepare(str(args.config_file or CONFIG), opts).cfg
     explanation = explain(cfg, args.size, args.boxes or BOXES)
     print(explanation)
     if args.json:
