@@ -10,7 +10,7 @@ READY = $(VENV)/.fpn_ext_ready
 DEMO = configs/demo/faster_rcnn_efficientnet_lite0_FPN.yaml
 
 
-.PHONY: demo exporters test test-slow test-lowest test-avx2 test-avx2-short test-export test-detectron2 test-main fuzz fuzz-million long-run at-scale gpu setup lint format docs lock
+.PHONY: demo exporters test test-slow test-lowest test-avx2 test-avx2-short test-export test-detectron2 test-main fuzz fuzz-million long-run at-scale figures gpu setup lint format docs lock
 .DELETE_ON_ERROR:
 
 demo: $(OUTPUT)/demo/contact_sheet.png
@@ -83,6 +83,12 @@ long-run: setup
 # CPU time and memory with 200 000 images of 2 000 000 boxes, and other large inputs.
 at-scale: setup
 	$(RUN) benchmarks/at_scale.py --images 200000 --json results/at_scale/at_scale.json
+
+# Every table, number and figure of the README and the documents, from results/; changes nothing that
+# is current.
+figures: setup
+	$(RUN) docs/generate.py
+	$(RUN) benchmarks/gain.py --report-only
 
 # What needs a GPU: its tests, then its figures into results/speed-gpu.
 gpu: setup

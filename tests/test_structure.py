@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -298,3 +299,20 @@ def test_the_yaml_in_the_readme_is_a_config(tmp_path):
     cfg = fpn_ext.load_config(str(tmp_path / "swap.yaml"))
     assert cfg.MODEL.FPN_EXT == fpn_ext.get_cfg().MODEL.FPN_EXT, "the defaults are shown"
     assert cfg.MODEL.BACKBONE.NAME == "FeaturePyramid"
+
+
+def test_what_the_readme_appends_goes_with_its_first_training():
+    """Every choice of components, on top of the config that the README trains."""
+    readme = Path("README.md").read_text()
+    (block,) = re.findall(r"Append any of these to a command:\n\n((?: {4}.*\n)+)", readme)
+    lines = re.sub(r" +#.*", "", block).replace("\\\n", "").strip().splitlines()
+    (config,) = re.findall(r"fpn-ext train --config-file (\S+) --num-gpus 8", readme)
+    assert len(lines) == 4
+    for line in lines:
+        opts = [*shlex.split(line), "MODEL.DEVICE", "cpu"]
+        cfg = fpn_ext.prepare(config, opts, training=True, weights="start").cfg
+        for key, value in zip(opts[::2], opts[1::2], strict=True):
+            node = cfg
+            for name in key.split("."):
+                node = node[name]
+            assert str(node).replace("'", '"') == value, key
