@@ -6,6 +6,7 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
+from fpn_ext.data import reading
 from fpn_ext.data.mapper import PictureMapper
 from fpn_ext.data.picture_files import look_at
 from fpn_ext.data.reading import num_pages, read_picture, value_range
@@ -137,6 +138,17 @@ def test_a_model_is_given_what_detectron2_gives_it(small_cfg, tmp_path, is_train
     if is_train:
         boxes = [m["instances"].gt_boxes.tensor for m in given]
         assert torch.equal(*boxes) and len(boxes[0]) == 1
+
+
+def test_a_tiff_of_too_many_pages(tmp_path, monkeypatch):
+    pages = [Image.new("L", (4, 3), 10 * i) for i in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    monkeypatch.setattr(reading, "MOST_PAGES", 3)
+    assert num_pages(tmp_path / "a.tif") == 3
+    monkeypatch.setattr(reading, "MOST_PAGES", 2)
+    for read in (num_pages, lambda file: read_picture(file, "L")):
+        with pytest.raises(ValueError, match=r"a\.tif has more than 2 pages: split it"):
+            read(tmp_path / "a.tif")
 
 
 def test_training_reads_16_bits_and_pages(small_cfg, tmp_path):

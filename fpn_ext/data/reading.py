@@ -5,6 +5,7 @@ values scaled to 8 bits: those of ``INPUT.FPN_EXT.VALUE_RANGE`` become 0 to 255,
 value outside is an error. Nothing is clipped.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", *TIFF_SUFFIXES, ".npy")
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # of a .npy, and what they are taken for
 DEEP_MODES = ("I", "F")  # and I;16 of several byte orders: Pillow's, of more than 8 bits
+MOST_PAGES = 10_000  # of a TIFF
 WHOLE_16_BITS = (0.0, 65535.0)
 
 
@@ -56,11 +58,26 @@ def num_pages(file: str | Path) -> int:
 
     Raises:
         OSError: a TIFF that cannot be opened.
+        ValueError: a TIFF of more than :data:`MOST_PAGES`.
     """
     if Path(file).suffix.lower() not in TIFF_SUFFIXES:
         return 1
     with Image.open(file) as image:
-        return getattr(image, "n_frames", 1)
+        return _pages(image)
+
+
+def _pages(image: Image.Image) -> int:
+    """Of an opened TIFF, which is left at its first page; no more of it is read than is allowed."""
+    number = 0
+    with contextlib.suppress(EOFError):
+        while number <= MOST_PAGES:
+            image.seek(number)
+            number += 1
+    if number > MOST_PAGES:
+        name = getattr(image, "filename", "the TIFF")
+        raise ValueError(f"{name} has more than {MOST_PAGES} pages: split it")
+    image.seek(0)
+    return number
 
 
 def read_picture(
@@ -93,7 +110,7 @@ def _read(path: Path, pixel_format: str, values: Sequence[float], page: int | No
     if path.suffix.lower() == ".npy":
         return convert_PIL_to_numpy(scaled(load_array(path), values, str(path)), pixel_format)
     with Image.open(path) as image:
-        pages = getattr(image, "n_frames", 1) if path.suffix.lower() in TIFF_SUFFIXES else 1
+        pages = _pages(image) if path.suffix.lower() in TIFF_SUFFIXES else 1
         if pages > 1 and page is None:
             _say_first_page(str(path), pages)
         if page:

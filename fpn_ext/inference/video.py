@@ -67,6 +67,8 @@ def predict_video(
 ) -> Summary:
     """Run detection on every frame; Ctrl-C, or q in the window, stops it and keeps the output.
 
+    So does an error after the first frame, which is raised once the files are in place.
+
     Each JSON line describes one frame: ``frame`` (from 0), ``seconds`` since the first, ``width``,
     ``height``, and ``detections``: as from
     :func:`fpn_ext.reporting.coco_json.annotations_of`, plus the ``category`` name; boxes are XYWH
@@ -106,6 +108,7 @@ def predict_video(
         categories = predictor.classes
         predictor.model = model_for_inference(cfg, predictor.model)
         summary = Summary()
+        failure: Exception | None = None
         began = time.perf_counter()
         try:
             for seconds, frame in frames:
@@ -131,7 +134,14 @@ def predict_video(
                     break
         except KeyboardInterrupt:
             logger.warning("ended by Ctrl-C after %d frame(s)", summary.frames)
+        except Exception as error:
+            if not summary.frames:
+                raise
+            failure = error  # what was made so far is whole, and is put into place first
+            logger.error("ended by an error after %d frame(s), which are kept", summary.frames)
         summary.seconds = time.perf_counter() - began
+    if failure:
+        raise failure
     return summary
 
 
