@@ -80,6 +80,8 @@ def in_onnxruntime(file):
 
 
 def in_openvino(file):
+    if "ONEDNN_MAX_CPU_ISA" in os.environ:
+        pytest.skip("OpenVINO 2026.4.1 may end the process where oneDNN's instructions are limited")
     openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
     model = openvino.convert_model(str(file))
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
