@@ -212,9 +212,17 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, one_thread):
-    folder = tmp_path_factory.mktemp("two_processes")
+    yield from run_two_processes(tmp_path_factory.mktemp("two_processes"))
+
+
+@pytest.fixture(scope="module")
+def with_every_switch(tmp_path_factory, one_thread):
+    yield from run_two_processes(tmp_path_factory.mktemp("everything"), "everything")
+
+
+def run_two_processes(folder, *words):
     done = subprocess.run(
-        [sys.executable, "tests/two_processes.py", folder],
+        [sys.executable, "tests/two_processes.py", folder, *words],
         capture_output=True,
         text=True,
         timeout=600,
@@ -229,10 +237,11 @@ def folder(tmp_path_factory, one_thread):
 @pytest.fixture(scope="module")
 def found(folder):
     """What each of two processes found: {task: [of rank 0, of rank 1]}"""
-    return {
-        task: [json.loads((folder / f"{task}_{rank}.json").read_text()) for rank in (0, 1)]
-        for task in ("trainings", "failures", "everything", "everything_killed")
-    }
+    return {task: what_both_found(folder, task) for task in ("trainings", "failures")}
+
+
+def what_both_found(folder, task):
+    return [json.loads((folder / f"{task}_{rank}.json").read_text()) for rank in (0, 1)]
 
 
 def content(file):
@@ -300,9 +309,12 @@ def test_an_evaluation_is_that_of_one_process(folder, found, tmp_path):
     assert len({detection["image_id"] for detection in detections}) == 6
 
 
-def test_killed_and_resumed_with_every_switch_ends_with_the_same_bits(folder, found):
+@pytest.mark.slow
+def test_killed_and_resumed_with_every_switch_ends_with_the_same_bits(with_every_switch):
     """Average of weights, best checkpoint, accumulation, levels, masks; one of two is killed."""
-    whole, resumed = found["everything"][0], found["everything_killed"][0]
+    folder = with_every_switch
+    whole = what_both_found(folder, "everything")[0]
+    resumed = what_both_found(folder, "everything_killed")[0]
     assert list(whole) == ["0", "1", "2", "3", "4", "5"]
     assert resumed == {i: whole[i] for i in ("4", "5")}, "iteration 4 was lost, and done again"
     for name in ("model_final.pth", "model_final_ema.pth", "model_best.pth"):
@@ -318,7 +330,9 @@ def test_killed_and_resumed_with_every_switch_ends_with_the_same_bits(folder, fo
     assert scores[0] == scores[1] and {"bbox", "segm"} <= scores[0].keys()
 
 
-def test_an_evaluation_of_masks_and_levels_is_that_of_one_process(folder, found, tmp_path):
+@pytest.mark.slow
+def test_an_evaluation_of_masks_and_levels_is_that_of_one_process(with_every_switch, tmp_path):
+    folder = with_every_switch
     weights = str(folder / "everything" / "model_final_ema.pth")
     two_processes.evaluate(config(tmp_path, *two_processes.EVERYTHING), weights)
     inference = Path("inference", DATASET)
