@@ -13,8 +13,9 @@ PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 
 import gain  # noqa: E402
+from fpn_ext.reporting.measuring import markdown_table  # noqa: E402
 
-# What others published of DeepPCB's test list, and by which protocol.
+# What others published of DeepPCB, each by a protocol of its own.
 PUBLISHED = [
     ["the publication of the data set (Tang et al., 2019), pairs of images", "", "98.6", ""],
     ["Faster R-CNN, a benchmark of 2025, 50 epochs, pretrained, own anchors", "96.9", "", ""],
@@ -24,18 +25,12 @@ PUBLISHED = [
 SIDES = {"one_map": "C4", "pyramid": "P2 to P6"}
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as Markdown; the first is the head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def not_run(command: str) -> str:
     return f"Not run yet: `{command}`."
 
 
 def mean_and_range(values: Sequence[float]) -> str:
-    """ "12.3 (11.8 to 12.9)", or one value alone."""
+    """Mean (least to largest); one value alone."""
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
 
@@ -66,7 +61,7 @@ def deeppcb_table(results: Path) -> str:
             f"`{config}{suffix}.yaml`: {hours:.1f} hours of CPU time a seed on "
             f"{record['hardware']}, commit {record['commit']}."
         )
-    return f"{table([*rows, *PUBLISHED])}\n\n" + "\n".join(said)
+    return f"{markdown_table(rows[0], [*rows[1:], *PUBLISHED])}\n\n" + "\n".join(said)
 
 
 def gain_table(results: Path, data: str) -> str:
@@ -89,7 +84,7 @@ def gain_table(results: Path, data: str) -> str:
             cost = costs.get((row["network"], side))
             about = [f"{cost['parameters'] / 1e6:.1f}", f"{cost['ms']:.0f}"] if cost else ["", ""]
             lines.append([row["network"] if side == "one_map" else "", name, *cells, *about])
-    return table(lines)
+    return markdown_table(lines[0], lines[1:])
 
 
 def gain_in_words(results: Path) -> str:

@@ -32,8 +32,8 @@ from torch import nn
 from ..modeling.fpn import FeaturePyramid
 from ..modeling.level_rules import LEVEL_RULE_REGISTRY, PaperRule
 from ..modeling.rpn import PyramidRPN
-from .between_levels import check_fuse_type, check_several
-from .upsampling import BilinearSum
+from .between_levels import check_several
+from .upsampling import BilinearPyramid
 
 
 @BACKBONE_REGISTRY.register()
@@ -84,7 +84,7 @@ class SmoothedRecursionPyramid(FeaturePyramid):
 
 
 @BACKBONE_REGISTRY.register()
-class JwyangPyramid(SmoothedRecursionPyramid):
+class JwyangPyramid(SmoothedRecursionPyramid, BilinearPyramid):
     """The pyramid of jwyang's fpn.pytorch.
 
     Three departures at once: the 3x3 convolutions are inside the recursion
@@ -97,11 +97,9 @@ class JwyangPyramid(SmoothedRecursionPyramid):
     """
 
     @configurable
-    def __init__(self, *, fuse_type: str = "sum", **kwargs: Any):
-        check_fuse_type(fuse_type, type(self).__name__)
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         _leave_out_top_output(self)
-        self.top_down = BilinearSum()
 
 
 def _leave_out_top_output(pyramid: FeaturePyramid) -> None:
