@@ -20,7 +20,7 @@ from fpn_ext.evaluation.recall import ProposalRecallEvaluator
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.reporting.json_files import write_json
 from fpn_ext.reporting.measuring import markdown_table
-from fpn_ext.reporting.provenance import commit
+from fpn_ext.reporting.provenance import commit, hardware
 
 SIDES = ("pycocotools", "Detectron2")
 
@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = compare(cfg)
     print(table(rows))
     if options.json:
-        write_json(options.json, {"commit": commit(), "rows": rows})
+        write_json(
+            options.json, {"commit": commit(), "hardware": hardware(), "rows": rows}
+        )
 
 
 if __name__ == "__main__":

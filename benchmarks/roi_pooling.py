@@ -1,6 +1,6 @@
 """RoI pooling: this project's implementations against Detectron2's ROIPooler, in one process.
 
-    python benchmarks/roi_pooling.py [--rounds 15] [--json results.json]
+    python benchmarks/roi_pooling.py --rounds 11 --json results/speed-cpu/avx512/roi_pooling.json
     python benchmarks/roi_pooling.py --device cuda [--dtype float16]
 
 The boxes are spread over P2..P5 as a trained RPN's are (450, 357, 160, 33 of 1000 on an 800x1333
@@ -21,7 +21,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from fpn_ext.reporting.json_files import write_json
 from fpn_ext.reporting.measuring import markdown_table, measure, ratio, ratio_text
-from fpn_ext.reporting.provenance import commit
+from fpn_ext.reporting.provenance import commit, hardware
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 SHARES = {2: 0.450, 3: 0.357, 4: 0.160, 5: 0.033}
@@ -126,6 +126,7 @@ def main() -> None:
 
     about = {
         "commit": commit(),
+        "hardware": hardware(options.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),

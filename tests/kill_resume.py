@@ -1,6 +1,6 @@
 """Repeatedly kills a training (SIGKILL), resumes it with --resume, and compares the bits.
 
-    python tests/kill_resume.py --kills 20 --workers 2
+    python tests/kill_resume.py --kills 20 --workers 2 --json results/kill_resume/workers_2.json
 
 Every second kill waits until a checkpoint is being written; the others come at random moments. What
 is compared with a run that nobody killed: everything in every checkpoint.
@@ -29,6 +29,8 @@ import torch.utils.tensorboard  # noqa: E402  # seconds, once here instead of in
 from detectron2.engine import defaults  # noqa: E402
 from fpn_ext.__main__ import main as fpn_ext_main  # noqa: E402
 from fpn_ext.engine import train  # noqa: E402, F401  # before the processes are forked
+from fpn_ext.reporting.json_files import write_json  # noqa: E402
+from fpn_ext.reporting.provenance import commit, hardware, versions  # noqa: E402
 
 
 def start(folder, options, resume):
@@ -104,10 +106,18 @@ def main():
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--workers", type=int, default=0, help="DATALOADER.NUM_WORKERS")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--json", metavar="FILE", help="file to write the counts to")
     args = parser.parse_args()
+    facts = {"commit": commit(), "hardware": hardware(), "versions": versions()}
     moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="kill_resume_") as name:
-        report(*run(Path(name), args, moments))
+        counts = run(Path(name), args, moments)
+    report(*counts)
+    if args.json:
+        names = ("kills", "while_writing", "runs_to_the_end", "values")
+        found = dict(zip(names, counts, strict=True))
+        asked = {"workers": args.workers, "iterations": args.iterations, "seed": args.seed}
+        write_json(args.json, {**facts, **asked, **found})
 
 
 def run(work, args, moments):
