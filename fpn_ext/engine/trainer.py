@@ -286,6 +286,9 @@ class Trainer(TrainingLoop):
             ValueError: results are expected but nothing was evaluated.
             Interrupted: by a signal, see ``interrupts``; everything is in a checkpoint.
         """
+        if 0 < self.start_iter == self.max_iter and comm.is_main_process():
+            # Killed between the checkpoint of the last iteration and this one.
+            self.checkpointer.save("model_final", iteration=self.iter)
         self.loop()
         if comm.is_main_process():
             mark_finished(self.cfg, self.max_iter)
