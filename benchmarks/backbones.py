@@ -5,7 +5,7 @@
 
 Each is put under the demo's Faster R-CNN by its name alone (MODEL.FPN_EXT.BOTTOM_UP), with random
 weights, on a few generated images. What was found is kept in one JSON file per network, so that the
-script goes on where it stopped; docs/evidence/backbones.md is written from all of them.
+script goes on where it stopped; docs/generate.py makes docs/evidence/backbones.md of them.
 
 - parameters: of the bottom-up alone, without the parts that the pyramid does not need
 - multiply-adds: fvcore's count for bottom-up and pyramid on one image of 480 x 640
@@ -177,14 +177,30 @@ def seconds_per_image(name: str, rounds: int, folder: Path) -> float:
     return statistics.median(times[1:])
 
 
-def document(rows: Sequence[dict[str, Any]], command: str) -> str:
-    """docs/evidence/backbones.md."""
-    passed = [row for row in rows if row["outcome"] == "pass"]
-    others = [row for row in rows if row["outcome"] != "pass"]
-    commits = ", ".join(sorted({row["commit"] for row in rows}))
+def recorded(results: Path) -> list[dict[str, Any]]:
+    """What was found of every network, by name."""
+    return [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
+
+
+def in_words(rows: Sequence[dict[str, Any]]) -> str:
+    """How many passed, and where and by which commits they were measured."""
+    passed = sum(row["outcome"] == "pass" for row in rows)
     timed = sorted({f"{r['hardware']}, {r['threads']} threads" for r in rows if "seconds" in r})
-    where = "; ".join(timed) or "not timed yet"
-    table = [
+    commits = [
+        f"{name.removesuffix('-dirty')}, with changes that were not committed"
+        if name.endswith("-dirty")
+        else name
+        for name in sorted({row["commit"] for row in rows})
+    ]
+    return (
+        f"{passed} passed, {len(rows) - passed} did not; timed on {'; '.join(timed) or 'nothing'}; "
+        f"commit {'; '.join(commits)}."
+    )
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """The networks that passed, and those that did not with the error."""
+    passed = [
         [
             f"`{row['name']}`",
             FAMILIES[row["name"]],
@@ -194,33 +210,17 @@ def document(rows: Sequence[dict[str, Any]], command: str) -> str:
             ", ".join(f"{stride}: {channels}" for stride, channels in row["maps"]),
             str(row["multiple_of"]) if row["multiple_of"] > 1 else "any",
         ]
-        for row in passed
+        for row in rows
+        if row["outcome"] == "pass"
     ]
     header = ["network", "family", "parameters, M", "multiply-adds, G", "s per image",
               "maps, stride: channels", "sides, multiples of"]  # fmt: skip
     why = [
         [f"`{row['name']}`", FAMILIES[row["name"]], row["outcome"].partition("\n")[0]]
-        for row in others
+        for row in rows
+        if row["outcome"] != "pass"
     ]
-    return f"""# Tested networks under the pyramid
-
-Written by `{command}`, commit {commits}.
-
-Each of these was put under the demo's Faster R-CNN by its name in `MODEL.FPN_EXT.BOTTOM_UP`,
-built with random weights, trained for two steps and evaluated on images of the demo: {len(passed)}
-passed, {len(others)} did not. The keys that go with it: [config keys](../reference/keys.md).
-
-- parameters: of the bottom-up alone, without the parts that the pyramid does not need
-- multiply-adds: fvcore's count for bottom-up and pyramid (64 channels) on one image of 480 x 640
-- s per image: the whole detector on one image of 480 x 640, float32: {where}
-- maps: as measured by the dry run, by stride
-
-{markdown_table(header, table)}
-
-## What is not supported, and the error
-
-{markdown_table(["network", "family", "error"], why)}
-"""
+    return markdown_table(header, passed), markdown_table(["network", "family", "error"], why)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -230,7 +230,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=4, help="of the demo, for each split")
     parser.add_argument("--rounds", type=int, default=0, help="timed images; 0: no timing")
     parser.add_argument("--results", type=Path, default=PROJECT / "results/backbones")
-    parser.add_argument("--document", type=Path, default=PROJECT / "docs/evidence/backbones.md")
     args = parser.parse_args(argv)
     args.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="backbones_") as temporary:
@@ -249,9 +248,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json(file, row)
             print(f"{name}: {row['outcome'].partition(chr(10))[0]}", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
-    rows = [json.loads(file.read_text()) for file in sorted(args.results.glob("*.json"))]
-    options = f" --rounds {args.rounds}" if args.rounds else ""
-    args.document.write_text(document(rows, f"python benchmarks/backbones.py{options}"))
 
 
 if __name__ == "__main__":

@@ -75,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = compare(cfg)
     print(table(rows))
     if options.json:
-        write_json(
-            options.json, {"commit": commit(), "hardware": hardware(), "rows": rows}
-        )
+        write_json(options.json, {"commit": commit(), "hardware": hardware(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
     python benchmarks/seeds.py --data "$DETECTRON2_DATASETS/BCCD" \
         --config-file configs/start/faster_rcnn_fast_cpu.yaml --json results/start/bccd.json
 
-The file is written after each seed. What a user runs, `fpn-ext train`, from its start to the end of
-the last evaluation; the seconds are those of the machine as it is. CPU time counts all threads and
-says more beside other work.
+The file is written after each seed, and seeds that it has are not trained again; remove it to begin
+anew. What is timed is what a user runs, `fpn-ext train`, from its start to
+the end of the last evaluation; the seconds are those of the machine as it is. CPU time counts all
+threads and says more beside other work.
 """
 
 import argparse
@@ -18,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+MADE_BY = ("commit", "hardware")  # of each run: seeds may be added at another commit
 # What the environment may say of threads and instructions.
 VARIABLES = ("OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
@@ -44,7 +47,25 @@ def train(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any
     }
 
 
-def main() -> None:
+def recorded(file: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that a file has of what these facts describe.
+
+    Raises:
+        ValueError: it has those of another config, other data, overrides or environment.
+    """
+    if not file.is_file():
+        return []
+    record = json.loads(file.read_text())
+    for key in ("config", "data", "overrides", "environment"):
+        if record[key] != facts[key]:
+            raise ValueError(
+                f"{file} has runs with {key} {record[key]!r}, not {facts[key]!r}: give another "
+                "--json, or remove it"
+            )
+    return [{**{name: record[name] for name in MADE_BY}, **run} for run in record["runs"]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,7 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--json", required=True, metavar="FILE")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(argv)
 
     from fpn_ext.reporting.json_files import write_json
     from fpn_ext.reporting.provenance import commit, hardware, versions
@@ -68,11 +89,19 @@ def main() -> None:
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "versions": versions(),
     }
-    runs: list[dict[str, Any]] = []
+    try:
+        runs = recorded(Path(options.json), facts)
+    except ValueError as error:
+        parser.error(str(error))
+    done = {run["seed"] for run in runs}
     with tempfile.TemporaryDirectory() as folder:
         for seed in options.seeds:
-            runs.append(train(options, seed, Path(folder, str(seed))))
-            write_json(options.json, {**facts, "runs": runs})  # what is done is kept
+            if seed in done:
+                continue
+            made_by = {name: facts[name] for name in MADE_BY}
+            runs.append({**made_by, **train(options, seed, Path(folder, str(seed)))})
+            of_all = {n: ", ".join(dict.fromkeys(run[n] for run in runs)) for n in MADE_BY}
+            write_json(options.json, {**facts, **of_all, "runs": runs})  # what is done is kept
     for run in runs:
         for dataset, results in run["results"].items():
             box = results["bbox"]

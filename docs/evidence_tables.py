@@ -29,6 +29,10 @@ def not_run(command: str) -> str:
     return f"Not run yet: `{command}`."
 
 
+def continued(command: str) -> str:
+    return f"Continued by `{command}`."
+
+
 def mean_and_range(values: Sequence[float]) -> str:
     """Mean (least to largest); one value alone."""
     mean = f"{statistics.mean(values):.1f}"
@@ -43,13 +47,12 @@ def deeppcb_table(results: Path) -> str:
     for file, name in (("ours", "this project"), ("builtin", "Detectron2's components")):
         path = results / f"{file}.json"
         suffix = "" if file == "ours" else "_builtin"
+        command = (
+            f"python benchmarks/seeds.py --config-file {config}{suffix}.yaml --json "
+            f"results/deeppcb/{file}.json"
+        )
         if not path.is_file():
-            said.append(
-                not_run(
-                    f"python benchmarks/seeds.py --config-file {config}{suffix}.yaml --json "
-                    f"results/deeppcb/{file}.json"
-                )
-            )
+            said.append(not_run(command))
             continue
         record = json.loads(path.read_text())
         boxes = [run["results"]["deeppcb_test"]["bbox"] for run in record["runs"]]
@@ -59,16 +62,17 @@ def deeppcb_table(results: Path) -> str:
         hours = statistics.mean(run["cpu_seconds"] for run in record["runs"]) / 3600
         said.append(
             f"`{config}{suffix}.yaml`: {hours:.1f} hours of CPU time a seed on "
-            f"{record['hardware']}, commit {record['commit']}."
+            f"{record['hardware']}, commit {record['commit']}. {continued(command)}"
         )
     return f"{markdown_table(rows[0], [*rows[1:], *PUBLISHED])}\n\n" + "\n".join(said)
 
 
 def gain_table(results: Path, data: str) -> str:
     """A row a network: on one map and with the pyramid, and what that costs."""
+    command = f'python benchmarks/gain.py --data "$DETECTRON2_DATASETS" --datasets {data}'
     rows = [row for row in gain.summary(results) if row["data"] == data]
     if not rows:
-        return not_run(f'python benchmarks/gain.py --data "$DETECTRON2_DATASETS" --datasets {data}')
+        return not_run(command)
     costs = {}
     if (results / "cost.json").is_file():
         record = json.loads((results / "cost.json").read_text())
@@ -84,7 +88,10 @@ def gain_table(results: Path, data: str) -> str:
             cost = costs.get((row["network"], side))
             about = [f"{cost['parameters'] / 1e6:.1f}", f"{cost['ms']:.0f}"] if cost else ["", ""]
             lines.append([row["network"] if side == "one_map" else "", name, *cells, *about])
-    return markdown_table(lines[0], lines[1:])
+    after = [f"{runs_on_record(results, data)} {continued(command)}"]
+    if not costs:
+        after.append(f"Parameters and time: {not_run('python benchmarks/gain.py --cost')}")
+    return "\n".join([markdown_table(lines[0], lines[1:]), "", *after])
 
 
 def gain_in_words(results: Path) -> str:
@@ -110,10 +117,38 @@ def gain_in_words(results: Path) -> str:
     return "\n".join(said)
 
 
-def commits(results: Path) -> str:
-    """Where and with what the runs of a folder were made."""
+def gain_for_readme(project: Path) -> str:
+    """The figure and the gain in words, once there are runs; a link."""
+    link = "[The gain on real photographs](docs/evidence/evidence.md)"
+    results, figure = project / "results/gain", project / "docs/images/gain.png"
+    if not (figure.is_file() and gain.summary(results)):
+        return f"{link}, network by network: not run yet."
+    picture = "![AP on one map and with the pyramid, network by network](docs/images/gain.png)"
+    return f"{picture}\n\n{link}. {gain_in_words(results)}"
+
+
+def runs_on_record(results: Path, data: str = "") -> str:
+    """How many runs a folder has (of a dataset), by which commits and where."""
     files = [json.loads(file.read_text()) for file in sorted((results / "runs").glob("*.json"))]
-    if not files:
-        return ""
-    made = sorted({f"{run['commit']} on {run['hardware']}" for run in files})
-    return f"{len(files)} runs, commit {', '.join(made)}."
+    runs = [run for run in files if not data or run["data"] == data]
+    if not runs:
+        return "No run."
+    made = sorted({f"{run['commit']} on {run['hardware']}" for run in runs})
+    return f"{len(runs)} runs, commit {', '.join(made)}."
+
+
+def generated_images(results: Path) -> str:
+    """What was trained on generated images, and the command that continues each."""
+    reproduce = "fpn-ext reproduce --scale small --results results/paper-small --table"
+    rows = []
+    for what, folder, page, command in (
+        ("Tables 1 to 3", "paper-small", "table1", f"{reproduce} 1 2 3 --seeds 1 2 3"),
+        ("Figure 1", "figure1", "figure1", "python benchmarks/figure1.py --seeds 1 2 3"),
+        ("departures", "departures", "departures", "python benchmarks/departures.py --seeds 1 2 3"),
+        ("level rules", "level_rules", "level_rules", "python benchmarks/level_rules.py"),
+    ):
+        file = results / folder / f"{page}.md"
+        name = f"[{what}](../../results/{folder}/{page}.md)" if file.is_file() else what
+        rows.append([name, runs_on_record(results / folder), f"`{command}`"])
+    rows.append(["Table 6", "No run.", f"`{reproduce} 6 --seeds 1 2 3`"])
+    return markdown_table(["", "on record", "continued by"], rows)

@@ -28,6 +28,8 @@ HELP_WIDTH = "100"
 sys.path[:0] = [str(PROJECT), str(PROJECT / "docs")]
 
 import evidence_tables  # noqa: E402
+import measured_tables  # noqa: E402
+import paper_tables  # noqa: E402
 import speed_tables  # noqa: E402
 import walkthrough  # noqa: E402
 
@@ -278,36 +280,6 @@ def deployment_table(file: Path) -> str:
     return "\n".join([about, "", *lines, *([""] if left_out else []), *left_out])
 
 
-def windows_table() -> str:
-    """Objects and masks of each window of segmentation proposals, as configured for the paper."""
-    import fpn_ext
-
-    fpn_ext.get_cfg()  # before Detectron2, which the windows' module imports
-    from fpn_ext.levels import name_of, stride_of
-    from fpn_ext.modeling.mask_windows import OF_WINDOW, WindowGrid
-
-    heads = [f"{what} of {w}x{w}, px" for w in OF_WINDOW for what in ("objects", "masks")]
-    lines = [f"| level | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
-    for level in range(2, 7):
-        grids = [WindowGrid(stride_of(level), window, 1, 1) for window in OF_WINDOW]
-        sizes = [f"{size:.4g}" for grid in grids for size in (grid.scale, grid.side)]
-        lines.append(f"| {name_of(level).upper()} | {' | '.join(sizes)} |")
-    return "\n".join(lines)
-
-
-def published_table(table: int) -> str:
-    """The paper's figures for the rows of one of its tables that have a config."""
-    from fpn_ext.paper.published import PUBLISHED, TABLES, published
-
-    metrics = PUBLISHED[table]
-    lines = [f"| config | | {' | '.join(metrics)} |", "| --- " * (2 + len(metrics)) + "|"]
-    for row, (what, _) in TABLES[table].items():
-        figures = [str(value) for value in published(table, row).values()]
-        file = f"configs/paper/table{table}/{row}.yaml"
-        lines.append(f"| `{file}` | {what} | {' | '.join(figures)} |")
-    return "\n".join(lines)
-
-
 def generated() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
     texts = [
@@ -341,14 +313,16 @@ def generated() -> dict[Path, str]:
             deployment_table(SPEED / "avx512/deployment.json"),
         ),
         (PROJECT / "docs/start/your_data.md", "bccd", seeds_table(RESULTS / "start/bccd.json")),
-        (PROJECT / "docs/paper/reproducing.md", "windows", windows_table()),
-        (PROJECT / "docs/paper/reproducing.md", "table6", published_table(6)),
         (EVIDENCE_PAGE, "deeppcb", evidence_tables.deeppcb_table(RESULTS / "deeppcb")),
         (EVIDENCE_PAGE, "gain", evidence_tables.gain_in_words(RESULTS / "gain")),
         (EVIDENCE_PAGE, "gain-deeppcb", evidence_tables.gain_table(RESULTS / "gain", "DeepPCB")),
         (EVIDENCE_PAGE, "gain-bccd", evidence_tables.gain_table(RESULTS / "gain", "BCCD")),
+        (PROJECT / "README.md", "gain", evidence_tables.gain_for_readme(PROJECT)),
+        (EVIDENCE_PAGE, "continued", evidence_tables.generated_images(RESULTS)),
         (SPEED_PAGE, "busy", busy_table(RESULTS / "busy/busy.json")),
         *walkthrough.texts(PROJECT / "docs/paper/walkthrough.md", RESULTS),
+        *paper_tables.texts(PROJECT, RESULTS),
+        *measured_tables.texts(PROJECT, RESULTS),
     ]
     pages: dict[Path, str] = {}
     for page, name, text in texts:
@@ -364,12 +338,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; say what is stale")
     check = parser.parse_args().check
-    stale = [page for page, text in generated().items() if page.read_text() != text]
-    for page in stale:
+    stale = {page: text for page, text in generated().items() if page.read_text() != text}
+    for page, text in stale.items():
         if check:
             print(f"{page} is out of date: python docs/generate.py", file=sys.stderr)
         else:
-            page.write_text(generated()[page])
+            page.write_text(text)
             print(f"wrote {page}")
     return bool(stale) and check
 

@@ -132,10 +132,17 @@ def training_table(results: Path, kind: str) -> str:
     """Every side of a training step on a kind of processor."""
     figures = Figures(results, kind)
     about = figures.whole["about"]
-    rows = [[row["side"], f"{row['ms']:.0f}", ratio_text(row)] for row in figures.whole["training"]]
+    rows = [
+        [
+            *(row["side"], f"{row['ms']:.0f}", ratio_text(row)),
+            f"{max(row['relative_difference_of_losses'].values()):.0e}",
+        ]
+        for row in figures.whole["training"]
+    ]
     size = figures.training()["size"]
+    header = ["side", "ms", "times Detectron2", "losses differ by, of their value"]
     what = f"{figures.name}, batch 2 of {size}, commit {about['commit']}, {about['rounds']} rounds"
-    return f"{what}:\n\n{table(['side', 'ms', 'times Detectron2'], rows)}"
+    return f"{what}:\n\n{table(header, rows)}"
 
 
 def memory_table(results: Path) -> str:

@@ -185,3 +185,49 @@ def test_the_yaml_in_a_page_is_a_config(page, tmp_path):
         file = tmp_path / "page.yaml"
         file.write_text(text.replace('"configs/', f'"{Path("configs").resolve()}/'))
         fpn_ext.load_config(str(file))
+
+
+# Figures that were measured are in generated parts, from a file of results.
+
+UNIT = r"(?:(?:ms|s|seconds?|min|minutes?|h|hours?|[KMG]i?B|AP\d*)\b|%)"
+COMMIT = r"\b(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{7}\b"
+# In a table a number with a unit, a ratio with its range, or two cells of decimals; elsewhere a
+# decimal with a unit.
+IN_TABLES = rf"\d ?{UNIT}|\d\.\d+ \(\d|\| [+-]?\d+\.\d[^|]*\|(?:.*\|)? [+-]?\d+\.\d"
+IN_PROSE = rf"\d\.\d+ ?{UNIT}"
+OF_OTHERS = "| COCO box AP published for"  # the row begins so
+
+
+def typed_figures(text):
+    """Lines outside generated parts that state what somebody measured."""
+    found = []
+    for line in re.sub(r"^```.*?^```", "", without_generated(text), flags=re.S | re.M).splitlines():
+        pattern = IN_TABLES if line.startswith("|") else IN_PROSE
+        code = line.startswith("    ")  # a command, or what one prints
+        if re.search(COMMIT, line) or (not code and re.search(pattern, line)):
+            found.append(line)
+    return [line for line in found if not line.startswith(OF_OTHERS)]
+
+
+@pytest.mark.parametrize("page", [Path("README.md"), *DOCS], ids=str)
+def test_no_figure_is_typed(page):
+    assert typed_figures(page.read_text()) == [], "write it with docs/generate.py"
+
+
+def test_what_is_a_typed_figure():
+    measured = [
+        "| commit 92bdf97, 2 cores | AP | 58.0 |",
+        "a00f356, on one core of an Intel Xeon: 73512 inputs",
+        "| forward, NCHW maps | 474 ms | 120 ms |",
+        "| training step, maps in NCHW | 1.61 (1.14 to 1.88) |",
+        "| AR@100 | 23.08 | 23.10 | +0.02 |",
+        "| `BiFPN` | a paper | layers of fusion | -0.72 | -29.9 |",
+        "are worse here, by 1.5 AP and 4.7 AR@100",
+    ]
+    defined = [
+        "| 1 | cat | 0.9 | exactly the cat | correct |",
+        "an input may take at most 20 seconds and 512 MB",
+        "    SOLVER.BASE_LR 0.02 s",
+        "<!-- generated: x -->\n\n| 474 ms |\n\n<!-- end -->",
+    ]
+    assert typed_figures("\n".join([*measured, *defined])) == measured

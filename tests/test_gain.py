@@ -15,7 +15,8 @@ import gain
 def write(folder, run, **scores):
     file = folder / "runs" / f"{run.name}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({**run._asdict(), "scores": scores}))
+    facts = {"commit": "abc1234", "hardware": "2 x CPU"}
+    file.write_text(json.dumps({**run._asdict(), "scores": scores, **facts}))
 
 
 def test_every_run_has_a_file_of_its_own():
@@ -72,5 +73,6 @@ def test_the_tables_of_the_page(tmp_path, monkeypatch):
     table = evidence_tables.gain_table(tmp_path, "BCCD")
     assert "| ResNet-18 | C4 | 11.0 (10.0 to 12.0) | 1.0 (1.0 to 1.0) |" in table
     assert "|  | P2 to P6 | 13.5 (13.0 to 14.0) |" in table
+    assert "8 runs, commit abc1234 on 2 x CPU. Continued by `python benchmarks/gain.py" in table
     words = evidence_tables.gain_in_words(tmp_path)
     assert "higher with the pyramid for 1 of 2 networks" in words and "+0.0 to +2.5" in words

@@ -1,0 +1,143 @@
+"""Tables of docs/paper/reproducing.md: the paper's figures, and those of the small scale."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fpn_ext.reporting.measuring import markdown_table
+
+# Seconds an iteration on 8 V100 of the same detectors, from Detectron2's MODEL_ZOO.md.
+ZOO_SECONDS = {1: ("RPN", 0.186), 2: ("Fast R-CNN", 0.140), 3: ("Faster R-CNN", 0.210)}
+
+
+def small_scale(results: Path) -> dict[int, dict[str, Any]]:
+    """The summaries of Tables 1 to 3 that `fpn-ext reproduce` wrote, by number."""
+    return {n: json.loads((results / f"table{n}.json").read_text()) for n in (1, 2, 3)}
+
+
+def trainings(results: Path) -> str:
+    """How many, from which seeds, in what time and where."""
+    summaries = small_scale(results).values()
+    seeds = [row["seeds"] for summary in summaries for row in summary["rows"].values()]
+    minutes = sum(summary["origin"]["cpu_minutes"] for summary in summaries)
+    hardware, commits = (
+        ", ".join(sorted({name for summary in summaries for name in summary["origin"][key]}))
+        for key in ("hardware", "commit")
+    )
+    names = ", ".join(str(seed) for seed in sorted({s for of_row in seeds for s in of_row}))
+    return (
+        f"{sum(map(len, seeds))} trainings, seeds {names}: {minutes} minutes of CPU time on "
+        f"{hardware}, commit {commits}."
+    )
+
+
+def scores(results: Path, table: int) -> str:
+    """Mean and standard deviation of every row, with the paper's figures in brackets."""
+    from fpn_ext.paper.tables import markdown
+
+    return markdown(small_scale(results)[table]).partition("\n\nDifferences")[0]
+
+
+def verdicts(results: Path) -> dict[str, int]:
+    """How many differences from row (c) hold, are reversed or open."""
+    counts = dict.fromkeys(("holds", "reversed", "open"), 0)
+    for summary in small_scale(results).values():
+        for row in summary["rows"].values():
+            for score in row["metrics"].values():
+                if "verdict" in score:
+                    counts[score["verdict"]] += 1
+    return counts
+
+
+def verdicts_in_words(results: Path, page: Path) -> str:
+    """The same as a sentence, with links from a page; shorter in the README."""
+    counts = verdicts(results)
+    total = sum(counts.values())
+    if page.name == "README.md":
+        return (
+            "[Tables 1 to 3 of the paper](docs/paper/reproducing.md) were reproduced at a small "
+            f"scale on generated images: {counts['holds']} of {total} differences have the "
+            f"paper's sign, {counts['reversed']} the opposite, {counts['open']} are open."
+        )
+    links = ", ".join(f"[Table {n}](../../results/paper-small/table{n}.md)" for n in (1, 2, 3))
+    return (
+        f"Of the {total} differences from row (c) that the paper has too, {counts['holds']} have "
+        f"its sign by more than two standard errors, {counts['reversed']} the other one, "
+        f"{counts['open']} are open ({links})."
+    )
+
+
+def unshared(results: Path) -> str:
+    """What heads that levels do not share cost."""
+    summaries = small_scale(results)
+    found = []
+    for table, metric in ((1, "AR@100"), (2, "AP")):
+        score = summaries[table]["rows"]["c_unshared"]["metrics"][metric]["difference"]
+        found.append(f"{metric} {score['mean']:+.1f} ± {score['sd']:.1f} (Table {table})")
+    return (
+        "Heads that levels do not share, for which the paper prints no figures, against shared "
+        f"ones: {', '.join(found)}. Each sees fewer boxes."
+    )
+
+
+def hours(project: Path) -> str:
+    """How long a row of each table takes on 8 V100, by Detectron2's published speeds."""
+    import fpn_ext
+
+    parts = []
+    for table, (name, seconds) in ZOO_SECONDS.items():
+        cfg = fpn_ext.load_config(str(project / f"configs/paper/table{table}/c.yaml"))
+        iterations = cfg.SOLVER.MAX_ITER
+        parts.append(
+            f"{name} about {iterations * seconds / 3600:.0f} h ({iterations:,} x {seconds:.2f} s)"
+        )
+    return f"A row on the pyramid: {', '.join(parts)}."
+
+
+def windows_table() -> str:
+    """Objects and masks of each window of segmentation proposals, as configured for the paper."""
+    import fpn_ext
+
+    fpn_ext.get_cfg()  # before Detectron2, which the windows' module imports
+    from fpn_ext.levels import name_of, stride_of
+    from fpn_ext.modeling.mask_windows import OF_WINDOW, WindowGrid
+
+    rows = []
+    for level in range(2, 7):
+        grids = [WindowGrid(stride_of(level), window, 1, 1) for window in OF_WINDOW]
+        sizes = [f"{size:.4g}" for grid in grids for size in (grid.scale, grid.side)]
+        rows.append([name_of(level).upper(), *sizes])
+    heads = [f"{what} of {w}x{w}, px" for w in OF_WINDOW for what in ("objects", "masks")]
+    return markdown_table(["level", *heads], rows)
+
+
+def published_table(table: int) -> str:
+    """The paper's figures for the rows of one of its tables that have a config."""
+    from fpn_ext.paper.published import PUBLISHED, TABLES, published
+
+    rows = []
+    for row, (what, _) in TABLES[table].items():
+        figures = [str(value) for value in published(table, row).values()]
+        rows.append([f"`configs/paper/table{table}/{row}.yaml`", what, *figures])
+    return markdown_table(["config", "", *PUBLISHED[table]], rows)
+
+
+def texts(project: Path, results: Path) -> list[tuple[Path, str, str]]:
+    """(page, name, text) of every generated part."""
+    page, readme = project / "docs/paper/reproducing.md", project / "README.md"
+    small = results / "paper-small"
+    return [
+        (page, "trainings", trainings(small)),
+        *((page, f"scores-{table}", scores(small, table)) for table in (1, 2, 3)),
+        (page, "verdicts", verdicts_in_words(small, page)),
+        (
+            project / "docs/evidence/evidence.md",
+            "small-scale",
+            verdicts_in_words(small, page),
+        ),
+        (readme, "verdicts", verdicts_in_words(small, readme)),
+        (page, "unshared", unshared(small)),
+        (page, "windows", windows_table()),
+        (page, "table6", published_table(6)),
+        (page, "hours", hours(project)),
+    ]

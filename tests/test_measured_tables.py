@@ -1,0 +1,129 @@
+"""Tables of the documents from files of results: what they say, also without one."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import agreement
+import evidence_tables
+import measured_tables
+import paper_tables
+import seeds
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def test_without_a_file_the_command_that_writes_it(tmp_path):
+    file = tmp_path / "results/speed-cpu/avx512/roi_pooling.json"
+    said = measured_tables.or_not_run(file, str, measured_tables.ROI_POOLING)
+    assert said == (
+        "Not run yet: `python benchmarks/roi_pooling.py --rounds 11 --json "
+        "results/speed-cpu/avx512/roi_pooling.json`."
+    )
+    file.parent.mkdir(parents=True)
+    file.write_text('{"rows": 3}')
+    assert measured_tables.or_not_run(file, str, "") == "{'rows': 3}"
+    assert measured_tables.kills(tmp_path).startswith("Not run yet: `python tests/kill_resume.py")
+
+
+def test_roi_pooling():
+    row = {"case": "forward, NCHW maps", "largest_error": 7.2e-7}
+    record = {
+        "about": {
+            **{"boxes": 1000, "size": [800, 1333], "channels": 256, "bins": 7, "rounds": 11},
+            **{"hardware": "2 x CPU", "threads": 2, "torch": "2.15.0", "commit": "abc1234"},
+        },
+        "rows": [
+            {**row, "side": "Detectron2", "ms": 474.0, "ratio": 1.0, "ratio_range": [1.0, 1.0]},
+            {**row, "side": "weighted_rows", "ms": 120.4, "ratio": 4.0, "ratio_range": [3.0, 6.0]},
+        ],
+    }
+    text = measured_tables.roi_pooling(record)
+    assert text.startswith("1000 boxes on P2 to P5 of 800x1333, 256 channels, 7x7; 2 x CPU, 2 thr")
+    assert "| forward, NCHW maps | weighted_rows | 120 | 4.00 (3.00 to 6.00) | 7.2e-07 |" in text
+
+
+def test_fuzzing_counts_over_all_rounds():
+    of_round = {"inputs": {"test_boxes": 600, "commands": 8}, "passed": True, "commit": "abc1234"}
+    text = measured_tables.fuzzing({"rounds": [of_round, {**of_round, "passed": False}]})
+    assert text.startswith("1,216 inputs in 2 rounds, 1 of which failed; commit abc1234:")
+    assert "| `test_boxes` | 1,200 |" in text and "Continued by `make fuzz-million`." in text
+
+
+def test_scores_by_class():
+    def run(seed, ap):
+        box = {"AP": ap, "AP50": 90.0, "AP-cell": ap + 1, "AP50-cell": 91.0}
+        return {"seed": seed, "cpu_seconds": 600.0, "results": {"val": {"bbox": box}}}
+
+    record = {"runs": [run(1, 50.0), run(2, 52.0)], "hardware": "2 x CPU", "commit": "abc1234"}
+    text = measured_tables.classes(record)
+    assert text.startswith("Seeds 1, 2, mean (least to largest); 10 minutes of CPU time each")
+    assert "| AP | 51.0 (50.0 to 52.0) | 52.0 (51.0 to 53.0) |" in text
+
+
+def test_differences_are_counted_by_their_verdict():
+    counts = paper_tables.verdicts(RESULTS / "paper-small")
+    text = "".join(
+        (RESULTS / f"paper-small/table{table}.md").read_text().partition("seed by seed:")[2]
+        for table in (1, 2, 3)
+    )
+    cells = [cell.strip() for cell in text.split("|")]
+    for verdict, count in counts.items():
+        assert count == sum(cell.endswith(f" {verdict}") for cell in cells) > 0
+
+
+def test_what_has_run_names_the_command_that_continues_it(tmp_path):
+    (tmp_path / "figure1/runs").mkdir(parents=True)
+    run = {"commit": "abc1234", "hardware": "2 x CPU"}
+    (tmp_path / "figure1/runs/b.json").write_text(json.dumps(run))
+    lines = evidence_tables.generated_images(tmp_path).splitlines()
+    assert (
+        "| Figure 1 | 1 runs, commit abc1234 on 2 x CPU. "
+        "| `python benchmarks/figure1.py --seeds 1 2 3` |" in lines
+    )
+    assert all("No run." in line for line in lines[2:] if "Figure 1" not in line)
+
+
+def test_seeds_are_added_to_what_is_on_record(tmp_path, monkeypatch):
+    trained = []
+
+    def train(options, seed, folder):
+        trained.append(seed)
+        box = {"AP": 50.0 + seed, "AP50": 90.0}
+        return {"seed": seed, "seconds": 1.0, "cpu_seconds": 1.0, "results": {"v": {"bbox": box}}}
+
+    monkeypatch.setattr(seeds, "train", train)
+    file = tmp_path / "seeds.json"
+    words = ["--config-file", "a.yaml", "--json", str(file), "--seeds"]
+    seeds.main([*words, "1"])
+    seeds.main([*words, "1", "2"])
+    assert trained == [1, 2]
+    assert [run["seed"] for run in json.loads(file.read_text())["runs"]] == [1, 2]
+    with pytest.raises(SystemExit):
+        seeds.main(["--config-file", "b.yaml", "--json", str(file)])
+    assert trained == [1, 2]
+
+
+def test_agreement_scores_every_side(tmp_path, monkeypatch):
+    """The commands alone: what `fpn-ext eval` does has tests of its own."""
+    ran = []
+
+    def run(words, **options):
+        ran.append(words)
+        folder = Path(words[words.index("OUTPUT_DIR") + 1], "inference/val")
+        folder.mkdir(parents=True)
+        scores = {"bbox": {"AP": 50.0, "AP50": 80.0, "AP75": 51.0, "APs": None}}
+        (folder / "results.json").write_text(json.dumps(scores))
+
+    monkeypatch.setattr(agreement, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    file = tmp_path / "agreement.json"
+    agreement.main(["--config-file", "a.yaml", "--weights", "w.pth", "--json", str(file)])
+    record = json.loads(file.read_text())
+    assert [row["side"] for row in record["rows"]] == list(agreement.SIDES)
+    assert ["StandardROIHeads" in words for words in ran] == [True, False, False, False]
+    assert "| Detectron2 | 50.000 | 80.000 | 51.000 |" in measured_tables.agreement(record)
