@@ -93,7 +93,7 @@ figures: setup
 # What needs a GPU: its tests, then its figures into results/speed-gpu.
 gpu: setup
 	$(RUN) -m pytest -q tests/test_cuda.py tests/test_fused_roi_align.py
-	$(RUN) benchmarks/roi_pooling.py --device cuda
+	$(RUN) benchmarks/roi_pooling.py --device cuda --json results/speed-gpu/roi_pooling.json
 	$(RUN) benchmarks/whole_model.py --device cuda --dtype float32 bfloat16 \
 	    --output results/speed-gpu
 

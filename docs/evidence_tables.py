@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT / "benchmarks"))
@@ -64,7 +65,7 @@ def deeppcb_table(results: Path) -> str:
             f"`{config}{suffix}.yaml`: {hours:.1f} hours of CPU time a seed on "
             f"{record['hardware']}, commit {record['commit']}. {continued(command)}"
         )
-    return f"{markdown_table(rows[0], [*rows[1:], *PUBLISHED])}\n\n" + "\n".join(said)
+    return f"{markdown_table(rows[0], [*rows[1:], *PUBLISHED])}\n\n" + "\n\n".join(said)
 
 
 def gain_table(results: Path, data: str) -> str:
@@ -88,10 +89,10 @@ def gain_table(results: Path, data: str) -> str:
             cost = costs.get((row["network"], side))
             about = [f"{cost['parameters'] / 1e6:.1f}", f"{cost['ms']:.0f}"] if cost else ["", ""]
             lines.append([row["network"] if side == "one_map" else "", name, *cells, *about])
-    after = [f"{runs_on_record(results, data)} {continued(command)}"]
+    after = [f"{runs_on_record(results, data=[data])} {continued(command)}"]
     if not costs:
         after.append(f"Parameters and time: {not_run('python benchmarks/gain.py --cost')}")
-    return "\n".join([markdown_table(lines[0], lines[1:]), "", *after])
+    return "\n\n".join([markdown_table(lines[0], lines[1:]), *after])
 
 
 def gain_in_words(results: Path) -> str:
@@ -127,10 +128,10 @@ def gain_for_readme(project: Path) -> str:
     return f"{picture}\n\n{link}. {gain_in_words(results)}"
 
 
-def runs_on_record(results: Path, data: str = "") -> str:
-    """How many runs a folder has (of a dataset), by which commits and where."""
+def runs_on_record(results: Path, **wanted: Sequence[Any]) -> str:
+    """How many runs a folder has with these values, by which commits and where."""
     files = [json.loads(file.read_text()) for file in sorted((results / "runs").glob("*.json"))]
-    runs = [run for run in files if not data or run["data"] == data]
+    runs = [run for run in files if all(run[key] in of for key, of in wanted.items())]
     if not runs:
         return "No run."
     made = sorted({f"{run['commit']} on {run['hardware']}" for run in runs})
@@ -139,16 +140,42 @@ def runs_on_record(results: Path, data: str = "") -> str:
 
 def generated_images(results: Path) -> str:
     """What was trained on generated images, and the command that continues each."""
-    reproduce = "fpn-ext reproduce --scale small --results results/paper-small --table"
+    reproduce, small = "fpn-ext reproduce --scale small --table", results / "paper-small"
     rows = []
-    for what, folder, page, command in (
-        ("Tables 1 to 3", "paper-small", "table1", f"{reproduce} 1 2 3 --seeds 1 2 3"),
-        ("Figure 1", "figure1", "figure1", "python benchmarks/figure1.py --seeds 1 2 3"),
-        ("departures", "departures", "departures", "python benchmarks/departures.py --seeds 1 2 3"),
-        ("level rules", "level_rules", "level_rules", "python benchmarks/level_rules.py"),
+    for name, about, files, on_record, command in (
+        (
+            "Tables 1 to 3",
+            "paper/reproducing.md",
+            "paper-small/table[123].md",
+            runs_on_record(small, table=(1, 2, 3)),
+            f"{reproduce} 1 2 3",
+        ),
+        (
+            "Table 6",
+            "paper/reproducing.md",
+            "paper-small/table6.md",
+            runs_on_record(small, table=(6,)),
+            f"{reproduce} 6",
+        ),
+        *(
+            (
+                name,
+                about,
+                f"{script}/*.md",
+                runs_on_record(results / script),
+                f"python benchmarks/{script}.py",
+            )
+            for name, about, script in (
+                ("Figure 1", "paper/reproducing.md", "figure1"),
+                ("departures of other implementations", "guides/variants.md", "departures"),
+                ("level rules", "guides/levels.md", "level_rules"),
+            )
+        ),
     ):
-        file = results / folder / f"{page}.md"
-        name = f"[{what}](../../results/{folder}/{page}.md)" if file.is_file() else what
-        rows.append([name, runs_on_record(results / folder), f"`{command}`"])
-    rows.append(["Table 6", "No run.", f"`{reproduce} 6 --seeds 1 2 3`"])
+        tables = [
+            f"[{file.stem}](../../{file.relative_to(results.parent)})"
+            for file in sorted(results.glob(files))
+        ]
+        said = " ".join([on_record, ", ".join(tables)]).strip()
+        rows.append([f"[{name}](../{about})", said, f"`{command} --seeds 1 2 3`"])
     return markdown_table(["", "on record", "continued by"], rows)

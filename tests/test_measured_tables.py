@@ -83,7 +83,7 @@ def test_what_has_run_names_the_command_that_continues_it(tmp_path):
     (tmp_path / "figure1/runs/b.json").write_text(json.dumps(run))
     lines = evidence_tables.generated_images(tmp_path).splitlines()
     assert (
-        "| Figure 1 | 1 runs, commit abc1234 on 2 x CPU. "
+        "| [Figure 1](../paper/reproducing.md) | 1 runs, commit abc1234 on 2 x CPU. "
         "| `python benchmarks/figure1.py --seeds 1 2 3` |" in lines
     )
     assert all("No run." in line for line in lines[2:] if "Figure 1" not in line)
