@@ -211,7 +211,7 @@ def typed_figures(text):
     return [line for line in found if not line.startswith(OF_OTHERS)]
 
 
-@pytest.mark.parametrize("page", [Path("README.md"), *DOCS], ids=str)
+@pytest.mark.parametrize("page", [Path("README.md"), *PAGES], ids=str)
 def test_no_figure_is_typed(page):
     assert typed_figures(page.read_text()) == [], "write it with docs/generate.py"
 
