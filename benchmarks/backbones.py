@@ -102,6 +102,7 @@ THREE_MAPS = {
 }
 OPTIONS = {"torchvision/squeezenet1_1": THREE_MAPS}
 
+TIMED = ("seconds", "hardware", "threads", "timed_commit")  # kept by --again without --rounds
 DEMO = PROJECT / "configs/demo/faster_rcnn_R_18_FPN.yaml"
 SIZE = (480, 640)
 
@@ -125,7 +126,7 @@ def config_of(name: str, folder: Path) -> Any:
 
 def tried(name: str, folder: Path) -> dict[str, Any]:
     """Build, train and evaluate one network; ``outcome`` is "pass", or what went wrong."""
-    row: dict[str, Any] = {"name": name, "commit": commit()}
+    row: dict[str, Any] = {"name": name}
     try:
         trainer = Trainer(config_of(name, folder))
         backbone = trainer.model.backbone
@@ -185,16 +186,16 @@ def recorded(results: Path) -> list[dict[str, Any]]:
 def in_words(rows: Sequence[dict[str, Any]]) -> str:
     """How many passed, and where and by which commits they were measured."""
     passed = sum(row["outcome"] == "pass" for row in rows)
-    timed = sorted({f"{r['hardware']}, {r['threads']} threads" for r in rows if "seconds" in r})
-    commits = [
-        f"{name.removesuffix('-dirty')}, with changes that were not committed"
-        if name.endswith("-dirty")
-        else name
-        for name in sorted({row["commit"] for row in rows})
-    ]
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    timed = {
+        f"{row['hardware']}, {row['threads']} threads, commit {row['timed_commit']}"
+        for row in rows
+        if "seconds" in row
+    }
+    where = "; ".join(sorted(timed)).replace("-dirty", ", with changes that were not committed")
     return (
-        f"{passed} passed, {len(rows) - passed} did not; timed on {'; '.join(timed) or 'nothing'}; "
-        f"commit {'; '.join(commits)}."
+        f"{passed} passed, {len(rows) - passed} did not, commit {commits}; timed on "
+        f"{where or 'nothing yet'}."
     )
 
 
@@ -232,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=PROJECT / "results/backbones")
     args = parser.parse_args(argv)
     args.results.mkdir(parents=True, exist_ok=True)
+    begun_at = commit()  # before a result is written, which changes the checkout
     with tempfile.TemporaryDirectory(prefix="backbones_") as temporary:
         os.environ["DETECTRON2_DATASETS"] = temporary
         data = Path(temporary, "demo_multiscale")
@@ -239,12 +241,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         register_datasets()
         for name in args.only:
             file = args.results / (name.replace("/", "__") + ".json")
-            row = json.loads(file.read_text()) if file.exists() and not args.again else None
-            folder = Path(temporary, "output")
-            row = row or tried(name, folder)
+            before = json.loads(file.read_text()) if file.exists() else {}
+            row, folder = before, Path(temporary, "output")
+            if args.again or not row:
+                timed = {key: before[key] for key in TIMED if key in before}
+                row = {"commit": begun_at, **tried(name, folder), **timed}
             if args.rounds and row["outcome"] == "pass" and ("seconds" not in row or args.again):
                 row["seconds"] = seconds_per_image(name, args.rounds, folder)
                 row["hardware"], row["threads"] = hardware(), torch.get_num_threads()
+                row["timed_commit"] = begun_at
             write_json(file, row)
             print(f"{name}: {row['outcome'].partition(chr(10))[0]}", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
