@@ -16,7 +16,7 @@ from .box_formats import format_problems
 from .dataset import AnnotatedImage, Dataset, Instance, names_of, rounded
 from .dataset_contents import KINDS, Box
 from .mask_area import mask_area
-from .picture_files import size_of_picture
+from .picture_files import identity_of, size_of_picture
 
 EMPTY = "boxes have no width or no height: left out"
 OUTSIDE = "boxes lie outside their images: left out"
@@ -76,7 +76,7 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
 def look_over(dataset: Dataset) -> None:
     """Count what is wrong with the whole of a dataset, and not with one of its images."""
     tally = dataset.tally
-    split_of: dict[Path, str] = {}
+    first_of: dict[object, tuple[str, Path]] = {}  # by file, whatever it is called
     for split, images in dataset.splits.items():
         if not images and split == "val":
             tally.fault("splits have no images: give it some, or leave it out of the data", split)
@@ -84,14 +84,17 @@ def look_over(dataset: Dataset) -> None:
             tally.note("splits have no images: left out", split)
         here: set[Path] = set()
         for image in images:
-            other = split_of.setdefault(image.file, split)
+            other, file = first_of.setdefault(identity_of(image.file), (split, image.file))
+            name = image.file.name if file == image.file else f"{image.file} is {file}"
             if image.file in here:
                 tally.fault("images are twice in a split", f"{image.file}, in {split}")
             elif other != split:
                 tally.note(
                     "images are in two splits: a score on what was trained on is worth nothing",
-                    f"{image.file.name}, in {other} and {split}",
+                    f"{name}, in {other} and {split}",
                 )
+            elif file != image.file:
+                tally.note("images are in a split under two names (links to one file)", name)
             here.add(image.file)
     written: dict[str, str] = {}
     for name in dataset.classes:
