@@ -1,7 +1,9 @@
 """All findings on a config before training or evaluation: what ``fpn-ext check`` reports."""
 
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -106,7 +108,13 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
 
 
 def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, MISTAKES) else f"{type(error).__name__}: {error}"
+    """The message of an error; of one without, as an assertion of Detectron2's, its line."""
+    if isinstance(error, MISTAKES) and str(error):
+        return str(error)
+    if str(error):
+        return f"{type(error).__name__}: {error}"
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {last.line}"
 
 
 def _evaluation(cfg: CfgNode) -> Iterable[Finding]:
