@@ -806,6 +806,25 @@ def test_what_is_trained_on_and_scored_is_said(tmp_path, capsys):
     assert said in capsys.readouterr().out
 
 
+def test_classes_that_are_scored_and_not_trained_on_are_said(tmp_path, capsys):
+    """Dogs are on e alone of these: in val as the files divide them, or as a draw does."""
+    said = "classes have boxes to be scored on and none to train on: their AP will be 0"
+    photos = write_splits(tmp_path / "photos", train="cd", val="ef")
+    assert main(["data", "--data", str(photos)]) == 0
+    assert f"1 {said} (first: dog, in val)" in capsys.readouterr().out
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["c.png", "d.png"], "val": VAL}))
+    (tmp_path / "cells.yaml").write_text("{path: all, split_file: split.json}")
+    write_splits(tmp_path / "all", all="cdef")
+    for path in (photos, tmp_path / "cells.yaml"):
+        named = register_data(path, tmp_path / "run")
+        assert f"1 {said} (first: dog, in val)" in named.warnings
+    complete_split = write_splits(tmp_path / "complete", train="ac", val="ef")
+    assert not any(said in line for line in register_data(complete_split, tmp_path).warnings)
+
+
+VAL = ["e.png", "f.png"]
+
+
 @pytest.mark.parametrize("link", [os.link, os.symlink])
 def test_one_file_under_two_names_is_one_image(link, tmp_path, capsys):
     photos = write_splits(tmp_path / "photos", train="abc", val="def")

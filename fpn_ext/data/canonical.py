@@ -21,6 +21,7 @@ from .picture_files import identity_of, size_of_picture
 EMPTY = "boxes have no width or no height: left out"
 OUTSIDE = "boxes lie outside their images: left out"
 UNUSED = "classes have no boxes, and cannot be learnt"
+UNTRAINED = "classes have boxes to be scored on and none to train on: their AP will be 0"
 VISIBLE = 0.01  # pixels: a box that reaches further beyond its image is said to be clipped
 
 
@@ -119,6 +120,16 @@ def nothing_to_learn(dataset: Dataset) -> str:
         f"{dataset.source} ({dataset.format}): {len(trained)} images {to_train}and no object on "
         "any of them (crowd regions are none)"
     )
+
+
+def look_for_untrained(dataset: Dataset) -> None:
+    """Count classes that are scored, and that no image to train on has an object of."""
+    trained = {i.category for i in _objects(dataset.splits.get("train", []))}
+    if not trained:
+        return  # nothing is trained on, or nothing is divided yet
+    for split, images in dataset.splits.items():
+        for name in sorted({i.category for i in _objects(images)} - trained):
+            dataset.tally.warn(UNTRAINED, f"{name}, in {split}")
 
 
 def _objects(images: Sequence[AnnotatedImage]) -> list[Instance]:
