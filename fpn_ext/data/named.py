@@ -16,6 +16,7 @@ from .canonical import coco_json, complete, look_for_untrained
 from .data_file import open_data
 from .dataset import SPLITS, Dataset, common_folder
 from .formats import read_dataset
+from .formats.layout import OURS
 from .splits import divide
 
 declare(
@@ -69,6 +70,7 @@ def register_data(path: str | Path, folder: Path) -> NamedData:
     data = open_data(path)
     dataset = complete(read_dataset(data), data.classes)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / OURS).touch()  # not to be read as data, should the folder lie among them
     with file_lock(str(folder / data.name)):
         drawn = folder / f"{data.name}_split.json"
         divided = divide(dataset, data.split, data.seed, drawn, data.split_file)
