@@ -65,6 +65,11 @@ def recorded(file: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**{name: record[name] for name in MADE_BY}, **run} for run in record["runs"]]
 
 
+def shown(score: float | None) -> str:
+    """A score, or a dash where nothing was detected."""
+    return "-" if score is None else f"{score:.1f}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -106,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for dataset, results in run["results"].items():
             box = results["bbox"]
             print(
-                f"seed {run['seed']}: {dataset} AP {box['AP']:.1f}, AP50 {box['AP50']:.1f}, "
+                f"seed {run['seed']}: {dataset} AP {shown(box['AP'])}, AP50 {shown(box['AP50'])}, "
                 f"{run['seconds']:.0f} s, CPU {run['cpu_seconds']:.0f} s"
             )
 
