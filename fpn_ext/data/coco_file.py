@@ -5,15 +5,16 @@ picture. What is found is one sentence for each kind: how many, the first of the
 """
 
 import functools
-import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
+from ..files.json_lists import ListInFile, read_json
 from .dataset_contents import Name, four_numbers, id_of, short, size_of
 
 MOST_PIXELS = 1 << 30
+LONG_LISTS = ("images", "annotations")  # read entry by entry
 
 
 class Faults:
@@ -65,27 +66,30 @@ def coco_class_names(json_file: str | os.PathLike) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=16)
 def _names(file: str, modified: int) -> tuple[str, ...]:
     try:
-        categories = read_coco_json(file)["categories"]
+        categories = read_coco_json(file, LONG_LISTS)["categories"]
         return tuple(c["name"] for c in sorted(categories, key=lambda c: c["id"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: 'categories' needs an 'id' and a 'name' for each") from error
 
 
-def read_coco_json(file: str) -> dict[str, Any]:
+def read_coco_json(file: str, kept_in_file: Collection[str] = ()) -> dict[str, Any]:
     """The object in a JSON file.
+
+    Args:
+        kept_in_file: its lists that are read entry by entry (:class:`ListInFile`).
 
     Raises:
         ValueError: not JSON, not UTF-8, a byte order mark, or something else than an object.
     """
     with open(file, "rb") as stream:
-        content = stream.read()
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        beginning = stream.read(3)
+    if beginning.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(
             f"{file} begins with a byte order mark, which JSON does not allow and pycocotools "
             "cannot read: save it as UTF-8 without one"
         )
     try:
-        data = json.loads(content)
+        data = read_json(file, kept_in_file)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(data, dict):
@@ -95,14 +99,14 @@ def read_coco_json(file: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)  # what was found, not what was read
 def _checked(file: str, image_root: str, modified: int) -> tuple[str, ...]:
-    data = read_coco_json(file)
+    data = read_coco_json(file, LONG_LISTS)
     faults = Faults()
     for key in ("categories", "images"):
-        if not isinstance(data.get(key), list) or not data[key]:
+        if not isinstance(data.get(key), list | ListInFile) or not data[key]:
             faults.add(
                 "COCO's format lists them there", f"{key!r} is {short(data.get(key))}, no list"
             )
-    if not isinstance(data.get("annotations", []), list):
+    if not isinstance(data.get("annotations", []), list | ListInFile):
         faults.add("it must be a list", f"'annotations' is {short(data['annotations'])}")
     faults.check(file)
     classes = _check_classes(data["categories"], faults)

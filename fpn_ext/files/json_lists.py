@@ -1,0 +1,180 @@
+"""JSON files with lists of millions of entries, read entry by entry.
+
+:func:`json.loads` holds all of a file's text and everything in it at once, some kilobytes for ten
+boxes. Here a list stays in the file, and is read again each time that it is iterated over.
+"""
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator
+from typing import Any, TextIO
+
+PIECE = 1 << 18  # characters read at once; more where one entry is longer
+
+_scan = json.JSONDecoder().scan_once
+_space = re.compile(r"[ \t\n\r]*").match
+
+
+class ListInFile:
+    """A list in a JSON file, as a list that is never in memory: ``len`` and iteration.
+
+    Iterating raises ValueError if the file has changed since, OSError if it cannot be read.
+    """
+
+    def __init__(self, file: str | os.PathLike, start: int, count: int):
+        """``start``: of the first entry, in characters; ``count``: how many entries there are."""
+        self._file, self._start, self._count = os.fspath(file), start, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        with _opened(self._file) as stream:
+            left = self._start
+            while left and (piece := stream.read(min(left, PIECE))):
+                left -= len(piece)
+            number = 0
+            try:
+                for entry in _Text(stream).entries():
+                    yield entry
+                    number += 1
+            except _Unreadable as error:
+                raise ValueError(f"{self._file} was changed while it was read") from error
+        if number != self._count:
+            raise ValueError(f"{self._file} was changed while it was read")
+
+
+def read_json(file: str | os.PathLike, kept_in_file: Collection[str] = ()) -> Any:
+    """What a JSON file holds, as :func:`json.loads` gives it, errors included.
+
+    Args:
+        kept_in_file: keys of the file's object whose lists become a :class:`ListInFile`; with
+            ``""`` among them the list that the whole file is.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, RecursionError: it is not JSON.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder, "a.json")
+    ...     _ = file.write_text('{"images": [{"id": 1}, {"id": 2}], "info": [3]}')
+    ...     data = read_json(file, ["images"])
+    ...     (data["info"], len(data["images"]), list(data["images"]))
+    ([3], 2, [{'id': 1}, {'id': 2}])
+    """
+    try:
+        with _opened(file) as stream:
+            return _Text(stream).whole(os.fspath(file), kept_in_file)
+    except (_Unreadable, RecursionError):
+        with open(file, "rb") as content:  # json says what is wrong, and where
+            return json.loads(content.read())
+
+
+def _opened(file: str | os.PathLike) -> TextIO:
+    """As :func:`json.loads` decodes bytes; line ends are left as they are."""
+    with open(file, "rb") as stream:
+        encoding = json.detect_encoding(stream.read(4))
+    return open(file, encoding=encoding, errors="surrogatepass", newline="")
+
+
+class _Unreadable(Exception):
+    """Not JSON, or not of the form that is read here."""
+
+
+class _Text:
+    """The text of a JSON file from some place on, of which only a piece is in memory."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.text, self.at = "", 0
+        self.before = 0  # characters that were left behind
+
+    def more(self) -> bool:
+        """Read on; False at the end of the file. A piece for a long entry is doubled each time."""
+        left = len(self.text) - self.at
+        try:
+            piece = self.stream.read(max(PIECE, left))
+        except UnicodeError as error:
+            raise _Unreadable from error
+        self.before += self.at
+        self.text, self.at = self.text[self.at :] + piece, 0
+        return bool(piece)
+
+    def next_mark(self) -> str:
+        """The next character that is no space, which stays the next; "" at the end."""
+        while True:
+            self.at = _space(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def take(self, *marks: str) -> str:
+        """Go past the next character, which must be one of these."""
+        mark = self.next_mark()
+        if mark not in marks:
+            raise _Unreadable
+        self.at += len(mark)
+        return mark
+
+    def value(self) -> Any:
+        """The next value, and go to the mark behind it."""
+        while True:
+            try:
+                value, end = _scan(self.text, _space(self.text, self.at).end())  # type: ignore[union-attr]
+                end = _space(self.text, end).end()  # type: ignore[union-attr]
+                # Without a mark behind it, it may be the beginning of a number.
+                if self.text[end] in ",]}:":
+                    self.at = end
+                    return value
+            except (StopIteration, ValueError, IndexError):
+                pass
+            if not self.more():
+                raise _Unreadable
+
+    def entries(self) -> Iterator[Any]:
+        """Those of a list, behind its bracket."""
+        if self.next_mark() == "]":
+            self.take("]")
+            return
+        while True:
+            value = self.value()
+            mark = self.text[self.at]
+            self.at += 1
+            yield value
+            if mark == "]":
+                return
+            if mark != ",":
+                raise _Unreadable
+
+    def list(self, file: str, keep: bool) -> Any:
+        self.take("[")
+        if not keep:
+            return list(self.entries())
+        start = self.before + self.at
+        count = sum(1 for _ in self.entries())
+        return ListInFile(file, start, count) if count else []
+
+    def whole(self, file: str, kept_in_file: Collection[str]) -> Any:
+        """All of a file that is an object, or a list to be kept in it."""
+        if self.next_mark() == "[" and "" in kept_in_file:
+            found: Any = self.list(file, keep=True)
+        else:
+            self.take("{")
+            found = {}
+            mark = self.take("}") if self.next_mark() == "}" else ","
+            while mark == ",":
+                if self.next_mark() != '"':
+                    raise _Unreadable
+                key = self.value()
+                self.take(":")
+                if self.next_mark() == "[":
+                    found[key] = self.list(file, key in kept_in_file)
+                else:
+                    found[key] = self.value()
+                mark = self.take(",", "}")
+        self.take("")
+        return found
