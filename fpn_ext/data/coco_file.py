@@ -7,7 +7,7 @@ picture. What is found is one sentence for each kind: how many, the first of the
 import functools
 import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ..files.json_lists import ListInFile, read_json
@@ -66,10 +66,24 @@ def coco_class_names(json_file: str | os.PathLike) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=16)
 def _names(file: str, modified: int) -> tuple[str, ...]:
     try:
-        categories = read_coco_json(file, LONG_LISTS)["categories"]
+        categories = _read(file, modified)["categories"]
         return tuple(c["name"] for c in sorted(categories, key=lambda c: c["id"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: 'categories' needs an 'id' and a 'name' for each") from error
+
+
+def coco_lists(json_file: str | os.PathLike) -> Mapping[str, Any]:
+    """As :func:`read_coco_json`, with :data:`LONG_LISTS` kept in the file; not to be changed.
+
+    A file that was not changed since is not read again.
+    """
+    file = os.fspath(json_file)
+    return _read(file, os.stat(file).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(file: str, modified: int) -> Mapping[str, Any]:
+    return read_coco_json(file, LONG_LISTS)
 
 
 def read_coco_json(file: str, kept_in_file: Collection[str] = ()) -> dict[str, Any]:
@@ -99,7 +113,7 @@ def read_coco_json(file: str, kept_in_file: Collection[str] = ()) -> dict[str, A
 
 @functools.lru_cache(maxsize=16)  # what was found, not what was read
 def _checked(file: str, image_root: str, modified: int) -> tuple[str, ...]:
-    data = read_coco_json(file, LONG_LISTS)
+    data = _read(file, modified)
     faults = Faults()
     for key in ("categories", "images"):
         if not isinstance(data.get(key), list | ListInFile) or not data[key]:

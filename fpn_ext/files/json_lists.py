@@ -12,8 +12,9 @@ from typing import Any, TextIO
 
 PIECE = 1 << 18  # characters read at once; more where one entry is longer
 
-_scan = json.JSONDecoder().scan_once
+_decode = json.JSONDecoder().raw_decode
 _space = re.compile(r"[ \t\n\r]*").match
+_comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*").match
 
 
 class ListInFile:
@@ -124,13 +125,13 @@ class _Text:
         """The next value, and go to the mark behind it."""
         while True:
             try:
-                value, end = _scan(self.text, _space(self.text, self.at).end())  # type: ignore[union-attr]
+                value, end = _decode(self.text, _space(self.text, self.at).end())  # type: ignore[union-attr]
                 end = _space(self.text, end).end()  # type: ignore[union-attr]
                 # Without a mark behind it, it may be the beginning of a number.
                 if self.text[end] in ",]}:":
                     self.at = end
                     return value
-            except (StopIteration, ValueError, IndexError):
+            except (ValueError, IndexError):
                 pass
             if not self.more():
                 raise _Unreadable
@@ -141,14 +142,21 @@ class _Text:
             self.take("]")
             return
         while True:
+            try:
+                value, end = _decode(self.text, self.at)
+                comma = _comma(self.text, end)
+            except ValueError:
+                comma = None
+            if comma:  # of nearly all entries
+                self.at = comma.end()
+                yield value
+                continue
             value = self.value()
-            mark = self.text[self.at]
-            self.at += 1
+            mark = self.take(",", "]")
             yield value
             if mark == "]":
                 return
-            if mark != ",":
-                raise _Unreadable
+            self.next_mark()
 
     def list(self, file: str, keep: bool) -> Any:
         self.take("[")
