@@ -15,13 +15,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
-from fpn_ext.evaluation.coco import (
-    CocoSettings,
-    counted_differently,
-    evaluate_coco,
-    has_hotcoco,
-    settings_of,
-)
+from fpn_ext.evaluation.coco import CocoSettings, evaluate_coco, has_hotcoco, settings_of
+from fpn_ext.evaluation.columns import counted_differently
 from fpn_ext.evaluation.evaluators import build_evaluator
 from hypothesis import given, settings
 from hypothesis import strategies as st

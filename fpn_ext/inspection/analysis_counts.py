@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.coco import ALL, SIZES, CocoScores, counted_differently, has_hotcoco
+from ..evaluation.coco import ALL, SIZES, CocoScores, has_hotcoco
+from ..evaluation.columns import counted_differently
 
 IOU = 0.5
 LIMIT = 100  # best detections of a class in an image, as COCO counts them
