@@ -151,9 +151,9 @@ def evaluation(folder: Path) -> None:
     import fpn_ext  # noqa: F401
     from fpn_ext.data.coco_file import coco_lists
     from fpn_ext.evaluation.coco import evaluate_coco
-    from fpn_ext.files.json_lists import read_json
+    from fpn_ext.files.json_lists import ListInFile
 
-    found = read_json(folder / "detections.json", [""])
+    found = ListInFile(folder / "detections.json")
     print(evaluate_coco(coco_lists(folder / "annotations.json"), found, "bbox").stats)
 
 

@@ -3,6 +3,7 @@
 A Python object for each of millions of boxes takes some 500 bytes, a row of the arrays 60.
 """
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-BOXES_AT_ONCE = 500_000  # objects and detections that are counted together
+BOXES_AT_ONCE = 1_000_000  # objects and detections that are counted together
+FIELDS = ("area", "iscrowd", "num_keypoints")  # of an object; the last for keypoints alone
+UNKNOWN = "an annotation or detection of an unknown image or category"
 
 
 class CountedDifferentlyError(ValueError):
@@ -87,39 +90,38 @@ def read_columns(
     categories = {category["id"] for category in dataset.get("categories", [])}
     if not all(map(_is_plain_id, [*image_ids, *categories])):
         raise CountedDifferentlyError("an id is no whole number from 0")
-    fields = ["area", "iscrowd", *(["num_keypoints"] if task == "keypoints" else [])]
+    fields = set(FIELDS if task == "keypoints" else FIELDS[:2])
     ids, images, classes, crowds = array("q"), array("q"), array("q"), array("b")
     area, boxes = array("d"), array("d")
     for item in dataset.get("annotations", []):
-        for name in fields:
-            if name not in item:
-                raise CountedDifferentlyError(f"an annotation has no {name}")
-        if not _is_plain_id(item["id"]):
+        if not fields <= item.keys():
+            name = next(name for name in FIELDS if name in fields - item.keys())
+            raise CountedDifferentlyError(f"an annotation has no {name}")
+        number, image, category, crowd = map(item.get, ("id", "image_id", "category_id", "iscrowd"))
+        if not _is_plain_id(number):
             raise CountedDifferentlyError("an id is no whole number from 0")
-        if item["id"] == 0:
+        if number == 0:
             raise CountedDifferentlyError("the id of an annotation is 0")
-        if item["iscrowd"] not in (0, 1):
+        if crowd not in (0, 1):
             raise CountedDifferentlyError("an iscrowd is neither 0 nor 1")
-        if item["image_id"] not in image_ids or item["category_id"] not in categories:
+        if image not in image_ids or category not in categories:
             raise CountedDifferentlyError(UNKNOWN)
-        ids.append(item["id"])
-        images.append(int(item["image_id"]))
-        classes.append(int(item["category_id"]))
-        crowds.append(bool(item["iscrowd"]))
+        ids.append(number)
+        images.append(int(image))
+        classes.append(int(category))
+        crowds.append(bool(crowd))
         if task == "bbox":
             area.append(item["area"])
             boxes.extend(item["bbox"])
     rows = array("d")
     for item in detections:
-        if item["image_id"] not in image_ids:
+        image, score = item["image_id"], item["score"]
+        if image not in image_ids:
             raise CountedDifferentlyError(UNKNOWN)
-        if not np.isfinite(item["score"]):
+        if not math.isfinite(score):
             raise CountedDifferentlyError("a score is not finite")
         if task == "bbox":
-            rows.append(item["image_id"])
-            rows.extend(item["bbox"])
-            rows.append(item["score"])
-            rows.append(item["category_id"])
+            rows.extend((image, *item["bbox"], score, item["category_id"]))
     if len(np.unique(ids)) < len(ids):
         raise CountedDifferentlyError("the id of an annotation repeats")
     columns = Columns(
@@ -136,9 +138,6 @@ def read_columns(
     if not (np.isfinite(columns.boxes).all() and np.isfinite(columns.detections).all()):
         raise CountedDifferentlyError("a box is not finite")
     return columns
-
-
-UNKNOWN = "an annotation or detection of an unknown image or category"
 
 
 def counted_differently(

@@ -18,40 +18,39 @@ _comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*").match
 
 
 class ListInFile:
-    """A list in a JSON file, as a list that is never in memory: ``len`` and iteration.
+    """A list in a JSON file that is never in memory: it can be iterated over, again and again.
 
-    Iterating raises ValueError if the file has changed since, OSError if it cannot be read.
+    Iterating raises ValueError where the file is not JSON, or has changed; OSError if it cannot be
+    read.
     """
 
-    def __init__(self, file: str | os.PathLike, start: int, count: int):
-        """``start``: of the first entry, in characters; ``count``: how many entries there are."""
-        self._file, self._start, self._count = os.fspath(file), start, count
-
-    def __len__(self) -> int:
-        return self._count
+    def __init__(self, file: str | os.PathLike, start: int | None = None):
+        """``start``: of its first entry, in characters; None if the whole file is the list."""
+        self._file, self._start = os.fspath(file), start
 
     def __iter__(self) -> Iterator[Any]:
-        with _opened(self._file) as stream:
-            left = self._start
-            while left and (piece := stream.read(min(left, PIECE))):
-                left -= len(piece)
-            number = 0
-            try:
-                for entry in _Text(stream).entries():
-                    yield entry
-                    number += 1
-            except _Unreadable as error:
-                raise ValueError(f"{self._file} was changed while it was read") from error
-        if number != self._count:
-            raise ValueError(f"{self._file} was changed while it was read")
+        try:
+            with _opened(self._file) as stream:
+                text = _Text(stream)
+                if self._start is None:
+                    text.take("[")
+                else:
+                    text.skip(self._start)
+                yield from text.entries()
+                if self._start is None:
+                    text.take("")
+        except _UnreadableError as error:
+            with open(self._file, "rb") as content:  # json says what is wrong, and where
+                json.loads(content.read())
+            raise ValueError(f"{self._file} holds no list, or was changed meanwhile") from error
 
 
 def read_json(file: str | os.PathLike, kept_in_file: Collection[str] = ()) -> Any:
     """What a JSON file holds, as :func:`json.loads` gives it, errors included.
 
     Args:
-        kept_in_file: keys of the file's object whose lists become a :class:`ListInFile`; with
-            ``""`` among them the list that the whole file is.
+        kept_in_file: keys of the file's object whose lists become a :class:`ListInFile`, if they
+            are not empty.
 
     Raises:
         OSError: it cannot be read.
@@ -63,13 +62,13 @@ def read_json(file: str | os.PathLike, kept_in_file: Collection[str] = ()) -> An
     ...     file = Path(folder, "a.json")
     ...     _ = file.write_text('{"images": [{"id": 1}, {"id": 2}], "info": [3]}')
     ...     data = read_json(file, ["images"])
-    ...     (data["info"], len(data["images"]), list(data["images"]))
-    ([3], 2, [{'id': 1}, {'id': 2}])
+    ...     (data["info"], list(data["images"]))
+    ([3], [{'id': 1}, {'id': 2}])
     """
     try:
         with _opened(file) as stream:
-            return _Text(stream).whole(os.fspath(file), kept_in_file)
-    except (_Unreadable, RecursionError):
+            return _Text(stream).object(os.fspath(file), kept_in_file)
+    except (_UnreadableError, RecursionError):
         with open(file, "rb") as content:  # json says what is wrong, and where
             return json.loads(content.read())
 
@@ -81,7 +80,7 @@ def _opened(file: str | os.PathLike) -> TextIO:
     return open(file, encoding=encoding, errors="surrogatepass", newline="")
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """Not JSON, or not of the form that is read here."""
 
 
@@ -99,10 +98,16 @@ class _Text:
         try:
             piece = self.stream.read(max(PIECE, left))
         except UnicodeError as error:
-            raise _Unreadable from error
+            raise _UnreadableError from error
         self.before += self.at
         self.text, self.at = self.text[self.at :] + piece, 0
         return bool(piece)
+
+    def skip(self, count: int) -> None:
+        """Go on by some characters, before anything else is read."""
+        self.before = count
+        while count and (piece := self.stream.read(min(count, PIECE))):
+            count -= len(piece)
 
     def next_mark(self) -> str:
         """The next character that is no space, which stays the next; "" at the end."""
@@ -117,7 +122,7 @@ class _Text:
         """Go past the next character, which must be one of these."""
         mark = self.next_mark()
         if mark not in marks:
-            raise _Unreadable
+            raise _UnreadableError
         self.at += len(mark)
         return mark
 
@@ -134,7 +139,7 @@ class _Text:
             except (ValueError, IndexError):
                 pass
             if not self.more():
-                raise _Unreadable
+                raise _UnreadableError
 
     def entries(self) -> Iterator[Any]:
         """Those of a list, behind its bracket."""
@@ -163,26 +168,22 @@ class _Text:
         if not keep:
             return list(self.entries())
         start = self.before + self.at
-        count = sum(1 for _ in self.entries())
-        return ListInFile(file, start, count) if count else []
+        return ListInFile(file, start) if sum(1 for _ in self.entries()) else []
 
-    def whole(self, file: str, kept_in_file: Collection[str]) -> Any:
-        """All of a file that is an object, or a list to be kept in it."""
-        if self.next_mark() == "[" and "" in kept_in_file:
-            found: Any = self.list(file, keep=True)
-        else:
-            self.take("{")
-            found = {}
-            mark = self.take("}") if self.next_mark() == "}" else ","
-            while mark == ",":
-                if self.next_mark() != '"':
-                    raise _Unreadable
-                key = self.value()
-                self.take(":")
-                if self.next_mark() == "[":
-                    found[key] = self.list(file, key in kept_in_file)
-                else:
-                    found[key] = self.value()
-                mark = self.take(",", "}")
+    def object(self, file: str, kept_in_file: Collection[str]) -> dict[str, Any]:
+        """All of a file that is an object."""
+        self.take("{")
+        found: dict[str, Any] = {}
+        mark = self.take("}") if self.next_mark() == "}" else ","
+        while mark == ",":
+            if self.next_mark() != '"':
+                raise _UnreadableError
+            key = self.value()
+            self.take(":")
+            if self.next_mark() == "[":
+                found[key] = self.list(file, key in kept_in_file)
+            else:
+                found[key] = self.value()
+            mark = self.take(",", "}")
         self.take("")
         return found
