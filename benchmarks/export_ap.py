@@ -4,11 +4,13 @@
         --int8 onnx openvino --json results/export/demo.json
 
 Each file is made by what `fpn-ext export` calls, into a temporary folder, and scored on the first
-dataset of DATASETS.TEST by the evaluation of `fpn-ext eval`. Exit status 1 if a score differs by
-more than 0.1, or in eight bits is lower by more than 1.
+dataset of DATASETS.TEST by the evaluation of `fpn-ext eval`. Results are written after each, and
+the same command again at the same commit goes on with what is missing. Exit status 1 if a score
+differs by more than 0.1, or in eight bits is lower by more than 1.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -51,10 +53,20 @@ def main() -> int:
         results = inference_on_dataset(model, loader, evaluator)
         return {task: results[task]["AP"] for task in results if "AP" in results[task]}
 
-    in_pytorch = scores(predictor.model)
-    exported = {}
+    facts = {"commit": commit(), "hardware": hardware(), "versions": versions()}
+    record = {"model": options.name or options.run.name, "dataset": dataset, **facts}
+    output = Path(options.json)
+    before = json.loads(output.read_text()) if output.is_file() else {}
+    if before.get("commit") == record["commit"]:
+        record = before
+    else:
+        record |= {"pytorch": scores(predictor.model), "exported": {}}
+        write_json(output, record)
+    in_pytorch, exported = record["pytorch"], record["exported"]
     with tempfile.TemporaryDirectory() as folder:
         for name in options.format:
+            if name in exported:
+                continue
             file = Path(folder, f"model{FORMATS[name].suffix}")
             rows = export(cfg, predictor.model, predictor.classes, file, name)
             exported[name] = {
@@ -62,7 +74,10 @@ def main() -> int:
                 "largest_difference_px": max(row.boxes for row in rows),
                 "largest_difference_of_a_score": max(row.scores for row in rows),
             }
+            write_json(output, record)
         for name in options.int8:
+            if f"{name}, int8" in exported:
+                continue
             file = Path(folder, f"int8{FORMATS[name].suffix}")
             found = export_int8(cfg, predictor.model, predictor.classes, file, name)
             of_dataset = [cost for cost in found.costs if cost.dataset == dataset]
@@ -71,9 +86,7 @@ def main() -> int:
                 "calibration_pictures": found.pictures,
                 "mib_in_float32_and_int8": found.mib,
             }
-    facts = {"commit": commit(), "hardware": hardware(), "versions": versions()}
-    record = {"model": options.name or options.run.name, "dataset": dataset, **facts}
-    write_json(options.json, {**record, "pytorch": in_pytorch, "exported": exported})
+            write_json(output, record)
     apart = 0.0
     for name, of_file in exported.items():
         for task, score in of_file["scores"].items():

@@ -182,6 +182,7 @@ def check_against_the_model(cfg, found):
     "network", ["timm/mobilenetv3_small_050", "torchvision/mobilenet_v3_small"]
 )
 def test_a_network_of_a_library_and_a_size_that_is_padded(network, small_cfg):
+    pytest.importorskip(network.partition("/")[0])
     small_cfg.MODEL.FPN_EXT.BOTTOM_UP, small_cfg.MODEL.FPN_EXT.KEEP_PIXELS = network, True
     small_cfg.MODEL.FPN_EXT.LEVELS = ["p2", "p3", "p4", "p5", "p6"]
     fpn_ext.resolve_levels(small_cfg)

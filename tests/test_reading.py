@@ -25,6 +25,22 @@ def test_a_picture_of_8_bits_is_what_detectron2_reads(tmp_path):
             assert read.dtype == np.uint8
 
 
+@pytest.mark.parametrize("at_a_time", [1, 20, 70, 10**9])  # pixels: a row, two, the whole
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_a_large_picture_read_by_rows_is_the_same(tmp_path, monkeypatch, orientation, at_a_time):
+    """The rows of the picture as it is turned, in every mode and format."""
+    monkeypatch.setattr(reading, "PIXELS_AT_A_TIME", at_a_time)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for mode in ("RGBA", "RGB", "L", "P", "1", "LA"):
+        file = tmp_path / f"{mode}.png"
+        Image.fromarray(pixels).convert(mode).save(file, exif=exif)
+        for pixel_format in ("BGR", "RGB", "L", "RGBA", "YUV-BT.601"):
+            expected = read_image(str(file), pixel_format)
+            np.testing.assert_array_equal(read_picture(file, pixel_format), expected)
+
+
 @pytest.mark.parametrize(
     ("array", "values", "expected"),
     [

@@ -142,7 +142,8 @@ def _draw(
 ) -> Image.Image:
     """:func:`draw_boxes` in any colours: all boxes first, so that none crosses out a label."""
     picture = Image.fromarray(image)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+    if scale != 1:
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(10, picture.height // 40))
     line_width = max(1, picture.height // 160)
