@@ -68,9 +68,6 @@ def test_a_list_is_read_as_often_as_it_is_iterated_over(tmp_path):
     data = read_json(file, ["kept", "empty"])
     assert list(data["kept"]) == list(data["kept"]) == [1, {"a": 2}]
     assert data["empty"] == []  # which is false
-    file.write_text('{"kept": 12345678')
-    with pytest.raises(ValueError, match="Expecting"):
-        list(data["kept"])
-    file.write_text('{"kept": "12345678"}')
-    with pytest.raises(ValueError, match="changed meanwhile"):
+    file.write_text('{"kept": [1, {"a": 3, "b": 4}], "empty": []}')
+    with pytest.raises(ValueError, match="was changed while it was in use"):
         list(data["kept"])

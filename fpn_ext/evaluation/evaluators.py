@@ -211,9 +211,9 @@ class DetectionCOCOEvaluator(COCOEvaluator):
             detection["category_id"] = ids[detection["category_id"]]
 
     def _check_keypoints(self, detections: list[dict[str, Any]]) -> None:
-        objects = [a for a in self._truth["annotations"] if "keypoints" in a]
+        first = next((a for a in self._truth["annotations"] if "keypoints" in a), None)
         predicted = len(detections[0]["keypoints"]) // 3 if detections else None
-        annotated = len(objects[0]["keypoints"]) // 3 if objects else predicted
+        annotated = len(first["keypoints"]) // 3 if first else predicted
         sigmas = len(self._kpt_oks_sigmas) or 17
         if detections and not predicted == annotated == sigmas:
             raise ValueError(

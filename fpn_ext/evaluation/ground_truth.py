@@ -29,6 +29,8 @@ from .coco import as_coco
 
 logger = logging.getLogger(__name__)
 
+MOST_IN_MEMORY = 64 << 20  # bytes of a COCO JSON; the annotations of a larger one stay in it
+
 _said: set[str] = set()
 
 
@@ -128,7 +130,8 @@ def _read(dataset_name: str) -> dict[str, Any]:
         load_records([dataset_name])
     if dataset_name in DatasetCatalog:
         check_coco_file(local_file, metadata.get("image_root", ""))
-    return read_coco_json(local_file, ["annotations"])
+    in_memory = os.path.getsize(local_file) <= MOST_IN_MEMORY
+    return read_coco_json(local_file, [] if in_memory else ["annotations"])
 
 
 def _from_records(dataset_name: str) -> dict[str, Any]:

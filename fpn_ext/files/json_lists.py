@@ -20,15 +20,18 @@ _comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*").match
 class ListInFile:
     """A list in a JSON file that is never in memory: it can be iterated over, again and again.
 
-    Iterating raises ValueError where the file is not JSON, or has changed; OSError if it cannot be
-    read.
+    Iterating raises ValueError where the file is not JSON, or has changed since this was made;
+    OSError if it cannot be read.
     """
 
     def __init__(self, file: str | os.PathLike, start: int | None = None):
         """``start``: of its first entry, in characters; None if the whole file is the list."""
         self._file, self._start = os.fspath(file), start
+        self._state = _state(file)
 
     def __iter__(self) -> Iterator[Any]:
+        if _state(self._file) != self._state:
+            raise ValueError(f"{self._file} was changed while it was in use: start again")
         try:
             with _opened(self._file) as stream:
                 text = _Text(stream)
@@ -42,7 +45,12 @@ class ListInFile:
         except _UnreadableError as error:
             with open(self._file, "rb") as content:  # json says what is wrong, and where
                 json.loads(content.read())
-            raise ValueError(f"{self._file} holds no list, or was changed meanwhile") from error
+            raise ValueError(f"{self._file} holds no list") from error
+
+
+def _state(file: str | os.PathLike) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_mtime_ns, status.st_size
 
 
 def read_json(file: str | os.PathLike, kept_in_file: Collection[str] = ()) -> Any:
