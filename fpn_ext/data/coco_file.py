@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from ..files.json_lists import ListInFile, read_json
+from ..files.json_lists import ListInFile, State, read_json, state_of
 from .dataset_contents import Name, four_numbers, id_of, short, size_of
 
 MOST_PIXELS = 1 << 30
@@ -49,7 +49,7 @@ def check_coco_file(json_file: str | os.PathLike, image_root: str | os.PathLike 
         ValueError: it cannot be read, or something of it would be lost or misread.
     """
     file = os.fspath(json_file)
-    return list(_checked(file, os.fspath(image_root), os.stat(file).st_mtime_ns))
+    return list(_checked(file, os.fspath(image_root), state_of(file)))
 
 
 def coco_class_names(json_file: str | os.PathLike) -> tuple[str, ...]:
@@ -60,13 +60,13 @@ def coco_class_names(json_file: str | os.PathLike) -> tuple[str, ...]:
         ValueError: it is not such a file.
     """
     file = os.fspath(json_file)
-    return _names(file, os.stat(file).st_mtime_ns)
+    return _names(file, state_of(file))
 
 
 @functools.lru_cache(maxsize=16)
-def _names(file: str, modified: int) -> tuple[str, ...]:
+def _names(file: str, state: State) -> tuple[str, ...]:
     try:
-        categories = _read(file, modified)["categories"]
+        categories = _read(file, state)["categories"]
         return tuple(c["name"] for c in sorted(categories, key=lambda c: c["id"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: 'categories' needs an 'id' and a 'name' for each") from error
@@ -78,11 +78,11 @@ def coco_lists(json_file: str | os.PathLike) -> Mapping[str, Any]:
     A file that was not changed since is not read again.
     """
     file = os.fspath(json_file)
-    return _read(file, os.stat(file).st_mtime_ns)
+    return _read(file, state_of(file))
 
 
 @functools.lru_cache(maxsize=4)
-def _read(file: str, modified: int) -> Mapping[str, Any]:
+def _read(file: str, state: State) -> Mapping[str, Any]:
     return read_coco_json(file, LONG_LISTS)
 
 
@@ -112,8 +112,8 @@ def read_coco_json(file: str, kept_in_file: Collection[str] = ()) -> dict[str, A
 
 
 @functools.lru_cache(maxsize=16)  # what was found, not what was read
-def _checked(file: str, image_root: str, modified: int) -> tuple[str, ...]:
-    data = _read(file, modified)
+def _checked(file: str, image_root: str, state: State) -> tuple[str, ...]:
+    data = _read(file, state)
     faults = Faults()
     for key in ("categories", "images"):
         if not isinstance(data.get(key), list | ListInFile) or not data[key]:

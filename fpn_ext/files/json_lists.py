@@ -1,7 +1,7 @@
 """JSON files with lists of millions of entries, read entry by entry.
 
-:func:`json.loads` holds all of a file's text and everything in it at once, some kilobytes for ten
-boxes. Here a list stays in the file, and is read again each time that it is iterated over.
+:func:`json.loads` holds all of a file's text and everything in it at once, some 700 bytes for each
+box. Here a list stays in the file, and is read again each time that it is iterated over.
 """
 
 import json
@@ -9,6 +9,8 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, TextIO
+
+State = tuple[int, int]  # time of the last change in ns, bytes
 
 PIECE = 1 << 18  # characters read at once; more where one entry is longer
 
@@ -27,10 +29,10 @@ class ListInFile:
     def __init__(self, file: str | os.PathLike, start: int | None = None):
         """``start``: of its first entry, in characters; None if the whole file is the list."""
         self._file, self._start = os.fspath(file), start
-        self._state = _state(file)
+        self._state = state_of(file)
 
     def __iter__(self) -> Iterator[Any]:
-        if _state(self._file) != self._state:
+        if state_of(self._file) != self._state:
             raise ValueError(f"{self._file} was changed while it was in use: start again")
         try:
             with _opened(self._file) as stream:
@@ -48,7 +50,8 @@ class ListInFile:
             raise ValueError(f"{self._file} holds no list") from error
 
 
-def _state(file: str | os.PathLike) -> tuple[int, int]:
+def state_of(file: str | os.PathLike) -> State:
+    """What tells that a file was changed."""
     status = os.stat(file)
     return status.st_mtime_ns, status.st_size
 
