@@ -1,5 +1,7 @@
 """The control of DeepPCB: Detectron2's pyramid over a network of a library."""
 
+import importlib.util
+
 import fpn_ext
 import pytest
 import torch
@@ -33,7 +35,15 @@ def test_the_control_differs_in_its_components_alone():
     assert control == ours
 
 
-@pytest.mark.parametrize("bottom_up", ["timm/tf_efficientnet_lite0", "torchvision/resnet18"])
+needs_timm = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="timm is not installed"
+)
+
+
+@pytest.mark.parametrize(
+    "bottom_up",
+    [pytest.param("timm/tf_efficientnet_lite0", marks=needs_timm), "torchvision/resnet18"],
+)
 def test_the_same_seed_gives_the_same_model(bottom_up):
     states, features = [], []
     for name in ("", "_builtin"):
@@ -54,6 +64,7 @@ def test_the_same_seed_gives_the_same_model(bottom_up):
         assert torch.equal(value, features[1][level]), level
 
 
+@needs_timm
 def test_an_unknown_network():
     cfg = config(CONFIG, "MODEL.BACKBONE.NAME", "Detectron2Pyramid")
     cfg.MODEL.FPN_EXT.BOTTOM_UP = "timm/tf_efficientnet_light0"
