@@ -116,8 +116,9 @@ def at_scale_table(file: Path) -> str:
         return not_run("make at-scale")
     record = json.loads(file.read_text())
     about = record["about"]
-    images = about["images"]
-    dataset = f"{images:,} images, {images * about['boxes_of_an_image']:,} boxes".replace(",", " ")
+    counts = about["images"], about["images"] * about["boxes_of_an_image"]
+    images, boxes = (f"{count:,}".replace(",", " ") for count in counts)
+    dataset = f"{images} images, {boxes} boxes"
     what_of = {
         "imports": "nothing: the imports alone",
         "matching": "anchors and 10 000 objects on an image matched, this project",
