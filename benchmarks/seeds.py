@@ -44,6 +44,11 @@ def train(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any
     }
 
 
+def shown(score: float | None) -> str:
+    """A score, or a dash where nothing was detected."""
+    return "-" if score is None else f"{score:.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -77,7 +82,7 @@ def main() -> None:
         for dataset, results in run["results"].items():
             box = results["bbox"]
             print(
-                f"seed {run['seed']}: {dataset} AP {box['AP']:.1f}, AP50 {box['AP50']:.1f}, "
+                f"seed {run['seed']}: {dataset} AP {shown(box['AP'])}, AP50 {shown(box['AP50'])}, "
                 f"{run['seconds']:.0f} s, CPU {run['cpu_seconds']:.0f} s"
             )
 

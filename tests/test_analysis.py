@@ -17,7 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.inspection.analysis import analyze
-from fpn_ext.inspection.analysis_counts import matches_by_class, renumbered
+from fpn_ext.inspection.analysis_case import renumbered
+from fpn_ext.inspection.analysis_counts import matches_by_class
 from fpn_ext.inspection.analysis_report import figures, html_report
 from tiny import DATASET, options, register
 
@@ -280,10 +281,10 @@ def test_the_command_writes_tables_figures_and_one_page(files, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert re.search(r"^  all +4 +6 +25\.2 +25\.2 +40\.0 +0\.900", printed, re.M)
     assert re.search(r"^  p2 ", printed, re.M)
-    written = json.loads(result.read_text())
+    written = json.loads(result.read_text())["bbox"]
     assert written["errors"]["duplicate"]["count"] == 1
     assert written["sizes"]["large"] == {"ap": None, "ar": None}, "not a number"
-    images = {file.stem for file in out.glob("*.png")}
+    images = {file.stem.removeprefix("bbox_") for file in out.glob("bbox_*.png")}
     assert images == {
         *("precision_recall", "scores", "confusion", "errors", "levels", "false_positives")
     }
@@ -320,7 +321,7 @@ def test_names_are_no_html_and_no_formulas():
     report = analyze(truth, FOUND, title="<b>")
     for figure in figures(report).values():
         figure.savefig(io.BytesIO())
-    page = html_report(report, {})
+    page = html_report({"bbox": report}, {})
     assert "<script>" not in page and "<b>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and r"_$\nothing$ &amp; $b$" in page
 
@@ -389,7 +390,7 @@ def test_an_annotation_without_a_field(files, capsys, field):
 
 
 def test_hotcoco_is_asked_for_before_anything_is_read(capsys, monkeypatch):
-    monkeypatch.setattr("fpn_ext.inspection.analysis_counts.has_hotcoco", lambda: False)
+    monkeypatch.setattr("fpn_ext.inspection.analysis_case.has_hotcoco", lambda: False)
     assert main(["analyze", "--detections", "none.json", "--annotations", "none.json"]) == 2
     assert "not installed: pip install hotcoco" in capsys.readouterr().err
 
@@ -407,7 +408,7 @@ def test_the_model_of_a_run_folder(tmp_path, capsys):
         result = tmp_path / "result.json"
         assert main(["analyze", "--run", str(run), "--json", str(result)]) == 0
         assert (run / "analysis" / "analysis.html").is_file()
-        report = json.loads(result.read_text())
+        report = json.loads(result.read_text())["bbox"]
         objects = [a for r in DatasetCatalog.get(DATASET) for a in r["annotations"]]
         count = sum(not a["iscrowd"] for a in objects)
         assert report["title"] == DATASET and report["images"] == 6

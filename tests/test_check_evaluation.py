@@ -547,3 +547,17 @@ def test_big_data_is_sampled(data, tmp_path):
     (rehearsed,) = rehearse(config(tmp_path, test=[data.write("val", content)]))
     assert rehearsed.images == 300
     assert "of a sample, the 51 objects of 51 images" in rehearsed.summary
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_training_images_without_sizes(data, grouping):
+    """Detectron2 learns them when it reads the images, unless it groups them by shape before."""
+    unsized = [{k: v for k, v in r.items() if k not in ("width", "height")} for r in records()]
+    name = data.give("unsized", lambda: unsized, thing_classes=CLASSES)
+    opts = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "MODEL.DEVICE", "cpu"]
+    opts += ["MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.NUM_CLASSES", 3]
+    opts += ["DATALOADER.ASPECT_RATIO_GROUPING", grouping]
+    findings = check_run.examine(BASE, [str(word) for word in opts])
+    of_data = [f for f in findings if f.subject == "training data"]
+    assert ("error" in {f.status for f in of_data}) == grouping
+    assert ("or set DATALOADER.ASPECT_RATIO_GROUPING False" in of_data[-1].text) == grouping

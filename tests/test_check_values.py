@@ -29,6 +29,10 @@ def problems(*opts, training=True):
 
 
 POOLING = "MODEL.FPN_EXT.POOLER_IMPLEMENTATION"
+CASCADE = [
+    *("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
+    *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,21 @@ POOLING = "MODEL.FPN_EXT.POOLER_IMPLEMENTATION"
         (["MODEL.KEYPOINT_ON", True, "TEST.KEYPOINT_OKS_SIGMAS", "[0.1]"], "17 keypoints"),
         ([POOLING, "weighted_rows", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool"],
          "MODEL.ROI_BOX_HEAD.POOLER_TYPE is ROIPool: set POOLER_IMPLEMENTATION per_level"),
+        (["MODEL.RPN.IOU_THRESHOLDS", "[0.7, 0.3]"], "RPN.IOU_THRESHOLDS must ascend, above 0 and"),
+        (["MODEL.RPN.IOU_THRESHOLDS", "[0.0, 0.3]"], "RPN.IOU_THRESHOLDS must ascend, above 0 and"),
+        (["MODEL.ROI_HEADS.IOU_THRESHOLDS", "[1.5]"], "up to 1, got [1.5]"),
+        (["MODEL.RPN.IOU_LABELS", "[0, 1]"],
+         "needs one label more than MODEL.RPN.IOU_THRESHOLDS [0.3, 0.7] has"),
+        (["MODEL.ROI_HEADS.IOU_LABELS", "[0, 2]"], "and 1 (object), got [0, 2]"),
+        (["MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0, 1.0)"], "RPN.BBOX_REG_WEIGHTS needs four weights"),
+        (["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(9.0, 9.0, 0.0, 5.0)"], "four weights above 0"),
+        (["MODEL.RPN.BBOX_REG_LOSS_TYPE", "l2"], "RPN.BBOX_REG_LOSS_TYPE must be one of"),
+        ([*CASCADE, "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)"], "got 2 and 3"),
+        ([*CASCADE, "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.6, 0.6, 0.7)"],
+         "MODEL.ROI_HEADS.IOU_THRESHOLDS [0.5] is that of the first stage"),
+        (["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "max"],
+         "CLIP_GRADIENTS.CLIP_TYPE 'max', NESTEROV False): 'max' is not a valid"),
+        (["SOLVER.MOMENTUM", -1.0], "MOMENTUM -1.0, WEIGHT_DECAY"),
         ([POOLING, "weighted_rows", "MODEL.DEVICE", "cuda"], "is for CPUs, MODEL.DEVICE is cuda"),
     ],
 )  # fmt: skip

@@ -200,6 +200,10 @@ def test_nor_can_the_file_it_is_based_on(tmp_path):
             r"command line: TEST\.FPN_EXT\.BEST_METRIC must be of type str, as '' is; got 'None'",
         ),
         (
+            ["TEST.FPN_EXT.AREA_RANGES", "{tiny: [0, 16]}"],
+            r"AREA_RANGES has entries of any names, .* TEST\.FPN_EXT\.AREA_RANGES\.NAME VALUE; got",
+        ),
+        (
             ["MODEL.FPN_EXT", "x"],
             r"command line: MODEL\.FPN_EXT has keys of its own \(.*BOTTOM_UP, .*, got 'x'",
         ),

@@ -465,6 +465,15 @@ def test_a_document_type_is_refused_with_what_it_declares(tmp_path, declarations
     assert report.boxes_per_class == {"cat": 0, "dog": 0}
 
 
+def test_a_listed_image_without_an_xml_file(tmp_path):
+    """As many tools leave an image without objects."""
+    write_voc(tmp_path, {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)], "b": []})
+    (tmp_path / "Annotations" / "b.xml").unlink()
+    report = voc_report(tmp_path)
+    assert found(report)[0] == ("missing-annotations", "b.jpg", None)
+    assert "take it off the list, or name the folder by --data" in str(report)
+
+
 def test_a_list_that_names_an_image_twice(tmp_path):
     write_voc(tmp_path, {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]})
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\na\n")

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 import two_processes
+from fpn_ext.__main__ import main
 from fpn_ext.engine import distributed
 from fpn_ext.engine.distributed import started_by
 from fpn_ext.engine.place import Place, place_in
-from tiny import DATASET, config, leaves
+from tiny import DATASET, FILE, config, leaves, options
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from two_processes import options_of
 
@@ -343,6 +344,39 @@ def test_an_evaluation_of_masks_and_levels_is_that_of_one_process(with_every_swi
         )
         assert one == two
     assert all("pooled_level" in detection for detection in one)
+
+
+# One process speaks for both
+
+
+def said(folder, name):
+    return [(folder / f"{name}_{rank}.txt").read_text() for rank in (0, 1)]
+
+
+def test_a_used_folder_is_refused_once(folder, found):
+    """By rank 0, before the other has begun to prepare."""
+    first, second = said(folder, "used")
+    assert "holds a training already (model_final.pth)" in first
+    assert f"--new-folder trains into a new folder beside it ({folder / 'mine'}-2)" in first
+    assert second == ""
+
+
+def test_a_new_folder_is_that_of_all_processes(folder, found):
+    first, second = said(folder, "new")
+    assert f"--new-folder: OUTPUT_DIR {folder / 'mine'}-2\n" in first
+    assert "--new-folder" not in second
+    assert {path.name for path in folder.glob("mine*")} == {"mine", "mine-2"}
+    written = {path.name for path in (folder / "mine-2").iterdir()}
+    assert {"model_final.pth", "log.txt", "log.txt.rank1"} <= written
+    assert [path.name for path in (folder / "mine").iterdir()] == ["model_final.pth"]
+
+
+def test_machines_are_told_which_folder_is_free(tmp_path, capsys):
+    (tmp_path / "model_final.pth").touch()
+    words = ["--num-machines", "2", "--machine-rank", "1", "--dist-url", "tcp://a:1"]
+    opts = [str(word) for word in options(tmp_path)]
+    assert main(["train", "--new-folder", *words, "--config-file", FILE, *opts]) == 2
+    assert f"append to the command on each: OUTPUT_DIR {tmp_path}-2" in capsys.readouterr().err
 
 
 def test_processes_know_their_places(found):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from fpn_ext.export.formats import record_onnx
+from fpn_ext.export.graph import detector_graph
 from fpn_ext.export.pooling import LevelMappedRoIAlign
 from fpn_ext.export.suppression import OperatorSuppression, Suppression
 from fpn_ext.modeling import fpn
@@ -123,6 +125,45 @@ def test_a_pyramid_at_sizes_that_were_not_recorded(pyramid, onnx_files, name, ru
         found = run(images.numpy())
         for level, other in zip(expected, found, strict=True):
             np.testing.assert_allclose(other, level.numpy(), rtol=1e-3, atol=1e-4)
+
+
+class Maps(nn.Module):
+    """The maps of a detector's graph, of images that it normalises and pads."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.detector = graph
+
+    def forward(self, images):
+        return tuple(self.detector.maps(images).values())
+
+
+def test_same_padding_in_torch_export():
+    """A side of P_k is a short expression in the image's, and a file takes every size.
+
+    By timm's own padding it has a quotient rounded up for each stride, and its export does not end.
+    """
+    pytest.importorskip("timm", reason="timm is not installed")
+    dim = getattr(torch.export.Dim, "DYNAMIC", None)
+    if dim is None:
+        pytest.skip("before PyTorch 2.6 torch.export cannot tell how sizes depend on one another")
+    words = ["MODEL.FPN_EXT.BOTTOM_UP", "timm/tf_efficientnet_lite0"]
+    words += ["MODEL.FPN_EXT.KEEP_PIXELS", "True", "MODEL.DEVICE", "cpu"]
+    model = build_model(fpn_ext.load_config("configs/gain/pyramid.yaml", words)).eval()
+    graph = Maps(detector_graph(model, Suppression())).eval()
+    shapes = (dict.fromkeys((0, 2, 3), dim),)
+    with torch.no_grad():
+        program = torch.export.export(graph, (torch.rand(RECORDED),), dynamic_shapes=shapes)
+        run = program.module()
+        for size in SIZES:
+            images = 255 * torch.rand(size)
+            padded = model.preprocess_image([{"image": image} for image in images]).tensor
+            for level, expected in zip(run(images), model.backbone(padded).values(), strict=True):
+                torch.testing.assert_close(level, expected, rtol=1e-4, atol=1e-4)
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    for level in output.args[0]:
+        height = str(level.meta["val"].shape[2])
+        assert len(height) < 40, height  # of P5, ((h + 31)//32)
 
 
 @pytest.mark.skipif("EXPORT_ALL" not in os.environ, reason="takes minutes: make test-export")

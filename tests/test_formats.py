@@ -1,6 +1,7 @@
 """COCO, VOC, YOLO and DeepPCB: found out, read to the same boxes, and converted."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from fpn_ext.data.digest import data_digest
 from fpn_ext.data.formats import deeppcb, read_dataset
 from fpn_ext.data.layouts import load_layout
 from fpn_ext.data.named import register_data
+from fpn_ext.data.splits import divide
 from photographs import OBJECTS, WRITERS, write_coco, write_pictures, write_voc_pngs, write_yolo
 from PIL import Image
 from pycocotools.coco import COCO
@@ -802,6 +804,51 @@ def test_what_is_trained_on_and_scored_is_said(tmp_path, capsys):
     assert read(photos).tally.lines() == [f"1 {said} (first: d.png, in train and val)"]
     assert main(["data", "--data", str(photos)]) == 0
     assert said in capsys.readouterr().out
+
+
+def test_classes_that_are_scored_and_not_trained_on_are_said(tmp_path, capsys):
+    """Dogs are on e alone of these: in val as the files divide them, or as a draw does."""
+    said = "classes have boxes to be scored on and none to train on: their AP will be 0"
+    photos = write_splits(tmp_path / "photos", train="cd", val="ef")
+    assert main(["data", "--data", str(photos)]) == 0
+    assert f"1 {said} (first: dog, in val)" in capsys.readouterr().out
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["c.png", "d.png"], "val": VAL}))
+    (tmp_path / "cells.yaml").write_text("{path: all, split_file: split.json}")
+    write_splits(tmp_path / "all", all="cdef")
+    for path in (photos, tmp_path / "cells.yaml"):
+        named = register_data(path, tmp_path / "run")
+        assert f"1 {said} (first: dog, in val)" in named.warnings
+    complete_split = write_splits(tmp_path / "complete", train="ac", val="ef")
+    assert not any(said in line for line in register_data(complete_split, tmp_path).warnings)
+
+
+VAL = ["e.png", "f.png"]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_one_file_under_two_names_is_one_image(link, tmp_path, capsys):
+    photos = write_splits(tmp_path / "photos", train="abc", val="def")
+    images = photos / "images"
+    (images / "e.png").unlink()
+    link(images / "a.png", images / "e.png")
+    said = "images are in two splits: a score on what was trained on is worth nothing"
+    where = f"{images / 'e.png'} is {images / 'a.png'}, in train and val"
+    assert read(photos).tally.lines() == [f"1 {said} (first: {where})"]
+    assert main(["data", "--data", str(photos)]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_names_of_one_file_are_held_out_together(tmp_path):
+    """Whatever is drawn: the two cats of a file are both trained on, or both scored."""
+    write_coco(tmp_path / "photos")
+    (tmp_path / "photos" / "d.png").unlink()
+    os.link(tmp_path / "photos" / "c.png", tmp_path / "photos" / "d.png")
+    for seed in range(8):
+        dataset = read(tmp_path / "photos")
+        assert any("in a split under two names" in line for line in dataset.tally.lines())
+        divide(dataset, 0.4, seed, tmp_path / f"{seed}.json")
+        sides = names_of_splits(dataset)
+        assert any({"c", "d"} <= set(side) for side in sides.values()), sides
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,18 @@ def test_an_earlier_split_of_other_images_is_refused(tmp_path):
         register_data(tmp_path / "photos", tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("output", ["", "output/mine"])
+def test_a_training_within_the_data_is_no_data(name, output, tmp_path):
+    """Its files of annotations, and drawings of a later prediction."""
+    photos = WRITERS[name](tmp_path / "photos")
+    before = register_data(photos, photos / output / "data")
+    if output:
+        write_pictures(photos / output / "predictions")
+    assert register_data(photos, photos / output / "data").counts == before.counts
+    assert register_data(photos, tmp_path / "elsewhere").counts == before.counts
+
+
 def test_a_split_file_is_followed_or_refused(tmp_path):
     write_coco(tmp_path / "photos")
     about = tmp_path / "photos" / "data.yaml"

@@ -7,7 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from fpn_ext.engine.progress import FirstLineOnly, ProgressWriter, WithoutEscapes
+from fpn_ext.engine.progress import (
+    Countdown,
+    FirstLineOnly,
+    ProgressWriter,
+    WithoutEscapes,
+    only_on_console,
+)
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
 SCREEN = 25  # lines
@@ -21,7 +27,14 @@ def captured(demo_images, tmp_path_factory):
     command = [
         *(sys.executable, "-m", "fpn_ext", "train", "--config-file", DEMO, "OUTPUT_DIR", output),
         *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"),
-        *("SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "DATASETS.TEST", "()"),
+        *(
+            "SOLVER.IMS_PER_BATCH",
+            "2",
+            "INPUT.MIN_SIZE_TRAIN",
+            "(64,)",
+            "INPUT.MIN_SIZE_TEST",
+            "64",
+        ),
         *("MODEL.FPN_EXT.BOTTOM_UP", "timm/test_resnet", "MODEL.FPN_EXT.KEEP_PIXELS", "True"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FORCE_COLOR": "1"}
@@ -65,9 +78,60 @@ def test_the_log_has_everything_and_no_escapes(captured):
     assert len(log.splitlines()) > 300
 
 
+def test_an_evaluation_is_one_line_and_its_scores(captured):
+    """After the last iteration; what Detectron2 says of it is in the log alone."""
+    lines, output = captured
+    texts = [line.partition("]: ")[2] or line for line in lines[progress(lines)[-1] + 1 :]]
+    begins = texts.index("evaluating on demo_multiscale_val")
+    assert texts[begins + 1].startswith("demo_multiscale_val: bbox AP ")
+    assert texts[begins + 1].endswith("inference/demo_multiscale_val/results.json")
+    assert not any(word in "\n".join(texts) for word in ("Inference", "copypaste", "Evaluation"))
+    log = (output / "log.txt").read_text()
+    assert "Start inference on" in log and "Evaluation results for bbox" in log
+
+
+def test_what_the_console_has_in_between(capsys):
+    """Warnings and the named logger; afterwards all again, and no level was changed."""
+    logger = logging.getLogger("detectron2.of_this_test")
+    parent = logging.getLogger("detectron2")
+    handler = logging.StreamHandler(sys.stdout)
+    before = parent.level, parent.handlers[:]
+    parent.addHandler(handler)
+    parent.setLevel(logging.INFO)
+    try:
+        with only_on_console("detectron2.of_that"):
+            logger.info("hidden")
+            logger.warning("a warning")
+            logging.getLogger("detectron2.of_that").info("named")
+            assert (parent.level, handler.level) == (logging.INFO, logging.NOTSET)
+        logger.info("shown")
+    finally:
+        parent.setLevel(before[0])
+        parent.removeHandler(handler)
+    assert capsys.readouterr().out.splitlines() == ["a warning", "named", "shown"]
+
+
+def test_time_left_of_a_long_evaluation(monkeypatch, caplog):
+    """Ten batches of 6 s: a line after every third, as 15 s without one are too long."""
+    now = [0.0]
+    monkeypatch.setattr("fpn_ext.engine.progress.time.monotonic", lambda: now[0])
+    caplog.set_level("INFO", logger="fpn_ext")
+    batches = Countdown(list("abcdefghij"), "evaluating on cells")
+    got = []
+    for batch in batches:
+        got.append(batch)
+        now[0] += 6
+    assert got == list("abcdefghij") and len(batches) == 10
+    assert [record.getMessage() for record in caplog.records] == [
+        "evaluating on cells: 3 of 10, eta 0:00:42",
+        "evaluating on cells: 6 of 10, eta 0:00:24",
+        "evaluating on cells: 9 of 10, eta 0:00:06",
+    ]
+
+
 def test_metrics_have_each_iteration_once(captured):
     metrics = [json.loads(line) for line in (captured[1] / "metrics.json").read_text().splitlines()]
-    assert [m["iteration"] for m in metrics] == [0, 1]
+    assert [m["iteration"] for m in metrics if "total_loss" in m] == [0, 1]
 
 
 class Counting:

@@ -31,8 +31,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from fpn_ext.__main__ import main
 from fpn_ext.data import datasets, demo_data
-from fpn_ext.engine import distributed, interrupts, nonfinite
+from fpn_ext.engine import agreement, distributed, interrupts, nonfinite
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.files.checkpoint import SafeCheckpointer
 from fpn_ext.tools.options import add_processes
@@ -311,6 +312,29 @@ def start(task, kind, folder):
     return not any([os.waitpid(child, 0)[1] for child in children])
 
 
+def train_both(name, folder, *words):
+    """Fork two processes of torchrun's with ``fpn-ext train``; what each writes is in a file."""
+    port = distributed.free_port()
+    opts = tiny.options(folder / "mine", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()")
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if not child:
+            os.environ.update(variables("torchrun", rank, port))
+            output = os.open(folder / f"{name}_{rank}.txt", os.O_WRONLY | os.O_CREAT)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            status = 1
+            try:
+                agreement.GRACE = 0.5
+                status = main(["train", *words, "--config-file", tiny.FILE, *opts])
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     register(folder)
@@ -321,5 +345,12 @@ if __name__ == "__main__":
             start(everything_killed, "torchrun", folder),
         ]
     else:
-        ended_well = [start(trainings, "srun", folder), start(failures, "torchrun", folder)]
+        (folder / "mine").mkdir()
+        (folder / "mine" / "model_final.pth").touch()  # a training's
+        ended_well = [
+            train_both("used", folder) == [2, 1],
+            train_both("new", folder, "--new-folder") == [0, 0],
+            start(trainings, "srun", folder),
+            start(failures, "torchrun", folder),
+        ]
     sys.exit(0 if all(ended_well) else 1)

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import samplers
-from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_lr_scheduler, build_optimizer
 from PIL import Image, ImageMode
 
 from ..kernels import roi_align_cuda
 from ..registries.architectures import reads_node
 from ..registries.lookup import has_pyramid_heads
+from .check_matching import matching_problems
 from .defaults import flat
 
 # Keys that hold a fraction, and the node that a model reads them with; "" for every model.
@@ -72,12 +73,14 @@ def value_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     for key, least in (counts | (TRAINING_COUNTS if training else {})).items():
         if values[key] < least:
             yield f"{key} must be at least {least}, got {values[key]}"
+    yield from matching_problems(cfg)
     yield from _pixel_problems(cfg)
     yield from _pooler_problems(cfg)
     if _is_read(cfg, "ROI_HEADS") and cfg.MODEL.KEYPOINT_ON:
         yield from _keypoint_problems(cfg)
     if training:
         yield from _loading_problems(cfg, values)
+        yield from _optimizer_problems(cfg)
         yield from _schedule_problems(cfg)
 
 
@@ -187,6 +190,19 @@ def _loading_problems(cfg: CfgNode, values: dict[str, Any]) -> Iterable[str]:
         yield f"INPUT.CROP.TYPE must be one of {CROP_TYPES}, got {cfg.INPUT.CROP.TYPE!r}"
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT not in MASK_FORMATS:
         yield f"INPUT.MASK_FORMAT must be one of {MASK_FORMATS}, got {cfg.INPUT.MASK_FORMAT!r}"
+
+
+def _optimizer_problems(cfg: CfgNode) -> Iterable[str]:
+    """What PyTorch and Detectron2 say when they build the optimizer, after the model."""
+    try:
+        build_optimizer(cfg, torch.nn.Linear(1, 1))
+    except Exception as error:
+        solver = cfg.SOLVER
+        yield (
+            f"SOLVER (BASE_LR {solver.BASE_LR}, MOMENTUM {solver.MOMENTUM}, WEIGHT_DECAY "
+            f"{solver.WEIGHT_DECAY}, CLIP_GRADIENTS.CLIP_TYPE {solver.CLIP_GRADIENTS.CLIP_TYPE!r}, "
+            f"NESTEROV {solver.NESTEROV}): {error}"
+        )
 
 
 def _schedule_problems(cfg: CfgNode) -> Iterable[str]:

@@ -138,6 +138,11 @@ def _fault(cfg: CfgNode, key: str, value: Any, source: str) -> str:
         cfg.merge_from_list([key, value])
         _check_no_none(cfg)
     except UNFIT:
+        if mapping_of(f"{key}.NAME"):
+            return (
+                f"{source}: {key} has entries of any names, each of which is given by itself: "
+                f"{key}.NAME VALUE; got {value!r}"
+            )
         if isinstance(default, CfgNode):
             return f"{source}: {key} has keys of its own ({', '.join(default)}), got {value!r}"
         kind = type(default).__name__

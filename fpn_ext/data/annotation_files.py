@@ -256,6 +256,9 @@ def read_voc(root: str | os.PathLike, split: str, classes: Sequence[str] | None 
         contents.pictures.append(picture)
         try:
             tree = read_voc_annotation(root / "Annotations" / f"{image_id}.xml")
+        except FileNotFoundError as error:
+            contents.report("missing-annotations", str(error), name)
+            continue
         except (OSError, ValueError) as error:
             contents.report("unreadable-annotations", str(error), name)
             continue

@@ -16,11 +16,12 @@ from .box_formats import format_problems
 from .dataset import AnnotatedImage, Dataset, Instance, names_of, rounded
 from .dataset_contents import KINDS, Box
 from .mask_area import mask_area
-from .picture_files import size_of_picture
+from .picture_files import identity_of, size_of_picture
 
 EMPTY = "boxes have no width or no height: left out"
 OUTSIDE = "boxes lie outside their images: left out"
 UNUSED = "classes have no boxes, and cannot be learnt"
+UNTRAINED = "classes have boxes to be scored on and none to train on: their AP will be 0"
 VISIBLE = 0.01  # pixels: a box that reaches further beyond its image is said to be clipped
 
 
@@ -76,7 +77,7 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
 def look_over(dataset: Dataset) -> None:
     """Count what is wrong with the whole of a dataset, and not with one of its images."""
     tally = dataset.tally
-    split_of: dict[Path, str] = {}
+    first_of: dict[object, tuple[str, Path]] = {}  # by file, whatever it is called
     for split, images in dataset.splits.items():
         if not images and split == "val":
             tally.fault("splits have no images: give it some, or leave it out of the data", split)
@@ -84,14 +85,17 @@ def look_over(dataset: Dataset) -> None:
             tally.note("splits have no images: left out", split)
         here: set[Path] = set()
         for image in images:
-            other = split_of.setdefault(image.file, split)
+            other, file = first_of.setdefault(identity_of(image.file), (split, image.file))
+            name = image.file.name if file == image.file else f"{image.file} is {file}"
             if image.file in here:
                 tally.fault("images are twice in a split", f"{image.file}, in {split}")
             elif other != split:
                 tally.note(
                     "images are in two splits: a score on what was trained on is worth nothing",
-                    f"{image.file.name}, in {other} and {split}",
+                    f"{name}, in {other} and {split}",
                 )
+            elif file != image.file:
+                tally.note("images are in a split under two names (links to one file)", name)
             here.add(image.file)
     written: dict[str, str] = {}
     for name in dataset.classes:
@@ -116,6 +120,16 @@ def nothing_to_learn(dataset: Dataset) -> str:
         f"{dataset.source} ({dataset.format}): {len(trained)} images {to_train}and no object on "
         "any of them (crowd regions are none)"
     )
+
+
+def look_for_untrained(dataset: Dataset) -> None:
+    """Count classes that are scored, and that no image to train on has an object of."""
+    trained = {i.category for i in _objects(dataset.splits.get("train", []))}
+    if not trained:
+        return  # nothing is trained on, or nothing is divided yet
+    for split, images in dataset.splits.items():
+        for name in sorted({i.category for i in _objects(images)} - trained):
+            dataset.tally.warn(UNTRAINED, f"{name}, in {split}")
 
 
 def _objects(images: Sequence[AnnotatedImage]) -> list[Instance]:

@@ -8,6 +8,7 @@ from .canonical import (
     OUTSIDE,
     UNUSED,
     complete,
+    look_for_untrained,
     look_over,
     nothing_to_learn,
     written_box,
@@ -27,6 +28,7 @@ def read_data(path: str | Path) -> Contents:
     data = open_data(path)
     dataset = read_dataset(data)
     look_over(dataset)
+    look_for_untrained(dataset)
     classes = list(data.classes) or dataset.classes
     splits = ", ".join(f"{s} {len(dataset.splits[s])}" for s in SPLITS if s in dataset.splits)
     how = f"{dataset.format}; {splits}" if splits else dataset.format

@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
     "bad-field": ("error", "a field is missing or of a wrong type"),
     "no-images": ("error", "there is nothing to train on"),
     "no-objects": ("error", "there is nothing to learn"),
+    "missing-annotations": ("error", "a listed image has no annotation file: training ends there"),
     "missing-image": ("error", "the picture is not there: training ends when it comes up"),
     "unreadable-image": ("error", "the picture cannot be decoded: training ends when it comes up"),
     "exif-rotated": (

@@ -12,10 +12,11 @@ from iopath.common.file_io import file_lock
 from ..files.atomic import replacing
 from ..keys import declare
 from ..reporting.json_files import plain
-from .canonical import coco_json, complete
+from .canonical import coco_json, complete, look_for_untrained
 from .data_file import open_data
 from .dataset import SPLITS, Dataset, common_folder
 from .formats import read_dataset
+from .formats.layout import OURS
 from .splits import divide
 
 declare(
@@ -69,9 +70,11 @@ def register_data(path: str | Path, folder: Path) -> NamedData:
     data = open_data(path)
     dataset = complete(read_dataset(data), data.classes)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / OURS).touch()  # not to be read as data, should the folder lie among them
     with file_lock(str(folder / data.name)):
         drawn = folder / f"{data.name}_split.json"
         divided = divide(dataset, data.split, data.seed, drawn, data.split_file)
+        look_for_untrained(dataset)
         names = {s: f"{data.name}_{s}" for s in SPLITS if dataset.splits.get(s)}
         named = NamedData(
             data.file,

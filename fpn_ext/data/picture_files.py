@@ -91,6 +91,15 @@ def size_of_picture(file: str | os.PathLike) -> tuple[int, int]:
         raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
+def identity_of(file: Path) -> object:
+    """Equal for all names of a file: hard links, and symbolic links to it or to its folder."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):  # there is none
+        return file
+    return found.st_dev, found.st_ino
+
+
 def _look_at_array(file: str) -> Look:
     try:
         array = load_array(Path(file))

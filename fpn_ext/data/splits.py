@@ -8,6 +8,7 @@ from typing import Any
 
 from ..reporting.json_files import write_json
 from .dataset import Dataset, names_of
+from .picture_files import identity_of
 
 
 def held_out(names: Collection[str], share: float, seed: int) -> set[str]:
@@ -64,7 +65,13 @@ def divide(
         if new := len(set(names.values()) - val - set(earlier["train"])):
             how += f"; {new} images are not in it and are trained on"
     else:
-        val = held_out(set(names.values()), share, seed)
+        one_name: dict[object, str] = {}  # of a file that has several
+        drawn_as = {
+            name: one_name.setdefault(identity_of(file), name)
+            for file, name in sorted(names.items(), key=lambda item: item[1])
+        }
+        drawn = held_out(set(drawn_as.values()), share, seed)
+        val = {name for name in drawn_as if drawn_as[name] in drawn}
         if not val:
             return "no images are held out: nothing is scored"
         how = f"{share:g} of the images, drawn by seed {seed}; written to {written}"

@@ -22,7 +22,10 @@ def read_voc_annotation(file: Path) -> ElementTree.Element:
             for more than they are can be declared; or it has more than 16 MiB.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"no annotation file {file}")
+        raise FileNotFoundError(
+            f"no annotation file {file}. Many tools write none for an image without objects: take "
+            "it off the list, or name the folder by --data, which counts it as one without objects"
+        )
     if (size := file.stat().st_size) > MOST_BYTES:
         raise ValueError(f"{file} has {size} bytes; at most {MOST_BYTES} of XML are read")
     try:

@@ -1,7 +1,9 @@
 """All findings on a config before training or evaluation: what ``fpn-ext check`` reports."""
 
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,6 +23,7 @@ from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
 from ..proposals.loader import training_data
 from ..reporting.findings import Finding, Status
 from ..reporting.only_errors import only_errors
+from .repeatable import aspect_groups
 from .schedule import learning_rate_note, scale_schedule
 
 SMALL = 16  # pixels of the network input, 4 cells of P2
@@ -106,7 +109,13 @@ def _model(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
 
 
 def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, MISTAKES) else f"{type(error).__name__}: {error}"
+    """The message of an error; of one without, as an assertion of Detectron2's, its line."""
+    if isinstance(error, MISTAKES) and str(error):
+        return str(error)
+    if str(error):
+        return f"{type(error).__name__}: {error}"
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {last.line}"
 
 
 def _evaluation(cfg: CfgNode) -> Iterable[Finding]:
@@ -124,6 +133,8 @@ def _evaluation(cfg: CfgNode) -> Iterable[Finding]:
 def _training_data(cfg: CfgNode) -> Iterable[Finding]:
     try:
         records = training_data(cfg)["records"]
+        if cfg.DATALOADER.ASPECT_RATIO_GROUPING and isinstance(records, list):
+            aspect_groups(records)
         boxes = sum(len(record.get("annotations", ())) for record in records)
         names = ", ".join(cfg.DATASETS.TRAIN)
         value = f"{names}: {len(records)} images with {boxes} boxes"
@@ -141,6 +152,8 @@ def small_boxes(cfg: CfgNode, records: Any) -> Iterable[Finding]:
         return
     sides, before = [], []
     for record in records:
+        if "width" not in record or "height" not in record:
+            return  # known when the image is read
         scale = scale_at_test(cfg, (record["width"], record["height"]))
         for annotation in record.get("annotations", ()):
             box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)

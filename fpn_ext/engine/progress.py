@@ -5,9 +5,11 @@ nothing more until the twentieth iteration: minutes, on a CPU. All of it belongs
 """
 
 import contextlib
+import datetime
 import logging
 import re
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +18,11 @@ from detectron2.utils.logger import setup_logger
 
 FIRST = (1, 2, 5, 10)  # iterations of a run that are written, before every PERIOD-th
 PERIOD = 20
+SILENCE = 15.0  # seconds at most without a line, while an evaluation runs
 LONGEST = 3  # lines of a message on the console before training
 LOGGERS = {"fvcore": "fvcore", "detectron2": "d2", "fpn_ext": "fpn"}  # and their short names
+
+logger = logging.getLogger(__name__)
 
 
 class ProgressWriter(hooks.PeriodicWriter):
@@ -109,6 +114,51 @@ def short_on_console() -> Iterator[None]:
                 if name != "fpn_ext":
                     handler.setLevel(logging.WARNING)
         yield
+
+
+@contextlib.contextmanager
+def only_on_console(*names: str) -> Iterator[None]:
+    """Within, the console gets warnings, and what the named loggers say. All is in ``log.txt``.
+
+    Levels of loggers and handlers stay as they are.
+    """
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or record.name in names
+
+    with contextlib.ExitStack() as stack:
+        for name in LOGGERS:
+            for handler in filter(_is_console, logging.getLogger(name).handlers):
+                handler.addFilter(is_shown)
+                stack.callback(handler.removeFilter, is_shown)
+        yield
+
+
+class Countdown:
+    """The batches of a loader; where they take long, the log says how far it is and how long yet.
+
+    Args:
+        batches: with a length.
+        what: is done with them, to begin the line with.
+    """
+
+    def __init__(self, batches: Any, what: str):
+        self.batches = batches
+        self.what = what
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        began = said = time.monotonic()
+        for done, batch in enumerate(self.batches):
+            now = time.monotonic()
+            if now - said >= SILENCE and done:
+                left = (now - began) / done * (len(self) - done)
+                eta = datetime.timedelta(seconds=round(left))
+                logger.info("%s: %d of %d, eta %s", self.what, done, len(self), eta)
+                said = now
+            yield batch
 
 
 def _is_console(handler: logging.Handler) -> bool:

@@ -91,7 +91,7 @@ class RepeatableTrainLoader:
         self.mapper = PictureMapper(cfg, True) if mapper is None else mapper
         parts = self._parts(records)
         self.batch_size = parts["total_batch_size"] // world_size
-        self.groups = _groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
+        self.groups = aspect_groups(parts["dataset"]) if parts["aspect_ratio_grouping"] else None
         self.summary: DataSummary = summary_of(parts["dataset"])
         # Serialized; the list, gigabytes for COCO, is freed.
         self.records = DatasetFromList(parts["dataset"], copy=False)
@@ -148,7 +148,12 @@ def batches_of(
             yield waiting.pop(group)
 
 
-def _groups(records: list[dict[str, Any]]) -> list[int]:
+def aspect_groups(records: list[dict[str, Any]]) -> list[int]:
+    """The group of each record, 0 or 1 (wider than high), of which a batch has one.
+
+    Raises:
+        ValueError: a record has no width or height.
+    """
     for record in records:
         if "width" not in record or "height" not in record:
             raise ValueError(

@@ -3,7 +3,8 @@
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..evaluation.recall import model_with_proposals
 from ..reporting.json_files import write_json
 from ..speed.optimize import model_for_inference
 from .distributed import share_buffers
+from .progress import Countdown
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +108,10 @@ def _score_each(
     results: Results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_loader(cfg, name)
-        results[name] = inference_on_dataset(model, loader, evaluator_of(name))
+        logger.info("evaluating on %s", name)
+        batches = Countdown(loader, f"evaluating on {name}")
+        results[name] = inference_on_dataset(model, batches, evaluator_of(name))
         if comm.is_main_process():
-            logger.info("results on %s, as CSV:", name)
             print_csv_format(results[name])
     return results
 
@@ -118,7 +121,21 @@ def _write(cfg: CfgNode, results: Results, folder: str) -> None:
         for name, scores in results.items():
             file = Path(cfg.OUTPUT_DIR, folder, name, "results.json")
             write_json(file, scores)
-            logger.info("scores on %s are in %s", name, file)
+            logger.info("%s: %s; all scores are in %s", name, headline(scores), file)
+
+
+def headline(scores: Scores) -> str:
+    """The scores of each task in a line, less those of single classes.
+
+    >>> headline({"bbox": {"AP": 25.25, "AP50": 50.5, "AP-cat": 25.25}, "segm": {"AP": 20.0}})
+    'bbox AP 25.2, AP50 50.5; segm AP 20.0'
+    """
+    tasks = []
+    for task, of_task in scores.items():
+        named = of_task.items() if isinstance(of_task, Mapping) else [("", of_task)]
+        shown = [(k, v) for k, v in named if isinstance(v, Real) and "-" not in k]
+        tasks.append(f"{task} " + ", ".join(f"{k} {float(v):.1f}".strip() for k, v in shown))
+    return "; ".join(tasks)
 
 
 def unnested(results: Results) -> dict[str, Any]:

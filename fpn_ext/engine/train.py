@@ -27,6 +27,7 @@ from ..files.run_lock import is_in_use, only_one_in
 from ..files.shipped import find_config
 from ..reporting.json_files import write_json
 from . import distributed
+from .agreement import decided_by_first
 from .interrupts import Interrupted, interruptible
 from .progress import set_up_logging, short_on_console
 from .repeatable import use_deterministic_algorithms
@@ -83,22 +84,41 @@ def start(args: argparse.Namespace) -> None:
         RuntimeError: a process failed; says which.
     """
     args.config_file = find_config(args.config_file)  # Detectron2 reads it again, for the log
+    place = distributed.place_unless_launching(args)
+    with contextlib.ExitStack() as stack:
+        if place is None or place.world_size == 1:
+            cfg = _made_ready(args, stack)
+        else:  # one speaks for all: it names the folder, writes the data, and says what is wrong
+
+            def opts_once_ready() -> list[str]:
+                _made_ready(args, stack)
+                return args.opts
+
+            args.opts = decided_by_first(place, opts_once_ready)
+            cfg = prepared(args).cfg
+        distributed.launch(main, args, cfg.MODEL.DEVICE)
+
+
+def _made_ready(args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNode:
+    """The config, after all that is to be known and done before any process begins.
+
+    Args:
+        stack: gets the lock of the folder.
+    """
     if args.new_folder:
         _take_new_folder(args)
-    place = distributed.place_unless_launching(args)
-    is_first = args.machine_rank == 0 if place is None else place.rank == 0
-    with contextlib.ExitStack() as stack:
-        if not args.eval_only and is_first:  # before the preparation, which writes the data there
-            output = load_config(args.config_file, args.opts).OUTPUT_DIR
-            try:
-                stack.enter_context(only_one_in(Path(output)))
-            except OSError:  # no folder can be made there
-                prepared(args)  # says why
-                raise
-            check_unused(args, output)
-        cfg = prepared(args).cfg
-        args.evaluation_notes = check_evaluation(cfg)
-        distributed.launch(main, args, cfg.MODEL.DEVICE)
+    if not args.eval_only and args.machine_rank == 0:
+        # Before the preparation, which writes the data there.
+        output = load_config(args.config_file, args.opts).OUTPUT_DIR
+        try:
+            stack.enter_context(only_one_in(Path(output)))
+        except OSError:  # no folder can be made there
+            prepared(args)  # says why
+            raise
+        check_unused(args, output)
+    cfg = prepared(args).cfg
+    args.evaluation_notes = check_evaluation(cfg)
+    return cfg
 
 
 def check_unused(args: argparse.Namespace, output: str) -> None:
@@ -124,12 +144,12 @@ def _take_new_folder(args: argparse.Namespace) -> None:
     """Override OUTPUT_DIR by the next folder without a training; once, for all processes."""
     if args.resume:
         raise ValueError("--new-folder begins a training; leave --resume out")
-    if args.num_machines > 1 or distributed.place_unless_launching(args) is not None:
-        raise ValueError(
-            "--new-folder: processes that are started one by one would each look for a folder; "
-            "name a new OUTPUT_DIR"
-        )
     output = _free(load_config(args.config_file, args.opts).OUTPUT_DIR)
+    if args.num_machines > 1:
+        raise ValueError(
+            f"--new-folder: the {args.num_machines} machines are started one by one and would each "
+            f"look for a folder; in its place, append to the command on each: OUTPUT_DIR {output}"
+        )
     args.opts = [*args.opts, "OUTPUT_DIR", str(output)]
     print(f"--new-folder: OUTPUT_DIR {output}")
 

@@ -69,6 +69,8 @@ class DetectorGraph(nn.Module):
         for module in model.modules():
             if type(module) is Conv2d:
                 module.__class__ = _Conv2d
+            elif _is_same_convolution(module):
+                module.__class__ = _Conv2dSame
         self.backbone = model.backbone
         self.suppression = suppression
         self.register_buffer("pixel_mean", model.pixel_mean.detach().clone())
@@ -85,8 +87,14 @@ class DetectorGraph(nn.Module):
         """The backbone's maps of images that are padded at the right and at the bottom."""
         normalised = (images - self.pixel_mean) / self.pixel_std
         height, width = images.shape[-2:]
-        below, right = -height % self.divisor, -width % self.divisor
+        # Sums, not remainders: torch.export then knows that the divisor divides the padded sides,
+        # and every stride after it stays a simple expression.
+        below, right = (_next_multiple(side, self.divisor) - side for side in (height, width))
         return self.backbone(F.pad(normalised, [0, right, 0, below]))
+
+
+def _next_multiple(side: int, divisor: int) -> int:
+    return (side + divisor - 1) // divisor * divisor
 
 
 class _Conv2d(Conv2d):
@@ -97,6 +105,35 @@ class _Conv2d(Conv2d):
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)
+
+
+class _Conv2dSame(nn.Conv2d):
+    """timm's, of TensorFlow's SAME padding, by whole numbers.
+
+    timm divides and rounds up, which torch.export would carry on into every shape after it, growing
+    with each stride: a detector on EfficientNet was not exported within ten minutes.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padding = []
+        axes = zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True)
+        for side, kernel, stride, dilation in reversed(list(axes)):
+            missing = _next_multiple(side, stride) - stride + _extent(kernel, dilation) - side
+            padding += [missing // 2, missing - missing // 2]
+        return self._conv_forward(F.pad(x, padding), self.weight, self.bias)
+
+
+def _is_same_convolution(module: nn.Module) -> bool:
+    """Whether it is timm's, and as wide as its stride: then its padding is never negative."""
+    named = type(module).__name__ == "Conv2dSame" and type(module).__module__.startswith("timm.")
+    if not (named and isinstance(module, nn.Conv2d)):
+        return False
+    axes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    return all(_extent(kernel, dilation) >= stride for kernel, stride, dilation in axes)
+
+
+def _extent(kernel: int, dilation: int) -> int:
+    return (kernel - 1) * dilation + 1
 
 
 class ProposalGraph(DetectorGraph):

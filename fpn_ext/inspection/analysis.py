@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ..names import aligned
+from .analysis_case import renumbered
 from .analysis_counts import (
     SIZE_RANGES,
     Matches,
@@ -15,13 +16,15 @@ from .analysis_counts import (
     error_types,
     false_positives_without_objects,
     matches_by_class,
-    renumbered,
     scores_by_size,
 )
 from .analysis_levels import LevelScores, scores_by_level
 
 BACKGROUND = "background"
 MISSED = "missed"  # the column of the background
+# Task -> what is analysed, and what two of them have in common.
+WHAT = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+OVERLAP = {"bbox": "an IoU", "segm": "a mask IoU", "keypoints": "an OKS"}
 MOST_NAMED = 3  # classes in a note
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 RECALLS = np.linspace(0, 1, 101)
@@ -37,9 +40,10 @@ class ClassReport:
         objects: their number, without crowd regions.
         detections: their number, without those in crowd regions.
         ap, ap50: COCO's; of "all", means over the classes.
-        best: the score with the best F1 at an IoU of 0.5: ``score``, ``f1``, ``precision`` and
+        best: the score with the best F1 at an overlap of 0.5: ``score``, ``f1``, ``precision`` and
             ``recall``; of "all", one score for all classes. None if no object is detected.
-        precision: (101,) at the recalls 0, 0.01, ..., 1 at an IoU of 0.5, whose mean is ``ap50``.
+        precision: (101,) at the recalls 0, 0.01, ..., 1 at an overlap of 0.5, whose mean is
+            ``ap50``.
     """
 
     name: str
@@ -56,16 +60,18 @@ class Analysis:
     """The report.
 
     Attributes:
-        title: what was analysed.
+        title: the dataset.
+        task: ``"bbox"``, ``"segm"`` or ``"keypoints"``: which overlap counts.
         images: number of images.
         crowds: number of crowd regions, which count nowhere.
+        unmarked: number of objects without keypoints, which count nowhere where these are analysed.
         everything: all classes together.
         classes: in the order of their category ids.
         by_score: F1, precision and recall of all classes together from each of 101 scores on.
         min_score: of the detections in ``confusion``.
         confusion: (K + 1, K + 1): row the class of an object, column that of its detection, the
             last of both the background.
-        errors: by type: ``count``, and ``cost`` in AP50.
+        errors: by type: ``count``, and ``cost`` in AP50; None for keypoints of several classes.
         sizes: by COCO's sizes and "below 16 px": ``ap`` and ``ar``.
         levels: by pyramid level; None if they are not known.
         empty_images: number of images without objects.
@@ -73,14 +79,16 @@ class Analysis:
     """
 
     title: str
+    task: str
     images: int
     crowds: int
+    unmarked: int
     everything: ClassReport
     classes: list[ClassReport]
     by_score: list[dict[str, float]]
     min_score: float
     confusion: list[list[int]]
-    errors: dict[str, dict[str, float]]
+    errors: dict[str, dict[str, float]] | None
     sizes: dict[str, dict[str, float]]
     levels: list[LevelScores] | None
     empty_images: int
@@ -123,13 +131,14 @@ class Analysis:
                     for level in self.levels
                 ),
             ]
-        tables["errors (TIDE, at an IoU of 0.5)"] = [
-            ["type", "number", "cost in AP50"],
-            *(
-                [name, f"{error['count']:.0f}", _percent(error["cost"])]
-                for name, error in self.errors.items()
-            ),
-        ]
+        if self.errors is not None:
+            tables[f"errors (TIDE, at {OVERLAP[self.task]} of 0.5)"] = [
+                ["type", "number", "cost in AP50"],
+                *(
+                    [name, f"{error['count']:.0f}", _percent(error["cost"])]
+                    for name, error in self.errors.items()
+                ),
+            ]
         tables[f"confusion, detections from score {self.min_score:.3f} (row: object)"] = [
             ["", *self.columns],
             *([name, *map(str, row)] for name, row in zip(self.names, self.confusion, strict=True)),
@@ -152,8 +161,17 @@ class Analysis:
             notes.append(
                 "AP by pyramid level needs a config whose RoI heads pool each box from one level."
             )
+        if self.errors is None:
+            notes.append(
+                "Error types are left out: for keypoints of several classes hotcoco compares those "
+                "of different classes by their boxes, not by OKS."
+            )
         if self.crowds:
             notes.append(f"{self.crowds} crowd regions, and detections in them, count nowhere.")
+        if self.unmarked:
+            notes.append(
+                f"{self.unmarked} objects without keypoints, and detections of them, count nowhere."
+            )
         return notes
 
     def _one_threshold(self) -> str:
@@ -176,7 +194,7 @@ class Analysis:
     def __str__(self) -> str:
         all_ = self.everything
         parts = [
-            f"{self.title}: {self.images} images, {all_.objects} objects, "
+            f"{self.title}, {WHAT[self.task]}: {self.images} images, {all_.objects} objects, "
             f"{all_.detections} detections"
         ]
         for title, rows in self.tables().items():
@@ -207,27 +225,33 @@ def analyze(
     title: str = "detections",
     cfg: CfgNode | None = None,
     min_score: float | None = None,
+    task: str = "bbox",
+    sigmas: Sequence[float] = (),
 ) -> Analysis:
-    """Analyse the boxes that a detector has found.
+    """Analyse the boxes, masks or keypoints that a detector has found.
 
     Args:
         dataset: in COCO's annotation format; not modified.
         detections: in COCO's result format, ``bbox`` XYWH in pixels of the image; not modified.
-        title: what they are of.
+        title: the dataset's name.
         cfg: of the model, for AP by pyramid level.
         min_score: of the detections in the confusion matrix; None for the score with the best F1
             over all classes, 0.5 if there is none.
+        task: what overlaps: ``"bbox"``, ``"segm"`` (by the IoU of masks) or ``"keypoints"`` (by
+            COCO's object keypoint similarity).
+        sigmas: of the keypoints; COCO's if empty.
 
     Raises:
         ValueError: the annotations or detections cannot be evaluated; or hotcoco is not installed.
     """
-    case = renumbered(dataset, detections)
+    case = renumbered(dataset, detections, task, sigmas)
     by_class, together, ignored = matches_by_class(case)
     scores = scores_by_size(case)
     best = together.best()
     if min_score is None:
         min_score = best["score"] if best else 0.5
     thresholds = sorted({*THRESHOLDS, *([best["score"]] if best else [])})
+    crowds = sum(bool(o["iscrowd"]) for o in case.dataset["annotations"])
     empty_images, rates = false_positives_without_objects(case, thresholds)
     precision = scores.precision[0, :, :, 0, -1]  # (101, K), -1 without objects
     precision = np.where(precision < 0, np.nan, precision)
@@ -239,8 +263,10 @@ def analyze(
     mean = with_objects.mean(axis=1) if with_objects.size else np.full(len(RECALLS), np.nan)
     return Analysis(
         title=title,
+        task=task,
         images=len(case.dataset["images"]),
-        crowds=sum(bool(o["iscrowd"]) for o in case.dataset["annotations"]),
+        crowds=crowds,
+        unmarked=len(case.dataset["annotations"]) - crowds - together.objects,
         everything=_class_report("all", together, mean, scores.ap()),
         classes=reports,
         by_score=[{"score": t, **together.at(t)} for t in RECALLS.tolist()],

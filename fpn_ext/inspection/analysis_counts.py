@@ -1,6 +1,9 @@
-"""What ``fpn-ext analyze`` counts, with hotcoco's matching, confusion matrix and error types.
+"""What ``fpn-ext analyze`` counts, with hotcoco's matching and error types.
 
-Everything but AP is at an IoU of 0.5. Crowd regions, and detections in them, count nowhere.
+A task is ``"bbox"``, ``"segm"`` or ``"keypoints"``: detections and objects overlap by the IoU of
+their boxes, by that of their masks, or by COCO's object keypoint similarity (OKS). Everything but
+AP is at an overlap of 0.5. Crowd regions and, for keypoints, objects without any count nowhere, nor
+do detections of them.
 """
 
 from collections.abc import Sequence
@@ -9,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.coco import ALL, SIZES, CocoScores, has_hotcoco
-from ..evaluation.columns import counted_differently
+from ..evaluation.coco import ALL, KEYPOINT_LIMITS, LIMITS, SIZES, CocoScores
+from .analysis_case import Evaluated
 
-IOU = 0.5
-LIMIT = 100  # best detections of a class in an image, as COCO counts them
+IOU = 0.5  # of keypoints, OKS
+# Task -> best detections of a class in an image, as COCO counts them.
+LIMIT = {"bbox": max(LIMITS), "segm": max(LIMITS), "keypoints": max(KEYPOINT_LIMITS)}
 TINY = 16.0  # pixels
 # By name of the report: (min, max) sides of a square, in pixels of the image.
 SIZE_RANGES = {
@@ -34,111 +38,32 @@ ERRORS = {
 }
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """A dataset and its detections, in COCO's formats, numbered so that every library agrees.
-
-    Attributes:
-        dataset: ``images``, ``categories`` and ``annotations``, the ids of images and annotations
-            counted from 1.
-        detections: in COCO's annotation format, with ``id`` counted from 1 and ``score``; with
-            ``pooled_level`` if the model kept it.
-    """
-
-    dataset: dict[str, Any]
-    detections: list[dict[str, Any]]
-
-    @property
-    def class_names(self) -> list[str]:
-        """In the order of the category ids, which is that of the classes in all results.
-
-        Of equal names, each has its id added.
-        """
-        categories = sorted(self.dataset["categories"], key=lambda c: c["id"])
-        names = [str(category.get("name", category["id"])) for category in categories]
-        return [
-            f"{name} ({category['id']})" if names.count(name) > 1 else name
-            for name, category in zip(names, categories, strict=True)
-        ]
-
-
-def require_hotcoco() -> None:
-    """Raise ValueError unless hotcoco is installed; says how to get it."""
-    if not has_hotcoco():
-        raise ValueError(
-            "fpn-ext analyze counts with hotcoco, which is not installed: pip install hotcoco"
-        )
-
-
-def renumbered(dataset: dict[str, Any], detections: Sequence[dict[str, Any]]) -> Evaluated:
-    """The same objects and detections with ids of images and annotations from 1.
-
-    Args:
-        dataset: in COCO's annotation format.
-        detections: in COCO's result format.
-
-    Raises:
-        ValueError: a detection of an unknown image or category, no annotations, or an annotation
-            without a field that COCO's evaluation needs; or hotcoco is not installed.
-    """
-    require_hotcoco()
-    if "annotations" not in dataset:
-        raise ValueError("the annotations are those of a test set without ground truth")
-    numbers = {image["id"]: i for i, image in enumerate(dataset["images"], start=1)}
-    categories = {category["id"] for category in dataset["categories"]}
-    for what, items in (("annotation", dataset["annotations"]), ("detection", detections)):
-        for item in items:
-            if item["image_id"] not in numbers or item["category_id"] not in categories:
-                raise ValueError(
-                    f"{what} of image {item['image_id']!r} and category {item['category_id']!r}, "
-                    "of which the annotation file has not both: are the detections those of "
-                    "another dataset?"
-                )
-    truth = {
-        "images": [{**image, "id": numbers[image["id"]]} for image in dataset["images"]],
-        "categories": list(dataset["categories"]),
-        "annotations": [
-            {**o, "id": i, "image_id": numbers[o["image_id"]]}
-            for i, o in enumerate(dataset["annotations"], start=1)
-        ],
-    }
-    found = [
-        {
-            **d,
-            "id": i,
-            "image_id": numbers[d["image_id"]],
-            "area": d["bbox"][2] * d["bbox"][3],
-            "iscrowd": 0,
-        }
-        for i, d in enumerate(detections, start=1)
-    ]
-    if reason := counted_differently(truth, found, "bbox"):
-        raise ValueError(f"{reason}: correct the annotations; fpn-ext data names what is wrong")
-    return Evaluated(truth, found)
-
-
 Ranges = dict[str, tuple[float, float]]  # of areas, by name, both ends included
 EVERYTHING: Ranges = {"all": (0.0, ALL[1] ** 2)}
 
 
-def matched(case: Evaluated, areas: Ranges, iou: float | None = None) -> Any:
-    """hotcoco's evaluation of boxes, matched and accumulated.
+def matched(case: Evaluated, areas: Ranges, iou: float | None = None, by_class: bool = True) -> Any:
+    """hotcoco's evaluation, matched and accumulated.
 
     Args:
         areas: for AP and AR of each.
         iou: one threshold; None for COCO's ten.
+        by_class: False to match whatever the classes.
     """
     import hotcoco
 
     truth = hotcoco.COCO(case.dataset)
     found = hotcoco.COCO({**case.dataset, "annotations": case.detections})
-    evaluation = hotcoco.COCOeval(truth, found, "bbox")
+    evaluation = hotcoco.COCOeval(truth, found, case.task)
     params = evaluation.params
     params.area_rng = [list(area) for area in areas.values()]
     params.area_rng_lbl = list(areas)
-    params.max_dets = [LIMIT]
+    params.max_dets = [LIMIT[case.task]]
+    params.use_cats = by_class
     if iou is not None:
         params.iou_thrs = [iou]
+    if case.sigmas:
+        params.kpt_oks_sigmas = list(case.sigmas)
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
@@ -152,7 +77,7 @@ def scores_by_area(case: Evaluated, areas: Ranges) -> CocoScores:
         recall=np.asarray(evaluation.eval["recall"]),
         thresholds=np.asarray(evaluation.params.iou_thrs),
         sizes=list(areas),
-        limits=[LIMIT],
+        limits=[LIMIT[case.task]],
     )
 
 
@@ -202,7 +127,7 @@ class Matches:
 
 
 def matches_by_class(case: Evaluated) -> tuple[dict[str, Matches], Matches, set[int]]:
-    """Matches at an IoU of 0.5: by name of a class, of all, and ids of ignored detections."""
+    """Matches at an overlap of 0.5: by name of a class, of all, and ids of ignored detections."""
     evaluation = matched(case, EVERYTHING, IOU)
     ids = [c["id"] for c in sorted(case.dataset["categories"], key=lambda c: c["id"])]
     parts: dict[int, list[tuple[float, bool]]] = {category: [] for category in ids}
@@ -240,29 +165,49 @@ def _matches(pairs: Sequence[tuple[float, bool]], objects: int) -> Matches:
 def confusion_matrix(case: Evaluated, ignored: set[int], min_score: float) -> np.ndarray:
     """(K + 1, K + 1) int64: row the class of an object, column that of the detection.
 
-    Objects and detections are matched whatever their classes, the best scores first, at an IoU of
-    0.5. Last row: detections of no object; last column: objects without a detection.
+    Objects and detections are matched whatever their classes, the best scores first, at an overlap
+    of 0.5. Last row: detections of no object; last column: objects without a detection.
 
     Args:
         ignored: ids of detections to leave out, those in crowd regions.
         min_score: of the detections that count.
     """
-    kept = [d for d in case.detections if d["id"] not in ignored]
-    evaluation = matched(Evaluated(case.dataset, kept), EVERYTHING, IOU)
-    result = evaluation.confusion_matrix(iou_thr=IOU, max_det=LIMIT, min_score=min_score)
-    return np.asarray(result["matrix"]).astype(np.int64)
+    # Not hotcoco's confusion_matrix, the same for boxes and masks: for keypoints it takes boxes.
+    objects = [o for o in case.dataset["annotations"] if case.is_object(o)]
+    kept = [d for d in case.detections if d["id"] not in ignored and d["score"] >= min_score]
+    dataset = {**case.dataset, "annotations": objects}
+    evaluation = matched(
+        Evaluated(dataset, kept, case.task, case.sigmas), EVERYTHING, IOU, by_class=False
+    )
+    index = {id_: i for i, id_ in enumerate(sorted(c["id"] for c in case.dataset["categories"]))}
+    class_of_object = {o["id"]: index[o["category_id"]] for o in objects}
+    class_of_detection = {d["id"]: index[d["category_id"]] for d in kept}
+    nothing = len(index)
+    result = np.zeros((nothing + 1, nothing + 1), dtype=np.int64)
+    for of_image in filter(None, evaluation.eval_imgs):
+        found = of_image["dtMatches"][0]
+        for detection, object_ in zip(of_image["dtIds"], found, strict=True):
+            row = class_of_object[object_] if object_ else nothing
+            result[row, class_of_detection[detection]] += 1
+        for object_ in set(of_image["gtIds"]) - set(found):
+            result[class_of_object[object_], nothing] += 1
+    return result
 
 
-def error_types(case: Evaluated) -> dict[str, dict[str, float]]:
+def error_types(case: Evaluated) -> dict[str, dict[str, float]] | None:
     """Errors as TIDE defines them (Bolya et al. 2020): their number, and the AP50 they cost.
 
-    A false positive is, by its best IoU with the objects of its image: *classification* (at least
-    0.5 with one of another class), *localisation* (0.1 to 0.5 with one of its class), *both* (0.1
-    to 0.5 with one of another class), *duplicate* (at least 0.5 with one of its class that a better
-    detection has), *background* (under 0.1). *missed*: an object without a detection that one of
-    the other errors would explain. The cost is what AP50 gains if all errors of one type are
+    A false positive is, by its best overlap with the objects of its image: *classification* (at
+    least 0.5 with one of another class), *localisation* (0.1 to 0.5 with one of its class), *both*
+    (0.1 to 0.5 with one of another class), *duplicate* (at least 0.5 with one of its class that a
+    better detection has), *background* (under 0.1). *missed*: an object without a detection that
+    one of the other errors would explain. The cost is what AP50 gains if all errors of one type are
     mended, from 0 to 1.
+
+    None for keypoints of several classes: hotcoco compares those of two classes by their boxes.
     """
+    if case.task == "keypoints" and len(case.dataset["categories"]) > 1:
+        return None
     result = matched(case, EVERYTHING).tide_errors(pos_thr=IOU, bg_thr=0.1)
     return {
         name: {"count": result["counts"][short], "cost": result["delta_ap"][short]}

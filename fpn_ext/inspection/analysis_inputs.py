@@ -14,17 +14,17 @@ from ..config.prepare import Weights, prepare
 from ..engine.testing import changed
 from ..engine.trained_on import check_test_classes
 from ..engine.trainer import Trainer
-from ..evaluation.ground_truth import ground_truth_of
+from ..evaluation.ground_truth import GroundTruth
 from ..files.checkpoint import CompleteCheckpointer
 from ..names import did_you_mean
 from ..reporting.coco_json import annotations_of
 from ..speed.optimize import model_for_inference
 from .analysis import Analysis, analyze
-from .analysis_counts import require_hotcoco
+from .analysis_case import COCO_KEYPOINTS, FIELDS, require_hotcoco
 
 
-def analysis_of(args: argparse.Namespace) -> Analysis:
-    """The analysis that the arguments of ``fpn-ext analyze`` name.
+def analyses_of(args: argparse.Namespace) -> dict[str, Analysis]:
+    """By task, the analyses that the arguments of ``fpn-ext analyze`` name.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: invalid arguments, files or config.
@@ -35,18 +35,57 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
         weights: Weights = "unread" if args.detections else "required"
         cfg = prepare(args.config_file, args.opts, weights=weights).cfg
     require_hotcoco()  # before a model is run
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS if cfg is not None else ()
+    if args.detections:
+        detections = _read_detections(args.detections)
+        has = [task for task in FIELDS if _has(detections, task)]
+        tasks = _tasks(args, has or args.task or ["bbox"])
+        _check_fields(args.detections, detections, tasks)
     if args.annotations:
         title, dataset = str(args.annotations), _read_annotations(args.annotations)
     else:
         assert cfg is not None, "_check"
         title = args.dataset or _first_dataset(cfg)
-        dataset = ground_truth_of(title).dataset
-    if args.detections:
-        detections = _read_detections(args.detections)
-    else:
+        if not args.detections:
+            tasks = _tasks(args, _tasks_of_model(cfg))
+        dataset = _ground_truth(title, tasks, len(sigmas) or COCO_KEYPOINTS)
+    if not args.detections:
         assert cfg is not None, "_check"
         detections = _detect(cfg, title)
-    return analyze(dataset, detections, title, cfg, args.min_score)
+    return {
+        task: analyze(dataset, detections, title, cfg, args.min_score, task, sigmas)
+        for task in tasks
+    }
+
+
+def _tasks(args: argparse.Namespace, there: Sequence[str]) -> list[str]:
+    """Those of ``--task``, else all that there are, in the order of :data:`FIELDS`."""
+    for task in args.task:
+        if task not in there:
+            raise ValueError(
+                f"--task {task}: the detections have no {FIELDS[task]!r}; there "
+                f"{'is' if len(there) == 1 else 'are'} {', '.join(there)}"
+            )
+    return [task for task in FIELDS if task in (args.task or there)]
+
+
+def _tasks_of_model(cfg: CfgNode) -> list[str]:
+    has = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+    return [task for task in FIELDS if has[task]]
+
+
+def _has(detections: Sequence[dict[str, Any]], task: str) -> bool:
+    return any(FIELDS[task] in detection for detection in detections)
+
+
+def _ground_truth(dataset: str, tasks: Sequence[str], keypoints: int) -> dict[str, Any]:
+    truth = GroundTruth(
+        dataset,
+        masks="segm" in tasks,
+        keypoints=keypoints if "keypoints" in tasks else 0,
+    )
+    truth.say()
+    return truth.coco.dataset
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -86,7 +125,8 @@ def _read_annotations(file: Path) -> dict[str, Any]:
             f"--annotations {file} is no COCO annotation file: it needs {', '.join(needed)}"
         )
     for number, annotation in enumerate(dataset["annotations"], start=1):
-        if fault := _fault(annotation, ("image_id", "category_id", "bbox")):
+        fault = _fault(annotation, ("image_id", "category_id", "bbox")) or _box_fault(annotation)
+        if fault:
             raise ValueError(f"--annotations {file}: annotation {number} {fault}")
     return dataset
 
@@ -96,6 +136,10 @@ def _fault(item: Any, fields: Sequence[str]) -> str:
     missing = [field for field in fields if not isinstance(item, dict) or field not in item]
     if missing:
         return f"has no {missing[0]!r}"
+    return ""
+
+
+def _box_fault(item: dict[str, Any]) -> str:
     box = item["bbox"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         return f"needs a bbox of four numbers, got {box!r}"
@@ -114,7 +158,7 @@ def _read_detections(file: Path) -> list[dict[str, Any]]:
             "the coco_instances_results.json of an evaluation"
         )
     for number, detection in enumerate(found, start=1):
-        if fault := _fault(detection, ("image_id", "category_id", "bbox", "score")):
+        if fault := _fault(detection, ("image_id", "category_id", "score")):
             raise ValueError(f"--detections {file}: detection {number} {fault}")
         if not _is_number(detection["score"]):
             raise ValueError(
@@ -122,6 +166,15 @@ def _read_detections(file: Path) -> list[dict[str, Any]]:
                 f"{detection['score']!r}"
             )
     return found
+
+
+def _check_fields(file: Path, found: Sequence[dict[str, Any]], tasks: Sequence[str]) -> None:
+    for number, detection in enumerate(found, start=1):
+        fault = _fault(detection, [FIELDS[task] for task in tasks])
+        if not fault and "bbox" in detection:
+            fault = _box_fault(detection)
+        if fault:
+            raise ValueError(f"--detections {file}: detection {number} {fault}")
 
 
 def _detect(cfg: CfgNode, dataset: str) -> list[dict[str, Any]]:

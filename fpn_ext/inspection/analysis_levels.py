@@ -10,8 +10,12 @@ from detectron2.config import CfgNode
 
 from ..config.level_table import level_rule
 from ..data.training_boxes import resized_size
+from ..evaluation.coco import CocoScores
 from ..levels import stride_named
-from .analysis_counts import Evaluated, scores_by_area
+from .analysis_case import Evaluated
+from .analysis_counts import scores_by_area
+
+BEYOND = 1e15  # pixels, more than any object has
 
 
 @dataclass(frozen=True)
@@ -55,24 +59,55 @@ def scores_by_level(case: Evaluated, cfg: CfgNode) -> list[LevelScores] | None:
     for i, detection in enumerate(detections):
         kept = numbers.get(2 ** detection.get("pooled_level", -1))
         of_detections[i] = of_detections[i] if kept is None else kept
-    # Levels, counted from 1, in place of areas: ranges of areas are what COCO's evaluation has.
-    leveled = Evaluated(
-        {**case.dataset, "annotations": _with_area(objects, of_objects + 1)},
-        _with_area(detections, of_detections + 1),
-    )
-    scores = scores_by_area(leveled, {name: (i, i) for i, name in enumerate(names, start=1)})
-    is_object = np.array([not o["iscrowd"] for o in objects], dtype=bool)
+    scores_of = _scores_of_keypoints if case.task == "keypoints" else _scores_of_shapes
+    scores = scores_of(case, of_objects, of_detections, names)
+    is_object = np.array([case.is_object(o) for o in objects], dtype=bool)
     return [
         LevelScores(
             level=name,
             objects=int(np.count_nonzero(is_object & (of_objects == i))),
             detections=int(np.count_nonzero(of_detections == i)),
-            ap=scores.ap(size=name),
-            ap50=scores.ap(0.5, size=name),
-            ar=scores.ar(size=name),
+            ap=scores[i].ap(size=name),
+            ap50=scores[i].ap(0.5, size=name),
+            ar=scores[i].ar(size=name),
         )
         for i, name in enumerate(names)
     ]
+
+
+def _scores_of_shapes(
+    case: Evaluated, of_objects: np.ndarray, of_detections: np.ndarray, names: Sequence[str]
+) -> list[CocoScores]:
+    """Of boxes or masks, by level; ``sizes`` are the names of the levels."""
+    # Levels, counted from 1, in place of areas: ranges of areas are what COCO's evaluation has.
+    leveled = Evaluated(
+        {**case.dataset, "annotations": _with_area(case.dataset["annotations"], of_objects + 1)},
+        _with_area(case.detections, of_detections + 1),
+        case.task,
+    )
+    scores = scores_by_area(leveled, {name: (i, i) for i, name in enumerate(names, start=1)})
+    return [scores] * len(names)
+
+
+def _scores_of_keypoints(
+    case: Evaluated, of_objects: np.ndarray, of_detections: np.ndarray, names: Sequence[str]
+) -> list[CocoScores]:
+    """Of keypoints, by level; ``sizes`` are the names of the levels."""
+    # OKS needs an object's true area; but objects without keypoints are neither found nor missed.
+    scores = []
+    for i, name in enumerate(names):
+        objects = [
+            o if level == i else {**o, "num_keypoints": 0}
+            for o, level in zip(case.dataset["annotations"], of_objects, strict=True)
+        ]
+        of_level = Evaluated(
+            {**case.dataset, "annotations": objects},
+            _with_area(case.detections, np.where(of_detections == i, 0.0, 2 * BEYOND)),
+            case.task,
+            case.sigmas,
+        )
+        scores.append(scores_by_area(of_level, {name: (0.0, BEYOND)}))
+    return scores
 
 
 def _levels(

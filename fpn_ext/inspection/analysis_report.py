@@ -4,7 +4,7 @@ import argparse
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from ..files.atomic import replacing, write_text
 from ..reporting.json_files import write_json
 from ..reporting.provenance import command_line, versions
-from .analysis import RECALLS, Analysis
-from .analysis_inputs import analysis_of
+from .analysis import OVERLAP, RECALLS, WHAT, Analysis
+from .analysis_inputs import analyses_of
 
 REPORT = "analysis.html"
 MOST_CURVES = 12  # classes with a curve of their own
@@ -23,7 +23,10 @@ MOST_CURVES = 12  # classes with a curve of their own
 TERMS = {
     "AP, AP50": "COCO's average precision, over IoUs from 0.5 to 0.95 and at 0.5",
     "AR": "COCO's average recall: the share of objects found, over the same IoUs",
-    "IoU": "of two boxes, the area of the intersection over that of the union; 1 if they are equal",
+    "IoU": "of two boxes or masks, the area of the intersection over that of the union; 1 if they "
+    "are equal. For keypoints the OKS takes its place",
+    "OKS": "COCO's object keypoint similarity: 1 if every keypoint is exact, and less the farther "
+    "they are off, measured by the object's size",
     "best F1": "the highest harmonic mean of precision and recall at an IoU of 0.5",
     "from score": "counting the detections of this score and higher; beside the best F1, the "
     "score that gives it: a good --min-score to predict with",
@@ -40,8 +43,9 @@ MOST_LABELS = 40  # classes named at the confusion matrix
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em;
   color: #222; background: #fff }
-h1, h2 { font-weight: 600; line-height: 1.25 }
-h2 { margin-top: 2em; font-size: 1.1em }
+h1, h2, h3 { font-weight: 600; line-height: 1.25 }
+h2 { margin-top: 2em; font-size: 1.3em }
+h3 { margin-top: 2em; font-size: 1.1em }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .2em .8em; border-bottom: 1px solid #ddd; text-align: right; font-weight: 400 }
 td:first-child, th:first-child { text-align: left }
@@ -58,24 +62,32 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError, TypeError, ValueError: invalid arguments, files or config.
     """
-    analysis = analysis_of(args)
-    print(analysis)
+    analyses = analyses_of(args)
+    print("\n\n\n".join(map(str, analyses.values())))
     if args.json:
-        write_json(args.json, analysis.as_json())
+        write_json(args.json, {task: report.as_json() for task, report in analyses.items()})
     if args.output:
-        write_report(analysis, args.output)
+        write_report(analyses, args.output)
         print(f"\nwrote {args.output / REPORT} and its images")
     else:
         print(f"\n--output FOLDER writes figures, and {REPORT} with all of this in one page")
 
 
-def write_report(analysis: Analysis, folder: Path) -> None:
-    """Write every image as a PNG file, and all of them with all tables in ``analysis.html``."""
-    images = {name: _png(figure) for name, figure in figures(analysis).items()}
-    for name, content in images.items():
-        with replacing(folder / f"{name}.png") as stream:
-            stream.write(content)
-    write_text(folder / REPORT, html_report(analysis, images))
+def write_report(analyses: Mapping[str, Analysis], folder: Path) -> None:
+    """Write every image as a PNG file, and all of them with all tables in ``analysis.html``.
+
+    Args:
+        analyses: by task, with which the names of the images begin.
+    """
+    images = {
+        task: {name: _png(figure) for name, figure in figures(analysis).items()}
+        for task, analysis in analyses.items()
+    }
+    for task, of_task in images.items():
+        for name, content in of_task.items():
+            with replacing(folder / f"{task}_{name}.png") as stream:
+                stream.write(content)
+    write_text(folder / REPORT, html_report(analyses, images))
 
 
 def _png(figure: Figure) -> bytes:
@@ -98,6 +110,7 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
     left_out = {
         *(() if has_objects else ("precision_recall", "scores", "errors", "levels")),
         *(() if analysis.levels else ("levels",)),
+        *(() if analysis.errors else ("errors",)),
         *(() if analysis.empty_images else ("false_positives",)),
     }
     result = {}
@@ -124,7 +137,8 @@ def _precision_recall(analysis: Analysis, axes: Axes) -> None:
     classes = [report for report in analysis.classes if report.objects]
     for report in classes if len(classes) <= MOST_CURVES else ():
         axes.plot(RECALLS, report.precision, lw=1, label=label(report.name))
-    axes.set(xlabel="recall", ylabel="precision", title="at an IoU of 0.5", ylim=(0, 1.02))
+    axes.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02))
+    axes.set(title=f"at {OVERLAP[analysis.task]} of 0.5")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
 
@@ -157,9 +171,9 @@ def _confusion(analysis: Analysis, axes: Axes) -> None:
 
 
 def _errors(analysis: Analysis, axes: Axes) -> None:
-    names = list(analysis.errors)
-    axes.bar(names, [100 * error["cost"] for error in analysis.errors.values()])
-    for i, error in enumerate(analysis.errors.values()):
+    errors = analysis.errors or {}
+    axes.bar(list(errors), [100 * error["cost"] for error in errors.values()])
+    for i, error in enumerate(errors.values()):
         axes.text(i, 100 * error["cost"], f"{error['count']:.0f}", ha="center", va="bottom")
     axes.tick_params(axis="x", labelsize="small")
     axes.set(ylabel="cost in AP50", title="errors by type, and their number")
@@ -195,27 +209,17 @@ PLACES = {
 }
 
 
-def html_report(analysis: Analysis, images: dict[str, bytes]) -> str:
+def html_report(analyses: Mapping[str, Analysis], images: Mapping[str, Mapping[str, bytes]]) -> str:
     """The report as one HTML page, with the images in it and nothing loaded from elsewhere.
 
     Args:
-        images: PNG files by their names in :func:`figures`.
+        analyses: by task, at least one.
+        images: by task, PNG files by their names in :func:`figures`.
     """
-    title = f"Analysis of {analysis.title}"
-    all_ = analysis.everything
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{analysis.images} images, {all_.objects} objects, {all_.detections} detections. "
-        "Scores are in percent.</p>",
-        *(f"<p>{html.escape(note)}</p>" for note in analysis.notes()),
-    ]
-    for heading, rows in analysis.tables().items():
-        parts.append(f"<h2>{html.escape(heading)}</h2>")
-        for name, place in PLACES.items():
-            if heading.startswith(place) and name in images:
-                data = base64.b64encode(images[name]).decode("ascii")
-                parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
-        parts.append(_html_table(rows))
+    title = f"Analysis of {next(iter(analyses.values())).title}"
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    for task, analysis in analyses.items():
+        parts += _html_analysis(analysis, images.get(task, {}))
     terms = "".join(f"<dt>{html.escape(t)}</dt><dd>{html.escape(m)}</dd>" for t, m in TERMS.items())
     parts.append(f"<h2>words</h2><dl>{terms}</dl>")
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items())
@@ -228,6 +232,25 @@ def html_report(analysis: Analysis, images: dict[str, bytes]) -> str:
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def _html_analysis(analysis: Analysis, images: Mapping[str, bytes]) -> list[str]:
+    all_ = analysis.everything
+    parts = [
+        f"<h2>{WHAT[analysis.task]}</h2>",
+        f"<p>{analysis.images} images, {all_.objects} objects, {all_.detections} detections. "
+        "Scores are in percent.</p>",
+        *(f"<p>{html.escape(note)}</p>" for note in analysis.notes()),
+    ]
+    for heading, rows in analysis.tables().items():
+        parts.append(f"<h3>{html.escape(heading)}</h3>")
+        for name, place in PLACES.items():
+            if heading.startswith(place) and name in images:
+                data = base64.b64encode(images[name]).decode("ascii")
+                alt = f"{WHAT[analysis.task]}: {name}"
+                parts.append(f'<img alt="{alt}" src="data:image/png;base64,{data}">')
+        parts.append(_html_table(rows))
+    return parts
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:

@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--annotations", type=Path, metavar="FILE", help="COCO annotations of the --detections"
     )
     parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        choices=("bbox", "segm", "keypoints"),
+        help="analyse boxes, masks or keypoints; may be repeated (default: all that are detected)",
+    )
+    parser.add_argument(
         "--min-score",
         type=float,
         help="of the detections in the confusion matrix (default: the score with the best F1)",

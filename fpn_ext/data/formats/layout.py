@@ -13,12 +13,14 @@ from ..reading import PICTURE_SUFFIXES
 
 ANNOTATIONS = (".json", ".xml", ".txt")
 NAMES = ".names"  # Darknet's lists of classes
+OURS = ".written_by_fpn_ext"  # in a folder that a training wrote into, OUTPUT_DIR/data
 
 
 class Files:
     """The files of a folder and the folders in it, in alphabetical order; hidden ones left out.
 
-    Links are followed, unless to a folder that the link itself lies in.
+    So are folders of trainings. Links are followed, unless to a folder that the link itself lies
+    in.
 
     Attributes:
         pictures: image files, by their suffix.
@@ -53,8 +55,13 @@ def _files_below(folder: str, around: frozenset[Path] = frozenset()) -> Iterator
     folders = [entry for entry in entries if entry.is_dir()]
     yield from (Path(entry.path) for entry in entries if entry not in folders)
     for entry in folders:
-        if Path(os.path.realpath(entry.path)) not in around:
+        if Path(os.path.realpath(entry.path)) not in around and not _is_of_a_training(entry.path):
             yield from _files_below(entry.path, around)
+
+
+def _is_of_a_training(folder: str) -> bool:
+    """Whether it is an ``OUTPUT_DIR`` with data, or the ``data`` in one."""
+    return any(os.path.exists(os.path.join(folder, *p)) for p in ((OURS,), ("data", OURS)))
 
 
 def by_split(files: Iterable[Path], split_of: dict[Path, str], what: str) -> dict[str, list[Path]]:
