@@ -348,6 +348,11 @@ def generated() -> dict[Path, str]:
         (EVIDENCE_PAGE, "gain-deeppcb", evidence_tables.gain_table(RESULTS / "gain", "DeepPCB")),
         (EVIDENCE_PAGE, "gain-bccd", evidence_tables.gain_table(RESULTS / "gain", "BCCD")),
         (SPEED_PAGE, "busy", busy_table(RESULTS / "busy/busy.json")),
+        (
+            PROJECT / "docs/evidence/reliability.md",
+            "at-scale",
+            evidence_tables.at_scale_table(RESULTS / "at_scale/at_scale.json"),
+        ),
         *walkthrough.texts(PROJECT / "docs/paper/walkthrough.md", RESULTS),
     ]
     pages: dict[Path, str] = {}
