@@ -149,11 +149,12 @@ def command(words: list[str]) -> None:
 
 def evaluation(folder: Path) -> None:
     import fpn_ext  # noqa: F401
+    from fpn_ext.data.coco_file import coco_lists
     from fpn_ext.evaluation.coco import evaluate_coco
-    from pycocotools.coco import COCO
+    from fpn_ext.files.json_lists import ListInFile
 
-    found = json.loads((folder / "detections.json").read_bytes())
-    print(evaluate_coco(COCO(str(folder / "annotations.json")), found, "bbox").stats)
+    found = ListInFile(folder / "detections.json")
+    print(evaluate_coco(coco_lists(folder / "annotations.json"), found, "bbox").stats)
 
 
 def proposals(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables of the gain on real photographs: written into docs/evidence/evidence.md by generate.py.
+"""Tables of evidence.md and reliability.md, written into them by generate.py.
 
 Each is made of what there is in results/; of what has not been run, its place says so, and how.
 """
@@ -126,6 +126,38 @@ def gain_for_readme(project: Path) -> str:
         return f"{link}, network by network: not run yet."
     picture = "![AP on one map and with the pyramid, network by network](docs/images/gain.png)"
     return f"{picture}\n\n{link}. {gain_in_words(results)}"
+
+
+def at_scale_table(file: Path) -> str:
+    """CPU time and peak memory of each part of benchmarks/at_scale.py."""
+    if not file.is_file():
+        return not_run("make at-scale")
+    record = json.loads(file.read_text())
+    about = record["about"]
+    counts = about["images"], about["images"] * about["boxes_of_an_image"]
+    images, boxes = (f"{count:,}".replace(",", " ") for count in counts)
+    dataset = f"{images} images, {boxes} boxes"
+    what_of = {
+        "imports": "nothing: the imports alone",
+        "matching": "anchors and 10 000 objects on an image matched, this project",
+        "matching-detectron2": "the same, Detectron2",
+        "data": f"`fpn-ext data`: {dataset}, every picture decoded",
+        "levels": f"`fpn-ext levels`: {dataset}, at 6 training sizes",
+        "anchors": f"`fpn-ext anchors`: {dataset}, at 6 training sizes",
+        "evaluation": f"COCO's AP: {dataset}, as many detections",
+        "proposals": "RoI heads: 100 000 proposals on an image",
+        "classes": "RoI heads: 1000 classes, 1000 proposals",
+    }
+    rows = [
+        [
+            what_of[part["part"]],
+            "failed" if part["failed"] else f"{part['cpu_s']:.0f}",
+            str(part["peak_mb"]),
+        ]
+        for part in record["parts"]
+    ]
+    where = f"{about['hardware']}, torch {about['versions']['torch']}, commit {about['commit']}:"
+    return f"{where}\n\n{markdown_table(['', 'CPU s', 'peak MiB'], rows)}"
 
 
 def runs_on_record(results: Path, **wanted: Sequence[Any]) -> str:

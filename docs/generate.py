@@ -320,6 +320,11 @@ def generated() -> dict[Path, str]:
         (PROJECT / "README.md", "gain", evidence_tables.gain_for_readme(PROJECT)),
         (EVIDENCE_PAGE, "continued", evidence_tables.generated_images(RESULTS)),
         (SPEED_PAGE, "busy", busy_table(RESULTS / "busy/busy.json")),
+        (
+            PROJECT / "docs/evidence/reliability.md",
+            "at-scale",
+            evidence_tables.at_scale_table(RESULTS / "at_scale/at_scale.json"),
+        ),
         *walkthrough.texts(PROJECT / "docs/paper/walkthrough.md", RESULTS),
         *paper_tables.texts(PROJECT, RESULTS),
         *measured_tables.texts(PROJECT, RESULTS),

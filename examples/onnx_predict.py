@@ -15,7 +15,12 @@ from PIL import Image
 
 
 def resized(picture, shortest, longest):
-    """The picture with its shorter side `shortest`, or its longer one `longest` if that is less."""
+    """The picture with its shorter side `shortest`, or its longer one `longest` if that is less.
+
+    Of a model that takes pictures as they are, `shortest` is 0.
+    """
+    if shortest == 0:
+        return picture
     width, height = picture.size
     scale = shortest / min(width, height)
     if scale * max(width, height) > longest:

@@ -48,11 +48,11 @@ def test_shares_by_hand(tmp_path):
         report = report_anchors(cfg, read_boxes(["by_hand"]))
     assert report.best.iou.tolist()[:4] == pytest.approx([1, 1, 10 / 16, 4 / 16])
     assert report.best.level.tolist()[:4] == [0, 1, 0, 0]
-    everything = report.shares(report.best, report.groups()["all"])
+    everything = report.shares(report.best, dict(report.groups())["all"])
     assert everything == pytest.approx(
         {"boxes": 5, "0.3": 0.6, "0.5": 0.6, "0.7": 0.4, "mean": report.best.iou.mean()}
     )
-    assert report.shares(report.best, report.groups()["medium"])["0.7"] == 1
+    assert report.shares(report.best, dict(report.groups())["medium"])["0.7"] == 1
     assert report.unmatched(report.best) == [{"image_id": "second", "boxes": 2}]
     assert "2 boxes have no anchor of IoU 0.3: second (2)" in str(report)
 
@@ -66,14 +66,14 @@ def test_a_box_is_matched_if_it_is_at_any_side(tmp_path):
         both = report_anchors(demo(*opts, "INPUT.MIN_SIZE_TRAIN", "(128, 512)"), found)
     assert small.unmatched(small.best) == [{"image_id": 1, "boxes": 1}]
     assert both.unmatched(both.best) == []
-    assert both.shares(both.best, both.groups()["all"])["0.3"] == 0.5
+    assert both.shares(both.best, dict(both.groups())["all"])["0.3"] == 0.5
 
 
 def test_the_suggestion_fits_boxes_of_one_shape(tmp_path):
     """60 x 20: as configured, aspect ratio 1/2 at best; suggested, nearly 1/3."""
     with registered("one_shape", tmp_path, one_shape()):
         report = report_anchors(demo(), read_boxes(["one_shape"]))
-    everything = report.groups()["all"]
+    everything = dict(report.groups())["all"]
     before = report.shares(report.best, everything)
     after = report.shares(report.suggested, everything)
     assert before["0.7"] < 0.5 and after["0.7"] == 1
@@ -117,7 +117,7 @@ def squares(sides, counts):
     boxes = np.repeat([[0.0, 0, side, side] for side in sides], counts, axis=0)
     boxes += 256 - boxes[:, 2:].max(axis=1, keepdims=True) / 2  # all around (256, 256)
     n = len(boxes)
-    return ResizedBoxes(boxes, np.arange(n), np.full((n, 2), 512), np.ones(n), 0)
+    return ResizedBoxes(boxes, np.arange(n), np.full((n, 2), 512), np.ones(n))
 
 
 def two_levels(*sizes):

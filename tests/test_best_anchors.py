@@ -15,7 +15,7 @@ from fpn_ext.inspection.best_anchors import AnchorGrid, AnchorLevel, iou, levels
 def rows(boxes, image_size):
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     sizes = np.tile(image_size, (len(boxes), 1))
-    return ResizedBoxes(boxes, np.arange(len(boxes)), sizes, np.ones(len(boxes)), 0)
+    return ResizedBoxes(boxes, np.arange(len(boxes)), sizes, np.ones(len(boxes)))
 
 
 def one_level(boundary_thresh=-1, offset=0.0):
@@ -25,30 +25,33 @@ def one_level(boundary_thresh=-1, offset=0.0):
 
 
 def test_by_hand():
-    found = one_level().best(
-        rows([(0, 0, 32, 32), (4, 0, 36, 32), (16, 16, 32, 32), (0, 0, 64, 64)], (64, 64))
-    )
+    boxes = rows([(0, 0, 32, 32), (4, 0, 36, 32), (16, 16, 32, 32), (0, 0, 64, 64)], (64, 64))
+    found = one_level().best(boxes)
     # As it is; 4 px beside it: 28 of 36 columns; a quarter of an anchor; four times an anchor.
     assert found.iou.tolist() == pytest.approx([1.0, 28 / 36, 0.25, 0.25])
-    assert found.anchor[0].tolist() == [0, 0, 32, 32]
+    assert one_level().anchors_of(found, boxes)[0].tolist() == [0, 0, 32, 32]
 
 
 def test_by_hand_at_the_border():
     """The last centre is at 48: a box around 60 has to do with it; one around 200 has none."""
-    found = one_level().best(rows([(44, 0, 76, 32), (184, 0, 216, 32)], (64, 64)))
-    assert found.anchor[0].tolist() == [32, 0, 64, 32]
+    boxes = rows([(44, 0, 76, 32), (184, 0, 216, 32)], (64, 64))
+    found = one_level().best(boxes)
+    anchors = one_level().anchors_of(found, boxes)
+    assert anchors[0].tolist() == [32, 0, 64, 32]
     assert found.iou.tolist() == pytest.approx([20 / 44, 0])
-    assert np.isnan(found.anchor[1]).all()
+    assert np.isnan(anchors[1]).all()
 
 
 def test_by_hand_with_a_boundary():
     """At 0 px the anchor of (16, 16), from 0 to 32, is in; that of 48, up to 64 of 64, is not."""
     boxes = [(0, 0, 20, 20), (40, 40, 64, 64)]
-    found = one_level(boundary_thresh=0).best(rows(boxes, (64, 64)))
-    assert found.anchor.tolist() == [[0, 0, 32, 32], [16, 16, 48, 48]]
-    one_more = one_level(boundary_thresh=1).best(rows(boxes, (64, 64)))
-    assert one_more.anchor[1].tolist() == [32, 32, 64, 64]
-    none = one_level(boundary_thresh=0).best(rows(boxes, (30, 30)))
+    on_64 = rows(boxes, (64, 64))
+    within = one_level(boundary_thresh=0)
+    anchors = within.anchors_of(within.best(on_64), on_64)
+    assert anchors.tolist() == [[0, 0, 32, 32], [16, 16, 48, 48]]
+    one_more = one_level(boundary_thresh=1)
+    assert one_more.anchors_of(one_more.best(on_64), on_64)[1].tolist() == [32, 32, 64, 64]
+    none = within.best(rows(boxes, (30, 30)))
     assert none.iou.tolist() == [0, 0]
 
 
@@ -92,8 +95,8 @@ def test_the_best_of_all_anchors(generator, boundary_thresh):
         np.testing.assert_allclose(found.iou, np.max(overlaps, axis=0), atol=1e-6)
         at_best = np.stack(overlaps)[found.level, np.arange(len(boxes))]
         np.testing.assert_allclose(at_best, found.iou, atol=1e-6)
-        there = found.iou > 0
-        np.testing.assert_allclose(iou(boxes[there], found.anchor[there]), found.iou[there])
+        own = grid.anchors_of(found, rows(boxes, image_size))
+        np.testing.assert_allclose(iou(boxes, own), found.iou)  # 0 for NaN
 
 
 def test_iou_is_detectron2s():

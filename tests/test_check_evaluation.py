@@ -14,7 +14,9 @@ from detectron2.evaluation import COCOEvaluator
 from fpn_ext.__main__ import main
 from fpn_ext.engine import check_run
 from fpn_ext.engine.trainer import Trainer
+from fpn_ext.evaluation import ground_truth
 from fpn_ext.evaluation.rehearsal import check_evaluation, rehearse
+from fpn_ext.files.json_lists import ListInFile
 from fpn_ext.proposals.loader import build_validation_loader, training_data
 from pycocotools.coco import COCO
 
@@ -78,8 +80,10 @@ MENDED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("most_in_memory", [ground_truth.MOST_IN_MEMORY, 0])
 @pytest.mark.parametrize("kind", MENDED)
-def test_an_evaluation_is_right_in_spite_of(kind, data, tmp_path):
+def test_an_evaluation_is_right_in_spite_of(kind, most_in_memory, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(ground_truth, "MOST_IN_MEMORY", most_in_memory)
     make, note = MENDED[kind]
     name = data.write("val", make())
     before = (tmp_path / "val.json").read_bytes()
@@ -94,6 +98,13 @@ def test_an_evaluation_is_right_in_spite_of(kind, data, tmp_path):
         assert score(cfg, name, OBJECTS[:3])["AP-cat"] < 60  # one of two cats is missed
     assert (tmp_path / "val.json").read_bytes() == before
     assert not (tmp_path / "out").exists()
+
+
+def test_annotations_of_a_large_file_stay_in_it(data, monkeypatch):
+    monkeypatch.setattr(ground_truth, "MOST_IN_MEMORY", 0)
+    truth = ground_truth.GroundTruth(data.write("val", coco()))
+    assert isinstance(truth.dataset["annotations"], ListInFile)
+    assert truth.coco.dataset["annotations"] == coco()["annotations"]
 
 
 def test_detectron2_scores_annotation_0_as_missed(data, tmp_path):

@@ -15,13 +15,9 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
-from fpn_ext.evaluation.coco import (
-    CocoSettings,
-    counted_differently,
-    evaluate_coco,
-    has_hotcoco,
-    settings_of,
-)
+from fpn_ext.evaluation import columns
+from fpn_ext.evaluation.coco import CocoSettings, evaluate_coco, has_hotcoco, settings_of
+from fpn_ext.evaluation.columns import counted_differently
 from fpn_ext.evaluation.evaluators import build_evaluator
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,6 +140,21 @@ def assert_equal_numbers(case, task, limits=(1, 10, 100)):
 @given(datasets(), st.sampled_from([(1, 10, 100), (1, 2, 100)]))
 def test_the_12_numbers_of_boxes_are_those_of_pycocotools(case, limits):
     assert_equal_numbers(case, "bbox", limits)
+
+
+@pytest.mark.skipif(not has_hotcoco(), reason="needs hotcoco")
+@settings(max_examples=60, deadline=None)
+@given(datasets(), st.sampled_from([1, 4, 9]))
+def test_classes_can_be_counted_in_portions(case, boxes_at_once):
+    dataset, detections = case
+    if not detections:
+        return
+    whole = evaluate_coco(dataset, detections, "bbox")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "BOXES_AT_ONCE", boxes_at_once)
+        in_portions = evaluate_coco(dataset, detections, "bbox")
+    np.testing.assert_array_equal(in_portions.precision, whole.precision)
+    np.testing.assert_array_equal(in_portions.recall, whole.recall)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,6 +1,7 @@
 """Whole detectors exported and proved, the verb, the guard, and the example without PyTorch."""
 
 import os
+import runpy
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from fpn_ext.export.formats import FORMATS, load_exported
 from fpn_ext.export.graph import detector_graph
 from fpn_ext.export.runtime import ExportedModel
 from fpn_ext.export.suppression import Suppression
-from fpn_ext.export.write import export
+from fpn_ext.export.write import batches_of, export
 from fpn_ext.modeling import fpn
 from PIL import Image
 
@@ -277,6 +278,16 @@ def test_the_example_runs_it_without_pytorch(onnx_file, tmp_path):
     # Equal scores may come in another order.
     apart = np.abs(found[:, None] - expected.pred_boxes.tensor.numpy()[None]).max(axis=2)
     assert apart.min(axis=0).max() < 0.2 and apart.min(axis=1).max() < 0.2
+
+
+def test_pictures_that_are_not_resized(small_cfg):
+    """MIN_SIZE_TEST 0: three sizes are compared all the same, and the example leaves pictures."""
+    small_cfg.INPUT.MIN_SIZE_TEST = 0
+    sizes = [arrays[0].shape[-2:] for _, arrays in batches_of(small_cfg, False, [])]
+    assert sizes == [(320, 426), (426, 320), (241, 323)]
+    example = runpy.run_path("examples/onnx_predict.py")
+    assert example["resized"](Image.new("RGB", (70, 50)), 0, 480).size == (70, 50)
+    assert example["resized"](Image.new("RGB", (70, 50)), 100, 480).size == (140, 100)
 
 
 # Mistakes, before any work.

@@ -15,8 +15,8 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from fpn_ext.config.idle import idle_notes
 from fpn_ext.config.unread import unread_notes
 from fpn_ext.engine.trainer import Trainer
+from fpn_ext.evaluation.coco import as_coco
 from fpn_ext.evaluation.evaluators import build_evaluators
-from fpn_ext.evaluation.ground_truth import as_coco
 from fpn_ext.evaluation.mask_recall import (
     Mask,
     MaskProposalRecallEvaluator,

@@ -6,7 +6,6 @@ file raises. :mod:`fpn_ext.data.check` checks further.
 """
 
 import functools
-import json
 import math
 import os
 from collections import Counter
@@ -18,7 +17,9 @@ from xml.etree import ElementTree
 import numpy as np
 from detectron2.structures import BoxMode
 
+from ..files.json_lists import ListInFile, read_json
 from ..names import did_you_mean
+from .coco_file import LONG_LISTS
 from .collector import paused_collector
 from .dataset_contents import (
     Box,
@@ -50,7 +51,7 @@ def read_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> Co
         raise FileNotFoundError(f"no annotation file {json_file}; see datasets/README.md")
     contents = Contents(str(json_file))
     try:
-        data = json.loads(json_file.read_bytes())
+        data = read_json(json_file, LONG_LISTS)
     except (ValueError, RecursionError) as error:
         contents.report("unreadable-annotations", f"not JSON: {error}")
         return contents
@@ -71,7 +72,7 @@ def _entries(
 ) -> Iterable[tuple[str, dict[str, Any]]]:
     """The objects in one of the JSON's lists, each with its path, e.g. ``images[3]``."""
     entries = data.get(key)
-    if not isinstance(entries, list):
+    if not isinstance(entries, list | ListInFile):
         contents.report("bad-field", f"{key!r} must be a list, got {short(entries)}")
         return
     for number, entry in enumerate(entries):

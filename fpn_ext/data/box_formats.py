@@ -1,6 +1,7 @@
 """Detect boxes stored in a different format from the one they are read as."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from .dataset_contents import Box, Corners, Problem
 
@@ -10,33 +11,40 @@ SLACK = 1.0
 LEAST_SUSPECTS, SUSPECT_SHARE, FITTING_SHARE = 3, 0.2, 0.98
 
 
-def format_problems(boxes: Sequence[tuple[Box, tuple[int, int]]]) -> Iterable[Problem]:
+def format_problems(boxes: Iterable[tuple[Box, tuple[int, int]]]) -> Iterable[Problem]:
     """Format problems visible over a whole dataset: XYXY read as XYWH, the reverse, or fractions.
 
     Args:
         boxes: each paired with its image's (width, height) in pixels.
     """
-    if len(boxes) >= LEAST_SUSPECTS and all(max(map(abs, b.written)) <= 1 for b, _ in boxes):
-        yield Problem("looks-relative", None, None, f"all {len(boxes)} boxes lie in 0..1")
+    as_xywh, as_corners = _InOtherFormat(), _InOtherFormat()
+    relative = True
+    for box, size in boxes:
+        relative = relative and max(map(abs, box.written)) <= 1
+        x, y, a, b = box.written
+        corners, sides = (x, y, a, b), (x, y, x + a, y + b)
+        if box.form == "XYWH":
+            as_xywh.add(sides, corners, size)
+        else:
+            as_corners.add(corners, sides, size)
+    count = as_xywh.boxes + as_corners.boxes
+    if relative and count >= LEAST_SUSPECTS:
+        yield Problem("looks-relative", None, None, f"all {count} boxes lie in 0..1")
         return
-    for as_xywh, kind, other in (
-        (True, "looks-like-xyxy", "XYXY"),
-        (False, "looks-like-xywh", "XYWH"),
+    for found, kind, other in (
+        (as_xywh, "looks-like-xyxy", "XYXY"),
+        (as_corners, "looks-like-xywh", "XYWH"),
     ):
-        of_form = [(b.written, size) for b, size in boxes if (b.form == "XYWH") == as_xywh]
-        suspects, fitting = _other_format(of_form, as_xywh)
-        enough = max(LEAST_SUSPECTS, SUSPECT_SHARE * len(of_form))
-        if suspects >= enough and fitting >= FITTING_SHARE * len(of_form):
+        if found.is_suspicious():
             detail = (
-                f"of {len(of_form)} boxes, {fitting} fit their image when read as {other}, "
-                f"{suspects} of them only then"
+                f"of {found.boxes} boxes, {found.fitting} fit their image when read as {other}, "
+                f"{found.suspects} of them only then"
             )
             yield Problem(kind, None, None, detail)
 
 
-def _other_format(
-    boxes: Iterable[tuple[Corners, tuple[int, int]]], as_xywh: bool
-) -> tuple[int, int]:
+@dataclass
+class _InOtherFormat:
     """How many boxes fit their image only in the other format, and how many fit in it at all.
 
     XYXY read as XYWH gives a right edge of x0 + x1, twice the box's centre: outside the image for
@@ -45,14 +53,20 @@ def _other_format(
     their distance from the edge. Both must hold, the first for a fifth of the boxes, the second
     for all but a fiftieth; a few boxes drawn beyond the edge satisfy only the first.
     """
-    suspects = fitting = 0
-    for (x, y, a, b), (width, height) in boxes:
-        corners, sides = (x, y, a, b), (x, y, x + a, y + b)
-        as_read, as_other = (sides, corners) if as_xywh else (corners, sides)
-        if _fits(as_other, width, height):
-            fitting += 1
-            suspects += not _fits(as_read, width, height)
-    return suspects, fitting
+
+    boxes: int = 0
+    fitting: int = 0
+    suspects: int = 0
+
+    def add(self, as_read: Corners, as_other: Corners, size: tuple[int, int]) -> None:
+        self.boxes += 1
+        if _fits(as_other, *size):
+            self.fitting += 1
+            self.suspects += not _fits(as_read, *size)
+
+    def is_suspicious(self) -> bool:
+        enough = max(LEAST_SUSPECTS, SUSPECT_SHARE * self.boxes)
+        return self.suspects >= enough and self.fitting >= FITTING_SHARE * self.boxes
 
 
 def _fits(corners: Corners, width: int, height: int) -> bool:

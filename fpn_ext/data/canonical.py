@@ -48,11 +48,11 @@ def complete(dataset: Dataset, classes: Sequence[str] = ()) -> Dataset:
                     + did_you_mean(instance.category, known),
                     image.file.name,
                 )
-    boxes = [
+    boxes = (
         (written_box(0, instance, dataset.format), (image.width, image.height))
         for image in dataset.images
         for instance in image.instances
-    ]
+    )
     for problem in format_problems(boxes):
         tally.fault(f"formats of boxes: {KINDS[problem.kind][1]}", problem.detail)
     look_over(dataset)

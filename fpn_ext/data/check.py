@@ -64,7 +64,6 @@ def check(contents: Contents, cfg: CfgNode | None = None, workers: int = 1) -> D
 
 def _problems(contents: Contents, looks: dict[str, Look], cfg: CfgNode | None) -> list[Problem]:
     problems = [*contents.problems, *_dataset_problems(contents, cfg)]
-    boxes: list[tuple[Box, tuple[int, int]]] = []
     for picture in contents.pictures:
         look = looks[picture.file]
         problems += _picture_problems(picture, look)
@@ -76,8 +75,9 @@ def _problems(contents: Contents, looks: dict[str, Look], cfg: CfgNode | None) -
         for box in picture.boxes:
             problems += _box_problems(picture, box, size)
             if size:
-                boxes.append((box, size))
                 problems += _tiny(picture, box, size, cfg)
+    sized = ((picture, picture.size or looks[picture.file].size) for picture in contents.pictures)
+    boxes = ((box, size) for picture, size in sized if size for box in picture.boxes)
     return [*problems, *format_problems(boxes)]
 
 

@@ -5,15 +5,16 @@ picture. What is found is one sentence for each kind: how many, the first of the
 """
 
 import functools
-import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from ..files.json_lists import ListInFile, State, read_json, state_of
 from .dataset_contents import Name, four_numbers, id_of, short, size_of
 
 MOST_PIXELS = 1 << 30
+LONG_LISTS = ("images", "annotations")  # read entry by entry
 
 
 class Faults:
@@ -48,7 +49,7 @@ def check_coco_file(json_file: str | os.PathLike, image_root: str | os.PathLike 
         ValueError: it cannot be read, or something of it would be lost or misread.
     """
     file = os.fspath(json_file)
-    return list(_checked(file, os.fspath(image_root), os.stat(file).st_mtime_ns))
+    return list(_checked(file, os.fspath(image_root), state_of(file)))
 
 
 def coco_class_names(json_file: str | os.PathLike) -> tuple[str, ...]:
@@ -59,33 +60,50 @@ def coco_class_names(json_file: str | os.PathLike) -> tuple[str, ...]:
         ValueError: it is not such a file.
     """
     file = os.fspath(json_file)
-    return _names(file, os.stat(file).st_mtime_ns)
+    return _names(file, state_of(file))
 
 
 @functools.lru_cache(maxsize=16)
-def _names(file: str, modified: int) -> tuple[str, ...]:
+def _names(file: str, state: State) -> tuple[str, ...]:
     try:
-        categories = read_coco_json(file)["categories"]
+        categories = _read(file, state)["categories"]
         return tuple(c["name"] for c in sorted(categories, key=lambda c: c["id"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: 'categories' needs an 'id' and a 'name' for each") from error
 
 
-def read_coco_json(file: str) -> dict[str, Any]:
+def coco_lists(json_file: str | os.PathLike) -> Mapping[str, Any]:
+    """As :func:`read_coco_json`, with :data:`LONG_LISTS` kept in the file; not to be changed.
+
+    A file that was not changed since is not read again.
+    """
+    file = os.fspath(json_file)
+    return _read(file, state_of(file))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(file: str, state: State) -> Mapping[str, Any]:
+    return read_coco_json(file, LONG_LISTS)
+
+
+def read_coco_json(file: str, kept_in_file: Collection[str] = ()) -> dict[str, Any]:
     """The object in a JSON file.
+
+    Args:
+        kept_in_file: its lists that are read entry by entry (:class:`ListInFile`).
 
     Raises:
         ValueError: not JSON, not UTF-8, a byte order mark, or something else than an object.
     """
     with open(file, "rb") as stream:
-        content = stream.read()
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        beginning = stream.read(3)
+    if beginning.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(
             f"{file} begins with a byte order mark, which JSON does not allow and pycocotools "
             "cannot read: save it as UTF-8 without one"
         )
     try:
-        data = json.loads(content)
+        data = read_json(file, kept_in_file)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(data, dict):
@@ -94,15 +112,15 @@ def read_coco_json(file: str) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=16)  # what was found, not what was read
-def _checked(file: str, image_root: str, modified: int) -> tuple[str, ...]:
-    data = read_coco_json(file)
+def _checked(file: str, image_root: str, state: State) -> tuple[str, ...]:
+    data = _read(file, state)
     faults = Faults()
     for key in ("categories", "images"):
-        if not isinstance(data.get(key), list) or not data[key]:
+        if not isinstance(data.get(key), list | ListInFile) or not data[key]:
             faults.add(
                 "COCO's format lists them there", f"{key!r} is {short(data.get(key))}, no list"
             )
-    if not isinstance(data.get("annotations", []), list):
+    if not isinstance(data.get("annotations", []), list | ListInFile):
         faults.add("it must be a list", f"'annotations' is {short(data['annotations'])}")
     faults.check(file)
     classes = _check_classes(data["categories"], faults)

@@ -165,8 +165,8 @@ def small_boxes(cfg: CfgNode, records: Any) -> Iterable[Finding]:
             "training data",
             f"half of the boxes are smaller than {side:.0f} pixels at the config's size, "
             f"{median(before):.0f} in the images: small for an FPN",
-            "larger INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST, as in configs/start/small_objects.yaml;"
-            " fpn-ext anchors says which anchors fit",
+            "larger INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST, or crops at full resolution, as in "
+            "configs/start/small_objects.yaml; fpn-ext anchors says which anchors fit",
         )
 
 

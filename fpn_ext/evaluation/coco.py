@@ -2,8 +2,8 @@
 
 hotcoco (https://github.com/derekallman/hotcoco, MIT) counts as pycocotools does, to the last bit,
 in a small part of the time (docs/evidence/speed.md). Where the two define a case differently,
-pycocotools counts (:func:`counted_differently`). The means over its arrays are taken here, once for
-both.
+pycocotools counts (:func:`fpn_ext.evaluation.columns.counted_differently`). The means over its
+arrays are taken here, once for both.
 """
 
 import contextlib
@@ -22,7 +22,9 @@ from detectron2.evaluation.fast_eval_api import COCOeval_opt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..files.json_lists import ListInFile
 from ..keys import declare, own_keys
+from .columns import CountedDifferentlyError, read_columns
 
 declare(
     "TEST.FPN_EXT.COCO_EVALUATOR",
@@ -232,8 +234,8 @@ def _mean(values: np.ndarray) -> float:
 
 
 def evaluate_coco(
-    ground_truth: COCO,
-    detections: list[dict[str, Any]],
+    ground_truth: COCO | Mapping[str, Any],
+    detections: Sequence[dict[str, Any]] | ListInFile,
     task: str,
     settings: CocoSettings | None = None,
     image_ids: Sequence[int] | None = None,
@@ -242,26 +244,67 @@ def evaluate_coco(
     """Scores of detections, as pycocotools defines them.
 
     Args:
-        ground_truth: of a dataset.
+        ground_truth: of a dataset, as pycocotools' object or as what a COCO JSON holds.
         detections: at least one, in COCO's result format; ``bbox`` is XYWH in pixels of the image.
         task: ``"bbox"``, ``"segm"`` (sizes are those of the masks) or ``"keypoints"``.
         settings: COCO's if None.
         image_ids: the images to count; None for all of ``ground_truth``.
         sigmas: of the keypoints; COCO's if empty.
+
+    With hotcoco, boxes that stay in files are counted in little memory: ``detections`` and the
+    annotations may each be a :class:`fpn_ext.files.json_lists.ListInFile`.
     """
     settings = settings or CocoSettings()
+    dataset = ground_truth.dataset if isinstance(ground_truth, COCO) else ground_truth
     if task == "segm":
         # With a box, its area would be taken for the mask's.
         detections = [{k: v for k, v in d.items() if k != "bbox"} for d in detections]
-    reason = _not_hotcoco(ground_truth, detections, task, settings)
-    run = _pycocotools if reason else _hotcoco
-    name, evaluation = run(ground_truth, detections, task, settings)
+    reason, columns = _not_hotcoco(settings), None
+    if not reason:
+        try:
+            columns = read_columns(dataset, detections, task)
+        except CountedDifferentlyError as error:
+            reason = str(error)
+
+    def counted(evaluation: Any) -> tuple[np.ndarray, np.ndarray]:
+        return _counted(evaluation, task, settings, image_ids, sigmas)
+
+    name = f"hotcoco {version('hotcoco')}" if columns else _pycocotools_name(settings)
+    if columns is None:
+        truth = ground_truth if isinstance(ground_truth, COCO) else as_coco(dataset)
+        parts = [counted(_pycocotools(truth, detections, task, settings))]
+    elif task == "bbox":
+        # Of each category, every number depends on its own objects and detections alone.
+        portions = columns.portions()
+        parts = [counted(_hotcoco(*columns.in_hotcoco(portion), task)) for portion in portions]
+    else:
+        parts = [counted(_hotcoco(*_in_hotcoco(dataset, detections), task))]
     logger.info("%s counted by %s%s", task, name, f" ({reason})" if reason else "")
+    precision = np.concatenate([of_part for of_part, _ in parts], axis=2)
+    recall = np.concatenate([of_part for _, of_part in parts], axis=1)
+    at_all_sizes = precision[len(COUNTED) :, ..., 0, -1]
+    return CocoScores(
+        precision=precision[: len(COUNTED)],
+        recall=recall[: len(COUNTED)],
+        thresholds=np.linspace(0.5, 0.95, len(COUNTED)),
+        sizes=list(settings.sizes_of(task)),
+        limits=settings.limits_of(task),
+        further={p: _mean(at) for p, at in zip(settings.ap_at, at_all_sizes, strict=True)},
+    )
+
+
+def _counted(
+    evaluation: Any,
+    task: str,
+    settings: CocoSettings,
+    image_ids: Sequence[int] | None,
+    sigmas: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall of an evaluation of either library."""
     params = evaluation.params
     params.areaRng = [[a**2, b**2] for a, b in settings.sizes_of(task).values()]
     params.areaRngLbl = list(settings.sizes_of(task))
     params.maxDets = settings.limits_of(task)
-    counted = len(params.iouThrs)
     params.iouThrs = np.append(params.iouThrs, [percent / 100 for percent in settings.ap_at])
     if image_ids is not None:
         params.imgIds = list(image_ids)
@@ -270,87 +313,58 @@ def evaluate_coco(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
-    precision, recall = (np.asarray(evaluation.eval[name]) for name in ("precision", "recall"))
-    at_all_sizes = precision[counted:, ..., 0, -1]
-    return CocoScores(
-        precision=precision[:counted],
-        recall=recall[:counted],
-        thresholds=np.asarray(params.iouThrs)[:counted],
-        sizes=list(settings.sizes_of(task)),
-        limits=settings.limits_of(task),
-        further={p: _mean(at) for p, at in zip(settings.ap_at, at_all_sizes, strict=True)},
-    )
+    return np.array(evaluation.eval["precision"]), np.array(evaluation.eval["recall"])
 
 
-def _not_hotcoco(
-    ground_truth: COCO, detections: list[dict[str, Any]], task: str, settings: CocoSettings
-) -> str:
+def as_coco(dataset: Mapping[str, Any]) -> COCO:
+    """pycocotools' object of what a COCO JSON holds."""
+    coco = COCO()
+    annotations = dataset.get("annotations")
+    in_memory = {"annotations": list(annotations)} if isinstance(annotations, ListInFile) else {}
+    coco.dataset = {**dataset, **in_memory} if in_memory else dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _not_hotcoco(settings: CocoSettings) -> str:
     """Why hotcoco does not count; "" if it does."""
     if settings.evaluator == "pycocotools":
         return "TEST.FPN_EXT.COCO_EVALUATOR"
-    if not has_hotcoco():
-        return "pip install hotcoco for a faster evaluation"
-    return counted_differently(ground_truth.dataset, detections, task)
+    return "" if has_hotcoco() else "pip install hotcoco for a faster evaluation"
 
 
-def counted_differently(
-    dataset: Mapping[str, Any], detections: Iterable[Mapping[str, Any]], task: str
-) -> str:
-    """What hotcoco and pycocotools define differently, or one of them not at all; "" if nothing.
-
-    >>> objects = [{"id": 0, "image_id": 1, "category_id": 1, "area": 4, "iscrowd": 0}]
-    >>> data = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": objects}
-    >>> counted_differently(data, [], "bbox")
-    'the id of an annotation is 0'
-    """
-    objects = dataset.get("annotations", [])
-    fields = ["area", "iscrowd", *(["num_keypoints"] if task == "keypoints" else [])]
-    for name in fields:
-        if any(name not in o for o in objects):
-            return f"an annotation has no {name}"
-    ids = [o["id"] for o in objects]
-    images = {image["id"] for image in dataset["images"]}
-    categories = {category["id"] for category in dataset.get("categories", [])}
-    if not all(_is_plain_id(i) for i in (*ids, *images, *categories)):
-        return "an id is no whole number from 0"
-    if 0 in ids:
-        return "the id of an annotation is 0"
-    if len(set(ids)) < len(ids):
-        return "the id of an annotation repeats"
-    if any(o["iscrowd"] not in (0, 1) for o in objects):
-        return "an iscrowd is neither 0 nor 1"
-    used = {o["image_id"] for o in objects} | {d["image_id"] for d in detections}
-    if not used <= images or not {o["category_id"] for o in objects} <= categories:
-        return "an annotation or detection of an unknown image or category"
-    if not np.isfinite([d["score"] for d in detections]).all():
-        return "a score is not finite"
-    if task == "bbox":
-        boxes = [x["bbox"] for of in (objects, detections) for x in of]
-        if not np.isfinite(boxes).all():
-            return "a box is not finite"
-    return ""
+def _compiled(settings: CocoSettings) -> bool:
+    return settings.evaluator == "auto" and COCOeval_opt is not COCOeval
 
 
-def _is_plain_id(number: Any) -> bool:
-    return type(number) is int and 0 <= number < 2**53
+def _pycocotools_name(settings: CocoSettings) -> str:
+    return (
+        "Detectron2's COCOeval_opt"
+        if _compiled(settings)
+        else f"pycocotools {version('pycocotools')}"
+    )
 
 
 def _pycocotools(
-    ground_truth: COCO, detections: list[dict[str, Any]], task: str, settings: CocoSettings
-) -> tuple[str, Any]:
+    ground_truth: COCO, detections: Iterable[dict[str, Any]], task: str, settings: CocoSettings
+) -> Any:
     """Its evaluation, or Detectron2's compiled one, a subclass."""
     with contextlib.redirect_stdout(io.StringIO()):
-        found = ground_truth.loadRes(detections)
-    compiled = settings.evaluator == "auto" and COCOeval_opt is not COCOeval
-    name = "Detectron2's COCOeval_opt" if compiled else f"pycocotools {version('pycocotools')}"
-    return name, (COCOeval_opt if compiled else COCOeval)(ground_truth, found, task)
+        found = ground_truth.loadRes(list(detections))
+    return (COCOeval_opt if _compiled(settings) else COCOeval)(ground_truth, found, task)
 
 
-def _hotcoco(
-    ground_truth: COCO, detections: list[dict[str, Any]], task: str, settings: CocoSettings
-) -> tuple[str, Any]:
+def _in_hotcoco(
+    dataset: Mapping[str, Any], detections: Iterable[dict[str, Any]]
+) -> tuple[Any, Any]:
     import hotcoco
 
-    truth = hotcoco.COCO(ground_truth.dataset)
-    found = truth.load_res(detections)
-    return f"hotcoco {version('hotcoco')}", hotcoco.COCOeval(truth, found, task)
+    truth = hotcoco.COCO({**dataset, "annotations": list(dataset.get("annotations", []))})
+    return truth, truth.load_res(list(detections))
+
+
+def _hotcoco(truth: Any, found: Any, task: str) -> Any:
+    import hotcoco
+
+    return hotcoco.COCOeval(truth, found, task)

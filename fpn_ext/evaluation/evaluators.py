@@ -130,7 +130,7 @@ class DetectionCOCOEvaluator(COCOEvaluator):
         limit = max(self.settings.limits)
         truth = truth or GroundTruth(dataset_name)
         truth.say()
-        dataset = truth.coco.dataset
+        dataset = truth.dataset
         dataset.setdefault("info", {})  # pycocotools 2.0.9 and 2.0.10 ask for it
         # The parent reads a file, and writes one where there is none; it gets an empty one.
         name = f"{dataset_name} as it is scored"
@@ -151,7 +151,7 @@ class DetectionCOCOEvaluator(COCOEvaluator):
             metadata.set(thing_classes=truth.classes)
         if truth.number_of:
             metadata.set(thing_dataset_id_to_contiguous_id=truth.number_of)
-        self._metadata, self._coco_api = metadata, truth.coco
+        self._metadata, self._truth = metadata, truth.dataset
         self.output_dir = output_dir  # not the parent's, which would write its files in place
         self.notes = truth.notes
 
@@ -184,7 +184,7 @@ class DetectionCOCOEvaluator(COCOEvaluator):
                 self._check_keypoints(detections)
             scores = (
                 evaluate_coco(
-                    self._coco_api, detections, task, self.settings, img_ids, self._kpt_oks_sigmas
+                    self._truth, detections, task, self.settings, img_ids, self._kpt_oks_sigmas
                 )
                 if detections
                 else None
@@ -211,9 +211,9 @@ class DetectionCOCOEvaluator(COCOEvaluator):
             detection["category_id"] = ids[detection["category_id"]]
 
     def _check_keypoints(self, detections: list[dict[str, Any]]) -> None:
-        objects = [a for a in self._coco_api.anns.values() if "keypoints" in a]
+        first = next((a for a in self._truth["annotations"] if "keypoints" in a), None)
         predicted = len(detections[0]["keypoints"]) // 3 if detections else None
-        annotated = len(objects[0]["keypoints"]) // 3 if objects else predicted
+        annotated = len(first["keypoints"]) // 3 if first else predicted
         sigmas = len(self._kpt_oks_sigmas) or 17
         if detections and not predicted == annotated == sigmas:
             raise ValueError(

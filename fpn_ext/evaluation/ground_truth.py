@@ -6,7 +6,7 @@ pycocotools. The copy in memory is mended, and what was mended is counted; the f
 
 import contextlib
 import copy
-import io
+import functools
 import logging
 import math
 import os
@@ -25,8 +25,11 @@ from ..data.dataset_contents import four_numbers, number_of, short
 from ..data.loading import Records, check_records, load_records
 from ..data.mask_area import mask_area
 from ..names import did_you_mean
+from .coco import as_coco
 
 logger = logging.getLogger(__name__)
+
+MOST_IN_MEMORY = 64 << 20  # bytes of a COCO JSON; the annotations of a larger one stay in it
 
 _said: set[str] = set()
 
@@ -35,7 +38,8 @@ class GroundTruth:
     """What a dataset is scored against.
 
     Attributes:
-        coco: pycocotools' object of it.
+        dataset: what its COCO JSON would hold; the annotations of a large file, of which nothing
+            was to be mended, stay in it (:class:`fpn_ext.files.json_lists.ListInFile`).
         classes: class names in the order of the ids of its categories.
         number_of: {category id: the model's number of that class}.
         notes: what was mended, a sentence each.
@@ -74,9 +78,14 @@ class GroundTruth:
             mended = _in_order(mended, dataset_name, order, own_order, numbers, self.number_of)
             self.number_of = {number + 1: number for number in range(len(order))}
             self.notes.append(said)
-        self.coco = as_coco(mended)
+        self.dataset = mended
         categories = sorted(mended.get("categories", []), key=lambda c: c["id"])
         self.classes = [category["name"] for category in categories]
+
+    @functools.cached_property
+    def coco(self) -> COCO:
+        """pycocotools' object of it, made when it is first asked for."""
+        return as_coco(self.dataset)
 
     def say(self) -> None:
         """Log the notes, each once in a process."""
@@ -103,15 +112,6 @@ def ground_truth_of(dataset_name: str) -> COCO:
     return truth.coco
 
 
-def as_coco(dataset: dict[str, Any]) -> COCO:
-    """pycocotools' object of what a COCO JSON holds."""
-    coco = COCO()
-    coco.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
 def _read(dataset_name: str) -> dict[str, Any]:
     metadata = MetadataCatalog.get(dataset_name)
     json_file = metadata.get("json_file")
@@ -130,7 +130,8 @@ def _read(dataset_name: str) -> dict[str, Any]:
         load_records([dataset_name])
     if dataset_name in DatasetCatalog:
         check_coco_file(local_file, metadata.get("image_root", ""))
-    return read_coco_json(local_file)
+    in_memory = os.path.getsize(local_file) <= MOST_IN_MEMORY
+    return read_coco_json(local_file, [] if in_memory else ["annotations"])
 
 
 def _from_records(dataset_name: str) -> dict[str, Any]:
@@ -189,26 +190,34 @@ def _mended(
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in dataset["images"]}
     counts: Counter = Counter()
     faults = Faults()
-    kept = []
-    for annotation in annotations:
-        if annotation["image_id"] not in sizes:
-            continue  # pycocotools passes over it
-        size = sizes[annotation["image_id"]]
-        mended = _mended_object(annotation, size, masks, keypoints, counts, faults)
-        if mended is not None:
-            kept.append(mended)
+
+    def mended() -> Iterator[dict[str, Any]]:
+        for annotation in annotations:
+            if annotation["image_id"] not in sizes:
+                continue  # pycocotools passes over it
+            size = sizes[annotation["image_id"]]
+            found = _mended_object(annotation, size, masks, keypoints, counts, faults)
+            if found is not None:
+                yield found
+
+    number, good = 0, set()
+    for annotation in mended():
+        number += 1
+        i = annotation["id"]
+        if isinstance(i, int) and not isinstance(i, bool) and i > 0:
+            good.add(i)
     faults.check(f"dataset {dataset_name!r} (DATASETS.TEST)")
-    ids = [annotation["id"] for annotation in kept]
-    good = {i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i > 0}
-    if len(good) < len(ids):
-        # pycocotools takes an id for whether an object was found: 0 would never be.
-        counts["with an id that cannot be scored (0, text, or twice): numbered anew"] = len(
-            ids
-        ) - len(good)
-        kept = [{**a, "id": number} for number, a in enumerate(kept, start=1)]
-    if not counts:
+    if len(good) == number and not counts:
         return dataset, counts
-    return {**dataset, "annotations": kept}, counts
+    seen, counts = counts, Counter()
+    kept = list(mended())
+    if len(good) < number:
+        # pycocotools takes an id for whether an object was found: 0 would never be.
+        seen["with an id that cannot be scored (0, text, or twice): numbered anew"] = number - len(
+            good
+        )
+        kept = [{**a, "id": i} for i, a in enumerate(kept, start=1)]
+    return {**dataset, "annotations": kept}, seen
 
 
 def _mended_object(

@@ -30,7 +30,8 @@ from torch import nn
 from ..keys import declare, own_keys
 from ..proposals.file import write_proposals
 from ..unwrap import unwrapped
-from .ground_truth import as_coco, ground_truth_of
+from .coco import as_coco
+from .ground_truth import ground_truth_of
 
 declare(
     "TEST.FPN_EXT.EVALUATE_PROPOSALS",

@@ -23,6 +23,7 @@ from .proof import Row, compared, table, with_many, with_none
 
 # Boxes given to Fast R-CNN in the proof, per picture.
 GIVEN_BOXES = 300
+UNRESIZED_SIDE = 320  # of pictures compared where INPUT.MIN_SIZE_TEST is 0: theirs as they are
 
 
 def export(
@@ -149,7 +150,7 @@ def batches_of(
 ) -> list[tuple[str, list[np.ndarray]]]:
     """Batches of three sizes, by name: the inputs of the graph."""
     rng = np.random.default_rng(0)
-    side = cfg.INPUT.MIN_SIZE_TEST
+    side = cfg.INPUT.MIN_SIZE_TEST or UNRESIZED_SIDE
     wide, tall, odd = (side, side * 4 // 3), (side * 4 // 3, side), (side * 3 // 4 + 1, side + 3)
     given = itertools.cycle(pictures or [make_scene(rng, 320)[0] for _ in range(4)])
     batches = []

@@ -8,7 +8,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from ..data.mask_area import mask_area
-from ..evaluation.coco import counted_differently, has_hotcoco
+from ..evaluation.coco import has_hotcoco
+from ..evaluation.columns import counted_differently
 
 # Task -> field of an annotation and of a detection.
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..data.training_boxes import ResizedBoxes
+from ..data.training_boxes import BoxesAtSides, ResizedBoxes
 from ..modeling.anchors import cell_anchors
 from .best_anchors import AnchorGrid, AnchorLevel, iou
 
@@ -61,8 +61,8 @@ class Fit:
 
 def fit_anchors(
     grid: AnchorGrid,
-    resized: ResizedBoxes,
-    groups: Sequence[np.ndarray] = (),
+    resized: ResizedBoxes | BoxesAtSides,
+    groups: Iterable[np.ndarray] = (),
     threshold: float = 0.7,
 ) -> Fit | None:
     """Sizes and aspect ratios fitted to boxes; None if none beat the configured ones.
@@ -73,24 +73,24 @@ def fit_anchors(
         groups: (M,) masks of boxes; half of the weight is spread evenly over the groups.
         threshold: the IoU from which an anchor is positive.
     """
-    resized = replace(resized, weights=_balanced(resized.weights, groups))
-    if len(resized.boxes) > MOST_BOXES:
-        spread = np.linspace(0, len(resized.boxes) - 1, MOST_BOXES).round().astype(np.int64)
-        resized = resized.rows(spread)
-    search = _Search(grid, resized, threshold)
-    starts = [_configured(grid), _quantiles(grid, resized)]
+    count = len(resized)
+    used = np.linspace(0, count - 1, min(count, MOST_BOXES)).round().astype(np.int64)
+    rows = replace(resized.rows(used), weights=_balanced(resized.weights, groups, used))
+    search = _Search(grid, rows, threshold)
+    starts = [_configured(grid), _quantiles(grid, rows)]
     best = max((search.climb(start) for start in starts), key=search.value)
     rounded = Fit(
         [[float(max(round(size), 1)) for size in sizes] for sizes in best.sizes],
         [round(ratio, 2) for ratio in best.aspect_ratios],
     )
-    best_iou = grid.best(resized).iou
+    best_iou = grid.best(rows).iou
     return rounded if search.value(rounded) > search.value_of(best_iou) + LEAST_GAIN else None
 
 
-def _balanced(weights: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
-    by_group = [mask * weights / weights[mask].sum() for mask in groups if mask.any()]
-    by_box = weights / weights.sum()
+def _balanced(weights: np.ndarray, groups: Iterable[np.ndarray], used: np.ndarray) -> np.ndarray:
+    """The weights of the rows that are used; ``weights`` and ``groups`` are those of all."""
+    by_group = [mask[used] * weights[used] / weights[mask].sum() for mask in groups if mask.any()]
+    by_box = weights[used] / weights.sum()
     return by_box + np.mean(by_group, axis=0) if by_group else by_box
 
 

@@ -17,6 +17,7 @@ Exit code: 0 if the report was made, 2 for invalid arguments, config or data.
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from matplotlib.figure import Figure
 
-from ..data.training_boxes import AREAS, ResizedBoxes, TrainingBoxes, resize, training_sides
+from ..data.training_boxes import AREAS, BoxesAtSides, TrainingBoxes, resize, training_sides
 from ..names import aligned
 from . import reports
 from .anchor_fit import Fit, fit_anchors
@@ -35,13 +36,16 @@ THRESHOLDS = (0.3, 0.5, 0.7)
 ALIKE = 1.25  # sizes of two levels that differ by less say little more than one of them
 IMAGES_NAMED = 5  # with unmatched boxes, in the printed report
 
+# Names and (M,) masks of rows. One at a time: of a large dataset, a mask has millions.
+Groups = Iterator[tuple[str, np.ndarray]]
+
 
 @dataclass(frozen=True)
 class AnchorReport:
     """The result of :func:`report_anchors`; ``suggested`` is None if nothing fits better."""
 
     found: TrainingBoxes
-    resized: ResizedBoxes
+    resized: BoxesAtSides
     sides: dict[int, float]
     grid: AnchorGrid
     best: Best
@@ -56,24 +60,22 @@ class AnchorReport:
         ``boxes`` is the number of boxes, weighted by how often their size is drawn, the thresholds
         are fractions from 0 to 1 (NaN without boxes), ``mean`` is the mean best IoU.
         """
-        weights, overlaps = self.resized.weights[rows], best.iou[rows]
+        weights, overlaps = self.resized.shares[self.resized.side[rows]], best.iou[rows]
         total = weights.sum()
         if not total:
             return {"boxes": 0.0, **dict.fromkeys([*map(str, THRESHOLDS), "mean"], float("nan"))}
         reached = {str(t): float(weights[overlaps >= t].sum() / total) for t in THRESHOLDS}
         return {"boxes": float(total), **reached, "mean": float(weights @ overlaps / total)}
 
-    def groups(self) -> dict[str, np.ndarray]:
-        """Masks of the rows: all, by size, by class."""
-        masks = self.found.groups()
-        return {name: mask[self.resized.index] for name, mask in masks.items()}
+    def groups(self) -> Groups:
+        """Names and masks of the rows: all, by size, by class."""
+        for name, mask in self.found.groups().items():
+            yield name, mask[self.resized.index]
 
-    def by_level(self, best: Best) -> dict[str, np.ndarray]:
-        """Row masks by level of the best anchor; rows without overlap are in none."""
-        return {
-            level.name: (best.level == number) & (best.iou > 0)
-            for number, level in enumerate(self.grid.levels)
-        }
+    def by_level(self, best: Best) -> Groups:
+        """Names and row masks by level of the best anchor; rows without overlap are in none."""
+        for number, level in enumerate(self.grid.levels):
+            yield level.name, (best.level == number) & (best.iou > 0)
 
     def unmatched(self, best: Best) -> list[dict[str, Any]]:
         """Images with unmatched boxes at any size, most such boxes first."""
@@ -92,7 +94,7 @@ class AnchorReport:
         return {
             "images": len(self.found.image_ids),
             "boxes": self.resized.number(),
-            "left_out": {"crowd": self.found.crowds, "without_area": self.resized.without_area},
+            "left_out": {"crowd": self.found.crowds, "without_area": self.resized.without_area()},
             "sides": [{"side": side, "share": share} for side, share in self.sides.items()],
             "boundary_thresh": self.grid.boundary_thresh,
             "iou_threshold_unmatched": self.lower,
@@ -109,10 +111,10 @@ class AnchorReport:
         return self.fit.levels(self.grid.levels)
 
     def _side_as_json(self, grid: AnchorGrid, best: Best) -> dict[str, Any]:
-        def shares(groups: dict[str, np.ndarray]) -> dict[str, Any]:
+        def shares(groups: Groups) -> dict[str, Any]:
             return {
                 name: {k: None if v != v else round(v, 6) for k, v in self.shares(best, m).items()}
-                for name, m in groups.items()
+                for name, m in groups
             }
 
         return {
@@ -136,8 +138,8 @@ class AnchorReport:
         first = f"{len(self.found.image_ids)} images, {boxes} boxes; shorter side {sides} px"
         if self.found.crowds:
             first += f"; left out: {self.found.crowds} crowd regions"
-        if self.resized.without_area:
-            first += f"; {self.resized.without_area} boxes have no area"
+        if without_area := self.resized.without_area():
+            first += f"; {without_area} boxes have no area"
         lines = [
             first,
             "",
@@ -180,12 +182,12 @@ class AnchorReport:
             "level adds little."
         ]
 
-    def _table(self, groups: dict[str, np.ndarray], *compared: Best) -> str:
+    def _table(self, groups: Groups, *compared: Best) -> str:
         """One line per group, with current and compared fractions."""
         marks = ["", *(" suggested" for _ in compared)]
         header = ["", "boxes", *(f"{t:g}{mark}" for mark in marks for t in THRESHOLDS)]
         rows = [header]
-        for name, mask in groups.items():
+        for name, mask in groups:
             shares = [self.shares(best, mask) for best in (self.best, *compared)]
             cells = [cell for its_shares in shares for cell in _percent(its_shares)]
             rows.append([name, f"{shares[0]['boxes']:.0f}", *cells])
@@ -235,10 +237,10 @@ def report_anchors(cfg: CfgNode, found: TrainingBoxes) -> AnchorReport:
     """
     grid = AnchorGrid.from_config(cfg)
     resized = resize(found, cfg)
-    if not len(resized.boxes):
+    if not len(resized):
         raise ValueError(f"none of the {len(found.corners)} boxes has an area")
     lower, upper = cfg.MODEL.RPN.IOU_THRESHOLDS
-    groups = [mask[resized.index] for name, mask in found.groups().items() if name != "all"]
+    groups = (mask[resized.index] for name, mask in found.groups().items() if name != "all")
     fit = fit_anchors(grid, resized, groups, upper)
     return AnchorReport(
         found=found,
@@ -257,19 +259,19 @@ def draw_report(report: AnchorReport) -> Figure:
     """Fraction of boxes over the IoU of their best anchor, by size."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     thresholds = np.linspace(0, 1, 101)
-    groups = report.groups()
-    for name, color in zip(
-        ("all", *AREAS), ("black", "#d55e00", "#009e73", "#0072b2"), strict=True
-    ):
-        weights = report.resized.weights[groups[name]]
+    colors = dict(zip(("all", *AREAS), ("black", "#d55e00", "#009e73", "#0072b2"), strict=True))
+    for name, rows in report.groups():
+        if name not in colors:
+            continue
+        weights = report.resized.shares[report.resized.side[rows]]
         if not len(weights):
             continue
         for best, style in ((report.best, "-"), (report.suggested, "--")):
             if best is not None:
-                overlaps = best.iou[groups[name]]
+                overlaps = best.iou[rows]
                 shares = [100 * weights[overlaps >= t].sum() / weights.sum() for t in thresholds]
                 label = name if style == "-" else f"{name}, suggested"
-                axes.plot(thresholds, shares, style, color=color, label=label)
+                axes.plot(thresholds, shares, style, color=colors[name], label=label)
     axes.set(xlabel="IoU of the best anchor", ylabel="boxes, percent", xlim=(0, 1), ylim=(0, 102))
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

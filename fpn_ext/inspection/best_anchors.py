@@ -8,7 +8,7 @@ one shape on one level, the best is in the nearest valid column and row, for any
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,11 @@ from detectron2.modeling import (
 )
 from torch import nn
 
-from ..data.training_boxes import ResizedBoxes
+from ..data.training_boxes import BoxesAtSides, ResizedBoxes, portions
 from ..registries.lookup import look_up
 
 # (height, width) of an image -> (rows, columns) of each level's map.
 MapSizes = Callable[[int, int], list[tuple[int, int]]]
-
-ROWS_AT_ONCE = 10_000  # boxes; with 3 anchors each on a level, they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -133,17 +131,17 @@ def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Best:
-    """The best anchor of each of M boxes.
+    """Which anchor of each of M boxes is the best.
 
     Attributes:
         iou: (M,) float64; 0 if no anchor overlaps.
-        level: (M,) int64, its level index; ties go to the finest level.
-        anchor: (M, 4) XYXY in pixels of the network input; NaN if there is none.
+        level: (M,) uint16, its level index; ties go to the finest level.
+        shape: (M,) uint16, the index of its shape among those of the level.
     """
 
     iou: np.ndarray
     level: np.ndarray
-    anchor: np.ndarray
+    shape: np.ndarray
 
 
 class AnchorGrid:
@@ -215,25 +213,39 @@ class AnchorGrid:
         table = np.array(found, dtype=np.int64).reshape(len(unique), len(self.levels), 2)
         return list(table[inverse.reshape(-1)].transpose(1, 0, 2))
 
-    def best(self, resized: ResizedBoxes) -> Best:
+    def best(self, resized: ResizedBoxes | BoxesAtSides) -> Best:
         """The best anchor of each box."""
-        parts = [self._best(rows) for rows in _portions(resized)]
-        columns = zip(*((part.iou, part.level, part.anchor) for part in parts), strict=True)
-        return Best(*(np.concatenate(column) for column in columns))
+        count = len(resized)
+        best = Best(np.zeros(count), np.zeros(count, np.uint16), np.zeros(count, np.uint16))
+        for portion in portions(count):
+            of_portion = Best(best.iou[portion], best.level[portion], best.shape[portion])
+            self._find_best(resized.rows(portion), of_portion)
+        return best
 
-    def _best(self, rows: ResizedBoxes) -> Best:
-        every = np.arange(len(rows.boxes))
-        best = Best(np.zeros(len(every)), np.zeros_like(every), np.full((len(every), 4), np.nan))
-        map_sizes = self.map_sizes(rows.image_sizes)
-        for number, (level, sizes) in enumerate(zip(self.levels, map_sizes, strict=True)):
+    def _find_best(self, rows: ResizedBoxes, best: Best) -> None:
+        every = np.arange(len(rows))
+        for number, (level, sizes) in enumerate(
+            zip(self.levels, self.map_sizes(rows.image_sizes), strict=True)
+        ):
             anchors = level.nearest(rows.boxes, sizes, rows.image_sizes, self.boundary_thresh)
             overlaps = iou(rows.boxes[:, None], anchors)
             which = overlaps.argmax(axis=1)
             overlap = overlaps[every, which]
             better = overlap > best.iou
             best.iou[better], best.level[better] = overlap[better], number
-            best.anchor[better] = anchors[every, which][better]
-        return best
+            best.shape[better] = which[better]
+
+    def anchors_of(self, best: Best, rows: ResizedBoxes) -> np.ndarray:
+        """The anchors themselves: (M, 4) XYXY in pixels of the network input, NaN for none."""
+        found = np.full((len(rows), 4), np.nan)
+        for number, (level, sizes) in enumerate(
+            zip(self.levels, self.map_sizes(rows.image_sizes), strict=True)
+        ):
+            here = np.flatnonzero((best.level == number) & (best.iou > 0))
+            its = rows.rows(here)
+            anchors = level.nearest(its.boxes, sizes[here], its.image_sizes, self.boundary_thresh)
+            found[here] = anchors[np.arange(len(here)), best.shape[here]]
+        return found
 
 
 def without_weights(cfg: CfgNode) -> CfgNode:
@@ -303,8 +315,3 @@ class _MapSizes:
                 maps = self.backbone(torch.zeros(1, self.channels, *padded, device="meta"))
             self.known[padded] = [tuple(maps[name].shape[-2:]) for name in self.names]
         return self.known[padded]
-
-
-def _portions(resized: ResizedBoxes) -> Iterator[ResizedBoxes]:
-    for start in range(0, max(len(resized.boxes), 1), ROWS_AT_ONCE):
-        yield resized.rows(slice(start, start + ROWS_AT_ONCE))

@@ -24,7 +24,7 @@ from detectron2.config import CfgNode
 from matplotlib.figure import Figure
 
 from ..config.level_table import level_rule
-from ..data.training_boxes import TrainingBoxes, resize, training_sides
+from ..data.training_boxes import TrainingBoxes, portions, resize, training_sides
 from ..names import aligned
 from . import reports
 
@@ -111,14 +111,17 @@ def report_levels(cfg: CfgNode, found: TrainingBoxes) -> LevelReport:
             f"{cfg.MODEL.ROI_HEADS.IN_FEATURES}"
         )
     resized = resize(found, cfg)
-    if not len(resized.boxes):
+    if not len(resized):
         raise ValueError(f"none of the {len(found.corners)} boxes has an area")
     levels = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-    numbers = rule(torch.from_numpy(resized.boxes).float()).numpy()  # float32, as the pooler's
+    numbers = np.empty(len(resized), dtype=np.uint16)
+    for portion in portions(len(resized)):
+        boxes = torch.from_numpy(resized.rows(portion).boxes).float()  # float32, as the pooler's
+        numbers[portion] = rule(boxes).numpy()
     counts = {}
     for name, mask in found.groups().items():
         rows = mask[resized.index]
-        weights = resized.weights[rows]
+        weights = resized.shares[resized.side[rows]]
         counts[name] = np.bincount(numbers[rows], weights, minlength=len(levels)).tolist()
     return LevelReport(
         levels=levels,
@@ -128,7 +131,7 @@ def report_levels(cfg: CfgNode, found: TrainingBoxes) -> LevelReport:
         measure=rule.measure,
         sides=training_sides(cfg),
         images=len(found.image_ids),
-        left_out={"crowd regions": found.crowds, "without area": resized.without_area},
+        left_out={"crowd regions": found.crowds, "without area": resized.without_area()},
     )
 
 

@@ -153,20 +153,15 @@ def draw_best_anchors(inside: Inside, boxes: np.ndarray, boundary_thresh: float)
     sizes = [(level_map.shape[1], level_map.shape[2]) for level_map in inside.maps]
     grid = AnchorGrid(inside.levels, lambda height, width: sizes, boundary_thresh)
     count = len(boxes)
-    best = grid.best(
-        ResizedBoxes(
-            boxes,
-            np.arange(count),
-            np.tile(inside.image.shape[:2], (count, 1)),
-            np.ones(count),
-            0,
-        )
+    rows = ResizedBoxes(
+        boxes, np.arange(count), np.tile(inside.image.shape[:2], (count, 1)), np.ones(count)
     )
+    best = grid.best(rows)
     there = best.iou > 0
     labels = [f"{overlap:.2f}" for overlap in best.iou[there]]
     levels = [inside.numbers[number] for number in best.level[there]]
     image, scale = _enlarged(inside.image)
-    picture = draw_boxes(image, best.anchor[there] * scale, labels, levels)
+    picture = draw_boxes(image, grid.anchors_of(best, rows)[there] * scale, labels, levels)
     pen = ImageDraw.Draw(picture)
     for x0, y0, x1, y1 in boxes * scale:
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline="white")
