@@ -453,4 +453,4 @@ def test_the_figures_of_the_document_are_those_of_the_results():
         f"{verdicts['holds']} have its sign by more than two standard errors, "
         f"{verdicts['reversed']} the other one, {verdicts['open']} are open"
     ) in text
-    assert f"are 54 trainings: {minutes} minutes of CPU time" in text
+    assert f"54 trainings, seeds 1, 2, 3: {minutes} minutes of CPU time" in text
