@@ -21,7 +21,7 @@ from fpn_ext.data import demo_data
 from fpn_ext.engine import jobs
 from fpn_ext.inspection import compare_training, compare_weights
 from fpn_ext.inspection.compare_configs import differences, load_sides
-from fpn_ext.inspection.compare_training import spread_rows
+from fpn_ext.inspection.compare_training import check_same_data, spread_rows
 
 DATASET = Path(os.environ["DETECTRON2_DATASETS"], "demo_multiscale")  # set by conftest.py
 OURS = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -509,6 +509,18 @@ def test_trainings_need_the_package_alone(tmp_path, monkeypatch, fails, capsys):
 
 def runs(side, *values, metric="AP"):
     return [{"side": side, "scores": {"val": {"bbox": {metric: value}}}} for value in values]
+
+
+def test_runs_on_different_data_are_not_put_into_one_mean(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "photos_val.json").write_text("{}")
+        (folder / "data" / "photos_split.json").write_text(folder.name)
+    check_same_data(folders)
+    (folders[2] / "data" / "photos_val.json").write_text('{"images": []}')
+    with pytest.raises(ValueError, match=r"c are of different data \(photos_val.json\)"):
+        check_same_data(folders)
 
 
 def test_spread_by_hand():

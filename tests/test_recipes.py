@@ -243,6 +243,30 @@ def test_a_finished_training_that_goes_on_knows_its_last_score(tmp_path):
     assert best(tmp_path)["iteration"] == 7
 
 
+def test_other_data_to_score_on_begin_anew(tmp_path, caplog):
+    """The score of iteration 2 was on other boxes."""
+
+    class Better(Scored):
+        scores: ClassVar = {**Scored.scores, 2: 90.0}
+
+    cfg = evaluated(tmp_path, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP")
+    train(Better, cfg, stop_after=5)
+    assert best(tmp_path)["iteration"] == 2
+    read = DatasetCatalog.get(DATASET)
+    original = DatasetCatalog.pop(DATASET)
+    corrected = [{**record, "annotations": record["annotations"][:1]} for record in read]
+    DatasetCatalog.register(DATASET, lambda: corrected)
+    try:
+        train(Better, cfg, resume=True)
+    finally:
+        DatasetCatalog.remove(DATASET)
+        DatasetCatalog.register(DATASET, original)
+    assert (
+        "(DATASETS.TEST) changed since the checkpoint, whose best bbox/AP was 90.0" in caplog.text
+    )
+    assert best(tmp_path)["iteration"] == 4
+
+
 def test_another_metric_begins_anew(tmp_path, caplog):
     train(Scored, evaluated(tmp_path, "TEST.FPN_EXT.BEST_METRIC", "bbox/AP"), stop_after=5)
     train(Scored, evaluated(tmp_path, "TEST.FPN_EXT.BEST_METRIC", "other/AP"), resume=True)

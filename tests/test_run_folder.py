@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import photographs
@@ -16,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from fpn_ext.__main__ import main
 from fpn_ext.data.digest import data_digest
+from fpn_ext.data.named import register_data
 from fpn_ext.engine.repeatable import RepeatableTrainLoader
 from fpn_ext.engine.trained_on import trained_on
 from fpn_ext.engine.trainer import Trainer
@@ -158,6 +160,18 @@ def test_resuming_says_in_what_the_data_changed(tmp_path, caplog):
         assert all(text in line for text, line in zip(said, found, strict=True))
 
 
+def test_classes_in_another_order_are_not_gone_on_with(tmp_path):
+    """Weights learned for one class would be trained on for another."""
+    cfg = config(tmp_path, "SOLVER.MAX_ITER", 2)
+    Trainer(cfg).train()
+    trainer = Trainer(config(tmp_path, "SOLVER.MAX_ITER", 3))
+    now = trainer.trained_on
+    assert len(now.classes) > 1
+    trainer.trained_on = replace(now, classes=now.classes[::-1])
+    with pytest.raises(ValueError, match="the same names in another order"):
+        trainer.resume_or_load(True)
+
+
 @pytest.mark.parametrize(
     ("other", "how"),
     [
@@ -257,6 +271,21 @@ def test_the_best_weights_of_a_run_are_taken(tmp_path):
     for name in best_last:
         (tmp_path / name).touch()
         assert weights_of(tmp_path).name == name
+
+
+def test_weights_of_before_a_training_went_on_without_are_not_taken(tmp_path):
+    for name in ("model_final.pth", "model_final_ema.pth", "model_best.pth"):
+        (tmp_path / name).touch()
+    record = tmp_path / "finished.json"
+    for files, taken in (
+        (["model_final.pth", "inference/x/results.json"], "model_final.pth"),
+        (["model_final.pth", "model_final_ema.pth"], "model_final_ema.pth"),
+        (["model_final.pth", "model_best.pth"], "model_best.pth"),
+        ([], "model_best.pth"),
+        (None, "model_best.pth"),
+    ):
+        record.write_text(json.dumps({"iterations": 2, "files": files}))
+        assert weights_of(tmp_path).name == taken
 
 
 def test_a_folder_that_is_no_run(tmp_path, photo, capsys):
@@ -380,6 +409,28 @@ def test_a_crash_leaves_no_lock(tmp_path, holder):
     with only_one_in(tmp_path):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_data_of_a_running_training_stay_as_they_are(tmp_path, holder):
+    """Its evaluations read them again, whichever command looks at other data of the same name."""
+    run, data = tmp_path / "run", photographs.write_coco(tmp_path / "one" / "photos")
+    other = photographs.write_coco(
+        tmp_path / "two" / "photos", lambda content: content["annotations"].pop()
+    )
+    register_data(data, run / "data")
+    before = {file.name: file.read_bytes() for file in (run / "data").iterdir()}
+    first = holder(run)
+    register_data(data, run / "data")
+    with pytest.raises(ValueError, match="a training is running there"):
+        register_data(other, run / "data")
+    assert {file.name: file.read_bytes() for file in (run / "data").iterdir()} == before
+    first.kill()
+    first.wait()
+    with only_one_in(run):  # this process may, and is in still
+        register_data(other, run / "data")
+        assert subprocess.run(
+            [sys.executable, "-c", HOLD, str(run)], capture_output=True
+        ).returncode, "the lock was given back"
 
 
 def test_a_second_training_leaves_the_data_of_the_first_alone(tmp_path, holder, capsys):

@@ -10,6 +10,7 @@ from detectron2.data.datasets import load_coco_json
 from iopath.common.file_io import file_lock
 
 from ..files.atomic import replacing
+from ..files.run_lock import is_in_use
 from ..keys import declare
 from ..reporting.json_files import plain
 from .canonical import coco_json, complete, look_for_untrained
@@ -101,6 +102,12 @@ def _write_if_new(file: Path, dataset: Dataset, split: str) -> None:
     text = json.dumps(plain(coco_json(dataset, split)), separators=(",", ":"), allow_nan=False)
     content = f"{text}\n".encode()
     if not file.is_file() or file.read_bytes() != content:
+        run = file.parent.parent
+        if file.is_file() and is_in_use(run):  # its evaluations read this file, each anew
+            raise ValueError(
+                f"OUTPUT_DIR {run}: a training is running there whose {file.name} is of other "
+                "data; name another OUTPUT_DIR, or wait until it ends"
+            )
         with replacing(file) as stream:
             stream.write(content)
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
+from ..data.digest import data_digest
 from ..keys import declare, own_keys
 from ..names import did_you_mean
 
@@ -54,6 +56,7 @@ class BestCheckpoint(EvalHook):
         patience: consecutive evaluations without a better score before stopping; 0 for never.
             Counting starts at the first score; with ``"max"`` at the first one other than 0, which
             is what a detector scores before it finds anything. NaN is not a score.
+        data: a digest of what is scored on; scores of other data are not compared.
 
     Raises:
         ValueError: in the first evaluation, if no score has that name.
@@ -67,6 +70,7 @@ class BestCheckpoint(EvalHook):
         metric: str,
         mode: str = "max",
         patience: int = 0,
+        data: str = "",
     ):
         super().__init__(period, self._evaluate)
         self.period = period
@@ -75,6 +79,7 @@ class BestCheckpoint(EvalHook):
         self.metric = metric
         self.mode = mode
         self.patience = patience
+        self.data = data
         self.best: float | None = None
         self.best_iteration = 0
         self.num_worse = 0
@@ -157,6 +162,7 @@ class BestCheckpoint(EvalHook):
         return {
             "metric": self.metric,
             "mode": self.mode,
+            "data": self.data,
             "best": self.best,
             "best_iteration": self.best_iteration,
             "num_worse": self.num_worse,
@@ -174,6 +180,15 @@ class BestCheckpoint(EvalHook):
                 self.mode,
             )
             return
+        if state.get("data", self.data) != self.data:
+            logger.warning(
+                "the data scored on (DATASETS.TEST) changed since the checkpoint, whose best %s "
+                "was %s: looking for the best anew",
+                self.metric,
+                state["best"],
+            )
+            self._missed = True  # the score of the weights resumed from, on these data
+            return
         self.best, self.best_iteration = state["best"], state["best_iteration"]
         self.num_worse = state["num_worse"]
 
@@ -186,7 +201,16 @@ def build_best_checkpoint(
     if not keys.BEST_METRIC:
         return None
     how = keys.BEST_METRIC, keys.BEST_MODE, keys.EARLY_STOP_PATIENCE
-    return BestCheckpoint(cfg.TEST.EVAL_PERIOD, evaluate, save, *how)
+    return BestCheckpoint(cfg.TEST.EVAL_PERIOD, evaluate, save, *how, data=_scored_on(cfg))
+
+
+def _scored_on(cfg: CfgNode) -> str:
+    """A digest of the datasets of DATASETS.TEST."""
+    digests = []
+    for name in cfg.DATASETS.TEST:
+        records = DatasetCatalog.get(name)  # before its classes, which COCO's files name
+        digests.append(data_digest(records, MetadataCatalog.get(name).get("thing_classes") or ()))
+    return " ".join(digests)
 
 
 class StopTraining(BaseException):

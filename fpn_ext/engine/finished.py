@@ -10,10 +10,9 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from ..files.run_folder import RECORD
 from ..keys import own_keys
 from ..reporting.json_files import write_json
-
-RECORD = "finished.json"
 
 
 def files_of(cfg: CfgNode) -> list[str]:

@@ -62,10 +62,21 @@ def write_beside_config(record: TrainedOn, output: str) -> None:
         write_json(Path(output, FILE), record.as_dict())
 
 
-def warn_of_changed_data(file: str, checkpoint: Mapping[str, Any], now: TrainedOn) -> None:
-    """Say in the log in what the data are not those that a checkpoint was trained on."""
+def check_data_to_go_on_with(
+    cfg: CfgNode, file: str, checkpoint: Mapping[str, Any], now: TrainedOn
+) -> None:
+    """Say in the log in what the data are not those that a checkpoint was trained on.
+
+    Raises:
+        ValueError: their classes are others, or in another order: numbers would change meaning.
+    """
     before = trained_on_of(checkpoint)
-    for change in before.changes(now) if before else ():
+    if before is None:
+        return
+    if before.classes and now.classes and not proposes_only(cfg):
+        names = renamed(cfg, before.classes)
+        check_class_names(names, now.classes, "the data to go on with", file, RENAMING_KEY)
+    for change in before.changes(now):
         logger.warning("the data changed since %s: %s", file, change)
 
 

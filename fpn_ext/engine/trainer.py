@@ -45,7 +45,7 @@ from .repeatable import RepeatableTrainLoader, seeded_iterations
 from .schedule import scale_schedule
 from .steps import AfterBackward, build_step, in_all_processes
 from .testing import changed
-from .trained_on import record_in, warn_of_changed_data, write_beside_config
+from .trained_on import check_data_to_go_on_with, record_in, write_beside_config
 from .validation_loss import validation_loss
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ class Trainer(TrainingLoop):
         resuming.warn_of_changes(
             file, self._restored, self.cfg, self.scheduler.base_lrs, configured
         )
-        warn_of_changed_data(file, checkpoint, self.trained_on)
+        check_data_to_go_on_with(self.cfg, file, checkpoint, self.trained_on)
         self._say(f"Resumed {file}: weights, optimizer, learning rate, order of images")
 
     def extend(self) -> None:

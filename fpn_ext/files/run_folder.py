@@ -3,11 +3,13 @@
 Nothing in it names the folder, so that it can be moved or copied.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CONFIG = "config.yaml"
+RECORD = "finished.json"  # of a finished training: the files that it consists of
 # Weights to use, the best first: of the best score, averaged, as trained.
 FINISHED = ("model_best.pth", "model_final_ema.pth", "model_final.pth")
 
@@ -30,12 +32,16 @@ def config_of(run: Path) -> Path:
 def weights_of(run: Path) -> Path:
     """The weights of a run to use: of its best score, else averaged, else final, else the last.
 
+    Of a finished training, one that it consists of: averaged weights or a best score of before it
+    went on without are none.
+
     Raises:
         FileNotFoundError: there are none.
     """
-    for name in FINISHED:
-        if (run / name).is_file():
-            return run / name
+    there = [name for name in FINISHED if (run / name).is_file()]
+    recorded = _recorded(run)
+    for name in [name for name in there if name in recorded] or there:
+        return run / name
     numbered = [file for file in run.glob("*.pth") if _CHECKPOINT.fullmatch(file.name)]
     if not numbered:
         raise FileNotFoundError(
@@ -43,6 +49,13 @@ def weights_of(run: Path) -> Path:
             "train first, or name them: MODEL.WEIGHTS FILE"
         )
     return max(numbered, key=lambda file: file.stem[-7:])
+
+
+def _recorded(run: Path) -> list[str]:
+    try:
+        return [str(name) for name in json.loads((run / RECORD).read_text())["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def taken_from(run: Path, opts: Sequence[str] = (), weights: bool = True) -> tuple[str, list[str]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 LOCK = "run.lock"
 
+_ours: set[Path] = set()  # folders that this process is in
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,6 +34,7 @@ def only_one_in(folder: Path) -> Iterator[None]:
     if descriptor is None:
         yield
         return
+    _ours.add(folder.resolve())
     try:
         about = {
             "pid": os.getpid(),
@@ -42,6 +45,7 @@ def only_one_in(folder: Path) -> Iterator[None]:
         os.pwrite(descriptor, json.dumps(about).encode(), 0)
         yield
     finally:
+        _ours.discard(folder.resolve())
         file.unlink(missing_ok=True)  # before the lock is given back: nobody else is in
         os.close(descriptor)
         if is_new:
@@ -51,6 +55,8 @@ def only_one_in(folder: Path) -> Iterator[None]:
 
 def is_in_use(folder: Path) -> bool:
     """Whether a process is in a block of :func:`only_one_in`, another than this one."""
+    if folder.resolve() in _ours:  # closing any descriptor of the file would give our lock back
+        return False
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR)
     except OSError:

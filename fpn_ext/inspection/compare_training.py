@@ -67,6 +67,7 @@ def compare_training(
         for seed in seeds
         for side, cfg in sides.items()
     ]
+    check_same_data([folder / side / f"seed_{seed}" for seed in seeds for side in sides])
     return {"seeds": list(seeds), "runs": runs, "scores": spread_rows(runs)}
 
 
@@ -130,6 +131,28 @@ def _check_config_of_run(file: Path, cfg: CfgNode, seed: int) -> None:
             f"{file.parent} holds a run of another config; name another --output, or remove it:"
             + "".join(different)
         )
+
+
+def check_same_data(folders: Sequence[Path]) -> None:
+    """Raise ValueError unless the runs were trained and scored on the same data of ``--data``."""
+    first, *others = folders
+    for name in sorted({file.name for folder in folders for file in _data_of(folder)}):
+        for other in others:
+            contents = [_content(folder / "data" / name) for folder in (first, other)]
+            if contents[0] != contents[1]:
+                raise ValueError(
+                    f"{first} and {other} are of different data ({name}), as where images or "
+                    "annotations changed in between: remove the runs on those of before, or name "
+                    "another --output"
+                )
+
+
+def _data_of(folder: Path) -> list[Path]:
+    return [f for f in (folder / "data").glob("*.json") if not f.name.endswith("_split.json")]
+
+
+def _content(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""
 
 
 def spread_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
