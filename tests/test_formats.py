@@ -813,9 +813,9 @@ def test_classes_that_are_scored_and_not_trained_on_are_said(tmp_path, capsys):
     assert main(["data", "--data", str(photos)]) == 0
     assert f"1 {said} (first: dog, in val)" in capsys.readouterr().out
     (tmp_path / "split.json").write_text(json.dumps({"train": ["c.png", "d.png"], "val": VAL}))
-    (tmp_path / "cells.yaml").write_text("{path: all, split_file: split.json}")
+    (tmp_path / "scored.yaml").write_text("{path: all, split_file: split.json}")
     write_splits(tmp_path / "all", all="cdef")
-    for path in (photos, tmp_path / "cells.yaml"):
+    for path in (photos, tmp_path / "scored.yaml"):
         named = register_data(path, tmp_path / "run")
         assert f"1 {said} (first: dog, in val)" in named.warnings
     complete_split = write_splits(tmp_path / "complete", train="ac", val="ef")
