@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import photographs
 import pycocotools.mask as mask_util
 import pytest
 import torch
@@ -271,7 +272,18 @@ def test_a_damaged_picture_is_named_and_skipped(square, photos, tmp_path, capsys
     assert skipped["file_name"] == str(photos / "b.png") and skipped["error"]
     assert f"skipped {photos / 'b.png'}: " in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == result
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {"a.png", "c.png", "detections.json"}
+    written = {f.name for f in (tmp_path / "out").iterdir() if not f.name.startswith(".")}
+    assert written == {"a.png", "c.png", "detections.json"}
+
+
+def test_what_is_found_among_the_photographs_is_not_read_as_data(square, tmp_path, capsys):
+    photos = photographs.write_coco(tmp_path / "photos")
+    assert main(["data", "--data", str(photos)]) == 0
+    before = capsys.readouterr().out
+    predict(None, find_pictures([photos]), photos / "found")
+    capsys.readouterr()
+    assert main(["data", "--data", str(photos)]) == 0
+    assert capsys.readouterr().out == before
 
 
 def test_a_damaged_picture_is_in_the_exit_status(cfg, photos, tmp_path, capsys):

@@ -21,6 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from PIL import Image
 
+from ..data.formats.layout import OURS
 from ..data.reading import PICTURE_SUFFIXES, as_rgb, num_pages
 from ..files.atomic import replacing
 from ..reporting.coco_json import annotations_of
@@ -178,7 +179,9 @@ def predict(
     else:
         check_tiles(tiles)
         predictor, detect = _of_tiles(cfg, tiles, min_score)
-    output.mkdir(parents=True, exist_ok=True)
+    if not output.is_dir():
+        output.mkdir(parents=True)
+        (output / OURS).touch()  # not to be read as data, should it lie among photographs
     with KeptResult(output / DETECTIONS, _categories(predictor), len(wanted)) as kept:
         image_ids, annotation_ids = itertools.count(1), itertools.count(1)
         reading = _read_ahead(lambda p: predictor.read(p.file, p.page), wanted)

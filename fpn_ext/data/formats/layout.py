@@ -13,7 +13,7 @@ from ..reading import PICTURE_SUFFIXES
 
 ANNOTATIONS = (".json", ".xml", ".txt")
 NAMES = ".names"  # Darknet's lists of classes
-OURS = ".written_by_fpn_ext"  # in a folder that a training wrote into, OUTPUT_DIR/data
+OURS = ".written_by_fpn_ext"  # in OUTPUT_DIR/data of a training, and in a folder of detections
 
 
 class Files:
@@ -55,12 +55,12 @@ def _files_below(folder: str, around: frozenset[Path] = frozenset()) -> Iterator
     folders = [entry for entry in entries if entry.is_dir()]
     yield from (Path(entry.path) for entry in entries if entry not in folders)
     for entry in folders:
-        if Path(os.path.realpath(entry.path)) not in around and not _is_of_a_training(entry.path):
+        if Path(os.path.realpath(entry.path)) not in around and not _is_written_by_us(entry.path):
             yield from _files_below(entry.path, around)
 
 
-def _is_of_a_training(folder: str) -> bool:
-    """Whether it is an ``OUTPUT_DIR`` with data, or the ``data`` in one."""
+def _is_written_by_us(folder: str) -> bool:
+    """Whether it is an ``OUTPUT_DIR`` with data, the ``data`` in one, or detections of predict."""
     return any(os.path.exists(os.path.join(folder, *p)) for p in ((OURS,), ("data", OURS)))
 
 
