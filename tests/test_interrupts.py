@@ -279,6 +279,7 @@ def test_names_of_signals():
     assert signal_number("usr1") == signal_number("SIGUSR1") == signal.SIGUSR1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["launcher", "rank 1"])
 def test_both_of_two_processes_stop(tmp_path, asked):
     """The launcher passes it on and exits as a single process would; one process asks the other."""
