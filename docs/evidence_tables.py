@@ -34,8 +34,11 @@ def continued(command: str) -> str:
     return f"Continued by `{command}`."
 
 
-def mean_and_range(values: Sequence[float]) -> str:
-    """Mean (least to largest); one value alone."""
+def mean_and_range(found: Sequence[float | None]) -> str:
+    """Mean (least to largest); one value alone; nothing where no object has that size."""
+    values = [value for value in found if value is not None]
+    if not values:
+        return ""
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
 
