@@ -105,18 +105,20 @@ def gain_in_words(results: Path) -> str:
         return not_run('python benchmarks/gain.py --data "$DETECTRON2_DATASETS"')
     said = []
     for data in gain.DATA:
+        measured = [row for row in rows if row["data"] == data]
         gains = [
             statistics.mean(s["AP"] for s in row["scores"]["pyramid"])
             - statistics.mean(s["AP"] for s in row["scores"]["one_map"])
-            for row in rows
-            if row["data"] == data
+            for row in measured
         ]
         if gains:
             better = sum(difference > 0 for difference in gains)
+            seeds = min(len(row["seeds"]) for row in measured)
             said.append(
                 f"{data}: AP is higher with the pyramid for {better} of {len(gains)} networks; the "
                 f"differences are {min(gains):+.1f} to {max(gains):+.1f}, "
-                f"{statistics.median(gains):+.1f} in the median."
+                f"{statistics.median(gains):+.1f} in the median (of {len(gain.NETWORKS)} networks "
+                f"{len(gains)} measured, seeds for each: {seeds} or more)."
             )
     return "\n".join(said)
 
