@@ -233,6 +233,21 @@ def test_a_run_is_evaluated_and_drawn(trained, tmp_path):
     assert main(["anchors", "--run", str(folder), "--output", str(folder)]) == 0
 
 
+def test_scores_of_other_weights_replace_none(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    scores = run / "inference" / DATASET / "results.json"
+    kept = scores.with_name("results-1.json")
+    evaluate = ["eval", "--run", str(run), "DATASETS.TEST", f"('{DATASET}',)"]
+    assert main(evaluate) == 0
+    assert main(evaluate) == 0
+    assert not kept.exists()  # the same scores, once
+    earlier = json.dumps({"bbox": {"AP": 42.0}})
+    scores.write_text(earlier)
+    assert main(evaluate) == 0
+    assert kept.read_text() == earlier != scores.read_text()
+
+
 def test_a_dataset_of_other_classes_is_not_evaluated(trained, tmp_path, capsys):
     names = MetadataCatalog.get(DATASET).thing_classes
     other = [name.upper() for name in names]

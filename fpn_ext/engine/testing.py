@@ -1,9 +1,11 @@
 """The scores of a model on each dataset of ``DATASETS.TEST``."""
 
+import contextlib
 import functools
+import itertools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..evaluation.recall import model_with_proposals
+from ..files.atomic import write_text
 from ..reporting.json_files import write_json
 from ..speed.optimize import model_for_inference
 from .distributed import share_buffers
@@ -122,6 +125,36 @@ def _write(cfg: CfgNode, results: Results, folder: str) -> None:
             file = Path(cfg.OUTPUT_DIR, folder, name, "results.json")
             write_json(file, scores)
             logger.info("%s: %s; all scores are in %s", name, headline(scores), file)
+
+
+@contextlib.contextmanager
+def earlier_scores_kept(cfg: CfgNode) -> Iterator[None]:
+    """Keep each ``results.json`` of ``OUTPUT_DIR``, where an evaluation scores otherwise.
+
+    A training's scores stay beside those of other weights, as ``results-1.json``, ``-2``, ... They
+    are copied first, so that an evaluation that is killed loses none.
+    """
+    kept: list[tuple[Path, Path]] = []
+    if comm.is_main_process():
+        folders = [Path(cfg.OUTPUT_DIR, kind) for kind in ("inference", "inference_TTA")]
+        files = (folder / name / "results.json" for folder in folders for name in cfg.DATASETS.TEST)
+        kept = [(file, _copied(file)) for file in files if file.is_file()]
+    try:
+        yield
+    finally:
+        for file, copy in kept:
+            if file.read_text() == copy.read_text():
+                copy.unlink()
+            else:
+                logger.info("%s has other scores now; the earlier ones are in %s", file, copy)
+
+
+def _copied(file: Path) -> Path:
+    """A copy beside a file, under the first number that is free: ``results-1.json``."""
+    names = (file.with_name(f"{file.stem}-{number}.json") for number in itertools.count(1))
+    copy = next(name for name in names if not name.exists())
+    write_text(copy, file.read_text())
+    return copy
 
 
 def headline(scores: Scores) -> str:

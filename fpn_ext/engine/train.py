@@ -32,7 +32,7 @@ from .interrupts import Interrupted, interruptible
 from .progress import set_up_logging, short_on_console
 from .repeatable import use_deterministic_algorithms
 from .schedule import learning_rate_note, scale_schedule
-from .testing import by_dataset
+from .testing import by_dataset, earlier_scores_kept
 from .trained_on import check_test_classes
 from .trainer import Trainer
 
@@ -242,7 +242,8 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     logger.info("evaluating %s", described(checkpointer.file, checkpoint))
     check_test_classes(cfg, checkpointer.file, checkpoint)
-    results = Trainer.test(cfg, model)
+    with earlier_scores_kept(cfg):
+        results = Trainer.test(cfg, model)
     if comm.is_main_process():
         if args.json:
             write_json(args.json, by_dataset(cfg, results))

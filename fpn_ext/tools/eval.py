@@ -1,5 +1,7 @@
 """Evaluate a checkpoint on DATASETS.TEST; scores go to OUTPUT_DIR/inference/DATASET/results.json.
 
+Where that holds other scores, a copy of them stays: results-1.json, results-2.json, ...
+
 examples:
   fpn-ext eval --run output/demo
   fpn-ext eval --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
