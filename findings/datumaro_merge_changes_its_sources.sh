@@ -3,7 +3,7 @@
 #
 # Input: two datasets of one image with one box each, with the classes screw, nut and nut, screw, in
 # this order; the box of the first is a screw, that of the second a nut. HLOps.merge with the policy
-# "union", or "intersect", which documentation and names say merge classes by their names.
+# "union", or "intersect", which merge classes by their names, as the documentation says.
 # Seen: the result is right. The second dataset, which was only read, now has a screw where it had a
 # nut: the number of the class in the result was written into its box, and its own list of classes
 # left as it was. What is exported from it afterwards has the wrong class, and merging the same two

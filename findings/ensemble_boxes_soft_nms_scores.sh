@@ -3,12 +3,12 @@
 #
 # Input: one model's boxes of one class: an object found twice, 0.9 and 0.8, overlapping by nine
 # tenths, and another object, 0.6; soft_nms, Gaussian with sigma 0.5 and linear.
-# Seen: 0.9, 0.6, 0.8: each score as it came in. Soft-NMS (Bodla et al. 2017) gives each box the score
-# that the better ones have left it: 0.9, 0.6 and, for the second box of the first object, 0.8
-# exp(-0.9^2 / 0.5) = 0.16, or 0.8 (1 - 0.9) = 0.08 if linear. Here the lowered score only decides
-# whether a box is kept, above `thresh`. At its default of 0.001 nothing is left out, every
-# duplicate ranks as high as before, and COCO's AP of the three is 0.835 where it is 1.0 with
-# the lowered scores.
+# Seen: 0.9, 0.6, 0.8: each score as it came in. Soft-NMS (Bodla et al. 2017) gives each box the
+# score that the better ones have left it: 0.9, 0.6 and, for the second box of the first object,
+# 0.8 exp(-0.9^2 / 0.5) = 0.16, or 0.8 (1 - 0.9) = 0.08 if linear. Here the lowered score only
+# decides whether a box is kept, above `thresh`. At its default of 0.001 nothing is left out, every
+# duplicate ranks as high as before, and COCO's AP of the three is 0.835, which is 1.0 with the
+# lowered scores.
 # Expected: the lowered scores.
 #
 # Exit status 0 while that is so, 1 once it has changed. Needs Python 3.10 to 3.13 with pip or uv.
