@@ -7,8 +7,8 @@
 # Seen: the three images are equal to the last bit, and the bar in them lies at 8 degrees. Resize
 # gives a box at 8 degrees, which has an IoU of 0.81 with the bar. The crops leave the angle at 30
 # degrees, and scale the width as x and the height as y, though these sides lie along neither: an
-# IoU of 0.10. Both list "obb" under "Supported bboxes", and nothing is said. Only where the crop has
-# the shape of the output is nothing stretched; by default each crop's shape is drawn.
+# IoU of 0.10. Both list "obb" under "Supported bboxes", and nothing is said. Only where the crop
+# has the shape of the output is nothing stretched; by default each crop's shape is drawn.
 # Expected: the box of Resize.
 #
 # Exit status 0 while that is so, 1 once it has changed. Needs Python 3.11 to 3.14 with pip or uv.
