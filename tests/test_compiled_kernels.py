@@ -7,8 +7,8 @@ import fpn_ext  # noqa: F401
 import pytest
 import torch
 import torch.nn.functional as F
-from fpn_ext.kernels import compiled, roi_align_cpu, winograd
-from fpn_ext.kernels.compiled import build
+from fpn_ext.kernels import compiled, roi_align_cpu
+from fpn_ext.kernels.compiled import build, operators
 from torchvision.ops import roi_align
 
 
@@ -33,7 +33,7 @@ def maps(*shape):
 def test_convolutions_are_the_direct_sums(kernels, size, channels, outputs, bias, relu):
     x, weight = maps(2, channels, *size), torch.randn(outputs, channels, 3, 3) / channels**0.5
     shift = torch.randn(outputs) if bias else None
-    filters = kernels.pack_filters(winograd.transform_weight(weight.double()))
+    filters = kernels.pack_filters(weight)
     found = kernels.convolve(x, filters, outputs, shift, relu)
     direct = F.conv2d(x.double(), weight.double(), None if shift is None else shift.double(), 1, 1)
     expected = F.relu(direct) if relu else direct
@@ -42,18 +42,43 @@ def test_convolutions_are_the_direct_sums(kernels, size, channels, outputs, bias
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_filters_are_transformed_as_in_float64(kernels, memory):
-    weight = torch.randn(40, 16, 3, 3).contiguous(memory_format=memory)
-    expected = kernels.pack_filters(winograd.transform_weight(weight.double()))
-    torch.testing.assert_close(kernels.transform_filters(weight), expected, rtol=1e-5, atol=1e-6)
-    turned = weight.flip(2, 3).transpose(0, 1).double()
-    expected = kernels.pack_filters(winograd.transform_weight(turned))
-    found = kernels.transform_filters(weight, turned=True)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+def test_filters_turned_give_the_gradient_of_the_input(kernels, memory):
+    x, weight = maps(1, 32, 9, 9).requires_grad_(), torch.randn(48, 32, 3, 3)
+    weight = weight.contiguous(memory_format=memory)
+    direct, grad = F.conv2d(x, weight, None, 1, 1), maps(1, 48, 9, 9)
+    expected = torch.autograd.grad(direct, x, grad)[0]
+    found = kernels.convolve(grad, kernels.pack_filters(weight, turned=True), 32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (33, 18)])
+@pytest.mark.parametrize("channels, outputs", [(16, 48), (64, 32)])
+@pytest.mark.parametrize("at_once", [1 << 18, 1 << 9])  # all tiles; some
+def test_the_gradient_of_filters_is_the_direct_sums(
+    kernels, size, channels, outputs, at_once, monkeypatch
+):
+    monkeypatch.setattr(operators, "GRADIENT_TILES", at_once)
+    x, grad = maps(2, channels, *size), maps(2, outputs, *size)
+    weight = torch.zeros(outputs, channels, 3, 3, dtype=torch.float64, requires_grad=True)
+    direct = F.conv2d(x.double(), weight, None, 1, 1)
+    expected = torch.autograd.grad(direct, weight, grad.double())[0]
+    found = kernels.filter_gradient(x, grad)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    # Sums of 2 H W products, each about 1.
+    tolerance = 3e-5 * (2 * size[0] * size[1]) ** 0.5
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("images", [1, 2, 30])
+def test_few_tiles_and_many_give_the_same_bits(kernels, images):
+    """Of few, the outputs are divided among the threads; of many, the tiles are."""
+    x, filters = maps(images, 32, 13, 18), kernels.pack_filters(torch.randn(64, 32, 3, 3))
+    alone = [kernels.convolve(one[None], filters, 64) for one in x]
+    assert torch.equal(kernels.convolve(x, filters, 64), torch.cat(alone))
 
 
 def test_any_number_of_threads_gives_the_same_bits(kernels):
-    x, filters = maps(2, 16, 50, 40), kernels.pack_filters(torch.randn(36, 16, 32))
+    x, filters = maps(2, 16, 50, 40), kernels.pack_filters(torch.randn(32, 16, 3, 3))
     panels, features = kernels.pack_matrix(torch.randn(40, 700)), torch.randn(50, 700)
     before = torch.get_num_threads()
     try:
@@ -114,7 +139,7 @@ def test_a_bias_with_gaps(kernels):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_are_refused(kernels, dtype):
-    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(72, 16, kernels.panel)
+    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(2, 16, 9, kernels.panel)
     wrong = torch.ones(1, 16, 5, 5, dtype=dtype)
     for call in (
         lambda: kernels.convolve(wrong, filters, 2 * kernels.panel),
@@ -127,7 +152,7 @@ def test_other_dtypes_are_refused(kernels, dtype):
 
 
 def test_weights_of_another_layer_are_refused(kernels):
-    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(72, 32, kernels.panel)
+    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(2, 32, 9, kernels.panel)
     for call in (
         lambda: kernels.convolve(torch.ones(1, 16, 5, 5), filters, 2 * kernels.panel),
         lambda: kernels.product(torch.ones(2, 15), panels, 4),

@@ -21,6 +21,7 @@ assert fpn_ext
 def every_convolution_however_small(monkeypatch):
     monkeypatch.setattr(winograd, "SMALLEST_MAP", 0)
     monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 8)
+    monkeypatch.setattr(winograd_training, "FEWEST_TILES", 0)
 
 
 def calls(monkeypatch):

@@ -88,8 +88,7 @@ class CompiledWinograd(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()
-        weight = winograd.transform_weight(convolution.weight.detach().double())
-        self.register_buffer("filters", _compiled().pack_filters(weight))
+        self.register_buffer("filters", _compiled().pack_filters(convolution.weight.detach()))
         self.panel = _compiled().panel
         self.bias = convolution.bias
         self.outputs, self.relu = convolution.out_channels, has_relu(convolution)

@@ -1,7 +1,8 @@
-"""Training on CPU with Winograd's convolution, for the forward pass and input gradients.
+"""Training on CPU with Winograd's convolution, forward and backward.
 
 The gradient of a convolution's input is a convolution of the output's gradient with the flipped
-filters: as many multiplications, and as many saved. The filters' gradient is torch's.
+filters: as many multiplications, and as many saved. So has the gradient of its filters, which the
+compiled kernels compute; without them it is torch's.
 """
 
 from typing import Any
@@ -29,6 +30,8 @@ declare(
 
 # For the compiled kernel; torch's operators need winograd.FEWEST_CHANNELS to save anything.
 FEWEST_CHANNELS = 64
+# The gradient of filters reads and writes 36 matrices of products, which few tiles do not pay for.
+FEWEST_TILES = 64
 
 
 class TrainableWinogradConv2d(Conv2d):
@@ -109,12 +112,10 @@ class _Convolution(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if of_x:
             grad_x = convolve(grad, weight, turned=True)
-        if of_weight or of_bias:
-            _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-                *(grad, x, weight, [weight.shape[0]] if of_bias else None),
-                *([1, 1], [1, 1], [1, 1], False, [0, 0], 1),
-                [False, of_weight, of_bias],
-            )
+        if of_weight:
+            grad_weight = gradient_of_filters(x, grad, weight)
+        if of_bias:
+            grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias
 
 
@@ -126,10 +127,24 @@ def convolve(
     if turned:
         outputs, channels = channels, outputs
     if compiled is not None and compiled.can_convolve(channels, outputs):
-        return compiled.convolve(x, compiled.transform_filters(weight, turned), outputs, bias)
+        return compiled.convolve(x, compiled.pack_filters(weight, turned), outputs, bias)
     if turned:
         weight = weight.flip(2, 3).transpose(0, 1)
     return winograd.convolve(x, winograd.transform_weight(weight), bias)
+
+
+def gradient_of_filters(x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The gradient of (O, I, 3, 3) filters, from (N, I, H, W) maps and (N, O, H, W) gradients."""
+    compiled, (n, channels, height, width) = kernels(), x.shape
+    if (
+        compiled is not None
+        and compiled.can_convolve(channels, len(weight))
+        and n * -(-height // 4) * -(-width // 4) >= FEWEST_TILES
+    ):
+        return compiled.filter_gradient(x, grad)
+    settings: Any = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False])
+    _, found, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *settings)
+    return found
 
 
 def _serves(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -55,8 +55,7 @@ INLINE void multiply(const float *a, ptrdiff_t row, ptrdiff_t step, const float 
 
 /* ---------------------------------------------------------------- 3x3 convolution, Winograd's */
 
-/* F(4x4, 3x3) at the points 0, +-A, +-B and infinity; the filters come transformed and divided by
- * what is left out here (fpn_ext/kernels/winograd.py). */
+/* F(4x4, 3x3) at the points 0, +-A, +-B and infinity (fpn_ext/kernels/winograd.py). */
 #define A 0.625f
 #define B 1.5f
 
@@ -82,13 +81,29 @@ INLINE void transform_output(const vec m[6], vec y[4]) {
     y[3] = plus(all(A * A * A), odd_a, plus(all(B * B * B), odd_b, m[5]));
 }
 
-/* Filters of a convolution, transformed: G g G^T, as winograd() reads them. */
+/* Filters of a convolution, in the order in which winograd() reads them. */
 struct filters {
     const float *weight; /* weight[o * strides[0] + i * strides[1] + y * strides[2] + x * strides[3]] */
-    float *result;       /* (outputs / PANEL rounded up, 36, channels, PANEL) */
+    float *result;       /* (outputs / PANEL rounded up, channels, 9, PANEL) */
     int64_t outputs, channels, strides[4];
     int32_t threads;
 };
+
+void pack_filters(const struct filters *f) {
+    const int64_t panels = (f->outputs + PANEL - 1) / PANEL;
+#pragma omp parallel for schedule(static) collapse(2) num_threads(f->threads)
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t i = 0; i < f->channels; i++) {
+            float *to = f->result + (panel * f->channels + i) * 9 * PANEL;
+            for (int tap = 0; tap < 9; tap++)
+                for (int lane = 0; lane < PANEL; lane++) {
+                    int64_t o = panel * PANEL + lane;
+                    const float *from = f->weight + i * f->strides[1] + tap / 3 * f->strides[2] +
+                                        tap % 3 * f->strides[3];
+                    to[tap * PANEL + lane] = o < f->outputs ? from[o * f->strides[0]] : 0;
+                }
+        }
+}
 
 /* G g along one axis: the polynomial at each point, divided by the point's differences to the
  * others. */
@@ -104,52 +119,73 @@ INLINE void transform_filter(const vec g[3], vec u[6]) {
     u[5] = g[2];
 }
 
-void transform_filters(const struct filters *f) {
-    const int64_t panels = (f->outputs + PANEL - 1) / PANEL;
-#pragma omp parallel for schedule(static) collapse(2) num_threads(f->threads)
-    for (int64_t panel = 0; panel < panels; panel++)
-        for (int64_t i = 0; i < f->channels; i++)
-            for (int half = 0; half < 2; half++) {
-                vec half_done[6][3], u[6];
-                for (int x = 0; x < 3; x++) {
-                    vec g[3];
-                    for (int y = 0; y < 3; y++)
-                        for (int lane = 0; lane < LANES; lane++) {
-                            int64_t o = panel * PANEL + half * LANES + lane;
-                            const float *from = f->weight + i * f->strides[1] + y * f->strides[2] +
-                                                x * f->strides[3];
-                            g[y][lane] = o < f->outputs ? from[o * f->strides[0]] : 0;
-                        }
-                    transform_filter(g, u);
-                    for (int y = 0; y < 6; y++) half_done[y][x] = u[y];
-                }
-                for (int y = 0; y < 6; y++) {
-                    transform_filter(half_done[y], u);
-                    for (int x = 0; x < 6; x++) {
-                        int64_t row = (panel * 36 + 6 * y + x) * f->channels + i;
-                        *(vec *)(f->result + row * PANEL + half * LANES) = u[x];
-                    }
-                }
-            }
+/* A panel's filters, G g G^T: (channels, 9, PANEL) -> 36 matrices of (channels, PANEL), `plane`
+ * floats apart. */
+static void transform_panel(const float *packed, int64_t channels, float *to, ptrdiff_t plane) {
+    for (int64_t i = 0; i < 2 * channels; i++) { /* half a panel at a time */
+        const float *from = packed + i / 2 * 9 * PANEL + i % 2 * LANES;
+        vec half_done[6][3], u[6];
+#pragma GCC unroll 3
+        for (int x = 0; x < 3; x++) {
+            vec g[3];
+#pragma GCC unroll 3
+            for (int y = 0; y < 3; y++) g[y] = *(const vec *)(from + (3 * y + x) * PANEL);
+            transform_filter(g, u);
+#pragma GCC unroll 6
+            for (int y = 0; y < 6; y++) half_done[y][x] = u[y];
+        }
+#pragma GCC unroll 6
+        for (int y = 0; y < 6; y++) {
+            transform_filter(half_done[y], u);
+#pragma GCC unroll 6
+            for (int x = 0; x < 6; x++) *(vec *)(to + (6 * y + x) * plane + i * LANES) = u[x];
+        }
+    }
 }
 
 struct convolution {
     const float *maps;    /* (images, height, width, channels) */
-    const float *filters; /* (outputs / PANEL rounded up, 36, channels, PANEL) */
+    const float *filters; /* of pack_filters() */
     const float *bias;    /* (outputs,) or NULL */
     const float *zeros;   /* (channels,) */
     float *result;        /* (images, height, width, outputs) */
-    float *scratch;       /* scratch_size floats for each thread */
-    int64_t images, height, width, channels, outputs, tiles_at_once, scratch_size;
+    float *shared;        /* winograd_shared() floats */
+    float *scratch;       /* winograd_scratch() floats for each thread */
+    int64_t images, height, width, channels, outputs, tiles_at_once;
     int32_t relu, threads;
 };
 
 /* A multiple of 4096 bytes between planes would have them compete for the same cache lines. */
 enum { APART = 272 };
 
-int64_t winograd_scratch(int64_t channels, int64_t tiles_at_once) {
-    return 36 * (tiles_at_once * (channels + LANES) + APART) +
-           36 * (tiles_at_once * PANEL + APART);
+/* Tiles of 4x4 outputs, and where their 36 transformed values are. */
+struct tiles {
+    int64_t across, of_image, all, at_once; /* at_once: transformed and multiplied together */
+    ptrdiff_t row, plane, product_plane, filter_plane;
+    int64_t panels;
+    int few;
+};
+
+static struct tiles tiles_of(const struct convolution *c) {
+    struct tiles t;
+    t.across = (c->width + 3) / 4, t.of_image = (c->height + 3) / 4 * t.across;
+    t.all = c->images * t.of_image, t.panels = (c->outputs + PANEL - 1) / PANEL;
+    /* Of few tiles, all are transformed first, and the threads divide the outputs. */
+    t.few = t.all < 4 * c->threads * c->tiles_at_once && t.panels >= c->threads;
+    t.at_once = t.few ? (t.all + ROWS - 1) / ROWS * ROWS : c->tiles_at_once;
+    t.row = c->channels + LANES, t.plane = t.at_once * t.row + APART;
+    t.product_plane = t.at_once * PANEL + APART, t.filter_plane = c->channels * PANEL + APART;
+    return t;
+}
+
+int64_t winograd_shared(const struct convolution *c) {
+    const struct tiles t = tiles_of(c);
+    return 36 * (t.few ? t.plane : t.panels * t.filter_plane);
+}
+
+int64_t winograd_scratch(const struct convolution *c) {
+    const struct tiles t = tiles_of(c);
+    return 36 * (t.product_plane + (t.few ? t.filter_plane : t.plane));
 }
 
 static void input_tile(const struct convolution *c, int64_t image, int64_t top, int64_t left,
@@ -215,45 +251,272 @@ static void output_tile(const struct convolution *c, int64_t image, int64_t top,
     }
 }
 
-void winograd(const struct convolution *c) {
-    const int64_t across = (c->width + 3) / 4, tiles = (c->height + 3) / 4 * across;
-    const int64_t most = c->tiles_at_once, jobs = (c->images * tiles + most - 1) / most;
-    const ptrdiff_t row = c->channels + LANES, plane = most * row + APART;
-    const ptrdiff_t product_plane = most * PANEL + APART;
-#pragma omp parallel for schedule(dynamic) num_threads(c->threads)
-    for (int64_t job = 0; job < jobs; job++) {
-        float *transformed = c->scratch + omp_get_thread_num() * c->scratch_size;
-        float *products = transformed + 36 * plane;
-        const int64_t begin = job * most, left = c->images * tiles - begin;
-        const int64_t count = left < most ? left : most;
-        const int64_t padded = (count + ROWS - 1) / ROWS * ROWS;
-        for (int64_t t = 0; t < count; t++) {
-            int64_t image = (begin + t) / tiles, tile = (begin + t) % tiles;
-            input_tile(c, image, tile / across * 4 - 1, tile % across * 4 - 1,
-                       transformed + t * row, plane);
-        }
-        for (int64_t t = count; t < padded; t++) /* whatever was there may be slow to multiply */
-            for (int p = 0; p < 36; p++)
-                memset(transformed + p * plane + t * row, 0, sizeof(float) * c->channels);
-        const float *panel = c->filters;
-        for (int64_t first = 0; first < c->outputs; first += PANEL) {
-            for (int p = 0; p < 36; p++, panel += c->channels * PANEL)
-                for (int64_t t = 0; t < padded; t += ROWS) {
-                    vec sums[ROWS][2] = {{{0}}};
-                    multiply(transformed + p * plane + t * row, row, 1, panel, c->channels, sums);
-                    float *to = products + p * product_plane + t * PANEL;
+/* Transforms `count` tiles from `begin` on; those that fill up the last ROWS are zeros. */
+static void input_tiles(const struct convolution *c, const struct tiles *t, int64_t begin,
+                        int64_t count, float *to) {
+    for (int64_t i = 0; i < count; i++) {
+        int64_t image = (begin + i) / t->of_image, tile = (begin + i) % t->of_image;
+        input_tile(c, image, tile / t->across * 4 - 1, tile % t->across * 4 - 1, to + i * t->row,
+                   t->plane);
+    }
+    for (int64_t i = count; i % ROWS; i++) /* whatever was there may be slow to multiply */
+        for (int p = 0; p < 36; p++)
+            memset(to + p * t->plane + i * t->row, 0, sizeof(float) * c->channels);
+}
+
+/* PANEL outputs, from `first` on, of `count` transformed tiles. */
+static void output_tiles(const struct convolution *c, const struct tiles *t, int64_t begin,
+                         int64_t count, int64_t first, const float *transformed,
+                         const float *filters, float *products) {
+    for (int p = 0; p < 36; p++)
+        for (int64_t i = 0; i < count; i += ROWS) {
+            vec sums[ROWS][2] = {{{0}}};
+            multiply(transformed + p * t->plane + i * t->row, t->row, 1,
+                     filters + p * t->filter_plane, c->channels, sums);
+            float *to = products + p * t->product_plane + i * PANEL;
 #pragma GCC unroll 12
-                    for (int r = 0; r < ROWS; r++) {
-                        *(vec *)(to + r * PANEL) = sums[r][0];
-                        *(vec *)(to + r * PANEL + LANES) = sums[r][1];
-                    }
-                }
-            for (int64_t t = 0; t < count; t++) {
-                int64_t image = (begin + t) / tiles, tile = (begin + t) % tiles;
-                output_tile(c, image, tile / across * 4, tile % across * 4, first,
-                            products + t * PANEL, product_plane);
+            for (int r = 0; r < ROWS; r++) {
+                *(vec *)(to + r * PANEL) = sums[r][0];
+                *(vec *)(to + r * PANEL + LANES) = sums[r][1];
             }
         }
+    for (int64_t i = 0; i < count; i++) {
+        int64_t image = (begin + i) / t->of_image, tile = (begin + i) % t->of_image;
+        output_tile(c, image, tile / t->across * 4, tile % t->across * 4, first,
+                    products + i * PANEL, t->product_plane);
+    }
+}
+
+void winograd(const struct convolution *c) {
+    const struct tiles t = tiles_of(c);
+    const int64_t size = winograd_scratch(c), of_panel = c->channels * 9 * PANEL;
+#pragma omp parallel num_threads(c->threads)
+    {
+        float *own = c->scratch + omp_get_thread_num() * size;
+        float *products = own + size - 36 * t.product_plane;
+        if (t.few) {
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < t.all; i += ROWS)
+                input_tiles(c, &t, i, t.all - i < ROWS ? t.all - i : ROWS, c->shared + i * t.row);
+#pragma omp for schedule(dynamic)
+            for (int64_t panel = 0; panel < t.panels; panel++) {
+                transform_panel(c->filters + panel * of_panel, c->channels, own, t.filter_plane);
+                output_tiles(c, &t, 0, t.all, panel * PANEL, c->shared, own, products);
+            }
+        } else {
+#pragma omp for schedule(dynamic)
+            for (int64_t panel = 0; panel < t.panels; panel++)
+                transform_panel(c->filters + panel * of_panel, c->channels,
+                                c->shared + 36 * panel * t.filter_plane, t.filter_plane);
+#pragma omp for schedule(dynamic)
+            for (int64_t begin = 0; begin < t.all; begin += t.at_once) {
+                const int64_t left = t.all - begin, count = left < t.at_once ? left : t.at_once;
+                input_tiles(c, &t, begin, count, own);
+                for (int64_t panel = 0; panel < t.panels; panel++)
+                    output_tiles(c, &t, begin, count, panel * PANEL, own,
+                                 c->shared + 36 * panel * t.filter_plane, products);
+            }
+        }
+    }
+}
+
+/* The gradient of the filters. With the forward pass Y = A^T [(G g G^T) * (B^T d B)] A, it is
+ * G^T [sum over tiles of (A dY A^T) * (B^T d B)] G: for each of the 36 points a product of matrices,
+ * (outputs, tiles) by (tiles, channels). */
+struct filter_gradient {
+    const float *maps;      /* (images, height, width, channels) */
+    const float *gradients; /* of the results: (images, height, width, outputs) */
+    const float *zeros;     /* (max(channels, outputs),) */
+    float *result;          /* (outputs, 3, 3, channels) */
+    float *products;        /* (36, outputs, channels) */
+    float *scratch;         /* filter_gradient_scratch() floats */
+    int64_t images, height, width, channels, outputs, tiles_at_once;
+    int32_t threads;
+};
+
+/* Where tiles_at_once transformed tiles are: of the maps (panels, tiles, PANEL), of the gradients
+ * (tiles, outputs), filled up with zeros. */
+struct tile_matrices {
+    int64_t panels, of_panel, row;
+    ptrdiff_t map_plane, gradient_plane;
+};
+
+static struct tile_matrices matrices_of(const struct filter_gradient *g) {
+    struct tile_matrices m;
+    m.panels = (g->channels + PANEL - 1) / PANEL, m.of_panel = g->tiles_at_once * PANEL;
+    m.row = (g->outputs + ROWS - 1) / ROWS * ROWS;
+    m.map_plane = m.panels * m.of_panel + APART;
+    m.gradient_plane = g->tiles_at_once * m.row + APART;
+    return m;
+}
+
+int64_t filter_gradient_scratch(const struct filter_gradient *g) {
+    const struct tile_matrices m = matrices_of(g);
+    return 36 * (m.map_plane + m.gradient_plane);
+}
+
+/* A dy along one axis. */
+INLINE void transform_gradient(const vec dy[4], vec m[6]) {
+    vec even_a = plus(all(A * A), dy[2], dy[0]), odd_a = plus(all(A * A), dy[3], dy[1]) * all(A);
+    vec even_b = plus(all(B * B), dy[2], dy[0]), odd_b = plus(all(B * B), dy[3], dy[1]) * all(B);
+    m[0] = dy[0];
+    m[1] = even_a + odd_a, m[2] = even_a - odd_a;
+    m[3] = even_b + odd_b, m[4] = even_b - odd_b;
+    m[5] = dy[3];
+}
+
+/* G^T u along one axis. */
+INLINE void gradient_of_filter(const vec u[6], vec g[3]) {
+    const float a2 = A * A, b2 = B * B;
+    const float at_a = 1 / (2 * a2 * (a2 - b2)), at_b = 1 / (2 * b2 * (b2 - a2));
+    vec even_a = all(at_a) * (u[1] + u[2]), odd_a = all(at_a * A) * (u[1] - u[2]);
+    vec even_b = all(at_b) * (u[3] + u[4]), odd_b = all(at_b * B) * (u[3] - u[4]);
+    g[0] = plus(all(1 / (a2 * b2)), u[0], even_a + even_b);
+    g[1] = odd_a + odd_b;
+    g[2] = plus(all(a2), even_a, plus(all(b2), even_b, u[5]));
+}
+
+static void gradient_tile(const struct filter_gradient *g, int64_t image, int64_t top, int64_t left,
+                          float *to, const struct tile_matrices *m) {
+    const float *pixels[4][4];
+    for (int y = 0; y < 4; y++)
+        for (int x = 0; x < 4; x++) {
+            int64_t row = top + y, column = left + x;
+            pixels[y][x] = row < g->height && column < g->width
+                               ? g->gradients +
+                                     ((image * g->height + row) * g->width + column) * g->outputs
+                               : g->zeros;
+        }
+    for (int64_t o = 0; o < g->outputs; o += LANES) {
+        vec half[6][4];
+#pragma GCC unroll 4
+        for (int x = 0; x < 4; x++) {
+            vec dy[4], done[6];
+#pragma GCC unroll 4
+            for (int y = 0; y < 4; y++) dy[y] = *(const vec *)(pixels[y][x] + o);
+            transform_gradient(dy, done);
+#pragma GCC unroll 6
+            for (int y = 0; y < 6; y++) half[y][x] = done[y];
+        }
+#pragma GCC unroll 6
+        for (int y = 0; y < 6; y++) {
+            vec done[6];
+            transform_gradient(half[y], done);
+#pragma GCC unroll 6
+            for (int x = 0; x < 6; x++)
+                *(vec *)(to + (6 * y + x) * m->gradient_plane + o) = done[x];
+        }
+    }
+    for (int p = 0; p < 36; p++)
+        memset(to + p * m->gradient_plane + g->outputs, 0, sizeof(float) * (m->row - g->outputs));
+}
+
+/* As input_tile(), into panels: channel i is in panel i / PANEL. */
+static void map_tile(const struct filter_gradient *g, int64_t image, int64_t top, int64_t left,
+                     float *to, const struct tile_matrices *m) {
+    const float *pixels[6][6];
+    for (int y = 0; y < 6; y++)
+        for (int x = 0; x < 6; x++) {
+            int64_t row = top + y, column = left + x;
+            int inside = 0 <= row && row < g->height && 0 <= column && column < g->width;
+            pixels[y][x] =
+                inside ? g->maps + ((image * g->height + row) * g->width + column) * g->channels
+                       : g->zeros;
+        }
+    for (int64_t i = 0; i < m->panels * PANEL; i += LANES) {
+        float *here = to + i / PANEL * m->of_panel + i % PANEL;
+        vec half[6][6];
+        if (i >= g->channels) {
+            for (int p = 0; p < 36; p++) *(vec *)(here + p * m->map_plane) = (vec){0};
+            continue;
+        }
+#pragma GCC unroll 6
+        for (int x = 0; x < 6; x++) {
+            vec d[6], v[6];
+#pragma GCC unroll 6
+            for (int y = 0; y < 6; y++) d[y] = *(const vec *)(pixels[y][x] + i);
+            transform_input(d, v);
+#pragma GCC unroll 6
+            for (int y = 0; y < 6; y++) half[y][x] = v[y];
+        }
+#pragma GCC unroll 6
+        for (int y = 0; y < 6; y++) {
+            vec v[6];
+            transform_input(half[y], v);
+#pragma GCC unroll 6
+            for (int x = 0; x < 6; x++) *(vec *)(here + (6 * y + x) * m->map_plane) = v[x];
+        }
+    }
+}
+
+/* products[point][o][panel's channels] (+)= gradients, transposed, times maps, over `count` tiles. */
+static void multiply_tiles(const struct filter_gradient *g, const struct tile_matrices *m, int point,
+                           int64_t panel, int64_t count, int begins, const float *maps,
+                           const float *gradients) {
+    const int64_t first = panel * PANEL, left = g->channels - first;
+    for (int64_t o = 0; o < g->outputs; o += ROWS) {
+        vec sums[ROWS][2] = {{{0}}};
+        multiply(gradients + o, 1, m->row, maps, count, sums);
+        for (int64_t r = 0; r < ROWS && o + r < g->outputs; r++) {
+            float *to = g->products + (point * g->outputs + o + r) * g->channels + first;
+            for (int half = 0; half < 2 && half * LANES < left; half++, to += LANES) {
+                vec sum = sums[r][half];
+                if (!begins) sum += *(const vec *)to;
+                *(vec *)to = sum;
+            }
+        }
+    }
+}
+
+void filter_gradient(const struct filter_gradient *g) {
+    const struct tile_matrices m = matrices_of(g);
+    const int64_t across = (g->width + 3) / 4, of_image = (g->height + 3) / 4 * across;
+    const int64_t all_tiles = g->images * of_image;
+    float *maps = g->scratch, *gradients = g->scratch + 36 * m.map_plane;
+#pragma omp parallel num_threads(g->threads)
+    {
+        for (int64_t begin = 0; begin < all_tiles; begin += g->tiles_at_once) {
+            const int64_t left = all_tiles - begin;
+            const int64_t count = left < g->tiles_at_once ? left : g->tiles_at_once;
+#pragma omp for schedule(dynamic, 8)
+            for (int64_t i = 0; i < count; i++) {
+                int64_t image = (begin + i) / of_image, tile = (begin + i) % of_image;
+                int64_t top = tile / across * 4, at = tile % across * 4;
+                map_tile(g, image, top - 1, at - 1, maps + i * PANEL, &m);
+                gradient_tile(g, image, top, at, gradients + i * m.row, &m);
+            }
+#pragma omp for schedule(dynamic)
+            for (int64_t job = 0; job < 36 * m.panels; job++) {
+                const int64_t point = job / m.panels, panel = job % m.panels;
+                multiply_tiles(g, &m, point, panel, count, begin == 0,
+                               maps + point * m.map_plane + panel * m.of_panel,
+                               gradients + point * m.gradient_plane);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t o = 0; o < g->outputs; o++)
+            for (int64_t i = 0; i < g->channels; i += LANES) {
+                vec half[3][6];
+#pragma GCC unroll 6
+                for (int x = 0; x < 6; x++) {
+                    vec u[6], done[3];
+#pragma GCC unroll 6
+                    for (int y = 0; y < 6; y++)
+                        u[y] = *(const vec *)(g->products +
+                                              ((6 * y + x) * g->outputs + o) * g->channels + i);
+                    gradient_of_filter(u, done);
+#pragma GCC unroll 3
+                    for (int y = 0; y < 3; y++) half[y][x] = done[y];
+                }
+#pragma GCC unroll 3
+                for (int y = 0; y < 3; y++) {
+                    vec done[3];
+                    gradient_of_filter(half[y], done);
+#pragma GCC unroll 3
+                    for (int x = 0; x < 3; x++)
+                        *(vec *)(g->result + ((o * 3 + y) * 3 + x) * g->channels + i) = done[x];
+                }
+            }
     }
 }
 

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Tiles of 4x4 outputs transformed at once: their sums fit a core's cache.
 TILES_AT_ONCE = 36
+# Floats of a point's matrices of transformed tiles, for the gradient of filters: 36 such are held.
+GRADIENT_TILES = 1 << 18
 # Rows and columns of a matrix that are multiplied at once, by vector length.
 ROWS_AT_ONCE = {8: 96, 16: 120}
 DEPTH_AT_ONCE = 256
@@ -66,7 +68,12 @@ class Kernels:
 
     def __init__(self, file: Path):
         self.library = ctypes.CDLL(str(file))
-        for name in ("winograd_scratch", "pooling_scratch"):
+        for name in (
+            "winograd_shared",
+            "winograd_scratch",
+            "filter_gradient_scratch",
+            "pooling_scratch",
+        ):
             getattr(self.library, name).restype = ctypes.c_int64
         self.lanes: int = self.library.lanes()
         self.panel = 2 * self.lanes
@@ -77,39 +84,30 @@ class Kernels:
         """Whether :meth:`convolve` takes these numbers of channels: whole vectors."""
         return channels % self.lanes == 0 and outputs % self.lanes == 0
 
-    def pack_filters(self, transformed_weight: torch.Tensor) -> torch.Tensor:
+    def pack_filters(self, weight: torch.Tensor, turned: bool = False) -> torch.Tensor:
         """The filters in the order in which :meth:`convolve` reads them.
-
-        Args:
-            transformed_weight: (36, I, O), from :func:`fpn_ext.kernels.winograd.transform_weight`.
-
-        Returns:
-            (36 panels, I, panel) float32, filled up with zeros; divided by what the kernel's
-            transform of the input leaves out.
-        """
-        scaled = transformed_weight / _SCALE.to(transformed_weight.dtype)
-        return self._in_panels(scaled).flatten(0, 1)
-
-    def transform_filters(self, weight: torch.Tensor, turned: bool = False) -> torch.Tensor:
-        """As :meth:`pack_filters`, from the weights themselves and in float32: for training.
 
         Args:
             weight: (O, I, 3, 3) float32, in any memory format.
             turned: those of the gradient's convolution instead: (I, O, 3, 3), flipped.
+
+        Returns:
+            (panels, I, 9, panel) float32, filled up with zeros.
         """
+        _checked(0, None, weight)
         outputs, channels = weight.shape[:2]
+        _expect("filters", weight.shape[2:], (3, 3))
         strides, first = list(weight.stride()), weight.data_ptr()
         if turned:
             outputs, channels = channels, outputs
             first += weight.element_size() * 2 * (strides[2] + strides[3])
             strides = [strides[1], strides[0], -strides[2], -strides[3]]
-        panels = -(-outputs // self.panel)
-        result = weight.new_empty((36 * panels, channels, self.panel))
+        result = weight.new_empty((-(-outputs // self.panel), channels, 9, self.panel))
         told = structs.Filters(
             *(first, result.data_ptr(), outputs, channels),
             *((ctypes.c_int64 * 4)(*strides), torch.get_num_threads()),
         )
-        self.library.transform_filters(ctypes.byref(told))
+        self.library.pack_filters(ctypes.byref(told))
         return result
 
     def convolve(
@@ -135,18 +133,52 @@ class Kernels:
         x = x.contiguous(memory_format=torch.channels_last)
         bias = _checked(outputs, bias, x, filters)
         n, channels, height, width = x.shape
-        panels = -(-outputs // self.panel)
-        _expect("filters", filters.shape, (36 * panels, channels, self.panel))
-        result = _empty_maps(x, (n, outputs, height, width))
+        _expect("filters", filters.shape, (-(-outputs // self.panel), channels, 9, self.panel))
+        result, zeros = _empty_maps(x, (n, outputs, height, width)), x.new_zeros(channels)
         threads = torch.get_num_threads()
-        size = self.library.winograd_scratch(*_int64(channels, TILES_AT_ONCE))
-        scratch, zeros = x.new_empty(threads * size), x.new_zeros(channels)
         told = structs.Convolution(
             *(x.data_ptr(), filters.data_ptr(), _pointer(bias), zeros.data_ptr()),
-            *(result.data_ptr(), scratch.data_ptr(), n, height, width, channels, outputs),
-            *(TILES_AT_ONCE, size, relu, threads),
+            *(result.data_ptr(), None, None, n, height, width, channels, outputs),
+            *(TILES_AT_ONCE, relu, threads),
         )
+        shared = x.new_empty(self.library.winograd_shared(ctypes.byref(told)))
+        scratch = x.new_empty(threads * self.library.winograd_scratch(ctypes.byref(told)))
+        told.shared, told.scratch = shared.data_ptr(), scratch.data_ptr()
         self.library.winograd(ctypes.byref(told))
+        return result
+
+    def filter_gradient(self, x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        """The gradient of the filters of a 3x3 convolution with stride 1 and padding 1.
+
+        As many multiplications as :meth:`convolve` has, a quarter of the direct sums'.
+
+        Args:
+            x: (N, I, H, W) float32, the convolution's input; copied if not in channels_last memory.
+            grad: (N, O, H, W) float32, the gradient of its result; as ``x``.
+
+        Returns:
+            (O, I, 3, 3) float32 in channels_last memory.
+        """
+        x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+        _checked(0, None, x, grad)
+        n, channels, height, width = x.shape
+        outputs = grad.shape[1]
+        _expect("gradient", grad.shape, (n, outputs, height, width))
+        result, threads = _empty_maps(x, (outputs, channels, 3, 3)), torch.get_num_threads()
+        if x.numel() == 0:
+            return result.zero_()
+        tiles = min(
+            n * -(-height // 4) * -(-width // 4), GRADIENT_TILES // (channels + outputs) + 1
+        )
+        zeros = x.new_zeros(max(channels, outputs))
+        products = x.new_empty((36, outputs, channels))
+        told = structs.FilterGradient(
+            *(x.data_ptr(), grad.data_ptr(), zeros.data_ptr(), result.data_ptr()),
+            *(products.data_ptr(), None, n, height, width, channels, outputs, tiles, threads),
+        )
+        scratch = x.new_empty(self.library.filter_gradient_scratch(ctypes.byref(told)))
+        told.scratch = scratch.data_ptr()
+        self.library.filter_gradient(ctypes.byref(told))
         return result
 
     # Matrix products.
@@ -364,20 +396,3 @@ def _int64(*values: int) -> tuple[ctypes.c_int64, ...]:
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _scale() -> torch.Tensor:
-    """(36, 1, 1) float64: the kernel evaluates monic polynomials at 0, +-A, +-B; those of
-    winograd.py are divided by their value at the point itself."""
-    from ..winograd import POINTS
-
-    values = [1.0] * (len(POINTS) + 1)  # at infinity: 1
-    for i, point in enumerate(POINTS):
-        for other in POINTS:
-            if other != point:
-                values[i] *= point - other
-    both = torch.tensor(values, dtype=torch.float64)
-    return torch.outer(both, both).view(36, 1, 1)
-
-
-_SCALE = _scale()

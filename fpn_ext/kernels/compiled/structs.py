@@ -6,9 +6,9 @@ import ctypes
 class Convolution(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("maps", "filters", "bias", "zeros")),
-        *((name, ctypes.c_void_p) for name in ("result", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("result", "shared", "scratch")),
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels")),
-        *((name, ctypes.c_int64) for name in ("outputs", "tiles_at_once", "scratch_size")),
+        *((name, ctypes.c_int64) for name in ("outputs", "tiles_at_once")),
         *((name, ctypes.c_int32) for name in ("relu", "threads")),
     ]
 
@@ -18,6 +18,16 @@ class Filters(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("weight", "result")),
         *((name, ctypes.c_int64) for name in ("outputs", "channels")),
         ("strides", ctypes.c_int64 * 4),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+class FilterGradient(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("maps", "gradients", "zeros")),
+        *((name, ctypes.c_void_p) for name in ("result", "products", "scratch")),
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("outputs", "tiles_at_once")),
         ("threads", ctypes.c_int32),
     ]
 
