@@ -26,6 +26,9 @@ All run in one process, in turn within every round after two that warm up; ratio
 round. --threads is PyTorch's, INFERENCE_NUM_THREADS and intra_op_num_threads; ONNX Runtime's
 threads are told to stop spinning when a call ends, and not to take cores from the next side.
 
+--memory also measures peak memory, of a process of its own for each of Detectron2, optimised and
+the exported files (runtime_peak.py, without PyTorch).
+
 With ONEDNN_MAX_CPU_ISA all sides are to be held to it. OpenVINO tells which primitives it runs: if
 those of a convolution or a matrix product are above the limit, its sides are left out; what else is
 above it (in 2026.4 elementwise kernels of its own) is in the report. Of fully connected layers it
@@ -35,8 +38,10 @@ out. So is what is not installed.
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -56,7 +61,7 @@ from fpn_ext.reporting.measuring import markdown_table, measure, ratio, ratio_te
 from fpn_ext.reporting.provenance import commit, hardware, versions
 from fpn_ext.speed.optimize import has_bfloat16_convolutions
 from sides import LeftOut, build_side, builtin_config, config, found_again, inputs_of
-from whole_model import pixels, size_argument
+from whole_model import memory, pixels, size_argument
 
 RUNTIMES = {"ONNX Runtime": "onnx", "OpenVINO": "openvino"}
 ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
@@ -240,6 +245,7 @@ def has_bfloat16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+EAGER = ("Detectron2", "optimised")
 # What a user on a CPU would pick otherwise.
 PEER = "torchvision, OpenVINO"
 NAMES = (
@@ -251,11 +257,9 @@ NAMES = (
 )
 
 
-def build(options: argparse.Namespace, folder: Path, results: dict[str, Any]) -> dict[str, Call]:
+def build(options: argparse.Namespace, writer: Writer, results: dict[str, Any]) -> dict[str, Call]:
     """The sides that can be had; the others go to ``left_out``, with the reason."""
-    size = pixels(options.calibrated_at)
-    weights = calibrated_weights(builtin_config("cpu", options.opts), size)
-    writer = Writer(folder, weights, options.opts, size)
+    weights = writer.weights
     sides: dict[str, Call] = {}
     for name in [name for name in NAMES if name in options.sides]:
         try:
@@ -286,11 +290,45 @@ def rows_of(sides: dict[str, Call], size: str, rounds: int) -> list[dict]:
     ]
 
 
+def memory_rows(
+    options: argparse.Namespace, writer: Writer, names: list[str], size: str
+) -> list[dict]:
+    """MiB of a process with the model, at the peak of inference, and between the two."""
+    eager = [name for name in names if name in EAGER]
+    rows = memory(writer.weights, "inference", size, eager, options)
+    for name in [name for name in names if name not in EAGER]:
+        _, runtime, *special = name.split(", ")
+        file = writer.file("exported", RUNTIMES[runtime], special == ["int8"])
+        command = [sys.executable, str(Path(__file__).with_name("runtime_peak.py")), str(file)]
+        command += [size, "--threads", str(torch.get_num_threads())]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"memory of {name}, {size}:\n{done.stderr}")
+        figures = json.loads(done.stdout.splitlines()[-1])
+        rows.append({"task": "inference", "size": size, "side": name, **figures})
+    for row in rows:
+        row["over_model"] = row["peak"] - row["before"]
+        row["ratio"] = row["peak"] / rows[0]["peak"]  # of the process
+    return rows
+
+
 def against(times: dict[str, list[float]], side: str, peer: str) -> dict[str, Any]:
     """The speedup over ``peer``, if that is a side."""
     if peer not in times:
         return {}
     return {f"peer_{key}": value for key, value in ratio(times, side, peer).items()}
+
+
+def memory_table(rows: list[dict]) -> str:
+    header = ["size", "side", "MiB with the model", "MiB at the peak", "of Detectron2's"]
+    cells = [
+        [
+            *(r["size"], r["side"], f"{r['before']:.0f}", f"{r['peak']:.0f}"),
+            f"{r['ratio']:.2f}",
+        ]
+        for r in rows
+    ]
+    return markdown_table(header, cells)
 
 
 def table(rows: list[dict]) -> str:
@@ -318,9 +356,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--rounds", type=int, default=9)
     add("--threads", type=int, help="of every side; default: what PyTorch takes")
     add("--sides", nargs="+", choices=NAMES, default=NAMES, metavar="SIDE", help="of all: these")
+    add("--memory", action="store_true", help="also peak memory")
     add("--json", type=Path, metavar="FILE")
     add("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config of all sides")
     options = parser.parse_intermixed_args(arguments)
+    options.device = "cpu"
     options.sides = [NAMES[0], *options.sides]  # the others are compared with Detectron2
     return options
 
@@ -359,12 +399,26 @@ def main(arguments: list[str]) -> dict[str, Any]:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    results = {**about(options, arguments), "primitives": {}, "left_out": {}, "rows": []}
+    results = {
+        **about(options, arguments),
+        "primitives": {},
+        "left_out": {},
+        "rows": [],
+        "memory": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
-        sides = build(options, Path(folder), results)
+        calibrated_at = pixels(options.calibrated_at)
+        weights = calibrated_weights(builtin_config("cpu", options.opts), calibrated_at)
+        writer = Writer(Path(folder), weights, options.opts, calibrated_at)
+        sides = build(options, writer, results)
         for size in options.sizes:
             results["rows"] += rows_of(sides, size, options.rounds)
-    print(table(results["rows"]))
+        print(table(results["rows"]))
+        measured = [name for name in sides if name in EAGER or name.startswith("exported")]
+        measured = [name for name in measured if not name.endswith("bfloat16")]
+        for size in options.sizes if options.memory else ():
+            results["memory"] += memory_rows(options, writer, measured, size)
+            print(f"\n{memory_table(results['memory'])}")
     for name, report in results["primitives"].items():
         print(f"\n{name}: layers by {report.get('layers')}")
         if report.get("above_the_limit"):

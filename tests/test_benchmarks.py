@@ -164,7 +164,7 @@ def test_exported_sides_agree_with_detectron2(tmp_path):
         pytest.importorskip(package, reason="an extra is not installed")
     file = tmp_path / "speed.json"
     arguments = ["--rounds", "1", "--sizes", "96x128", "--calibrated-at", "192x256"]
-    deployment.main([*arguments, "--json", str(file), *SMALL])
+    deployment.main([*arguments, "--memory", "--json", str(file), *SMALL])
     results = json.loads(file.read_text())
     rows = {row["side"]: row for row in results["rows"]}
     assert {*rows} | {*results["left_out"]} == {*deployment.NAMES}
@@ -178,6 +178,11 @@ def test_exported_sides_agree_with_detectron2(tmp_path):
         "Convolution" in layer for layer in results["primitives"]["exported, OpenVINO"]["layers"]
     )
     assert "--json" not in results["command"]
+    memory = {row["side"]: row for row in results["memory"]}
+    assert {"Detectron2", "optimised", "exported, ONNX Runtime", "exported, OpenVINO"} <= {*memory}
+    for row in memory.values():
+        assert row["peak"] >= row["before"] > 0
+    assert memory["exported, ONNX Runtime"]["ratio"] < 0.75, "there is no PyTorch in that process"
 
 
 @pytest.mark.parametrize(
