@@ -143,12 +143,11 @@ def test_it_does_what_it_says(cfg):
     modules = list(optimised.modules())
     assert not any(isinstance(m, FrozenBatchNorm2d | BottleneckBlock | BasicBlock) for m in modules)
     assert sum(isinstance(m, ResidualBlock) for m in modules) == 3 + 4 + 6 + 3
-    # A 3x3 in each residual block (this ResNet halves in the 1x1), 4 of the pyramid, the RPN's; of
-    # 512 channels they are direct.
+    # A 3x3 in each residual block (this ResNet halves in the 1x1), 4 of the pyramid, the RPN's.
     quick = [m for m in modules if isinstance(m, CompiledWinograd)]
     if compiled.kernels():
-        assert len(quick) == (3 + 4 + 6) + 4 + 1
-        assert sum(m.relu for m in quick) == (3 + 4 + 6) + 1, "all but the pyramid's"
+        assert len(quick) == (3 + 4 + 6 + 3) + 4 + 1
+        assert sum(m.relu for m in quick) == (3 + 4 + 6 + 3) + 1, "all but the pyramid's"
         assert all(m in quick for m in optimised.backbone.outputs)
     else:
         assert not quick

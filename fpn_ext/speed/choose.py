@@ -38,10 +38,6 @@ logger = logging.getLogger(__name__)
 ROUNDS = 5
 # A way other than the plain one must save this share of its time: less may be noise.
 LEAST_SAVED = 0.05
-# Without a measurement: the compiled kernels where there are any, by what held on AVX2 and on
-# AVX-512 (results/speed-cpu). Few tiles of many channels wait for the filters, which Winograd's
-# algorithm quadruples.
-MOST_CHANNELS = 384
 
 
 class Slot(NamedTuple):
@@ -128,15 +124,12 @@ def _made(slot: Slot, name: str) -> nn.Module:
 
 
 def from_table(slot: Slot) -> str:
-    """The way that is usually fastest, by kind and number of channels alone."""
-    layer = slot.layer.convolution if isinstance(slot.layer, DirectSum) else slot.layer
-    most = max(layer.weight.shape[:2])
-    for name in slot.ways:
-        if name == "compiled winograd" and most <= MOST_CHANNELS:
-            return name
-        if slot.kind == "3x3, sum" and name == "compiled" and most <= MOST_CHANNELS:
-            return name
-    if "winograd" in slot.ways and "compiled winograd" not in slot.ways:
+    """The way that is usually fastest, by what held on AVX2 and on AVX-512 (results/speed-cpu)."""
+    if "compiled winograd" in slot.ways:
+        return "compiled winograd"
+    if slot.kind == "3x3, sum" and "compiled" in slot.ways:
+        return "compiled"
+    if "winograd" in slot.ways:
         return "winograd" if build.instructions() == "AVX512" else "direct"
     return next(iter(slot.ways))
 

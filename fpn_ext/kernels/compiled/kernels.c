@@ -171,10 +171,10 @@ static struct tiles tiles_of(const struct convolution *c) {
     t.across = (c->width + 3) / 4, t.of_image = (c->height + 3) / 4 * t.across;
     t.all = c->images * t.of_image, t.panels = (c->outputs + PANEL - 1) / PANEL;
     /* Of few tiles, all are transformed first, and the threads divide the outputs. */
-    t.few = t.all < 4 * c->threads * c->tiles_at_once && t.panels >= c->threads;
+    t.few = t.all < 2 * c->threads * c->tiles_at_once && t.panels >= c->threads;
     t.at_once = t.few ? (t.all + ROWS - 1) / ROWS * ROWS : c->tiles_at_once;
     t.row = c->channels + LANES, t.plane = t.at_once * t.row + APART;
-    t.product_plane = t.at_once * PANEL + APART, t.filter_plane = c->channels * PANEL + APART;
+    t.product_plane = t.at_once * PANEL + APART, t.filter_plane = c->channels * PANEL + 16;
     return t;
 }
 

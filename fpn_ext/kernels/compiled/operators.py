@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 
 # Tiles of 4x4 outputs transformed at once: their sums fit a core's cache.
 TILES_AT_ONCE = 36
-# Floats of a point's matrices of transformed tiles, for the gradient of filters: 36 such are held.
-GRADIENT_TILES = 1 << 18
+# Floats of a point's matrices of transformed tiles, for the gradient of filters: 36 such are held,
+# and read again and again.
+GRADIENT_TILES = 1 << 16
 # Rows and columns of a matrix that are multiplied at once, by vector length.
 ROWS_AT_ONCE = {8: 96, 16: 120}
 DEPTH_AT_ONCE = 256
