@@ -407,7 +407,8 @@ def test_the_model_of_a_run_folder(tmp_path, capsys):
         (run / "config.yaml").write_text(cfg.dump())
         result = tmp_path / "result.json"
         assert main(["analyze", "--run", str(run), "--json", str(result)]) == 0
-        assert (run / "analysis" / "analysis.html").is_file()
+        page = (run / "analysis" / "analysis.html").read_text()
+        assert f"Detections of {run / 'model_final.pth'}." in page
         report = json.loads(result.read_text())["bbox"]
         objects = [a for r in DatasetCatalog.get(DATASET) for a in r["annotations"]]
         count = sum(not a["iscrowd"] for a in objects)

@@ -47,6 +47,7 @@ class Square:
 
     pixel_format = "BGR"
     model = trained_on = None
+    weights = "none"
 
     def __init__(self, cfg=None):
         self.classes = {1: "thing"}
@@ -355,7 +356,8 @@ def test_nothing_found_replaces_nothing(square, photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "least"), [(signal.SIGTERM, 143, 2), (signal.SIGKILL, -9, 1)]
+    ("number", "status", "least"),
+    [(signal.SIGTERM, 143, 2), (signal.SIGHUP, 129, 2), (signal.SIGKILL, -9, 1)],
 )
 def test_an_end_from_outside_keeps_what_was_found(cfg, tmp_path, number, status, least):
     """As a batch scheduler ends a job: the JSON is whole, and the status is 143.
@@ -373,6 +375,7 @@ def test_an_end_from_outside_keeps_what_was_found(cfg, tmp_path, number, status,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it is not
     )
     try:
         deadline = time.monotonic() + 60

@@ -21,7 +21,8 @@ from fpn_ext.data.named import register_data
 from fpn_ext.engine.repeatable import RepeatableTrainLoader
 from fpn_ext.engine.trained_on import trained_on
 from fpn_ext.engine.trainer import Trainer
-from fpn_ext.files.run_folder import left_by_a_run, weights_of
+from fpn_ext.files.earlier import earlier_kept
+from fpn_ext.files.run_folder import left_by_a_run, new_folder, weights_of
 from fpn_ext.files.run_lock import only_one_in
 from fpn_ext.files.trained_on import TrainedOn, check_class_names, trained_on_of
 from fpn_ext.tools.options import split_words
@@ -246,6 +247,56 @@ def test_scores_of_other_weights_replace_none(trained, tmp_path):
     scores.write_text(earlier)
     assert main(evaluate) == 0
     assert kept.read_text() == earlier != scores.read_text()
+
+
+def test_curves_are_of_the_training_whose_weights_are_drawn(trained, tmp_path):
+    """Not of another one, in the OUTPUT_DIR that the config has."""
+    other, output = tmp_path / "other", tmp_path / "out"
+    other.mkdir()
+    shutil.copy(trained / "model_final.pth", other)
+    opts = options(trained, "DATASETS.TEST", f"('{DATASET}',)")
+    words = ["contact-sheet", "--config-file", FILE, "--output", str(output), "--num-images", "1"]
+    assert main([*words, *opts, "MODEL.WEIGHTS", str(other / "model_final.pth")]) == 0
+    assert [f.name for f in output.iterdir()] == ["contact_sheet.png"]
+    assert main([*words, *opts, "MODEL.WEIGHTS", str(trained / "model_final.pth")]) == 0
+    assert (output / "curves.png").is_file()
+
+
+def test_two_evaluations_at_once_keep_the_earlier_scores(tmp_path):
+    """Of the same weights, which change nothing, and of others, which end last."""
+    scores = tmp_path / "results.json"
+    scores.write_text("earlier")
+    with earlier_kept([scores], print):
+        with earlier_kept([scores], print):
+            pass
+        scores.write_text("of other weights")
+    kept = [file for file in tmp_path.iterdir() if file != scores]
+    assert [file.read_text() for file in kept] == ["earlier"]
+
+
+def test_a_prediction_beside_one_that_has_not_begun_to_write(run, photo):
+    """Two that begin together have a folder each."""
+    words = ["predict", "--run", str(run), str(photo)]
+    with new_folder(run / "predictions") as other:
+        assert main(words) == 0
+        assert not any(other.iterdir())
+    assert sorted(f.name for f in run.glob("predictions*")) == ["predictions-2"]
+    assert main([*words[:-1], "--tiles", "64", "nowhere.png"]) == 2
+    assert not (run / "predictions").exists(), "a mistake leaves no empty folder"
+
+
+def test_detections_of_before_are_kept_and_say_what_found_them(run, photo, tmp_path, capsys):
+    output = tmp_path / "out"
+    second = shutil.copy(photo, tmp_path / "second.png")
+    words = ["predict", "--run", str(run), "--output", str(output)]
+    assert main([*words, str(photo)]) == 0
+    first = json.loads((output / "detections.json").read_text())
+    assert first["info"]["weights"] == f"{run / 'model_final.pth'}, after 1 iterations"
+    assert main([*words, str(photo)]) == 0
+    assert not (output / "detections-1.json").exists()  # the same, once
+    assert main([*words, str(second)]) == 0
+    assert f"before is in {output / 'detections-1.json'}" in capsys.readouterr().out
+    assert json.loads((output / "detections-1.json").read_text()) == first
 
 
 def test_a_dataset_of_other_classes_is_not_evaluated(trained, tmp_path, capsys):

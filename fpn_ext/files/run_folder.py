@@ -3,9 +3,11 @@
 Nothing in it names the folder, so that it can be moved or copied.
 """
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 CONFIG = "config.yaml"
@@ -102,3 +104,29 @@ def next_free(folder: Path, is_taken: Callable[[Path], bool]) -> Path:
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder that nobody had, as :func:`next_free` names it; removed at the end if still empty.
+
+    It is made at once, so that two commands that begin together have one each.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     found = Path(run, "predictions")
+    ...     with new_folder(found) as first, new_folder(found) as second:
+    ...         print(first.name, second.name)
+    predictions predictions-2
+    """
+    while True:
+        made = next_free(folder, lambda path: os.path.lexists(path))
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another was faster
+            made.mkdir()
+            break
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):  # something was written
+            made.rmdir()

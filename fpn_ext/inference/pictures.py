@@ -24,6 +24,7 @@ from PIL import Image
 from ..data.formats.layout import OURS
 from ..data.reading import PICTURE_SUFFIXES, as_rgb, num_pages
 from ..files.atomic import replacing
+from ..files.earlier import earlier_kept
 from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import ColorBy, draw_detections
 from ..speed.optimize import model_for_inference
@@ -151,11 +152,13 @@ def predict(
     """Run detection on every image; writes drawings and ``detections.json`` into ``output``.
 
     A drawing is written with its picture. The JSON is whole at any moment, and has everything that
-    was found, whatever ends the command (:class:`fpn_ext.inference.kept.KeptResult`).
+    was found, whatever ends the command (:class:`fpn_ext.inference.kept.KeptResult`). That of an
+    earlier command stays beside it (:mod:`fpn_ext.files.earlier`).
 
     Returns what the JSON holds: COCO's ``images``, ``categories`` and ``annotations``, the latter
     as :func:`fpn_ext.reporting.coco_json.annotations_of` makes them, in pixels of the picture file.
-    COCO's tools read it as ground truth and, its annotations, as results. Besides, each image has
+    COCO's tools read it as ground truth and, its annotations, as results. ``info`` has the
+    ``weights`` that found them, and how far their training was. Besides, each image has
     the name of its ``drawing``; ``skipped`` are the pictures that could not be read, with the
     ``error``; ``complete`` is whether all pictures were tried.
 
@@ -179,10 +182,14 @@ def predict(
     else:
         check_tiles(tiles)
         predictor, detect = _of_tiles(cfg, tiles, min_score)
-    if not output.is_dir():
-        output.mkdir(parents=True)
+    about = {"weights": predictor.weights}
+    output.mkdir(parents=True, exist_ok=True)
+    if not any(output.iterdir()):
         (output / OURS).touch()  # not to be read as data, should it lie among photographs
-    with KeptResult(output / DETECTIONS, _categories(predictor), len(wanted)) as kept:
+    with (
+        earlier_kept([output / DETECTIONS], print),
+        KeptResult(output / DETECTIONS, _categories(predictor), len(wanted), about) as kept,
+    ):
         image_ids, annotation_ids = itertools.count(1), itertools.count(1)
         reading = _read_ahead(lambda p: predictor.read(p.file, p.page), wanted)
         for picture, drawing, being_read in zip(wanted, drawings, reading, strict=True):
