@@ -244,7 +244,8 @@ def test_data_that_changed_since_the_last_command_are_said_to_have(tmp_path):
     count = len(OBJECTS[Path(held_out_image).stem])
     assert register_data(photos, out).warnings == (
         "the data changed since the last command in this OUTPUT_DIR: photos_val.json had 1 images "
-        f"with {count} objects, and has 1 images with 0 objects; scores of before are of other data",
+        f"with {count} objects, and has 1 images with 0 objects; scores of before are of other "
+        "data",
     )
     assert register_data(photos, out).warnings == ()
 

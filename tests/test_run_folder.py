@@ -354,6 +354,22 @@ def test_weights_of_before_a_training_went_on_without_are_not_taken(tmp_path):
         assert weights_of(tmp_path).name == taken
 
 
+def test_final_weights_of_before_a_training_goes_on_are_not_taken(tmp_path):
+    """It was finished, goes on with more iterations, and has not ended: or was killed."""
+    last = "model_0000007.pth"
+    for name in ("model_final.pth", "model_final_ema.pth", "model_0000003.pth", last):
+        (tmp_path / name).touch()
+    tag, config_file = tmp_path / "last_checkpoint", tmp_path / "config.yaml"
+    tag.write_text("model_final.pth")  # it has not got to a checkpoint yet
+    assert weights_of(tmp_path).name == "model_final_ema.pth"
+    tag.write_text(last)
+    assert weights_of(tmp_path).name == last
+    (tmp_path / "model_best.pth").touch()
+    for metric, taken in (("bbox/AP", "model_best.pth"), ("", last)):  # "" since it goes on
+        config_file.write_text(f"TEST: {{FPN_EXT: {{BEST_METRIC: '{metric}'}}}}\n")
+        assert weights_of(tmp_path).name == taken
+
+
 def test_a_folder_that_is_no_run(tmp_path, photo, capsys):
     for folder, said in (("none", "no such folder"), (".", "no config.yaml in this folder")):
         assert main(["predict", "--run", str(tmp_path / folder), str(photo)]) == 2

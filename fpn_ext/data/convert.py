@@ -28,8 +28,8 @@ def convert(source: str | Path, to: str, output: Path) -> str:
         raise FileExistsError(f"--output {output} is not empty: name a folder that is not there")
     if data.root in without_dots(output).parents:
         raise ValueError(
-            f"--output {output} is in {data.root}, whose images and annotations would then be there "
-            "twice: name a folder outside of it"
+            f"--output {output} is in {data.root}, whose images and annotations would then be "
+            "there twice: name a folder outside of it"
         )
     dataset = complete(read_dataset(data), data.classes)
     write = FORMATS[to].write
