@@ -48,8 +48,11 @@ def trained(tmp_path_factory, images):
 
 
 def train(folder, *words):
-    opts = options(folder, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()")
-    return main(["train", *words, "--config-file", FILE, *opts])
+    """Words that begin with - are options, the others overrides."""
+    given = [word for word in words if str(word).startswith("-")]
+    overrides = [word for word in words if word not in given]
+    opts = options(folder, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()", *overrides)
+    return main(["train", *given, "--config-file", FILE, *opts])
 
 
 @pytest.fixture
@@ -524,6 +527,19 @@ def test_a_second_training_leaves_the_data_of_the_first_alone(tmp_path, holder, 
     assert train(run, "DATASETS.FPN_EXT.DATA", str(photos)) == 2
     assert "is in use" in capsys.readouterr().err
     assert [f.name for f in run.iterdir()] == ["run.lock"]
+
+
+def test_the_log_says_what_was_done_to_the_data(tmp_path):
+    """By the command, which looks at them before the training does."""
+    photos, run = photographs.write_coco(tmp_path / "photos"), tmp_path / "mine"
+    data = ["DATASETS.FPN_EXT.DATA", str(photos)]
+    assert train(run, *data) == 0
+    log = (run / "log.txt").read_text()
+    assert "drawn by seed 1" in log and "an earlier draw" not in log and "changed" not in log
+    photographs.write_coco(photos, lambda content: content["annotations"].pop())
+    assert train(run, "--resume", *data, "SOLVER.MAX_ITER", 2) == 0
+    said = (run / "log.txt").read_text().removeprefix(log)
+    assert "photos_train.json had 5 images" in said and "an earlier draw" in said
 
 
 def test_a_mistake_leaves_no_empty_folder(tmp_path):

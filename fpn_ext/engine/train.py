@@ -117,9 +117,8 @@ def _made_ready(args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNod
             raise
         check_unused(args, output)
     cfg, notes = prepared(args)
-    # The preparation in each process says the rest again, but finds the data as this one left them.
-    args.cautions = [note for note in notes if isinstance(note, Caution)]
-    args.cautions += map(Caution, check_evaluation(cfg))
+    # Those of the preparation in each process are of the data as this one left them.
+    args.notes = [*notes, *map(Caution, check_evaluation(cfg))]
     return cfg
 
 
@@ -182,6 +181,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         FileNotFoundError, TypeError, ValueError: what :func:`fpn_ext.prepare` finds wrong.
     """
     cfg, notes = prepared(args)
+    notes = vars(args).pop("notes", notes)
     if cfg.SOLVER.FPN_EXT.DETERMINISTIC:
         use_deterministic_algorithms()
     cfg, scaled = scale_schedule(cfg, comm.get_world_size())
@@ -199,7 +199,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logger.info("SOLVER.REFERENCE_WORLD_SIZE: %s", ", ".join(scaled))
     if not args.eval_only:
         notes.append(learning_rate_note(cfg))
-    notes += [note for note in getattr(args, "cautions", ()) if note not in notes]
     for note in filter(None, notes):
         logger.log(logging.WARNING if isinstance(note, Caution) else logging.INFO, note)
     logger.info("levels:\n%s", level_table(cfg) or "  of no known strides")
