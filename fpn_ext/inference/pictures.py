@@ -2,8 +2,8 @@
 
     fpn-ext predict --run output/demo photo.jpg folder/
 
-Nothing that is an input is written to. A picture that cannot be read is named and left out. What
-was found is kept, whatever ends the command.
+Nothing that is an input is written to, nor what another has written. A picture that cannot be read
+is named and left out. What was found is kept, whatever ends the command.
 """
 
 import contextlib
@@ -20,8 +20,9 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from ..data.formats.layout import OURS
+from ..data.formats.layout import OURS, detected_in
 from ..data.reading import PICTURE_SUFFIXES, as_rgb, num_pages
 from ..files.atomic import replacing
 from ..files.earlier import earlier_kept
@@ -35,6 +36,7 @@ from .predictor import Predictor, build_predictor, detections_of
 from .tiles import check_tiles, detect_in_tiles
 
 DETECTIONS = "detections.json"
+SOFTWARE = "fpn-ext predict"  # in each drawing, by which it is known from a photograph
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,22 @@ def check_harmless(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
             )
 
 
+def _check_ours(output: Path, written: Iterable[Path]) -> None:
+    """Raise unless each file that is to be replaced was written by an earlier such command.
+
+    Raises:
+        ValueError: one is somebody's photograph or annotations; names it.
+    """
+    if (output / OURS).exists():
+        return
+    for file in written:
+        if file.exists() and not (_is_drawing(file) or file.name in detected_in(file)):
+            raise ValueError(
+                f"{file} is there already, and this command has not drawn it: name another "
+                "--output. Nothing was written"
+            )
+
+
 def predict(
     cfg: CfgNode,
     pictures: Sequence[Path],
@@ -169,14 +187,15 @@ def predict(
 
     Raises:
         ImportError: ``tiles`` without sahi.
-        ValueError: an output is an input, or what is asked for of tiles cannot be; nothing was
-            written.
+        ValueError: an output is an input, or a file that no such command has written; what is asked
+            for of tiles cannot be. Nothing was written.
         OSError: the disk is full; what was found before is in the JSON.
     """
     wanted = pages_of(pictures)
     drawings = [f"{name}.png" for name in names_of(wanted)]
     written = [output / name for name in (*drawings, DETECTIONS)]
     check_harmless([picture.file for picture in wanted], written)
+    _check_ours(output, written)
     if tiles is None:
         predictor, detect = _of_the_whole(cfg)
     else:
@@ -260,6 +279,17 @@ def _categories(predictor: Predictor) -> list[dict[str, Any]]:
 
 
 def _save(picture: Image.Image, file: Path) -> None:
+    about = PngInfo()
+    about.add_text("Software", SOFTWARE)
     with replacing(file) as stream:
         # Encoding for the smallest file takes longer than reading the picture.
-        picture.save(stream, "PNG", compress_level=1)
+        picture.save(stream, "PNG", compress_level=1, pnginfo=about)
+
+
+def _is_drawing(file: Path) -> bool:
+    """Whether :func:`_save` has written a file, which says so."""
+    try:
+        with Image.open(file) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except (OSError, ValueError):
+        return False
