@@ -25,6 +25,7 @@ from fpn_ext.files.earlier import earlier_kept
 from fpn_ext.files.run_folder import left_by_a_run, new_folder, weights_of
 from fpn_ext.files.run_lock import only_one_in
 from fpn_ext.files.trained_on import TrainedOn, check_class_names, trained_on_of
+from fpn_ext.proposals.loader import training_data
 from fpn_ext.tools.options import split_words
 from PIL import Image
 from tiny import DATASET, FILE, config, options, register
@@ -162,6 +163,25 @@ def test_resuming_says_in_what_the_data_changed(tmp_path, caplog):
         found = [r.getMessage() for r in caplog.records if "the data changed" in r.getMessage()]
         assert len(found) == len(said)
         assert all(text in line for text, line in zip(said, found, strict=True))
+
+
+def test_a_picture_that_was_replaced_is_noticed(tmp_path):
+    """By its bytes: name, size in pixels and boxes are as they were."""
+    photos = photographs.write_coco(tmp_path / "photos")
+    named = register_data(photos, tmp_path / "data")
+
+    def record():
+        names = ("DATASETS.TRAIN", f"('{named.names['train']}',)", "MODEL.ROI_HEADS.NUM_CLASSES", 2)
+        cfg = config(tmp_path, *names)
+        return trained_on(cfg, RepeatableTrainLoader(cfg, **training_data(cfg)))
+
+    before = record()
+    (split,) = (json.loads(f.read_text()) for f in (tmp_path / "data").glob("*_split.json"))
+    file = photos / split["train"][0]
+    Image.new("RGB", Image.open(file).size).save(file)
+    assert before.changes(before) == []
+    (said,) = before.changes(record())
+    assert "pictures were replaced" in said
 
 
 def test_classes_in_another_order_are_not_gone_on_with(tmp_path):

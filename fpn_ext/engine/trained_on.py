@@ -40,6 +40,7 @@ def trained_on(cfg: CfgNode, loader: Any) -> TrainedOn:
         images=summary.images,
         boxes=summary.boxes,
         data_sha256=summary.sha256,
+        image_bytes=summary.bytes,
         pixel_format=cfg.INPUT.FORMAT,
         pixel_mean=[float(value) for value in cfg.MODEL.PIXEL_MEAN],
         pixel_std=[float(value) for value in cfg.MODEL.PIXEL_STD],
