@@ -495,6 +495,21 @@ def holder():
         process.wait()
 
 
+def test_the_copy_of_a_run_goes_on_and_not_the_run(trained, tmp_path, capsys):
+    """Its config names the folder that it was in."""
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    before = {f: f.stat().st_mtime_ns for f in trained.rglob("*")}
+    config_file = copy / "config.yaml"
+    for verb in ("train", "eval"):
+        words = [verb, "--resume", "--config-file", str(config_file), "SOLVER.MAX_ITER", "2"]
+        assert main(words) == 2
+        assert f"Append OUTPUT_DIR {copy} to go on with it" in capsys.readouterr().err
+    assert main(["train", *words[1:], "OUTPUT_DIR", str(copy)]) == 0
+    assert {f: f.stat().st_mtime_ns for f in trained.rglob("*")} == before
+    assert (copy / "model_0000001.pth").is_file()
+
+
 def test_a_second_process_is_refused_at_once(tmp_path, holder, capsys):
     first = holder(tmp_path)
     assert train(tmp_path) == 2

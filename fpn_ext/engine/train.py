@@ -107,6 +107,8 @@ def _made_ready(args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNod
     """
     if args.new_folder:
         _take_new_folder(args)
+    if args.resume:
+        _check_folder_of_config(args)
     if not args.eval_only and args.machine_rank == 0:
         # Before the preparation, which writes the data there.
         output = load_config(args.config_file, args.opts).OUTPUT_DIR
@@ -118,7 +120,7 @@ def _made_ready(args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNod
         check_unused(args, output)
     cfg, notes = prepared(args)
     # Those of the preparation in each process are of the data as this one left them.
-    args.notes = [*notes, *map(Caution, check_evaluation(cfg))]
+    args.notes = [*notes, *map(Caution, check_evaluation(cfg, not args.eval_only))]
     return cfg
 
 
@@ -134,6 +136,23 @@ def check_unused(args: argparse.Namespace, output: str) -> None:
             f"OUTPUT_DIR {output} holds a training already ({left}), and two are not mixed: "
             "--resume goes on with it; --new-folder trains into a new folder beside it "
             f"({_free(output)}); or name another OUTPUT_DIR"
+        )
+
+
+def _check_folder_of_config(args: argparse.Namespace) -> None:
+    """Raise where the config is that of a run which was copied or moved, and names the old folder.
+
+    Raises:
+        ValueError: it would be the run there that goes on, or nothing; says what to append.
+    """
+    run = Path(args.config_file).parent
+    if Path(args.config_file).name != CONFIG or not left_by_a_run(run):
+        return
+    output = Path(load_config(args.config_file, args.opts).OUTPUT_DIR)
+    if "OUTPUT_DIR" not in args.opts[::2] and output.resolve() != run.resolve():
+        raise ValueError(
+            f"--resume: {args.config_file} is of the run in {run}, and its OUTPUT_DIR is {output}: "
+            f"was it copied, or moved? Append OUTPUT_DIR {run} to go on with it there"
         )
 
 
