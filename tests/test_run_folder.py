@@ -19,7 +19,7 @@ from fpn_ext.__main__ import main
 from fpn_ext.data.digest import data_digest
 from fpn_ext.data.named import register_data
 from fpn_ext.engine.repeatable import RepeatableTrainLoader
-from fpn_ext.engine.trained_on import trained_on
+from fpn_ext.engine.trained_on import check_test_classes, trained_on
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.files.earlier import earlier_kept
 from fpn_ext.files.run_folder import left_by_a_run, new_folder, weights_of
@@ -194,6 +194,45 @@ def test_classes_in_another_order_are_not_gone_on_with(tmp_path):
     trainer.trained_on = replace(now, classes=now.classes[::-1])
     with pytest.raises(ValueError, match="the same names in another order"):
         trainer.resume_or_load(True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ((), []),
+        (("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3, "INPUT.MIN_SIZE_TEST", 99), []),
+        (("INPUT.FORMAT", "RGB"), ["INPUT.FORMAT is RGB, and weights.pth was trained with BGR"]),
+        (("MODEL.PIXEL_STD", "[1, 1, 2]"), ["MODEL.PIXEL_STD is [1.0, 1.0, 2.0], and weights.pth"]),
+        (
+            ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16], [32], [64], [128]]"),
+            ["MODEL.ANCHOR_GENERATOR.SIZES is [[8], [16], [32], [64], [128]], and weights.pth"],
+        ),
+        (
+            ("MODEL.FPN_EXT.CANONICAL_BOX_SIZE", 99, "MODEL.FPN_EXT.LEVEL_RULE", "LongerSideRule"),
+            ["MODEL.FPN_EXT.CANONICAL_BOX_SIZE is 99, ", "LEVEL_RULE is LongerSideRule, "],
+        ),
+    ],
+)
+def test_what_was_otherwise_in_the_training_is_said(keys, said, trained, caplog):
+    """Of what no tensor's shape tells: predictions would be other than those of the training."""
+    check_test_classes(config(trained, *keys), "weights.pth", weights(trained / "model_final.pth"))
+    found = [r.getMessage() for r in caplog.records if r.name == "fpn_ext.engine.trained_on"]
+    assert len(found) == len(said)
+    assert all(text in line for text, line in zip(said, found, strict=True))
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_weights_of_other_classes_to_begin_with_are_named(extend, trained, tmp_path, caplog):
+    """As many, in another order: the head that tells cats is begun with to tell dogs."""
+    trainer = Trainer(config(tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth"))
+    now = trainer.trained_on
+    begin = trainer.extend if extend else lambda: trainer.resume_or_load(False)
+    begin()
+    assert "as there are as many" not in caplog.text
+    trainer.trained_on = replace(now, classes=now.classes[::-1])
+    begin()
+    assert f"was trained on the classes {now.classes}" in caplog.text
+    assert "as there are as many" in caplog.text
 
 
 @pytest.mark.parametrize(

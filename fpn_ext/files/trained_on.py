@@ -28,6 +28,8 @@ class TrainedOn:
         pixel_format: ``INPUT.FORMAT``.
         pixel_mean, pixel_std: ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD``.
         value_range: ``INPUT.FPN_EXT.VALUE_RANGE``.
+        model_keys: the keys of ``MODEL`` that change what the weights compute without changing
+            their shapes, such as sizes of anchors, and their values as text.
         keypoint_names: with ``MODEL.KEYPOINT_ON``, those of the datasets.
         keypoint_flip_map: pairs of names that a horizontal flip exchanges.
     """
@@ -43,6 +45,7 @@ class TrainedOn:
     pixel_mean: list[float] = field(default_factory=list)
     pixel_std: list[float] = field(default_factory=list)
     value_range: list[float] = field(default_factory=list)
+    model_keys: dict[str, str] = field(default_factory=dict)
     keypoint_names: list[str] = field(default_factory=list)
     keypoint_flip_map: list[list[str]] = field(default_factory=list)
 
