@@ -628,6 +628,27 @@ def test_a_new_folder_beside_one_in_use(tmp_path, holder):
     assert [f.name for f in (tmp_path / "mine").iterdir()] == ["run.lock"]
 
 
+def test_two_that_look_for_a_new_folder_at_once(trained, monkeypatch):
+    """As the jobs of an array do: the other one has begun in it after this one looked."""
+    whole, second = left_by_a_run, trained.with_name("mine-2")
+    looked = []
+
+    def left(folder):
+        looked.append(folder)
+        if looked.count(second) > 1:  # the first time it was free
+            second.mkdir(exist_ok=True)
+            (second / "last_checkpoint").touch()
+        return whole(folder)
+
+    monkeypatch.setattr("fpn_ext.engine.train.left_by_a_run", left)
+    assert train(trained, "--new-folder") == 0
+    third = trained.with_name("mine-3")
+    assert (third / "model_final.pth").is_file()
+    assert [f.name for f in second.iterdir()] == ["last_checkpoint"]
+    for folder in (second, third):
+        shutil.rmtree(folder)
+
+
 def test_a_resumption_that_is_refused_leaves_the_run_as_it_was(run, capsys):
     written = {name: (run / name).read_bytes() for name in ("config.yaml", "trained_on.json")}
 

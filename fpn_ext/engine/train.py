@@ -105,11 +105,11 @@ def _made_ready(args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNod
     Args:
         stack: gets the lock of the folder.
     """
-    if args.new_folder:
-        _take_new_folder(args)
     if args.resume:
         _check_folder_of_config(args)
-    if not args.eval_only and args.machine_rank == 0:
+    if args.new_folder:
+        _take_new_folder(args, stack)
+    elif not args.eval_only and args.machine_rank == 0:
         # Before the preparation, which writes the data there.
         output = load_config(args.config_file, args.opts).OUTPUT_DIR
         try:
@@ -160,18 +160,38 @@ def _free(output: str) -> Path:
     return next_free(Path(output), lambda f: bool(left_by_a_run(f)) or is_in_use(f))
 
 
-def _take_new_folder(args: argparse.Namespace) -> None:
-    """Override OUTPUT_DIR by the next folder without a training; once, for all processes."""
+def _take_new_folder(args: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    """Override OUTPUT_DIR by the next folder without a training; once, for all processes.
+
+    Args:
+        stack: gets the folder's lock: of several commands that look at once, each has its own.
+    """
     if args.resume:
         raise ValueError("--new-folder begins a training; leave --resume out")
-    output = _free(load_config(args.config_file, args.opts).OUTPUT_DIR)
+    wanted = load_config(args.config_file, args.opts).OUTPUT_DIR
+    output = _free(wanted)
     if args.num_machines > 1:
         raise ValueError(
             f"--new-folder: the {args.num_machines} machines are started one by one and would each "
             f"look for a folder; in its place, append to the command on each: OUTPUT_DIR {output}"
         )
+    while not _is_ours(output, stack):
+        output = _free(wanted)
     args.opts = [*args.opts, "OUTPUT_DIR", str(output)]
     print(f"--new-folder: OUTPUT_DIR {output}")
+
+
+def _is_ours(output: Path, stack: contextlib.ExitStack) -> bool:
+    """Whether a folder is still without a training once we have its lock, which a stack gets."""
+    with contextlib.ExitStack() as taken:
+        try:
+            taken.enter_context(only_one_in(output))
+        except ValueError:
+            return False
+        if left_by_a_run(output):
+            return False
+        stack.push(taken.pop_all())
+    return True
 
 
 def prepared(args: argparse.Namespace) -> Prepared:
