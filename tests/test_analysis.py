@@ -340,7 +340,7 @@ def test_names_are_no_html_and_no_formulas():
         ),
         (
             ["--detections", "FOUND", "--annotations", "TRUTH", "--json", "FOUND"],
-            "would overwrite an input",
+            "which the report would replace",
         ),
     ],
 )
@@ -393,6 +393,25 @@ def test_hotcoco_is_asked_for_before_anything_is_read(capsys, monkeypatch):
     monkeypatch.setattr("fpn_ext.inspection.analysis_case.has_hotcoco", lambda: False)
     assert main(["analyze", "--detections", "none.json", "--annotations", "none.json"]) == 2
     assert "not installed: pip install hotcoco" in capsys.readouterr().err
+
+
+def test_file_names_that_are_not_utf_8():
+    truth = {
+        "images": [{"id": 7, "file_name": "caf\udce9.png", "height": 9, "width": 9}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 1,
+                "bbox": [0, 0, 9, 9],
+                "area": 81,
+                "iscrowd": 0,
+            }
+        ],
+    }
+    found = [{"image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}]
+    assert analyze(truth, found).everything.ap == pytest.approx(1)
 
 
 def test_the_model_of_a_run_folder(tmp_path, capsys):

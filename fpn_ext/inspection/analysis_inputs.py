@@ -101,10 +101,6 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.annotations and args.dataset:
         raise ValueError("--dataset and --annotations both name the ground truth: leave one out")
-    for written in filter(None, (args.json,)):
-        for read in filter(None, (args.detections, args.annotations)):
-            if written.resolve() == read.resolve():
-                raise ValueError(f"--json {written} would overwrite an input; name another file")
 
 
 def _first_dataset(cfg: CfgNode) -> str:
