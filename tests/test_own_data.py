@@ -226,7 +226,10 @@ def test_a_training_into_a_folder_of_photographs_is_refused(output, tmp_path):
         (run / "data").rename(run / "pictures")
         with pytest.raises(ValueError, match=r"/mine/pictures/a\.png of the data lies where"):
             register_data(photos, run / "data")
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR .*\.png of the data lies where"):
+        register_data(photos, photos)  # OUTPUT_DIR is the folder that the data are in, as data/
     register_data(photos, tmp_path / "run" / "data")
+    register_data(photos, tmp_path)  # around them
 
 
 def test_data_that_changed_since_the_last_command_are_said_to_have(tmp_path):

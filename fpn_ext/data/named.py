@@ -100,6 +100,8 @@ def _check_outside(dataset: Dataset, root: Path, folder: Path) -> None:
     """Raise if an image of a dataset lies where a training is to write, which is not read again."""
     folder, root = without_dots(folder), without_dots(root)
     run = folder.parent
+    if root not in (folder, *folder.parents):  # then all below the root is read
+        return
     left_out = os.path.join(run if root in run.parents else folder, "")
     files = (os.path.abspath(image.file) for image in dataset.images)
     if inside := next((file for file in files if file.startswith(left_out)), ""):
