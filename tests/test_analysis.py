@@ -340,7 +340,7 @@ def test_names_are_no_html_and_no_formulas():
         ),
         (
             ["--detections", "FOUND", "--annotations", "TRUTH", "--json", "FOUND"],
-            "would overwrite an input",
+            "which the report would replace",
         ),
     ],
 )
@@ -395,6 +395,25 @@ def test_hotcoco_is_asked_for_before_anything_is_read(capsys, monkeypatch):
     assert "not installed: pip install hotcoco" in capsys.readouterr().err
 
 
+def test_file_names_that_are_not_utf_8():
+    truth = {
+        "images": [{"id": 7, "file_name": "caf\udce9.png", "height": 9, "width": 9}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 1,
+                "bbox": [0, 0, 9, 9],
+                "area": 81,
+                "iscrowd": 0,
+            }
+        ],
+    }
+    found = [{"image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}]
+    assert analyze(truth, found).everything.ap == pytest.approx(1)
+
+
 def test_the_model_of_a_run_folder(tmp_path, capsys):
     """Of random weights: what it detects is counted, the objects are those of the dataset."""
     register(tmp_path / "tiny")
@@ -407,7 +426,8 @@ def test_the_model_of_a_run_folder(tmp_path, capsys):
         (run / "config.yaml").write_text(cfg.dump())
         result = tmp_path / "result.json"
         assert main(["analyze", "--run", str(run), "--json", str(result)]) == 0
-        assert (run / "analysis" / "analysis.html").is_file()
+        page = (run / "analysis" / "analysis.html").read_text()
+        assert f"Detections of {run / 'model_final.pth'}." in page
         report = json.loads(result.read_text())["bbox"]
         objects = [a for r in DatasetCatalog.get(DATASET) for a in r["annotations"]]
         count = sum(not a["iscrowd"] for a in objects)

@@ -80,6 +80,33 @@ MENDED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("test", "metric", "nearest"),
+    [
+        (["val"], "bbox/AP", None),
+        (["val"], "bbox/AP-owl", None),
+        (["val"], "validation_loss/total_loss", None),
+        (["val"], "bbox/AP5", "bbox/AP"),
+        (["val"], "val/bbox/AP", "bbox/AP"),
+        (["val", "test"], "val/bbox/AP", None),
+        (["val", "test"], "bbox/AP", "val/bbox/AP"),
+    ],
+)
+def test_the_best_is_looked_for_by_a_score_that_there_will_be(
+    test, metric, nearest, data, tmp_path
+):
+    """Said before the training, not by its first evaluation."""
+    for name in ("val", "test"):
+        data.write(name, coco())
+    cfg = config(tmp_path, [], test, "TEST.FPN_EXT.BEST_METRIC", metric)
+    check_evaluation(cfg)  # of an evaluation, which looks for none
+    if nearest is None:
+        check_evaluation(cfg, training=True)
+        return
+    with pytest.raises(ValueError, match=f"no score .* '{metric}'; nearest valid: .*'{nearest}'"):
+        check_evaluation(cfg, training=True)
+
+
 @pytest.mark.parametrize("most_in_memory", [ground_truth.MOST_IN_MEMORY, 0])
 @pytest.mark.parametrize("kind", MENDED)
 def test_an_evaluation_is_right_in_spite_of(kind, most_in_memory, data, tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ CASCADE = [
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
+        (["OUTPUT_DIR", "caf\udce9"], r"OUTPUT_DIR 'caf\udce9' is not UTF-8, as TensorBoard needs"),
         (["MODEL.RPN.NMS_THRESH", 1.5], "MODEL.RPN.NMS_THRESH must be from 0 to 1, got 1.5"),
         (["MODEL.ROI_HEADS.NMS_THRESH_TEST", -0.5], "NMS_THRESH_TEST must be from 0 to 1, got -0"),
         (["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 5.0], "SCORE_THRESH_TEST must be from 0 to 1"),

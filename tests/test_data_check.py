@@ -667,7 +667,7 @@ def test_the_report_does_not_overwrite_the_annotations(tmp_path, capsys):
     write_coco(tmp_path, coco())
     file = str(tmp_path / "coco.json")
     assert main(["data", "--coco", file, "--images", str(tmp_path), "--json", file]) == 2
-    assert "would overwrite the annotations" in capsys.readouterr().err
+    assert "annotations or detections, which the report would replace" in capsys.readouterr().err
     assert json.loads((tmp_path / "coco.json").read_text()) == coco()
 
 

@@ -14,7 +14,7 @@ import torch
 from fpn_ext import __main__ as door
 from detectron2.data import DatasetCatalog
 from fpn_ext.__main__ import VERBS, main
-from fpn_ext.tools.options import as_overrides
+from fpn_ext.tools.options import as_overrides, report_to_write
 from PIL import Image
 
 DEMO = "configs/demo/faster_rcnn_R_18_FPN.yaml"
@@ -386,3 +386,47 @@ def test_a_reader_that_ends_is_no_error():
     )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() in (0, 141)
+
+
+# What a report may replace.
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ('{"images": [], "annotations": [], "categories": []}', "annotations or detections"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}]', "detections"),
+        ('{"bbox": {"AP": 52.7, "AP50": 85.7}}', "scores of a training"),
+        ('{"iteration": 19, "total_loss": 1.0}\n{"iteration": 39}\n', "the curves of a training"),
+        ('{"iterations": 2, "files": ["model_final.pth"]}', "the record of a training"),
+        ('{"classes": ["cat"], "data_sha256": "00"}', "what a training was on"),
+        ('{"share": 0.2, "train": ["a.jpg"], "val": ["b.jpg"]}', "a split"),
+        ("MODEL:\n  DEVICE: cpu\n", "not JSON"),
+        ("0 0.5 0.5 0.1 0.1\n", "not JSON of a report"),
+        ("\x80 weights", "not JSON"),
+    ],
+)
+def test_json_replaces_nothing_but_reports(content, what, tmp_path, capsys):
+    """The annotations of the data, for one, when the shell completes the wrong name."""
+    file = tmp_path / "file"
+    file.write_text(content, "latin-1")
+    assert main(["weights", "list", "nothing-of-that-name", "--json", str(file)]) == 2
+    assert f"is there, and {what}, which the report would replace" in capsys.readouterr().err
+    assert file.read_text("latin-1") == content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"findings": [{"status": "ok"}]}',
+        '{"photos_val": {"bbox": {"AP": 52.7}}}',
+        '{"source": "photos", "images": 6, "errors": 0, "warnings": 0}',
+        '{"bbox": {"title": "photos_val", "images": 6}}',
+    ],
+)
+def test_json_replaces_a_report(content, tmp_path):
+    (tmp_path / "file").write_text(content)
+    assert report_to_write(str(tmp_path / "file")) == tmp_path / "file"
+    assert report_to_write("/dev/stdout").name == "stdout"

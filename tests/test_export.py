@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -207,6 +208,23 @@ def test_the_verb_writes_what_the_model_finds(onnx_file, run_folder):
     found = exported([entry])[0]["instances"]
     assert len(found) == len(expected) > 0 and found.image_size == (192, 260)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+
+
+def test_a_file_of_weights_that_the_training_has_no_more(onnx_file, run_folder, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+
+    def warnings_of_loading(file):
+        caplog.clear()
+        detector = fpn_ext.Detector.load(file)
+        assert detector.model.weights == f"{file}, exported from model_final.pth"
+        return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+    assert warnings_of_loading(run / onnx_file.name) == []
+    (run / "model_best.pth").write_bytes(b"of a training that went on")
+    (said,) = warnings_of_loading(run / onnx_file.name)
+    assert "was exported from model_final.pth" in said and "others now (model_best.pth)" in said
+    assert warnings_of_loading(shutil.copy(run / onnx_file.name, tmp_path)) == []
 
 
 def test_detector_of_a_file_and_of_the_run_it_was_made_from(onnx_file, run_folder, tmp_path):

@@ -990,3 +990,13 @@ def test_all_that_is_said_of_training_is_said_by_the_command_it_names(tmp_path, 
     words = ["--config-file", "configs/start/faster_rcnn_fast_cpu.yaml", "--data", str(photos)]
     main(["check", *words, "OUTPUT_DIR", str(tmp_path / "out")])
     assert f"more such notes: fpn-ext data --data '{photos}'" in capsys.readouterr().out
+
+
+def test_data_are_not_converted_into_themselves(tmp_path):
+    """They would have each image twice, and annotations in two formats."""
+    photos = write_coco(tmp_path / "photos")
+    before = sorted(photos.rglob("*"))
+    with pytest.raises(ValueError, match=r"--output .*/photos/yolo is in .*/photos, whose images"):
+        convert(photos, "yolo", photos / "yolo")
+    assert sorted(photos.rglob("*")) == before
+    convert(photos, "yolo", tmp_path / "photos_yolo")

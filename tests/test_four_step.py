@@ -229,6 +229,20 @@ def test_steps_of_another_schedule_are_not_taken_for_these(tmp_path, monkeypatch
     assert "step1_rpn was made with another config" in capsys.readouterr().err
 
 
+def test_steps_on_other_data_are_not_gone_on_with(output, monkeypatch, capsys):
+    """A detector would be trained on boxes that its proposals were not made for."""
+    monkeypatch.setattr(four_step, "train", lambda *_: pytest.fail("trained"))
+    record = output / "step1_rpn" / "trained_on.json"
+    before = record.read_text()
+    content = json.loads(before)
+    record.write_text(json.dumps({**content, "data_sha256": "0" * 64}))
+    try:
+        assert four("--output", output) == 2
+    finally:
+        record.write_text(before)
+    assert "step1_rpn was trained on other data" in capsys.readouterr().err
+
+
 def test_a_step_is_of_the_experiment_not_of_the_place(tmp_path):
     rpn, detector = load_config(RPN, TINY), load_config(DETECTOR, TINY)
     for step in STEPS:

@@ -42,6 +42,7 @@ def usual_handlers():
     usual = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
         signal.SIGUSR1: signal.SIG_DFL,
     }
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
@@ -118,7 +119,7 @@ def straight(images, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
 @pytest.mark.parametrize(("iteration", "checkpoint"), [(3, "0000002"), (8, "final")])
 def test_the_iteration_is_finished_and_nothing_is_lost(
     straight, tmp_path, name, iteration, checkpoint
@@ -228,7 +229,7 @@ def test_a_second_signal_ends_at_once():
 def test_a_process_that_loads_data_leaves_signals_to_the_trainer():
     def signalled():
         leave_signals_to_the_trainer(0)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             os.kill(os.getpid(), number)
         time.sleep(0.2)
 

@@ -1,6 +1,7 @@
 """From a folder of photographs to a training: --data, data files, splits, and what follows."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -210,6 +211,60 @@ def test_a_training_within_the_data_is_no_data(name, output, tmp_path):
         write_pictures(photos / output / "predictions")
     assert register_data(photos, photos / output / "data").counts == before.counts
     assert register_data(photos, tmp_path / "elsewhere").counts == before.counts
+
+
+@pytest.mark.parametrize("output", [".", "mine"])
+def test_a_training_into_a_folder_of_photographs_is_refused(output, tmp_path):
+    """It would be left out as a training's from then on, and the photographs with it."""
+    photos, run = tmp_path / "photos", tmp_path / "photos" / output
+    write_coco(run / "data")
+    before = sorted(photos.rglob("*"))
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR .*/data/a\.png of the data lies where"):
+        register_data(photos, run / "data")
+    assert sorted(photos.rglob("*")) == before
+    if output != ".":
+        (run / "data").rename(run / "pictures")
+        with pytest.raises(ValueError, match=r"/mine/pictures/a\.png of the data lies where"):
+            register_data(photos, run / "data")
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR .*\.png of the data lies where"):
+        register_data(photos, photos)  # OUTPUT_DIR is the folder that the data are in, as data/
+    register_data(photos, tmp_path / "run" / "data")
+    register_data(photos, tmp_path)  # around them
+
+
+def test_data_that_changed_since_the_last_command_are_said_to_have(tmp_path):
+    """Whatever the command, and whatever the change: scores before and after are of other data."""
+    photos, out = write_coco(tmp_path / "photos"), tmp_path / "out" / "data"
+    assert register_data(photos, out).warnings == ()
+    assert register_data(photos, out).warnings == ()
+    (held_out_image,) = split_of(out)[1]
+
+    def without_objects(content):
+        (number,) = (i["id"] for i in content["images"] if i["file_name"] == held_out_image)
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] != number]
+
+    write_coco(photos, without_objects)
+    count = len(OBJECTS[Path(held_out_image).stem])
+    assert register_data(photos, out).warnings == (
+        "the data changed since the last command in this OUTPUT_DIR: photos_val.json had 1 images "
+        f"with {count} objects, and has 1 images with 0 objects; scores of before are of other "
+        "data",
+    )
+    assert register_data(photos, out).warnings == ()
+
+
+def test_file_names_that_are_not_utf_8(tmp_path):
+    """As on disks of another system: bytes that no encoding explains."""
+    photos = write_yolo(tmp_path / "photos")
+    for kind, suffix in (("images", ".png"), ("labels", ".txt")):
+        for name in OBJECTS:
+            old = photos / kind / f"{name}{suffix}"
+            old.rename(photos / kind / os.fsdecode(f"{name}é{suffix}".encode("latin-1")))
+    named = register_data(photos, tmp_path / "out")
+    records = [r for name in named.names.values() for r in DatasetCatalog.get(name)]
+    assert len(records) == len(OBJECTS) and all(Path(r["file_name"]).is_file() for r in records)
+    assert data_digest(records) == data_digest(records[::-1])
+    assert register_data(photos, tmp_path / "out").counts == named.counts
 
 
 def test_a_split_file_is_followed_or_refused(tmp_path):

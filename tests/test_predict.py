@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from fpn_ext.__main__ import main
+from fpn_ext.data.formats.layout import Files
 from fpn_ext.data.reading import read_picture
 from fpn_ext.inference import pictures as inference
 from fpn_ext.inference.pictures import check_harmless, find_pictures, predict
@@ -47,6 +50,7 @@ class Square:
 
     pixel_format = "BGR"
     model = trained_on = None
+    weights = "none"
 
     def __init__(self, cfg=None):
         self.classes = {1: "thing"}
@@ -343,7 +347,8 @@ def test_what_was_found_is_kept(square, photos, tmp_path, monkeypatch, error, ca
 
 
 def test_nothing_found_replaces_nothing(square, photos, tmp_path, monkeypatch):
-    (tmp_path / "detections.json").write_text("of yesterday")
+    predict(None, [photos / "b.png"], tmp_path)
+    of_yesterday = (tmp_path / "detections.json").read_text()
 
     def full(picture, file, *args, **options):
         raise OSError(errno.ENOSPC, "no space left")
@@ -351,11 +356,12 @@ def test_nothing_found_replaces_nothing(square, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="no space left"):
         predict(None, [photos / "a.png"], tmp_path)
-    assert (tmp_path / "detections.json").read_text() == "of yesterday"
+    assert (tmp_path / "detections.json").read_text() == of_yesterday
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "least"), [(signal.SIGTERM, 143, 2), (signal.SIGKILL, -9, 1)]
+    ("number", "status", "least"),
+    [(signal.SIGTERM, 143, 2), (signal.SIGHUP, 129, 2), (signal.SIGKILL, -9, 1)],
 )
 def test_an_end_from_outside_keeps_what_was_found(cfg, tmp_path, number, status, least):
     """As a batch scheduler ends a job: the JSON is whole, and the status is 143.
@@ -373,6 +379,7 @@ def test_an_end_from_outside_keeps_what_was_found(cfg, tmp_path, number, status,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it is not
     )
     try:
         deadline = time.monotonic() + 60
@@ -387,6 +394,36 @@ def test_an_end_from_outside_keeps_what_was_found(cfg, tmp_path, number, status,
     assert least <= len(kept["images"]) < 300 and not kept["complete"]
     for image in kept["images"]:
         assert (tmp_path / "out" / image["drawing"]).is_file()
+
+
+def test_photographs_that_are_no_input_are_not_replaced_either(square, photos, tmp_path):
+    """Of the name of an input, in the folder to write to."""
+    others = tmp_path / "others"
+    others.mkdir()
+    for name in ("a.png", "detections.json"):
+        (others / name).write_bytes(b"of somebody")
+        with pytest.raises(ValueError, match=rf"others/{re.escape(name)} is there already"):
+            predict(square, [photos / "a.png"], others)
+        assert [file.name for file in others.iterdir()] == [name]
+        assert (others / name).read_bytes() == b"of somebody"
+        (others / name).unlink()
+    (others / "more.txt").touch()  # not all in the folder is of predict, but what is may go
+    for _ in range(2):
+        predict(square, [photos / "a.png"], others)
+
+
+def test_what_was_found_among_photographs_is_not_read_as_data(square, tmp_path):
+    """In their own folder: neither the drawings nor the detections, which are in COCO's format."""
+    photos = photographs.write_coco(tmp_path / "photos")
+    other = tmp_path / "other.png"
+    shutil.copy(photos / "a.png", other)
+    before = Files(photos)
+    for name in ("other.png", "another.png"):  # the second time, what was found is kept
+        predict(square, [other.rename(tmp_path / name)], photos)
+        other = tmp_path / name
+    assert (photos / "other.png").is_file() and (photos / "detections-1.json").is_file()
+    after = Files(photos)
+    assert (after.pictures, after.others) == (before.pictures, before.others)
 
 
 def test_a_link_to_nothing_is_skipped_as_a_damaged_picture_is(square, photos, tmp_path):

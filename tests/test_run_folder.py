@@ -19,11 +19,13 @@ from fpn_ext.__main__ import main
 from fpn_ext.data.digest import data_digest
 from fpn_ext.data.named import register_data
 from fpn_ext.engine.repeatable import RepeatableTrainLoader
-from fpn_ext.engine.trained_on import trained_on
+from fpn_ext.engine.trained_on import check_test_classes, trained_on
 from fpn_ext.engine.trainer import Trainer
-from fpn_ext.files.run_folder import left_by_a_run, weights_of
+from fpn_ext.files.earlier import earlier_kept
+from fpn_ext.files.run_folder import left_by_a_run, new_folder, weights_of
 from fpn_ext.files.run_lock import only_one_in
 from fpn_ext.files.trained_on import TrainedOn, check_class_names, trained_on_of
+from fpn_ext.proposals.loader import training_data
 from fpn_ext.tools.options import split_words
 from PIL import Image
 from tiny import DATASET, FILE, config, options, register
@@ -47,8 +49,11 @@ def trained(tmp_path_factory, images):
 
 
 def train(folder, *words):
-    opts = options(folder, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()")
-    return main(["train", *words, "--config-file", FILE, *opts])
+    """Words that begin with - are options, the others overrides."""
+    given = [word for word in words if str(word).startswith("-")]
+    overrides = [word for word in words if word not in given]
+    opts = options(folder, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()", *overrides)
+    return main(["train", *given, "--config-file", FILE, *opts])
 
 
 @pytest.fixture
@@ -160,6 +165,25 @@ def test_resuming_says_in_what_the_data_changed(tmp_path, caplog):
         assert all(text in line for text, line in zip(said, found, strict=True))
 
 
+def test_a_picture_that_was_replaced_is_noticed(tmp_path):
+    """By its bytes: name, size in pixels and boxes are as they were."""
+    photos = photographs.write_coco(tmp_path / "photos")
+    named = register_data(photos, tmp_path / "data")
+
+    def record():
+        names = ("DATASETS.TRAIN", f"('{named.names['train']}',)", "MODEL.ROI_HEADS.NUM_CLASSES", 2)
+        cfg = config(tmp_path, *names)
+        return trained_on(cfg, RepeatableTrainLoader(cfg, **training_data(cfg)))
+
+    before = record()
+    (split,) = (json.loads(f.read_text()) for f in (tmp_path / "data").glob("*_split.json"))
+    file = photos / split["train"][0]
+    Image.new("RGB", Image.open(file).size).save(file)
+    assert before.changes(before) == []
+    (said,) = before.changes(record())
+    assert "pictures were replaced" in said
+
+
 def test_classes_in_another_order_are_not_gone_on_with(tmp_path):
     """Weights learned for one class would be trained on for another."""
     cfg = config(tmp_path, "SOLVER.MAX_ITER", 2)
@@ -170,6 +194,45 @@ def test_classes_in_another_order_are_not_gone_on_with(tmp_path):
     trainer.trained_on = replace(now, classes=now.classes[::-1])
     with pytest.raises(ValueError, match="the same names in another order"):
         trainer.resume_or_load(True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ((), []),
+        (("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3, "INPUT.MIN_SIZE_TEST", 99), []),
+        (("INPUT.FORMAT", "RGB"), ["INPUT.FORMAT is RGB, and weights.pth was trained with BGR"]),
+        (("MODEL.PIXEL_STD", "[1, 1, 2]"), ["MODEL.PIXEL_STD is [1.0, 1.0, 2.0], and weights.pth"]),
+        (
+            ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16], [32], [64], [128]]"),
+            ["MODEL.ANCHOR_GENERATOR.SIZES is [[8], [16], [32], [64], [128]], and weights.pth"],
+        ),
+        (
+            ("MODEL.FPN_EXT.CANONICAL_BOX_SIZE", 99, "MODEL.FPN_EXT.LEVEL_RULE", "LongerSideRule"),
+            ["MODEL.FPN_EXT.CANONICAL_BOX_SIZE is 99, ", "LEVEL_RULE is LongerSideRule, "],
+        ),
+    ],
+)
+def test_what_was_otherwise_in_the_training_is_said(keys, said, trained, caplog):
+    """Of what no tensor's shape tells: predictions would be other than those of the training."""
+    check_test_classes(config(trained, *keys), "weights.pth", weights(trained / "model_final.pth"))
+    found = [r.getMessage() for r in caplog.records if r.name == "fpn_ext.engine.trained_on"]
+    assert len(found) == len(said)
+    assert all(text in line for text, line in zip(said, found, strict=True))
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_weights_of_other_classes_to_begin_with_are_named(extend, trained, tmp_path, caplog):
+    """As many, in another order: the head that tells cats is begun with to tell dogs."""
+    trainer = Trainer(config(tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth"))
+    now = trainer.trained_on
+    begin = trainer.extend if extend else lambda: trainer.resume_or_load(False)
+    begin()
+    assert "as there are as many" not in caplog.text
+    trainer.trained_on = replace(now, classes=now.classes[::-1])
+    begin()
+    assert f"was trained on the classes {now.classes}" in caplog.text
+    assert "as there are as many" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -248,6 +311,56 @@ def test_scores_of_other_weights_replace_none(trained, tmp_path):
     assert kept.read_text() == earlier != scores.read_text()
 
 
+def test_curves_are_of_the_training_whose_weights_are_drawn(trained, tmp_path):
+    """Not of another one, in the OUTPUT_DIR that the config has."""
+    other, output = tmp_path / "other", tmp_path / "out"
+    other.mkdir()
+    shutil.copy(trained / "model_final.pth", other)
+    opts = options(trained, "DATASETS.TEST", f"('{DATASET}',)")
+    words = ["contact-sheet", "--config-file", FILE, "--output", str(output), "--num-images", "1"]
+    assert main([*words, *opts, "MODEL.WEIGHTS", str(other / "model_final.pth")]) == 0
+    assert [f.name for f in output.iterdir()] == ["contact_sheet.png"]
+    assert main([*words, *opts, "MODEL.WEIGHTS", str(trained / "model_final.pth")]) == 0
+    assert (output / "curves.png").is_file()
+
+
+def test_two_evaluations_at_once_keep_the_earlier_scores(tmp_path):
+    """Of the same weights, which change nothing, and of others, which end last."""
+    scores = tmp_path / "results.json"
+    scores.write_text("earlier")
+    with earlier_kept([scores], print):
+        with earlier_kept([scores], print):
+            pass
+        scores.write_text("of other weights")
+    kept = [file for file in tmp_path.iterdir() if file != scores]
+    assert [file.read_text() for file in kept] == ["earlier"]
+
+
+def test_a_prediction_beside_one_that_has_not_begun_to_write(run, photo):
+    """Two that begin together have a folder each."""
+    words = ["predict", "--run", str(run), str(photo)]
+    with new_folder(run / "predictions") as other:
+        assert main(words) == 0
+        assert not any(other.iterdir())
+    assert sorted(f.name for f in run.glob("predictions*")) == ["predictions-2"]
+    assert main([*words[:-1], "--tiles", "64", "nowhere.png"]) == 2
+    assert not (run / "predictions").exists(), "a mistake leaves no empty folder"
+
+
+def test_detections_of_before_are_kept_and_say_what_found_them(run, photo, tmp_path, capsys):
+    output = tmp_path / "out"
+    second = shutil.copy(photo, tmp_path / "second.png")
+    words = ["predict", "--run", str(run), "--output", str(output)]
+    assert main([*words, str(photo)]) == 0
+    first = json.loads((output / "detections.json").read_text())
+    assert first["info"]["weights"] == f"{run / 'model_final.pth'}, after 1 iterations"
+    assert main([*words, str(photo)]) == 0
+    assert not (output / "detections-1.json").exists()  # the same, once
+    assert main([*words, str(second)]) == 0
+    assert f"before is in {output / 'detections-1.json'}" in capsys.readouterr().out
+    assert json.loads((output / "detections-1.json").read_text()) == first
+
+
 def test_a_dataset_of_other_classes_is_not_evaluated(trained, tmp_path, capsys):
     names = MetadataCatalog.get(DATASET).thing_classes
     other = [name.upper() for name in names]
@@ -300,6 +413,22 @@ def test_weights_of_before_a_training_went_on_without_are_not_taken(tmp_path):
         (None, "model_best.pth"),
     ):
         record.write_text(json.dumps({"iterations": 2, "files": files}))
+        assert weights_of(tmp_path).name == taken
+
+
+def test_final_weights_of_before_a_training_goes_on_are_not_taken(tmp_path):
+    """It was finished, goes on with more iterations, and has not ended: or was killed."""
+    last = "model_0000007.pth"
+    for name in ("model_final.pth", "model_final_ema.pth", "model_0000003.pth", last):
+        (tmp_path / name).touch()
+    tag, config_file = tmp_path / "last_checkpoint", tmp_path / "config.yaml"
+    tag.write_text("model_final.pth")  # it has not got to a checkpoint yet
+    assert weights_of(tmp_path).name == "model_final_ema.pth"
+    tag.write_text(last)
+    assert weights_of(tmp_path).name == last
+    (tmp_path / "model_best.pth").touch()
+    for metric, taken in (("bbox/AP", "model_best.pth"), ("", last)):  # "" since it goes on
+        config_file.write_text(f"TEST: {{FPN_EXT: {{BEST_METRIC: '{metric}'}}}}\n")
         assert weights_of(tmp_path).name == taken
 
 
@@ -405,6 +534,21 @@ def holder():
         process.wait()
 
 
+def test_the_copy_of_a_run_goes_on_and_not_the_run(trained, tmp_path, capsys):
+    """Its config names the folder that it was in."""
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    before = {f: f.stat().st_mtime_ns for f in trained.rglob("*")}
+    config_file = copy / "config.yaml"
+    for verb in ("train", "eval"):
+        words = [verb, "--resume", "--config-file", str(config_file), "SOLVER.MAX_ITER", "2"]
+        assert main(words) == 2
+        assert f"Append OUTPUT_DIR {copy} to go on with it" in capsys.readouterr().err
+    assert main(["train", *words[1:], "OUTPUT_DIR", str(copy)]) == 0
+    assert {f: f.stat().st_mtime_ns for f in trained.rglob("*")} == before
+    assert (copy / "model_0000001.pth").is_file()
+
+
 def test_a_second_process_is_refused_at_once(tmp_path, holder, capsys):
     first = holder(tmp_path)
     assert train(tmp_path) == 2
@@ -459,6 +603,19 @@ def test_a_second_training_leaves_the_data_of_the_first_alone(tmp_path, holder, 
     assert [f.name for f in run.iterdir()] == ["run.lock"]
 
 
+def test_the_log_says_what_was_done_to_the_data(tmp_path):
+    """By the command, which looks at them before the training does."""
+    photos, run = photographs.write_coco(tmp_path / "photos"), tmp_path / "mine"
+    data = ["DATASETS.FPN_EXT.DATA", str(photos)]
+    assert train(run, *data) == 0
+    log = (run / "log.txt").read_text()
+    assert "drawn by seed 1" in log and "an earlier draw" not in log and "changed" not in log
+    photographs.write_coco(photos, lambda content: content["annotations"].pop())
+    assert train(run, "--resume", *data, "SOLVER.MAX_ITER", 2) == 0
+    said = (run / "log.txt").read_text().removeprefix(log)
+    assert "photos_train.json had 5 images" in said and "an earlier draw" in said
+
+
 def test_a_mistake_leaves_no_empty_folder(tmp_path):
     assert train(tmp_path / "mine", "MODEL.WEIGHTS", "nowhere.pth") == 2
     assert not (tmp_path / "mine").exists()
@@ -469,6 +626,27 @@ def test_a_new_folder_beside_one_in_use(tmp_path, holder):
     assert train(tmp_path / "mine", "--new-folder", "SOLVER.MAX_ITER", "1") == 0
     assert (tmp_path / "mine-2" / "model_final.pth").is_file()
     assert [f.name for f in (tmp_path / "mine").iterdir()] == ["run.lock"]
+
+
+def test_two_that_look_for_a_new_folder_at_once(trained, monkeypatch):
+    """As the jobs of an array do: the other one has begun in it after this one looked."""
+    whole, second = left_by_a_run, trained.with_name("mine-2")
+    looked = []
+
+    def left(folder):
+        looked.append(folder)
+        if looked.count(second) > 1:  # the first time it was free
+            second.mkdir(exist_ok=True)
+            (second / "last_checkpoint").touch()
+        return whole(folder)
+
+    monkeypatch.setattr("fpn_ext.engine.train.left_by_a_run", left)
+    assert train(trained, "--new-folder") == 0
+    third = trained.with_name("mine-3")
+    assert (third / "model_final.pth").is_file()
+    assert [f.name for f in second.iterdir()] == ["last_checkpoint"]
+    for folder in (second, third):
+        shutil.rmtree(folder)
 
 
 def test_a_resumption_that_is_refused_leaves_the_run_as_it_was(run, capsys):

@@ -158,9 +158,9 @@ def test_data_that_cannot_be_used_are_named(tmp_path):
 def test_a_report_never_overwrites_the_annotations(tmp_path, capsys, verb):
     with registered("kept", tmp_path, {1: ((8, 8), [box(0, 0, 4, 4)])}):
         annotations = tmp_path / "kept.json"
-        annotations.write_text("{}")
+        annotations.write_text('{"images": [], "annotations": []}')
         MetadataCatalog.get("kept").json_file = str(annotations)
         words = ["--config-file", "configs/Base-FPN.yaml", "--dataset", "kept"]
         assert main([verb, *words, "--json", str(annotations)]) == 2
-    assert "would overwrite the annotations of kept" in capsys.readouterr().err
-    assert annotations.read_text() == "{}"
+    assert "annotations or detections, which the report would replace" in capsys.readouterr().err
+    assert annotations.read_text() == '{"images": [], "annotations": []}'

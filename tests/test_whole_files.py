@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,28 @@ def test_what_a_library_wrote_is_moved_into_place(tmp_path):
     (tmp_path / "a").write_text("old")
     move_into_place(tmp_path / "a.partial", tmp_path / "a")
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "new"
+
+
+def test_two_that_write_a_file_at_once_do_not_mix_it(tmp_path):
+    """Two evaluations of one folder do: each of the two is whole, one after the other."""
+    file, begun = tmp_path / "results.json", threading.Event()
+
+    def second():
+        begun.set()
+        write_text(file, "second")
+
+    thread = threading.Thread(target=second)
+    with replacing(file) as stream:
+        stream.write(b"fir")
+        stream.flush()
+        thread.start()
+        begun.wait()
+        thread.join(0.2)
+        assert thread.is_alive() and not file.exists()
+        stream.write(b"st")
+    thread.join()
+    assert file.read_text() == "second"
+    assert [f.name for f in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path):

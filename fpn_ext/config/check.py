@@ -150,6 +150,10 @@ def _place_problems(cfg: CfgNode) -> Iterable[str]:
         yield "OUTPUT_DIR is empty; name a folder"
     elif os.path.exists(cfg.OUTPUT_DIR) and not os.path.isdir(cfg.OUTPUT_DIR):
         yield f"OUTPUT_DIR {cfg.OUTPUT_DIR} is a file; name a folder"
+    try:
+        cfg.OUTPUT_DIR.encode()
+    except UnicodeEncodeError:
+        yield f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} is not UTF-8, as TensorBoard needs; name another"
 
 
 def _cascade_problems(cfg: CfgNode) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..files.atomic import staged_folder
+from ..files.paths import without_dots
 from .canonical import complete
 from .data_file import open_data
 from .formats import FORMATS, read_dataset
@@ -18,13 +19,18 @@ def convert(source: str | Path, to: str, output: Path) -> str:
         output: a folder that is empty or not there.
 
     Raises:
-        FileNotFoundError, ValueError: what is wrong with the data.
+        FileNotFoundError, ValueError: what is wrong with the data; ``output`` lies among them.
         FileExistsError: there is something in ``output``.
         OSError: it cannot be written; then there is nothing of it.
     """
     data = open_data(source)
     if output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"--output {output} is not empty: name a folder that is not there")
+    if data.root in without_dots(output).parents:
+        raise ValueError(
+            f"--output {output} is in {data.root}, whose images and annotations would then be "
+            "there twice: name a folder outside of it"
+        )
     dataset = complete(read_dataset(data), data.classes)
     write = FORMATS[to].write
     assert write is not None, to

@@ -1,5 +1,6 @@
 """How much data a model was trained on, and which."""
 
+import os
 from typing import Any, NamedTuple
 
 from .digest import data_digest
@@ -8,12 +9,14 @@ from .digest import data_digest
 class DataSummary(NamedTuple):
     """Of the records that a model is trained on: how many images and objects, and their digest.
 
-    Crowd regions do not count as objects; ``sha256`` is that of :func:`data_digest`.
+    Crowd regions do not count as objects; ``sha256`` is that of :func:`data_digest`; ``bytes`` are
+    those of the image files together, whose pixels are in no digest.
     """
 
     images: int
     boxes: int
     sha256: str
+    bytes: int = 0
 
 
 def summary_of(records: Any) -> DataSummary:
@@ -27,4 +30,12 @@ def summary_of(records: Any) -> DataSummary:
         return DataSummary(len(records) if hasattr(records, "__len__") else 0, 0, "")
     objects = (a for record in records for a in record.get("annotations", ()))
     boxes = sum(not a.get("iscrowd", 0) for a in objects)
-    return DataSummary(len(records), boxes, data_digest(records))
+    size = sum(_bytes(record.get("file_name", "")) for record in records)
+    return DataSummary(len(records), boxes, data_digest(records), size)
+
+
+def _bytes(file: Any) -> int:
+    try:
+        return os.stat(file).st_size
+    except (OSError, TypeError, ValueError):  # not a file of this machine's
+        return 0

@@ -50,7 +50,7 @@ def examine(
         check_shared_memory(cfg)
     except ValueError as error:
         findings.append(Finding("error", "shared memory", str(error)))
-    findings += [*_evaluation(cfg), *_model(cfg, eval_only)]
+    findings += [*_evaluation(cfg, eval_only), *_model(cfg, eval_only)]
     if not eval_only:
         findings += [*_training_data(cfg), *_schedule(cfg, world_size)]
     return findings
@@ -118,8 +118,8 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {last.line}"
 
 
-def _evaluation(cfg: CfgNode) -> Iterable[Finding]:
-    for found in rehearse(cfg):
+def _evaluation(cfg: CfgNode, eval_only: bool) -> Iterable[Finding]:
+    for found in rehearse(cfg, not eval_only):
         if found.stage != "test data" or not found.error:
             yield Finding("ok", "test data", f"{found.dataset}: {found.images} images")
         for note in found.notes:

@@ -1,4 +1,4 @@
-"""Signals that stop a training without loss: SIGTERM, SIGINT, and one that the user names.
+"""Signals that stop a training without loss: SIGTERM, SIGINT, SIGHUP, and one that the user names.
 
 The first is noted: the iteration is finished, a checkpoint written (:mod:`fpn_ext.engine.loop`),
 and the process exits with 128 + the signal's number, as shells count. A second one ends at once.
@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from detectron2.utils import comm
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP is of a terminal that was closed, or a connection that was lost.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What batch schedulers send to all processes of a job at once.
 _OF_SCHEDULERS = (*SIGNALS, signal.SIGUSR1, signal.SIGUSR2)
 # Seconds within which several count as one: a terminal and a launcher may both send it.
@@ -160,4 +161,5 @@ def _end_if_told_by(process: int) -> None:
 
 
 def _say(text: str) -> None:
-    os.write(sys.stderr.fileno(), f"{text}\n".encode())  # print is not for signal handlers
+    with contextlib.suppress(OSError):  # the terminal is gone
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())  # print is not for signal handlers

@@ -2,10 +2,9 @@
 
 import contextlib
 import functools
-import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..evaluation.recall import model_with_proposals
-from ..files.atomic import write_text
+from ..files.earlier import earlier_kept
 from ..reporting.json_files import write_json
 from ..speed.optimize import model_for_inference
 from .distributed import share_buffers
@@ -127,34 +126,16 @@ def _write(cfg: CfgNode, results: Results, folder: str) -> None:
             logger.info("%s: %s; all scores are in %s", name, headline(scores), file)
 
 
-@contextlib.contextmanager
-def earlier_scores_kept(cfg: CfgNode) -> Iterator[None]:
+def earlier_scores_kept(cfg: CfgNode) -> contextlib.AbstractContextManager[None]:
     """Keep each ``results.json`` of ``OUTPUT_DIR``, where an evaluation scores otherwise.
 
-    A training's scores stay beside those of other weights, as ``results-1.json``, ``-2``, ... They
-    are copied first, so that an evaluation that is killed loses none.
+    A training's scores stay beside those of other weights (:mod:`fpn_ext.files.earlier`).
     """
-    kept: list[tuple[Path, Path]] = []
-    if comm.is_main_process():
-        folders = [Path(cfg.OUTPUT_DIR, kind) for kind in ("inference", "inference_TTA")]
-        files = (folder / name / "results.json" for folder in folders for name in cfg.DATASETS.TEST)
-        kept = [(file, _copied(file)) for file in files if file.is_file()]
-    try:
-        yield
-    finally:
-        for file, copy in kept:
-            if file.read_text() == copy.read_text():
-                copy.unlink()
-            else:
-                logger.info("%s has other scores now; the earlier ones are in %s", file, copy)
-
-
-def _copied(file: Path) -> Path:
-    """A copy beside a file, under the first number that is free: ``results-1.json``."""
-    names = (file.with_name(f"{file.stem}-{number}.json") for number in itertools.count(1))
-    copy = next(name for name in names if not name.exists())
-    write_text(copy, file.read_text())
-    return copy
+    if not comm.is_main_process():
+        return contextlib.nullcontext()
+    folders = [Path(cfg.OUTPUT_DIR, kind) for kind in ("inference", "inference_TTA")]
+    files = [folder / name / "results.json" for folder in folders for name in cfg.DATASETS.TEST]
+    return earlier_kept(files, logger.info)
 
 
 def headline(scores: Scores) -> str:

@@ -105,9 +105,11 @@ def _made_ready(args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNod
     Args:
         stack: gets the lock of the folder.
     """
+    if args.resume:
+        _check_folder_of_config(args)
     if args.new_folder:
-        _take_new_folder(args)
-    if not args.eval_only and args.machine_rank == 0:
+        _take_new_folder(args, stack)
+    elif not args.eval_only and args.machine_rank == 0:
         # Before the preparation, which writes the data there.
         output = load_config(args.config_file, args.opts).OUTPUT_DIR
         try:
@@ -116,8 +118,9 @@ def _made_ready(args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNod
             prepared(args)  # says why
             raise
         check_unused(args, output)
-    cfg = prepared(args).cfg
-    args.evaluation_notes = check_evaluation(cfg)
+    cfg, notes = prepared(args)
+    # Those of the preparation in each process are of the data as this one left them.
+    args.notes = [*notes, *map(Caution, check_evaluation(cfg, not args.eval_only))]
     return cfg
 
 
@@ -136,22 +139,59 @@ def check_unused(args: argparse.Namespace, output: str) -> None:
         )
 
 
+def _check_folder_of_config(args: argparse.Namespace) -> None:
+    """Raise where the config is that of a run which was copied or moved, and names the old folder.
+
+    Raises:
+        ValueError: it would be the run there that goes on, or nothing; says what to append.
+    """
+    run = Path(args.config_file).parent
+    if Path(args.config_file).name != CONFIG or not left_by_a_run(run):
+        return
+    output = Path(load_config(args.config_file, args.opts).OUTPUT_DIR)
+    if "OUTPUT_DIR" not in args.opts[::2] and output.resolve() != run.resolve():
+        raise ValueError(
+            f"--resume: {args.config_file} is of the run in {run}, and its OUTPUT_DIR is {output}: "
+            f"was it copied, or moved? Append OUTPUT_DIR {run} to go on with it there"
+        )
+
+
 def _free(output: str) -> Path:
     return next_free(Path(output), lambda f: bool(left_by_a_run(f)) or is_in_use(f))
 
 
-def _take_new_folder(args: argparse.Namespace) -> None:
-    """Override OUTPUT_DIR by the next folder without a training; once, for all processes."""
+def _take_new_folder(args: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    """Override OUTPUT_DIR by the next folder without a training; once, for all processes.
+
+    Args:
+        stack: gets the folder's lock: of several commands that look at once, each has its own.
+    """
     if args.resume:
         raise ValueError("--new-folder begins a training; leave --resume out")
-    output = _free(load_config(args.config_file, args.opts).OUTPUT_DIR)
+    wanted = load_config(args.config_file, args.opts).OUTPUT_DIR
+    output = _free(wanted)
     if args.num_machines > 1:
         raise ValueError(
             f"--new-folder: the {args.num_machines} machines are started one by one and would each "
             f"look for a folder; in its place, append to the command on each: OUTPUT_DIR {output}"
         )
+    while not _is_ours(output, stack):
+        output = _free(wanted)
     args.opts = [*args.opts, "OUTPUT_DIR", str(output)]
     print(f"--new-folder: OUTPUT_DIR {output}")
+
+
+def _is_ours(output: Path, stack: contextlib.ExitStack) -> bool:
+    """Whether a folder is still without a training once we have its lock, which a stack gets."""
+    with contextlib.ExitStack() as taken:
+        try:
+            taken.enter_context(only_one_in(output))
+        except ValueError:
+            return False
+        if left_by_a_run(output):
+            return False
+        stack.push(taken.pop_all())
+    return True
 
 
 def prepared(args: argparse.Namespace) -> Prepared:
@@ -180,6 +220,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         FileNotFoundError, TypeError, ValueError: what :func:`fpn_ext.prepare` finds wrong.
     """
     cfg, notes = prepared(args)
+    notes = vars(args).pop("notes", notes)
     if cfg.SOLVER.FPN_EXT.DETERMINISTIC:
         use_deterministic_algorithms()
     cfg, scaled = scale_schedule(cfg, comm.get_world_size())
@@ -197,7 +238,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logger.info("SOLVER.REFERENCE_WORLD_SIZE: %s", ", ".join(scaled))
     if not args.eval_only:
         notes.append(learning_rate_note(cfg))
-    notes += map(Caution, getattr(args, "evaluation_notes", ()))
     for note in filter(None, notes):
         logger.log(logging.WARNING if isinstance(note, Caution) else logging.INFO, note)
     logger.info("levels:\n%s", level_table(cfg) or "  of no known strides")

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.utils import comm
 
+from ..config.made_with import model_keys, other_than_trained
 from ..data.class_names import RENAMING_KEY, renamed
 from ..data.reading import value_range
 from ..data.summary import DataSummary
@@ -40,10 +41,12 @@ def trained_on(cfg: CfgNode, loader: Any) -> TrainedOn:
         images=summary.images,
         boxes=summary.boxes,
         data_sha256=summary.sha256,
+        image_bytes=summary.bytes,
         pixel_format=cfg.INPUT.FORMAT,
         pixel_mean=[float(value) for value in cfg.MODEL.PIXEL_MEAN],
         pixel_std=[float(value) for value in cfg.MODEL.PIXEL_STD],
         value_range=list(value_range(cfg)),
+        model_keys=model_keys(cfg),
         keypoint_names=list(keypoints.get("keypoint_names") or ()),
         keypoint_flip_map=[list(pair) for pair in keypoints.get("keypoint_flip_map") or ()],
     )
@@ -80,13 +83,39 @@ def check_data_to_go_on_with(
         logger.warning("the data changed since %s: %s", file, change)
 
 
+def say_what_is_other(
+    cfg: CfgNode, file: str, checkpoint: Mapping[str, Any], now: TrainedOn
+) -> None:
+    """Say in the log what is otherwise than for the weights that a new training begins with.
+
+    That may be meant, as when a model is trained for other data. Classes are mentioned where those
+    weights are taken over that tell them apart: where there are as many.
+    """
+    before = trained_on_of(checkpoint)
+    if before is None:
+        return
+    as_many = len(before.classes) == len(now.classes)
+    if as_many and before.classes != now.classes and not proposes_only(cfg):
+        logger.warning(
+            "%s was trained on the classes %s, and this training is on %s: as there are as many, "
+            "the weights that tell the first ones apart are begun with for these",
+            *(file, before.classes, now.classes),
+        )
+    for difference in other_than_trained(cfg, before, file):
+        logger.warning("%s", difference)
+
+
 def check_test_classes(cfg: CfgNode, file: str, checkpoint: Mapping[str, Any]) -> None:
     """Raise unless the datasets of ``DATASETS.TEST`` have the classes of a checkpoint's model.
+
+    What else is otherwise than in its training is said in the log.
 
     Raises:
         ValueError: they do not; both lists are shown.
     """
     record = trained_on_of(checkpoint)
+    for difference in other_than_trained(cfg, record or TrainedOn(), file):
+        logger.warning("%s", difference)
     if record is None or not record.classes or proposes_only(cfg):
         return
     names = renamed(cfg, record.classes)

@@ -45,7 +45,12 @@ from .repeatable import RepeatableTrainLoader, seeded_iterations
 from .schedule import scale_schedule
 from .steps import AfterBackward, build_step, in_all_processes
 from .testing import changed
-from .trained_on import check_data_to_go_on_with, record_in, write_beside_config
+from .trained_on import (
+    check_data_to_go_on_with,
+    record_in,
+    say_what_is_other,
+    write_beside_config,
+)
 from .validation_loss import validation_loss
 
 logger = logging.getLogger(__name__)
@@ -215,6 +220,7 @@ class Trainer(TrainingLoop):
         configured = list(self.scheduler.base_lrs)
         checkpoint = self.checkpointer.resume_or_load(weights, resume=resume)
         if not (resume and self.checkpointer.has_checkpoint()):
+            say_what_is_other(self.cfg, weights, checkpoint, self.trained_on)
             weights = weights or (is_pyramid(self.cfg) and own_keys(self.cfg).BOTTOM_UP_WEIGHTS)
             self._say(f"Begun with the weights of {weights}" if weights else "Begun from scratch")
             return
@@ -244,7 +250,8 @@ class Trainer(TrainingLoop):
             ValueError: MODEL.WEIGHTS holds no optimizer state, or another model's.
         """
         file = self.cfg.MODEL.WEIGHTS
-        state = self.checkpointer.load(file, checkpointables=[]).get("trainer", {})
+        checkpoint = self.checkpointer.load(file, checkpointables=[])
+        state = checkpoint.get("trainer", {})
         if "_trainer" not in state:
             raise ValueError(
                 f"--extend: {file} holds no state of an optimizer; leave --extend out to begin "
@@ -252,6 +259,7 @@ class Trainer(TrainingLoop):
             )
         resuming.take_moments(state["_trainer"]["optimizer"], self.optimizer)
         self._restored = state
+        say_what_is_other(self.cfg, file, checkpoint, self.trained_on)
         self._say(f"Extended {file}: its weights and optimizer, a new schedule")
 
     def _say(self, what: str) -> None:

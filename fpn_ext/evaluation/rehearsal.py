@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +18,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask
 
 from ..data.loading import Records
 from ..keys import own_keys
+from ..names import did_you_mean
 from ..proposals.loader import build_validation_loader, test_loader_and_records
 from .coco import settings_of
 from .evaluators import build_evaluators
@@ -49,6 +51,7 @@ class Rehearsed(NamedTuple):
         images: how many it has.
         summary: what was scored.
         notes: what there is to say, a sentence each.
+        scores: names of all that was scored, ``"bbox/AP"`` and so on.
         error: what is wrong, "" if nothing is.
         stage: ``"test data"`` or ``"evaluation"``, where it is wrong.
     """
@@ -57,16 +60,20 @@ class Rehearsed(NamedTuple):
     images: int = 0
     summary: str = ""
     notes: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
     error: str = ""
     stage: str = "evaluation"
 
 
-def rehearse(cfg: CfgNode) -> Iterator[Rehearsed]:
+def rehearse(cfg: CfgNode, training: bool = False) -> Iterator[Rehearsed]:
     """A rehearsal on each dataset of ``DATASETS.TEST``; nothing is written, no picture is opened.
 
     Args:
         cfg: a checked config.
+        training: also that TEST.FPN_EXT.BEST_METRIC is one of the scores.
     """
+    metric = own_keys(cfg, "TEST").BEST_METRIC if training else ""
+    scores: list[str] = []
     for name in cfg.DATASETS.TEST:
         try:
             with _quiet():
@@ -79,19 +86,36 @@ def rehearse(cfg: CfgNode) -> Iterator[Rehearsed]:
             continue
         try:
             with _quiet():
-                summary, notes = _rehearsed(cfg, name, records)
-            yield Rehearsed(name, images, summary, tuple(notes))
+                summary, notes, of_this = _rehearsed(cfg, name, records)
         except Exception as error:
             yield Rehearsed(name, images, error=_said(name, "the evaluation", error))
+            continue
+        if not of_this:  # not all are known
+            metric = ""
+        if len(cfg.DATASETS.TEST) > 1:
+            of_this = [f"{name}/{score}" for score in of_this]
+        scores += of_this
+        wrong = _metric_error(metric, scores) if name == cfg.DATASETS.TEST[-1] else ""
+        yield Rehearsed(name, images, summary, tuple(notes), tuple(of_this), wrong)
 
 
-def check_evaluation(cfg: CfgNode) -> list[str]:
-    """The notes of :func:`rehearse`.
+def _metric_error(metric: str, scores: Sequence[str]) -> str:
+    """What is wrong with TEST.FPN_EXT.BEST_METRIC, "" if it is a score or none."""
+    if not metric or metric in scores or metric.startswith("validation_loss/"):
+        return ""
+    return (
+        f"TEST.FPN_EXT.BEST_METRIC: no score of the evaluation will be named {metric!r}; "
+        f"{did_you_mean(metric, scores)}"
+    )
+
+
+def check_evaluation(cfg: CfgNode, training: bool = False) -> list[str]:
+    """The notes of :func:`rehearse`, with its arguments.
 
     Raises:
         ValueError: all that is wrong.
     """
-    found = list(rehearse(cfg))
+    found = list(rehearse(cfg, training))
     errors = [one.error for one in found if one.error]
     if errors:
         raise ValueError(
@@ -111,10 +135,12 @@ def _said(name: str, what: str, error: Exception) -> str:
     )
 
 
-def _rehearsed(cfg: CfgNode, name: str, records: Records) -> tuple[str, list[str]]:
+def _rehearsed(cfg: CfgNode, name: str, records: Records) -> tuple[str, list[str], list[str]]:
+    """A summary, notes, and the names of all scores."""
     notes: list[str] = []
+    names: list[str] = []
     if not isinstance(records, list):
-        return "a dataset of torch's: not rehearsed", notes
+        return "a dataset of torch's: not rehearsed", notes, names
     is_coco = MetadataCatalog.get(name).get("evaluator_type", "coco") == "coco"
     evaluators = build_evaluators(cfg, name, None)  # what it scores with is checked first
     sample = _sample(cfg, name, records, notes)
@@ -127,6 +153,7 @@ def _rehearsed(cfg: CfgNode, name: str, records: Records) -> tuple[str, list[str
         results = _score(evaluator, sample, everything) if sample else {}
         if sample and not results:
             notes.append(f"dataset {name!r} has no annotations to score with")
+        names += flatten_results_dict(results)
         for task, scores in results.items():
             key = SCORES.get(task, "AP")
             # Pascal VOC's evaluation rounds corners to whole pixels.
@@ -143,7 +170,7 @@ def _rehearsed(cfg: CfgNode, name: str, records: Records) -> tuple[str, list[str
     count = sum(len(_objects(record)) for record in sample)
     whose = "its" if len(sample) == len(records) else "of a sample, the"
     scores_of_all = ", ".join(scored) or "-"
-    return f"{whose} {count} objects of {len(sample)} images score {scores_of_all}", notes
+    return f"{whose} {count} objects of {len(sample)} images score {scores_of_all}", notes, names
 
 
 def _sample(cfg: CfgNode, name: str, records: Records, notes: list[str]) -> Records:

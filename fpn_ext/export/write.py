@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from ..data.demo_scenes import make_scene
 from ..data.reading import from_rgb, value_range
 from ..files.atomic import move_into_place
+from ..files.weight_files import sha256
 from ..reporting.provenance import commit, versions
 from .formats import Format, require
 from .graph import DetectorGraph, detector_graph
@@ -131,9 +133,16 @@ def _metadata(cfg: CfgNode, graph: DetectorGraph, classes: Mapping[int, str]) ->
             "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
             "longest_side_at_most": cfg.INPUT.MAX_SIZE_TEST,
         },
+        "weights": _weights(cfg.MODEL.WEIGHTS),
         "config": cfg.dump(),
         "versions": {**versions(), "fpn_ext": commit()},
     }
+
+
+def _weights(file: str) -> dict[str, str]:
+    """Which weights a file is made of, to know later whether there are newer ones."""
+    name = os.path.basename(file)
+    return {"file": name, "sha256": sha256(file)} if os.path.isfile(file) else {"file": name}
 
 
 def _examples(cfg: CfgNode, graph: DetectorGraph) -> tuple[torch.Tensor, ...]:

@@ -1,6 +1,7 @@
 """Atomic writing: a file, or a folder of files, is complete or absent, even after a crash."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ def replacing(file: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A writable binary file that replaces ``file`` once complete and synced to disk.
 
     Until then it is ``{name}.partial`` beside it. Creates the folder. A symlink is kept: its target
-    is replaced. Non-regular files, such as pipes, are written directly.
+    is replaced. Non-regular files, such as pipes, are written directly. Where two write the same
+    file at once, the second waits for the first.
 
     Raises:
         OSError: it cannot be written; names the file. What was there before is unchanged.
@@ -26,13 +28,16 @@ def replacing(file: str | os.PathLike) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        with _alone(partial) as stream:
+            try:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
     except BaseException as error:
-        partial.unlink(missing_ok=True)
         # Where a write fails, torch.save may raise its own RuntimeError ("unexpected pos").
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
@@ -41,6 +46,31 @@ def replacing(file: str | os.PathLike) -> Iterator[IO[bytes]]:
             cause.filename = os.fspath(file)  # a full disk does not say whose write it was
         raise cause from None
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _alone(partial: Path) -> Iterator[IO[bytes]]:
+    """A file, empty, that no other process and no other thread writes to in the meantime.
+
+    Without a lock, where the file system has none.
+    """
+    while True:
+        stream = os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o666), "wb")
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            # The one before has moved its file, or removed it, between opening and locking it.
+            with contextlib.suppress(FileNotFoundError):
+                status = os.fstat(stream.fileno())
+                if os.path.samestat(status, partial.stat()):
+                    if status.st_size:  # left by a kill
+                        stream.truncate()
+                    yield stream
+                    return
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_UN)  # whoever has inherited the descriptor
+            stream.close()
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:

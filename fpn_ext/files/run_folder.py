@@ -3,10 +3,16 @@
 Nothing in it names the folder, so that it can be moved or copied.
 """
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import yaml
+
+from .safe_yaml import load_yaml
 
 CONFIG = "config.yaml"
 RECORD = "finished.json"  # of a finished training: the files that it consists of
@@ -33,14 +39,14 @@ def weights_of(run: Path) -> Path:
     """The weights of a run to use: of its best score, else averaged, else final, else the last.
 
     Of a finished training, one that it consists of: averaged weights or a best score of before it
-    went on without are none.
+    went on without are none. Nor are final weights of before it went on, while it has not ended.
 
     Raises:
         FileNotFoundError: there are none.
     """
     there = [name for name in FINISHED if (run / name).is_file()]
     recorded = _recorded(run)
-    for name in [name for name in there if name in recorded] or there:
+    for name in [name for name in there if name in recorded] or _of_now(run, there):
         return run / name
     numbered = [file for file in run.glob("*.pth") if _CHECKPOINT.fullmatch(file.name)]
     if not numbered:
@@ -49,6 +55,24 @@ def weights_of(run: Path) -> Path:
             "train first, or name them: MODEL.WEIGHTS FILE"
         )
     return max(numbered, key=lambda file: file.stem[-7:])
+
+
+def _of_now(run: Path, files: list[str]) -> list[str]:
+    """Those of an unfinished training that are not of before it went on."""
+    tag = run / "last_checkpoint"
+    last = tag.read_text(errors="replace").strip() if tag.is_file() else ""
+    if not (_CHECKPOINT.fullmatch(last) and (run / last).is_file()):
+        return files
+    best = FINISHED[0]
+    return [best] if best in files and _looks_for_the_best(run) else []
+
+
+def _looks_for_the_best(run: Path) -> bool:
+    try:
+        config = load_yaml((run / CONFIG).read_text(), CONFIG)
+        return bool(config["TEST"]["FPN_EXT"]["BEST_METRIC"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return False
 
 
 def _recorded(run: Path) -> list[str]:
@@ -102,3 +126,29 @@ def next_free(folder: Path, is_taken: Callable[[Path], bool]) -> Path:
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder that nobody had, as :func:`next_free` names it; removed at the end if still empty.
+
+    It is made at once, so that two commands that begin together have one each.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     found = Path(run, "predictions")
+    ...     with new_folder(found) as first, new_folder(found) as second:
+    ...         print(first.name, second.name)
+    predictions predictions-2
+    """
+    while True:
+        made = next_free(folder, lambda path: os.path.lexists(path))
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another was faster
+            made.mkdir()
+            break
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):  # something was written
+            made.rmdir()

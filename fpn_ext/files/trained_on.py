@@ -24,9 +24,12 @@ class TrainedOn:
         boxes: how many of their boxes count as objects; crowd regions do not.
         data_sha256: of the images' names and sizes and of their objects
             (:func:`fpn_ext.data.digest.data_digest`).
+        image_bytes: of the image files together; 0 where it was not noted.
         pixel_format: ``INPUT.FORMAT``.
         pixel_mean, pixel_std: ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD``.
         value_range: ``INPUT.FPN_EXT.VALUE_RANGE``.
+        model_keys: the keys of ``MODEL`` that change what the weights compute without changing
+            their shapes, such as sizes of anchors, and their values as text.
         keypoint_names: with ``MODEL.KEYPOINT_ON``, those of the datasets.
         keypoint_flip_map: pairs of names that a horizontal flip exchanges.
     """
@@ -37,10 +40,12 @@ class TrainedOn:
     images: int = 0
     boxes: int = 0
     data_sha256: str = ""
+    image_bytes: int = 0
     pixel_format: str = ""
     pixel_mean: list[float] = field(default_factory=list)
     pixel_std: list[float] = field(default_factory=list)
     value_range: list[float] = field(default_factory=list)
+    model_keys: dict[str, str] = field(default_factory=dict)
     keypoint_names: list[str] = field(default_factory=list)
     keypoint_flip_map: list[list[str]] = field(default_factory=list)
 
@@ -55,6 +60,8 @@ class TrainedOn:
         >>> before, now = TrainedOn(images=3, data_sha256="a"), TrainedOn(images=3, data_sha256="b")
         >>> before.changes(now)
         ['other images, sizes or boxes, though as many: data_sha256 was a, it is now b']
+        >>> TrainedOn(images=3, image_bytes=700).changes(TrainedOn(images=3, image_bytes=900))
+        ['the image files had 700 bytes together, now 900: pictures were replaced']
         """
         said = []
         for name in ("classes", "keypoint_names"):
@@ -71,6 +78,12 @@ class TrainedOn:
             said.append(
                 "other images, sizes or boxes, though as many: data_sha256 was "
                 f"{self.data_sha256[:12]}, it is now {now.data_sha256[:12]}"
+            )
+        sizes = self.image_bytes, now.image_bytes
+        if self.images == now.images and all(sizes) and sizes[0] != sizes[1]:
+            said.append(
+                f"the image files had {sizes[0]} bytes together, now {sizes[1]}: pictures were "
+                "replaced"
             )
         return said
 

@@ -85,7 +85,8 @@ class Detector:
         Args:
             run: folder of a training (its ``OUTPUT_DIR``). Its weights are those of the best
                 score, else averaged, else final, else the last checkpoint. Or an ``.onnx`` or
-                ``.xml`` file of ``fpn-ext export``, run by its own runtime.
+                ``.xml`` file of ``fpn-ext export``, run by its own runtime. Where that lies in the
+                folder of a training whose weights are others by now, a warning is logged.
             config_file: a YAML config, in place of ``run``.
             weights: a checkpoint; None for that of the run, or of the config's MODEL.WEIGHTS.
             opts: ``KEY VALUE ...`` overrides, e.g. ``("MODEL.DEVICE", "cpu")``.

@@ -1,5 +1,7 @@
 """A file of ``fpn-ext export``, for :class:`fpn_ext.Detector`."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,30 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
 from ..export.runtime import ExportedModel
+from ..files.run_folder import config_of, weights_of
+from ..files.weight_files import sha256
 from .predictor import TakesPictures, detections_of
 
 # Files that hold a graph and numbers alone. What PyTorch saves may hold code.
 SUFFIXES = (".onnx", ".xml")
+
+
+logger = logging.getLogger(__name__)
+
+
+def _warn_of_other_weights(file: Path, exported_from: Mapping[str, str]) -> None:
+    """Where a file lies in the folder of a training, say if that has other weights now."""
+    try:
+        config_of(file.parent)
+        weights = weights_of(file.parent)
+    except FileNotFoundError:  # it was taken elsewhere
+        return
+    if exported_from.get("sha256", "") not in ("", sha256(str(weights))):
+        logger.warning(
+            "%s was exported from %s, and the weights of the training are others now (%s): "
+            "fpn-ext export --run %s makes it anew",
+            *(file, exported_from["file"], weights.name, file.parent),
+        )
 
 
 class ExportedDetector(TakesPictures):
@@ -22,7 +44,7 @@ class ExportedDetector(TakesPictures):
 
     Attributes:
         classes (dict): COCO category id of each class, in the order of their numbers, and its name.
-        weights (str): the file.
+        weights (str): the file, and the checkpoint it was exported from.
         pixel_format (str): ``INPUT.FORMAT``.
         value_range: ``INPUT.FPN_EXT.VALUE_RANGE``.
 
@@ -43,7 +65,9 @@ class ExportedDetector(TakesPictures):
         self.device = torch.device("cpu")
         self.keypoint_names: list[str] = []  # the file does not say
         about = self.model.metadata
-        self.weights = str(file)
+        exported_from = about.get("weights", {})
+        self.weights = f"{file}, exported from {exported_from.get('file') or 'unknown weights'}"
+        _warn_of_other_weights(file, exported_from)
         self.classes = dict(zip(about["category_ids"], about["class_names"], strict=True))
         self.pixel_format: str = about["pixel_format"]
         self.value_range = tuple(about["value_range"])

@@ -33,6 +33,7 @@ class KeptResult:
         file: of JSON.
         categories: as in COCO's format.
         count: of pictures to try, to say how far it came.
+        about: what it was found with, for COCO's ``info``.
 
     Example:
         >>> folder = tempfile.TemporaryDirectory()
@@ -49,10 +50,17 @@ class KeptResult:
         >>> folder.cleanup()
     """
 
-    def __init__(self, file: Path, categories: Sequence[Entry], count: int):
+    def __init__(
+        self,
+        file: Path,
+        categories: Sequence[Entry],
+        count: int,
+        about: Mapping[str, str] | None = None,
+    ):
         self.file = file
         self.categories = categories
         self.count = count
+        self.about = about
         self.complete = False
         # A signal may come between any two statements: a picture and its boxes are added by one.
         self._done: list[tuple[Entry, Sequence[Entry]]] = []
@@ -67,6 +75,7 @@ class KeptResult:
         ``complete`` is whether all pictures were tried.
         """
         return {
+            **({"info": self.about} if self.about else {}),
             "images": [entry for entry, _ in self._done],
             "categories": self.categories,
             "annotations": [*itertools.chain(*(annotations for _, annotations in self._done))],

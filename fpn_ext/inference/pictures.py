@@ -2,8 +2,8 @@
 
     fpn-ext predict --run output/demo photo.jpg folder/
 
-Nothing that is an input is written to. A picture that cannot be read is named and left out. What
-was found is kept, whatever ends the command.
+Nothing that is an input is written to, nor what another has written. A picture that cannot be read
+is named and left out. What was found is kept, whatever ends the command.
 """
 
 import contextlib
@@ -20,10 +20,12 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from ..data.formats.layout import OURS
+from ..data.formats.layout import OURS, detected_in
 from ..data.reading import PICTURE_SUFFIXES, as_rgb, num_pages
 from ..files.atomic import replacing
+from ..files.earlier import earlier_kept
 from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import ColorBy, draw_detections
 from ..speed.optimize import model_for_inference
@@ -34,6 +36,7 @@ from .predictor import Predictor, build_predictor, detections_of
 from .tiles import check_tiles, detect_in_tiles
 
 DETECTIONS = "detections.json"
+SOFTWARE = "fpn-ext predict"  # in each drawing, by which it is known from a photograph
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,22 @@ def check_harmless(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
             )
 
 
+def _check_ours(output: Path, written: Iterable[Path]) -> None:
+    """Raise unless each file that is to be replaced was written by an earlier such command.
+
+    Raises:
+        ValueError: one is somebody's photograph or annotations; names it.
+    """
+    if (output / OURS).exists():
+        return
+    for file in written:
+        if file.exists() and not (_is_drawing(file) or file.name in detected_in(file)):
+            raise ValueError(
+                f"{file} is there already, and this command has not drawn it: name another "
+                "--output. Nothing was written"
+            )
+
+
 def predict(
     cfg: CfgNode,
     pictures: Sequence[Path],
@@ -151,11 +170,13 @@ def predict(
     """Run detection on every image; writes drawings and ``detections.json`` into ``output``.
 
     A drawing is written with its picture. The JSON is whole at any moment, and has everything that
-    was found, whatever ends the command (:class:`fpn_ext.inference.kept.KeptResult`).
+    was found, whatever ends the command (:class:`fpn_ext.inference.kept.KeptResult`). That of an
+    earlier command stays beside it (:mod:`fpn_ext.files.earlier`).
 
     Returns what the JSON holds: COCO's ``images``, ``categories`` and ``annotations``, the latter
     as :func:`fpn_ext.reporting.coco_json.annotations_of` makes them, in pixels of the picture file.
-    COCO's tools read it as ground truth and, its annotations, as results. Besides, each image has
+    COCO's tools read it as ground truth and, its annotations, as results. ``info`` has the
+    ``weights`` that found them, and how far their training was. Besides, each image has
     the name of its ``drawing``; ``skipped`` are the pictures that could not be read, with the
     ``error``; ``complete`` is whether all pictures were tried.
 
@@ -166,23 +187,28 @@ def predict(
 
     Raises:
         ImportError: ``tiles`` without sahi.
-        ValueError: an output is an input, or what is asked for of tiles cannot be; nothing was
-            written.
+        ValueError: an output is an input, or a file that no such command has written; what is asked
+            for of tiles cannot be. Nothing was written.
         OSError: the disk is full; what was found before is in the JSON.
     """
     wanted = pages_of(pictures)
     drawings = [f"{name}.png" for name in names_of(wanted)]
     written = [output / name for name in (*drawings, DETECTIONS)]
     check_harmless([picture.file for picture in wanted], written)
+    _check_ours(output, written)
     if tiles is None:
         predictor, detect = _of_the_whole(cfg)
     else:
         check_tiles(tiles)
         predictor, detect = _of_tiles(cfg, tiles, min_score)
-    if not output.is_dir():
-        output.mkdir(parents=True)
+    about = {"weights": predictor.weights}
+    output.mkdir(parents=True, exist_ok=True)
+    if not any(output.iterdir()):
         (output / OURS).touch()  # not to be read as data, should it lie among photographs
-    with KeptResult(output / DETECTIONS, _categories(predictor), len(wanted)) as kept:
+    with (
+        earlier_kept([output / DETECTIONS], print),
+        KeptResult(output / DETECTIONS, _categories(predictor), len(wanted), about) as kept,
+    ):
         image_ids, annotation_ids = itertools.count(1), itertools.count(1)
         reading = _read_ahead(lambda p: predictor.read(p.file, p.page), wanted)
         for picture, drawing, being_read in zip(wanted, drawings, reading, strict=True):
@@ -253,6 +279,17 @@ def _categories(predictor: Predictor) -> list[dict[str, Any]]:
 
 
 def _save(picture: Image.Image, file: Path) -> None:
+    about = PngInfo()
+    about.add_text("Software", SOFTWARE)
     with replacing(file) as stream:
         # Encoding for the smallest file takes longer than reading the picture.
-        picture.save(stream, "PNG", compress_level=1)
+        picture.save(stream, "PNG", compress_level=1, pnginfo=about)
+
+
+def _is_drawing(file: Path) -> bool:
+    """Whether :func:`_save` has written a file, which says so."""
+    try:
+        with Image.open(file) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except (OSError, ValueError):
+        return False

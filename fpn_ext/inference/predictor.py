@@ -1,6 +1,6 @@
 """A trained model on one picture after the other, with the names of its classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 
 from ..config.level_table import level_table, level_table_in_errors
 from ..config.load import load_config
+from ..config.made_with import other_than_trained
 from ..config.prepare import prepare
 from ..data.class_names import class_names
 from ..data.datasets import register_datasets
@@ -142,8 +143,10 @@ class Predictor(TakesPictures):
         self.classes = class_names(cfg, self.trained_on, num_classes(self.model))
         shortest = cfg.INPUT.MIN_SIZE_TEST
         self.aug = T.ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
-        if self.trained_on:
-            _check_pixels(cfg, self.trained_on)
+        for difference in other_than_trained(
+            cfg, self.trained_on or TrainedOn(), cfg.MODEL.WEIGHTS
+        ):
+            print(f"warning: {difference}")
 
     def read(self, file: Any, page: int | None = None) -> np.ndarray:
         """A picture as the model takes it (:func:`fpn_ext.data.reading.read_picture`)."""
@@ -173,18 +176,6 @@ def num_classes(model: Any) -> int | None:
     """
     count = getattr(getattr(model, "roi_heads", model), "num_classes", None)
     return count if isinstance(count, int) else None
-
-
-def _check_pixels(cfg: CfgNode, trained_on: TrainedOn) -> None:
-    keys: Mapping[str, tuple[Any, Any]] = {
-        "INPUT.FORMAT": (trained_on.pixel_format, cfg.INPUT.FORMAT),
-        "MODEL.PIXEL_MEAN": (trained_on.pixel_mean, [float(v) for v in cfg.MODEL.PIXEL_MEAN]),
-        "MODEL.PIXEL_STD": (trained_on.pixel_std, [float(v) for v in cfg.MODEL.PIXEL_STD]),
-        "INPUT.FPN_EXT.VALUE_RANGE": (trained_on.value_range, list(value_range(cfg))),
-    }
-    for key, (was, is_now) in keys.items():
-        if trained_on.pixel_format and was != is_now:
-            print(f"warning: {key} is {is_now}, and {cfg.MODEL.WEIGHTS} was trained with {was}")
 
 
 def detections_of(output: dict[str, Any]) -> Instances:

@@ -76,6 +76,8 @@ class Analysis:
         levels: by pyramid level; None if they are not known.
         empty_images: number of images without objects.
         false_positives: detections per such image from each score on: ``[(score, number), ...]``.
+        weights: the checkpoint whose detections they are, and how far its training was; "" for
+            those of a file.
     """
 
     title: str
@@ -93,6 +95,7 @@ class Analysis:
     levels: list[LevelScores] | None
     empty_images: int
     false_positives: list[tuple[float, float]]
+    weights: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -152,7 +155,7 @@ class Analysis:
 
     def notes(self) -> list[str]:
         """What to know about the tables, in sentences."""
-        notes = []
+        notes = [f"Detections of {self.weights}."] if self.weights else []
         if not self.everything.objects:
             notes.append("There are no objects, so there is no AP, only false positives.")
         if note := self._one_threshold():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from ..data.dataset_contents import printable
 from ..data.mask_area import mask_area
 from ..evaluation.coco import has_hotcoco
 from ..evaluation.columns import counted_differently
@@ -102,7 +103,15 @@ def renumbered(
                 )
     _check_shapes(dataset, detections, task, len(sigmas) or COCO_KEYPOINTS)
     truth = {
-        "images": [{**image, "id": numbers[image["id"]]} for image in dataset["images"]],
+        # hotcoco takes text in UTF-8 alone, which the name of a file need not be.
+        "images": [
+            {
+                **image,
+                "id": numbers[image["id"]],
+                "file_name": printable(str(image.get("file_name", ""))),
+            }
+            for image in dataset["images"]
+        ],
         "categories": list(dataset["categories"]),
         "annotations": [
             {**o, "id": i, "image_id": numbers[o["image_id"]]}

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..engine.testing import changed
 from ..engine.trained_on import check_test_classes
 from ..engine.trainer import Trainer
 from ..evaluation.ground_truth import GroundTruth
-from ..files.checkpoint import CompleteCheckpointer
+from ..files.checkpoint import CompleteCheckpointer, described
 from ..names import did_you_mean
 from ..reporting.coco_json import annotations_of
 from ..speed.optimize import model_for_inference
@@ -35,6 +36,7 @@ def analyses_of(args: argparse.Namespace) -> dict[str, Analysis]:
         weights: Weights = "unread" if args.detections else "required"
         cfg = prepare(args.config_file, args.opts, weights=weights).cfg
     require_hotcoco()  # before a model is run
+    by = ""
     sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS if cfg is not None else ()
     if args.detections:
         detections = _read_detections(args.detections)
@@ -51,11 +53,12 @@ def analyses_of(args: argparse.Namespace) -> dict[str, Analysis]:
         dataset = _ground_truth(title, tasks, len(sigmas) or COCO_KEYPOINTS)
     if not args.detections:
         assert cfg is not None, "_check"
-        detections = _detect(cfg, title)
-    return {
+        detections, by = _detect(cfg, title)
+    reports = {
         task: analyze(dataset, detections, title, cfg, args.min_score, task, sigmas)
         for task in tasks
     }
+    return {task: replace(report, weights=by) for task, report in reports.items()}
 
 
 def _tasks(args: argparse.Namespace, there: Sequence[str]) -> list[str]:
@@ -98,10 +101,6 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.annotations and args.dataset:
         raise ValueError("--dataset and --annotations both name the ground truth: leave one out")
-    for written in filter(None, (args.json,)):
-        for read in filter(None, (args.detections, args.annotations)):
-            if written.resolve() == read.resolve():
-                raise ValueError(f"--json {written} would overwrite an input; name another file")
 
 
 def _first_dataset(cfg: CfgNode) -> str:
@@ -177,8 +176,8 @@ def _check_fields(file: Path, found: Sequence[dict[str, Any]], tasks: Sequence[s
             raise ValueError(f"--detections {file}: detection {number} {fault}")
 
 
-def _detect(cfg: CfgNode, dataset: str) -> list[dict[str, Any]]:
-    """The detections of a config's model on a registered dataset, in COCO's result format."""
+def _detect(cfg: CfgNode, dataset: str) -> tuple[list[dict[str, Any]], str]:
+    """What a config's model detects on a registered dataset, in COCO's format; and its weights."""
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         raise ValueError(
             "an RPN alone has no classes to analyse; fpn-ext eval gives its average recall"
@@ -196,7 +195,7 @@ def _detect(cfg: CfgNode, dataset: str) -> list[dict[str, Any]]:
     collected = CollectedDetections(dataset)
     loader = Trainer.build_test_loader(cfg, dataset)
     inference_on_dataset(model_for_inference(cfg, model), loader, collected)
-    return collected.detections
+    return collected.detections, described(cfg.MODEL.WEIGHTS, checkpoint)
 
 
 class CollectedDetections(DatasetEvaluator):

@@ -1,14 +1,11 @@
 """Shared by anchor_report and level_report: arguments and files."""
 
 import argparse
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import matplotlib.pyplot as plt
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
 
 from ..config.data_keys import resolve_data
@@ -63,12 +60,4 @@ def config_and_boxes(args: argparse.Namespace) -> tuple[CfgNode, TrainingBoxes]:
         print(note)
     if args.dataset:
         cfg.DATASETS.TRAIN = (args.dataset,)
-    for name in cfg.DATASETS.TRAIN:
-        annotations = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None
-        if args.json and annotations and _same(args.json, annotations):
-            raise ValueError(f"--json {args.json} would overwrite the annotations of {name}")
     return cfg, read_boxes(cfg.DATASETS.TRAIN)
-
-
-def _same(file: Path, other: str | os.PathLike) -> bool:
-    return file.resolve() == Path(other).resolve()

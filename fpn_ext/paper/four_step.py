@@ -27,12 +27,14 @@ from ..config.digest import config_digest
 from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..config.prepare import prepare, prepare_loaded
+from ..data.summary import summary_of
 from ..engine import jobs
 from ..engine.finished import is_finished
 from ..files.atomic import replacing, write_text
 from ..files.run_folder import left_by_a_run
-from ..files.trained_on import KEY
+from ..files.trained_on import FILE, KEY
 from ..files.weight_files import read_weights
+from ..proposals.loader import training_data
 from ..reporting.json_files import write_json
 
 SHARED = "backbone"
@@ -180,6 +182,26 @@ def check_earlier(rpn: CfgNode, detector: CfgNode, output: Path) -> None:
         )
 
 
+def check_same_data(now: str, output: Path) -> None:
+    """Raise unless the RPNs in a folder were trained on these data.
+
+    Args:
+        now: the digest of what an RPN is trained on (:func:`fpn_ext.data.digest.data_digest`).
+
+    Raises:
+        ValueError: images, sizes or boxes changed since; names the step.
+    """
+    for step in STEPS:
+        record = output / step.name / FILE
+        if step.is_rpn and record.is_file():
+            before = json.loads(record.read_text()).get("data_sha256")
+            if before and before != now:
+                raise ValueError(
+                    f"{output / step.name} was trained on other data: images or boxes changed "
+                    "since. Move it and the steps after it away, or name another --output"
+                )
+
+
 def train(
     step: Step,
     rpn: CfgNode,
@@ -244,15 +266,17 @@ def four_step(args: argparse.Namespace) -> None:
     """Implements ``fpn-ext four-step``.
 
     Raises:
-        FileNotFoundError, ValueError: invalid configs, or other ones than those of the steps that
-            are there.
+        FileNotFoundError, ValueError: invalid configs; other ones than those of the steps that are
+            there, or other data.
         RuntimeError: a step failed; names its log.
     """
     rpn, detector = (load_config(file, args.opts) for file in (args.rpn, args.detector))
     check_pair(rpn, detector)
     output = Path(args.output).absolute()
     check_earlier(rpn, detector, output)
-    print("\n".join(prepare(args.rpn, args.opts, training=True, weights="start").notes))
+    prepared, notes = prepare(args.rpn, args.opts, training=True, weights="start")
+    print("\n".join(notes))
+    check_same_data(summary_of(training_data(prepared)["records"]).sha256, output)
     # The detector's proposal files do not exist yet: check it with the RPN in it.
     unified = unified_config(rpn, detector, output)
     unified.MODEL.WEIGHTS = detector.MODEL.WEIGHTS

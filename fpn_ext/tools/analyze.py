@@ -11,6 +11,7 @@ examples:
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from .options import add_config, add_json, add_output, take_run
@@ -42,10 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..files.run_folder import next_free
+    from ..files.run_folder import new_folder
     from ..inspection.analysis_report import run as report
 
-    if args.output is None and args.run is not None:
-        args.output = next_free(args.run / "analysis", lambda path: path.exists())
     take_run(args, weights=not args.detections)
-    report(args)
+    with contextlib.ExitStack() as stack:
+        if args.output is None and args.run is not None:
+            args.output = stack.enter_context(new_folder(args.run / "analysis"))
+        report(args)

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     with replacing(sheet) as stream:
         picture.save(stream, "PNG")
     print(f"wrote {sheet}")
-    metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
+    metrics = Path(cfg.MODEL.WEIGHTS).parent / "metrics.json"  # of the training that they are of
     if metrics.is_file():
         draw_curves(metrics, args.output / "curves.png")
-        print(f"wrote {args.output / 'curves.png'}")
+        print(f"wrote {args.output / 'curves.png'}, of {metrics}")

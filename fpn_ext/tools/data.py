@@ -64,5 +64,3 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError("--classes goes with --voc")
     if args.opts and not args.config_file:
         raise ValueError(f"{' '.join(args.opts)}: overrides go with --config-file")
-    if args.json and args.coco and args.json.exists() and args.json.samefile(args.coco):
-        raise ValueError(f"--json {args.json} would overwrite the annotations")

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -145,6 +146,54 @@ def file_to_write(text: str) -> Path:
     return path
 
 
+# What is in a JSON file that is none of a report, by keys that are in it together.
+_OF_OTHERS = {
+    ("images", "annotations"): "annotations or detections",
+    ("images", "categories"): "a list of images",
+    ("classes", "data_sha256"): "what a training was on",
+    ("iterations", "files"): "the record of a training",
+    ("iteration",): "the curves of a training",
+    ("train", "val"): "a split",
+    ("image_id",): "detections",
+}
+_MOST_OF_A_REPORT = 1 << 26  # bytes
+
+
+def report_to_write(text: str) -> Path:
+    """A writable file; an argparse error, too, where another file than a report has that name."""
+    path = file_to_write(text)
+    if path.is_file() and (what := _other_than_a_report(path)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is there, and {what}, which the report would replace; name another file"
+        )
+    return path
+
+
+def _other_than_a_report(file: Path) -> str:
+    """What a file is that ``--json`` may not replace; "" for one that it may."""
+    if file.stat().st_size > _MOST_OF_A_REPORT:
+        return "larger than a report"
+    content = file.read_bytes()
+    if not content.strip():
+        return ""
+    try:
+        # Of JSON lines, the first.
+        value = json.JSONDecoder().raw_decode(content.decode().lstrip())[0]
+    except (ValueError, RecursionError):
+        return "not JSON"
+    if not isinstance(value, dict | list):
+        return "not JSON of a report"
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, dict):
+        return ""
+    for names, what in _OF_OTHERS.items():
+        if first.keys() >= set(names):
+            return what
+    if first and all(isinstance(scores, dict) and "AP" in scores for scores in first.values()):
+        return "scores of a training"
+    return ""
+
+
 def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
     """``--output FOLDER``."""
     parser.add_argument(
@@ -156,7 +205,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json FILE``."""
     parser.add_argument(
         "--json",
-        type=file_to_write,
+        type=report_to_write,
         metavar="FILE",
         help="write what is reported to this file, as JSON",
     )

@@ -1,6 +1,7 @@
 """Detect objects on images: an annotated copy of each, and all detections as COCO-format JSON.
 
 With --run, --output is predictions in that folder, or predictions-2, ... if there are some already.
+Where --output has a detections.json of before, that is kept as detections-1.json, -2, ...
 Exit status 1 if a picture could not be read; those that could are done.
 
 examples:
@@ -14,11 +15,11 @@ import argparse
 import contextlib
 import signal
 import sys
-import threading
-from collections.abc import Iterator
 from types import FrameType
 
 from .options import add_config, add_detections, add_output, add_tuning, split_words, take_run
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..files.run_folder import next_free
+    from ..engine.interrupts import handled_by
+    from ..files.run_folder import new_folder
     from ..inference.pictures import find_pictures, predict
     from ..inference.predictor import load_inference_config
     from ..inference.tiles import check_tiles
@@ -45,16 +47,16 @@ def run(args: argparse.Namespace) -> int:
     paths, args.opts = split_words([*(args.input or ()), *args.opts])
     if not paths:
         raise ValueError("no pictures: name files or folders, e.g. fpn-ext predict --run DIR a.jpg")
-    if args.output is None:
-        if args.run is None:
-            raise ValueError("--output FOLDER is needed without --run")
-        args.output = next_free(args.run / "predictions", lambda path: path.exists())
+    if args.output is None and args.run is None:
+        raise ValueError("--output FOLDER is needed without --run")
     if args.tiles is not None:
         check_tiles(args.tiles)
     pictures = find_pictures(paths)
     take_run(args)
     cfg = load_inference_config(args.config_file, args.opts, of_run=args.run is not None)
-    with ending_on_sigterm():
+    with handled_by(end, SIGNALS), contextlib.ExitStack() as stack:
+        if args.output is None:
+            args.output = stack.enter_context(new_folder(args.run / "predictions"))
         result = predict(cfg, pictures, args.output, args.min_score, args.label_levels, args.tiles)
     skipped = len(result["skipped"])
     print(
@@ -67,18 +69,6 @@ def run(args: argparse.Namespace) -> int:
     return int(skipped > 0)
 
 
-@contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """A block that SIGTERM ends as Ctrl-C does: what was found is kept."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def end(number: int, frame: FrameType | None) -> None:
+    """A signal handler that ends the command as Ctrl-C does: what was found is kept."""
+    sys.exit(128 + number)

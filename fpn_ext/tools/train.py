@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=signal_number,
         metavar="NAME",
-        help="a signal that stops training without loss, as SIGTERM and SIGINT do: e.g. SIGUSR1, "
-        "where a batch scheduler warns with it (sbatch --signal=USR1@120)",
+        help="a signal that stops training without loss, as SIGTERM, SIGINT and SIGHUP do: e.g. "
+        "SIGUSR1, where a batch scheduler warns with it (sbatch --signal=USR1@120)",
     )
     add_processes(parser)
     parser.set_defaults(eval_only=False)

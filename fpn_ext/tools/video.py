@@ -10,7 +10,7 @@ examples:
 import argparse
 from pathlib import Path
 
-from .options import add_config, add_detections, add_tuning, take_run
+from .options import add_config, add_detections, add_tuning, report_to_write, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, metavar="VIDEO", help="video to write: .mp4, .avi, .mkv or .webm"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="detections to write, a line of JSON per frame"
+        "--json",
+        type=report_to_write,
+        metavar="FILE",
+        help="detections to write, a line of JSON per frame",
     )
     parser.add_argument("--show", action="store_true", help="show them in a window; q ends")
     add_detections(parser)

@@ -1,7 +1,9 @@
 """What lies in a folder: images and annotation files, and which image a name is of."""
 
 import itertools
+import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,11 +18,14 @@ NAMES = ".names"  # Darknet's lists of classes
 OURS = ".written_by_fpn_ext"  # in OUTPUT_DIR/data of a training, and in a folder of detections
 
 
+DETECTIONS = re.compile(r"detections(-\d+)?\.json")  # of predict, and those of before
+
+
 class Files:
     """The files of a folder and the folders in it, in alphabetical order; hidden ones left out.
 
-    So are folders of trainings. Links are followed, unless to a folder that the link itself lies
-    in.
+    So are folders of trainings, and what ``fpn-ext predict`` has written. Links are followed,
+    unless to a folder that the link itself lies in.
 
     Attributes:
         pictures: image files, by their suffix.
@@ -53,7 +58,9 @@ def _files_below(folder: str, around: frozenset[Path] = frozenset()) -> Iterator
         key=lambda entry: entry.name,
     )
     folders = [entry for entry in entries if entry.is_dir()]
-    yield from (Path(entry.path) for entry in entries if entry not in folders)
+    files = [Path(entry.path) for entry in entries if entry not in folders]
+    drawn = set().union(*(detected_in(file) for file in files if DETECTIONS.fullmatch(file.name)))
+    yield from (file for file in files if file.name not in drawn)
     for entry in folders:
         if Path(os.path.realpath(entry.path)) not in around and not _is_written_by_us(entry.path):
             yield from _files_below(entry.path, around)
@@ -62,6 +69,20 @@ def _files_below(folder: str, around: frozenset[Path] = frozenset()) -> Iterator
 def _is_written_by_us(folder: str) -> bool:
     """Whether it is an ``OUTPUT_DIR`` with data, the ``data`` in one, or detections of predict."""
     return any(os.path.exists(os.path.join(folder, *p)) for p in ((OURS,), ("data", OURS)))
+
+
+def detected_in(file: Path) -> set[str]:
+    """The names of a file of ``fpn-ext predict`` and of its drawings; none for any other file.
+
+    They lie among photographs if it was told to write there, and are no data.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+        if not content.keys() >= {"images", "annotations", "skipped", "complete"}:
+            return set()
+        return {file.name, *(str(image["drawing"]) for image in content["images"])}
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        return set()
 
 
 def by_split(files: Iterable[Path], split_of: dict[Path, str], what: str) -> dict[str, list[Path]]:
