@@ -11,8 +11,10 @@ import pytest
 import tiny
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from fpn_ext.__main__ import main
+from fpn_ext.data.reading import read_picture
 from fpn_ext.export import formats, proof
 from fpn_ext.export.formats import FORMATS, load_exported
 from fpn_ext.export.graph import detector_graph
@@ -289,6 +291,42 @@ def test_pictures_that_are_not_resized(small_cfg):
     example = runpy.run_path("examples/onnx_predict.py")
     assert example["resized"](Image.new("RGB", (70, 50)), 0, 480).size == (70, 50)
     assert example["resized"](Image.new("RGB", (70, 50)), 100, 480).size == (140, 100)
+
+
+class OfSize:
+    """A Pillow picture of a size alone."""
+
+    def __init__(self, *size):
+        self.size = size
+
+    def resize(self, size, _):
+        return OfSize(*size)
+
+
+def test_the_example_resizes_as_detectron2_does():
+    """99 x 320 px become 148 x 480, 148.5 being just missed; in one step they would become 149."""
+    resized = runpy.run_path("examples/onnx_predict.py")["resized"]
+    sizes = [(99, 320), (960, 199), (176, 1376), (428, 1024), (480, 640), (7, 7), (640, 427)]
+    for shortest, longest in ((256, 480), (800, 1333), (512, 640)):
+        for width, height in sizes:
+            rule = ResizeShortestEdge([shortest, shortest], longest)
+            expected = rule.get_transform(np.empty((height, width, 3)))
+            found = resized(OfSize(width, height), shortest, longest)
+            assert tuple(found.size) == (expected.new_w, expected.new_h)
+    with pytest.raises(ValueError, match="too thin"):
+        resized(OfSize(2000, 1), 256, 480)
+
+
+def test_the_example_reads_pictures_as_training_does(tmp_path):
+    upright = runpy.run_path("examples/onnx_predict.py")["upright"]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(tiny.photo()).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as picture:
+        found = np.asarray(upright(picture))
+    assert np.array_equal(found, read_picture(tmp_path / "turned.png", "RGB"))
+    with pytest.raises(ValueError, match="8 bits a channel, got I;16"):
+        upright(Image.new("I;16", (9, 9)))
 
 
 # Mistakes, before any work.
