@@ -191,6 +191,29 @@ def test_a_stream_reads_no_further_ahead_than_it_says(detector):
     assert len(read) == 2 * 4 * 2
 
 
+def test_a_picture_that_has_no_pixel_at_the_models_size(run, tmp_path):
+    """Of 2000 x 1 px, whose longer side becomes 480, a quarter of a pixel would be left."""
+    opts = ["INPUT.MIN_SIZE_TEST", "256", "INPUT.MAX_SIZE_TEST", "480"]
+    small = fpn_ext.Detector.load(run, opts=opts)
+    thin = np.zeros((1, 2000, 3), np.uint8)
+    Image.fromarray(thin).save(tmp_path / "thin.png")
+    said = r"2000 x 1 px, would be resized to 480 x 0 px by INPUT.MIN_SIZE_TEST 256 and MAX_SIZE"
+    for call in (
+        lambda: small(thin),
+        lambda: small([photo(), tmp_path / "thin.png"]),
+        lambda: small.features(thin, []),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    with pytest.raises(ValueError, match=r"thin\.png, 2000"):
+        small(tmp_path / "thin.png")
+    with pytest.raises(ValueError, match="the picture is empty: 0 x 5 px"):
+        small(Image.new("RGB", (0, 5)))
+    assert small(thin[:, :900]).height == 1
+    unresized = fpn_ext.Detector.load(run, opts=["INPUT.MIN_SIZE_TEST", "0"])
+    assert unresized(thin).width == 2000
+
+
 # Its own boxes
 
 BOXES = [[4.0, 4.0, 36.0, 28.0], [10.0, 2.0, 60.5, 47.0], [-3.0, 20.0, 30.0, 90.0]]

@@ -156,8 +156,9 @@ class Detector:
             OSError: a file that cannot be read, or not decoded; of a list all are looked for first.
             TypeError: an image of another class or dtype; proposals for a model without heads on
                 boxes.
-            ValueError: an image of another shape than ``channels`` has; boxes that are none; a
-                model that needs proposals, without.
+            ValueError: an image of another shape than ``channels`` has, or so long and thin that
+                nothing is left of it at the model's size; boxes that are none; a model that needs
+                proposals, without.
         """
         sources, is_one = as_list(images)
         missing = [path for path in sources if _is_path(path) and not os.path.isfile(path)]
@@ -283,7 +284,9 @@ class Detector:
         return self.model.with_proposals(entry, boxes)
 
     def _picture(self, source: Source, channels: str) -> np.ndarray:
-        return picture_of(source, channels, self.model.pixel_format, self.model.value_range)
+        image = picture_of(source, channels, self.model.pixel_format, self.model.value_range)
+        self.model.check_size(image, str(source) if _is_path(source) else "the picture")
+        return image
 
     def _reader(self, given: Given, channels: str) -> Any:
         return lambda: as_rgb(self._picture(given.source, channels), self.model.pixel_format)

@@ -31,7 +31,7 @@ from .detector import Detector
 from .eager import EagerModel
 from .kept import KeptResult
 from .predictor import Predictor, build_predictor, detections_of
-from .tiles import check_tiles, detect_in_tiles
+from .tiles import check_size, check_tiles, detect_in_tiles
 
 DETECTIONS = "detections.json"
 
@@ -184,7 +184,7 @@ def predict(
         (output / OURS).touch()  # not to be read as data, should it lie among photographs
     with KeptResult(output / DETECTIONS, _categories(predictor), len(wanted)) as kept:
         image_ids, annotation_ids = itertools.count(1), itertools.count(1)
-        reading = _read_ahead(lambda p: predictor.read(p.file, p.page), wanted)
+        reading = _read_ahead(lambda p: _checked(predictor, tiles, p), wanted)
         for picture, drawing, being_read in zip(wanted, drawings, reading, strict=True):
             try:
                 image = being_read.result()
@@ -221,6 +221,18 @@ def _read_ahead(
             if following is not None:
                 coming.append(reader.submit(read, following))
             yield being_read
+
+
+def _checked(predictor: Predictor, tiles: int | None, picture: Picture) -> np.ndarray:
+    """A picture that can be detected on, read.
+
+    Raises:
+        ValueError: it is too thin to be resized, or too small for tiles; and what reading raises.
+    """
+    image = predictor.read(picture.file, picture.page)
+    if tiles is not None:
+        check_size(image)
+    return image
 
 
 Detect: TypeAlias = Callable[[np.ndarray], Instances]

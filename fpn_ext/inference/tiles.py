@@ -41,6 +41,13 @@ def check_tiles(tile: int, overlap: float = OVERLAP) -> None:
     _sahi()
 
 
+def check_size(image: np.ndarray) -> None:
+    """Raise ValueError if a picture, (H, W, C), is under 5 px high or wide."""
+    height, width = image.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(f"a picture of {width} x {height} px is too small for tiles")
+
+
 def detect_in_tiles(
     detector: "Detector",
     rgb: np.ndarray,
@@ -72,9 +79,8 @@ def detect_in_tiles(
             of RGBA, whose transparency the tiles would lose.
     """
     check_tiles(tile, overlap)
+    check_size(rgb)
     height, width = rgb.shape[:2]
-    if min(height, width) < SMALLEST_SIDE:
-        raise ValueError(f"a picture of {width} x {height} px is too small for tiles")
     with _pillows_limit_kept():
         result = _sahi().predict.get_sliced_prediction(
             rgb,
