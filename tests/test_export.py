@@ -20,7 +20,7 @@ from fpn_ext.export.formats import FORMATS, load_exported
 from fpn_ext.export.graph import detector_graph
 from fpn_ext.export.runtime import ExportedModel
 from fpn_ext.export.suppression import Suppression
-from fpn_ext.export.write import batches_of, export
+from fpn_ext.export.write import batches_of, export, put_in_place
 from fpn_ext.modeling import fpn
 from PIL import Image
 
@@ -115,7 +115,7 @@ def cases():
             yield pytest.param(kind, name, marks=marks, id=f"{kind}-{name}")
 
 
-@pytest.mark.parametrize(("kind", "format_name"), cases())
+@pytest.mark.parametrize(("kind", "format_name"), list(cases()))
 def test_a_whole_detector(kind, format_name, tmp_path):
     for package in FORMATS[format_name].packages:
         pytest.importorskip(package, reason="an extra is not installed")
@@ -144,6 +144,38 @@ def test_the_graph_finds_what_detectron2_finds_in_a_batch(tmp_path):
 
     found = proof.compared("pictures", model, run, graph.outputs, [images.numpy()])
     assert found.is_equal and found.unpaired == 0 and found.expected > 20
+
+
+@pytest.mark.parametrize("format_name", ["onnx", "openvino", "torchscript"])
+def test_a_picture_without_proposals(format_name, tmp_path):
+    form = FORMATS[format_name]
+    for package in form.packages:
+        pytest.importorskip(package, reason="an extra is not installed")
+    _, model = detector("fast", tmp_path)
+    graph = detector_graph(model, form.suppression()).eval()
+    images = np.random.default_rng(0).uniform(0, 255, (2, 3, 70, 90)).astype(np.float32)
+    boxes = np.array([[[5, 5, 60, 50]]] * 2, np.float32)
+    file = tmp_path / f"model{form.suffix}"
+    form.write(graph, (torch.from_numpy(images), torch.from_numpy(boxes)), file, "{}")
+    run, _ = form.load(file)
+    assert [len(x) for x in run(images, np.zeros((2, 0, 4), np.float32))] == [0] * 4
+    one = proof.compared("pictures", model, run, graph.outputs, [images, boxes])
+    assert one.is_equal and one.expected == one.found > 0
+
+
+@pytest.mark.parametrize("name", ["model[1]", "v2.1", "*", "größe 1"])
+def test_whatever_the_file_is_called_it_is_put_in_place(name, tmp_path):
+    (tmp_path / "written").mkdir()
+    for suffix in (".xml", ".bin", ".pt"):
+        (tmp_path / "written" / f"{name}{suffix}").write_text(suffix)
+    put_in_place(tmp_path / "written" / f"{name}.xml", tmp_path / f"{name}.xml")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "written", f"{name}.xml", f"{name}.bin"
+    }  # fmt: skip
+    put_in_place(tmp_path / "written" / f"{name}.pt", tmp_path / f"{name}.pt")
+    assert (tmp_path / f"{name}.pt").read_text() == ".pt"
+    with pytest.raises(FileNotFoundError, match="was not written"):
+        put_in_place(tmp_path / "written" / f"{name}.pt", tmp_path / f"{name}.pt")
 
 
 def test_a_file_that_finds_something_else_is_not_kept(tmp_path, monkeypatch):
@@ -351,12 +383,24 @@ def test_a_missing_package_is_named(monkeypatch, run_folder, capsys):
         (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "PyramidROIHeads"),
         (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool"], "ROIPool"),
         (["TEST.DETECTIONS_PER_IMAGE", -1], "TEST.DETECTIONS_PER_IMAGE"),
+        (["TEST.DETECTIONS_PER_IMAGE", 0], "TEST.DETECTIONS_PER_IMAGE"),
+        (["MODEL.RPN.PRE_NMS_TOPK_TEST", 0], "MODEL.RPN.PRE_NMS_TOPK_TEST must be at least 1"),
+        (["MODEL.RPN.POST_NMS_TOPK_TEST", 0], "MODEL.RPN.POST_NMS_TOPK_TEST must be at least 1"),
         (["MODEL.ROI_HEADS.SCORE_THRESH_TEST", -0.1], "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
+        (["MODEL.ROI_HEADS.NMS_THRESH_TEST", 1.5], "MODEL.ROI_HEADS.NMS_THRESH_TEST must be from"),
+        (["MODEL.RPN.NMS_THRESH", -0.1], "MODEL.RPN.NMS_THRESH must be from 0 to 1"),
     ],
 )
 def test_what_cannot_be_exported(opts, said, tmp_path):
     _, model = detector("faster", tmp_path, *opts)
     with pytest.raises(ValueError, match=said):
+        detector_graph(model, Suppression())
+
+
+@pytest.mark.parametrize(("key", "value"), [("NMS_THRESH_TEST", 2.0), ("TOPK_CANDIDATES_TEST", 0)])
+def test_what_of_retinanet_cannot_be_exported(key, value, tmp_path):
+    _, model = detector("retinanet", tmp_path, f"MODEL.RETINANET.{key}", value)
+    with pytest.raises(ValueError, match=f"MODEL.RETINANET.{key}"):
         detector_graph(model, Suppression())
 
 

@@ -92,9 +92,20 @@ def check_suffix(file: Path, format_name: str, form: Format) -> None:
 
 def put_in_place(written: Path, file: Path) -> None:
     """Move a file, and OpenVINO's weights beside it, to where they were asked for."""
-    parts = sorted(written.parent.glob(f"{written.stem}.*"), key=lambda part: part.suffix)
-    for part in parts:  # weights before what names them
+    for part in parts_of(written):
         move_into_place(part, file.with_suffix(part.suffix))
+
+
+def parts_of(file: Path) -> list[Path]:
+    """A written file, after OpenVINO's weights beside it, which it names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: was not written")
+    weights = file.with_suffix(".bin")
+    return [weights, file] if file.suffix == ".xml" and weights.is_file() else [file]
 
 
 def left_as_it_was(file: Path) -> str:

@@ -23,7 +23,7 @@ from .formats import load_exported, require
 from .int8 import require_int8
 from .proof import Row
 from .runtime import ExportedModel, arrays_of
-from .write import batches_of, check_suffix, export, left_as_it_was, put_in_place
+from .write import batches_of, check_suffix, export, left_as_it_was, parts_of, put_in_place
 
 MIB = 2**20
 
@@ -228,7 +228,7 @@ def _runs(file: Path, batches: Sequence[tuple[str, list[np.ndarray]]]) -> None:
 
 
 def _mib(file: Path) -> float:
-    return sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*")) / MIB
+    return sum(part.stat().st_size for part in parts_of(file)) / MIB
 
 
 def _check_numbers(calibration_pictures: int, max_ap_loss: float) -> None:
