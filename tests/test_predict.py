@@ -310,6 +310,14 @@ def test_a_picture_too_thin_to_be_resized_is_skipped(cfg, photos, tmp_path, caps
     assert [Path(image["file_name"]).name for image in result["skipped"]] == ["aa.png"]
 
 
+@pytest.mark.parametrize("verb", ["predict", "video", "contact-sheet", "analyze"])
+@pytest.mark.parametrize("score", ["50", "-1", "nan", "half"])
+def test_a_score_that_is_none(verb, score, capsys):
+    """With 50, for percent, nothing would be found, and nothing said."""
+    assert main([verb, "--run", "none", "--min-score", score]) == 2
+    assert f"{score!r} is no number from 0 to 1" in capsys.readouterr().err
+
+
 def test_the_next_picture_is_read_while_one_is_looked_at(square, photos, tmp_path, monkeypatch):
     """And only the next, for its size."""
     read, seen = [], []

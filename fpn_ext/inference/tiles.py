@@ -5,6 +5,7 @@ the tiles and merges what is found twice where they overlap.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def detect_in_tiles(
         scores=np.array([one.score.value for one in found], dtype=np.float32),
         class_ids=np.array([one.category.id for one in found], dtype=np.int64),
         categories=detector.categories,
-        read_rgb=lambda: rgb,
+        read_rgb=functools.partial(np.asarray, rgb),
     )
 
 
