@@ -1,7 +1,9 @@
 """Whole detectors exported and proved, the verb, the guard, and the example without PyTorch."""
 
+import errno
 import os
 import runpy
+import signal
 import subprocess
 import sys
 
@@ -361,7 +363,67 @@ def test_the_example_reads_pictures_as_training_does(tmp_path):
         upright(Image.new("I;16", (9, 9)))
 
 
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    cfg, model = detector("rpn", tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(FORMATS, "torchscript", FORMATS["torchscript"]._replace(write=full))
+    file = tmp_path / "out" / "model.pt"
+    with pytest.raises(OSError, match=r"No space left on device.*model\.pt"):
+        export(cfg, model, CLASSES, file, "torchscript")
+    assert list(file.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("format_name", ["torchscript", "pt2"])
+def test_pytorch_is_given_no_file_to_write(format_name, tmp_path, monkeypatch):
+    """Its writer ends the process on a full disk, before Python can say anything."""
+
+    def exported(module, *_, **__):
+        return module
+
+    def saved(module, where, **_):
+        assert not isinstance(where, str | os.PathLike)
+        where.write(b"all of it")
+
+    monkeypatch.setattr(torch.jit, "trace", exported)
+    monkeypatch.setattr(torch.jit, "save", saved)
+    monkeypatch.setattr(torch.export, "export", exported)
+    monkeypatch.setattr(torch.export, "save", saved)
+    _, model = detector("rpn", tmp_path)
+    file = tmp_path / "model"
+    FORMATS[format_name].write(detector_graph(model, Suppression()), (), file, "{}")
+    assert file.read_bytes() == b"all of it"
+
+
+def test_sigterm_leaves_nothing_half_written(run_folder, monkeypatch, capsys):
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setitem(FORMATS, "torchscript", FORMATS["torchscript"]._replace(write=killed))
+    with pytest.raises(SystemExit) as end:
+        main(["export", "--run", str(run_folder), "--format", "torchscript"])
+    assert end.value.code == 128 + signal.SIGTERM
+    assert not list(run_folder.glob(".export-*")) and not (run_folder / "model.pt").exists()
+    assert "torchscript: a file of the model that finds up to 1000" in capsys.readouterr().err
+
+
 # Mistakes, before any work.
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--output", "model.pt"], "a file of torchscript ends with .pt"),
+        (["--pictures", "none.jpg"], "--pictures none.jpg: no such file"),
+    ],
+)
+def test_what_is_found_before_the_model_is_loaded(words, said, run_folder, tmp_path, capsys):
+    words = [word.replace("model.pt", str(tmp_path / "model.onnx")) for word in words]
+    assert main(["export", "--run", str(run_folder), "--format", "torchscript", *words]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and "weights:" not in printed.out
 
 
 def test_a_missing_package_is_named(monkeypatch, run_folder, capsys):

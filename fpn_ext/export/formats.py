@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import inspect
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -199,9 +200,12 @@ def _load_openvino(file: Path) -> tuple[Run, str]:
 def _write_torchscript(
     graph: DetectorGraph, examples: tuple[torch.Tensor, ...], file: Path, metadata: str
 ) -> None:
+    # By way of memory: where a disk is full, torch (2.15.0) ends the process, with no exception.
+    archive = io.BytesIO()
     with _recording():
         traced = torch.jit.trace(graph, examples, check_trace=False)
-        torch.jit.save(traced, str(file), _extra_files={METADATA: metadata})
+        torch.jit.save(traced, archive, _extra_files={METADATA: metadata})
+    file.write_bytes(archive.getbuffer())
 
 
 def _load_torchscript(file: Path) -> tuple[Run, str]:
@@ -215,9 +219,11 @@ def _write_pt2(
     graph: DetectorGraph, examples: tuple[torch.Tensor, ...], file: Path, metadata: str
 ) -> None:
     shapes = [dict.fromkeys(_INPUTS[name], torch.export.Dim.DYNAMIC) for name in graph.inputs]
+    archive = io.BytesIO()  # as for TorchScript
     with _recording():
         program = torch.export.export(graph, examples, dynamic_shapes=tuple(shapes))
-        torch.export.save(program, str(file), extra_files={METADATA: metadata})
+        torch.export.save(program, archive, extra_files={METADATA: metadata})
+    file.write_bytes(archive.getbuffer())
 
 
 def _load_pt2(file: Path) -> tuple[Run, str]:

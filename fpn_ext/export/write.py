@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from .formats import Format, require
 from .graph import DetectorGraph, detector_graph
 from .proof import Row, compared, table, with_many, with_none
 
+Report = Callable[[str], None]
+
 # Boxes given to Fast R-CNN in the proof, per picture.
 GIVEN_BOXES = 300
 UNRESIZED_SIDE = 320  # of pictures compared where INPUT.MIN_SIZE_TEST is 0: theirs as they are
@@ -33,6 +35,7 @@ def export(
     file: Path,
     format_name: str,
     pictures: Sequence[Image.Image] = (),
+    report: Report = lambda step: None,
 ) -> list[Row]:
     """Write a detector as a file of another runtime, if that finds the same as the model.
 
@@ -47,6 +50,7 @@ def export(
         file: to write; replaced if it is there. OpenVINO's weights are beside it, as ``.bin``.
         format_name: one of ``FORMATS``.
         pictures: RGB, for the comparison; none for generated ones.
+        report: called with what is done next, as each step may take minutes.
 
     Returns:
         The comparison, a row for each batch.
@@ -55,6 +59,7 @@ def export(
         ValueError: a part of the model that cannot be exported; no such format; another suffix
             than the format's.
         ImportError: a package of the format is missing.
+        OSError: a full disk, for one; names the folder.
         RuntimeError: the file finds something else than the model. It is not kept.
     """
     form = require(format_name)
@@ -65,23 +70,42 @@ def export(
     takes_proposals = getattr(model, "proposal_generator", model) is None
     batches = batches_of(cfg, takes_proposals, pictures)
     rows = []
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+    with folder_beside(file) as folder:
         for what, altered in (("up to 1000", with_many(model)), ("none", with_none(model))):
-            stem = Path(folder, f"finds {what}")
+            stem = folder / f"finds {what}"
+            report(f"{format_name}: a file of the model that finds {what}, written and compared")
             _, arrays = batches[0]
             with _written(cfg, altered, classes, stem, form) as (run, outputs):
                 rows.append(compared(f"picture, {what}", altered, run, outputs, arrays))
         if all(row.is_equal for row in rows):
-            with _written(cfg, model, classes, Path(folder, file.stem), form) as (run, outputs):
+            report(f"{format_name}: the file, written and compared on {len(batches)} sizes")
+            with _written(cfg, model, classes, folder / file.stem, form) as (run, outputs):
                 rows += [compared(what, model, run, outputs, a) for what, a in batches]
             if all(row.is_equal for row in rows):
-                put_in_place(Path(folder, file.name), file)
+                put_in_place(folder / file.name, file)
                 return rows
     raise RuntimeError(
         f"{table(rows)}\n\nThe {format_name} file does not find what the model finds; it was not "
         f"kept. {left_as_it_was(file)}"
     )
+
+
+@contextlib.contextmanager
+def folder_beside(file: Path) -> Iterator[Path]:
+    """A hidden folder to write in, until what is written is moved to ``file``; then removed.
+
+    Raises:
+        OSError: it cannot be made; a block that fails with one that names no file, as on a full
+            disk, fails with the same for ``file``.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno and error.filename is None:
+                error.filename = str(file)
+            raise
 
 
 def check_suffix(file: Path, format_name: str, form: Format) -> None:

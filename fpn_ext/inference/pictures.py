@@ -56,8 +56,12 @@ class Picture:
         return {"file_name": str(self.file), **page}
 
 
-def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
+def find_pictures(inputs: Iterable[str | Path], option: str = "--input") -> list[Path]:
     """The image files among files and folders (one level deep), sorted by name per folder.
+
+    Args:
+        inputs: files and folders.
+        option: that names them, for the message.
 
     Raises:
         FileNotFoundError: an input does not exist, or a folder holds no image.
@@ -68,14 +72,14 @@ def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
             found = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
             if not found:
                 raise FileNotFoundError(
-                    f"--input {path}: no picture in this folder ({', '.join(PICTURE_SUFFIXES)})"
+                    f"{option} {path}: no picture in this folder ({', '.join(PICTURE_SUFFIXES)})"
                 )
             pictures += found
         elif path.is_file():
             pictures.append(path)
         else:
             raise FileNotFoundError(
-                f"--input {path}: no such file or folder (KEY VALUE overrides go last, after "
+                f"{option} {path}: no such file or folder (KEY VALUE overrides go last, after "
                 "another option)"
             )
     return pictures
