@@ -439,6 +439,13 @@ def test_a_missing_package_is_named(monkeypatch, run_folder, capsys):
     assert "pip install onnxruntime_that_is_not" in said and ".[onnx]" in said
 
 
+def test_pt2_with_a_pytorch_that_is_too_old(monkeypatch, run_folder, capsys):
+    monkeypatch.setattr(torch.export, "Dim", object())
+    assert main(["export", "--run", str(run_folder), "--format", "pt2"]) == 2
+    printed = capsys.readouterr()
+    assert "--format pt2 needs PyTorch 2.6" in printed.err and "weights:" not in printed.out
+
+
 @pytest.mark.parametrize(
     ("opts", "said"),
     [

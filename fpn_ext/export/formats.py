@@ -49,12 +49,17 @@ def require(name: str) -> Format:
 
     Raises:
         ValueError: there is none.
-        ImportError: a package is missing; says how to install it.
+        ImportError: a package is missing, or PyTorch too old; says how to install it.
     """
     if name not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {name!r}")
     form = FORMATS[name]
     check_installed(f"--format {name}", form.packages, form.extra)
+    if name == "pt2" and not hasattr(torch.export.Dim, "DYNAMIC"):
+        raise ImportError(
+            f"--format pt2 needs PyTorch 2.6, whose torch.export finds out how sizes depend on one "
+            f"another, got {torch.__version__}: pip install 'torch>=2.6' torchvision"
+        )
     return form
 
 
