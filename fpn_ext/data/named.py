@@ -10,7 +10,6 @@ from detectron2.data.datasets import load_coco_json
 from iopath.common.file_io import file_lock
 
 from ..files.atomic import replacing
-from ..files.paths import without_dots
 from ..files.run_lock import is_in_use
 from ..keys import declare
 from ..reporting.json_files import plain
@@ -67,12 +66,10 @@ def register_data(path: str | Path, folder: Path) -> NamedData:
             was drawn where there was none. Several processes may call this at a time.
 
     Raises:
-        FileNotFoundError, ValueError: what is wrong with the data, all there is, counted; images in
-            the folder of the training, which would be read as data no more.
+        FileNotFoundError, ValueError: what is wrong with the data; all there is, counted.
     """
     data = open_data(path)
     dataset = complete(read_dataset(data), data.classes)
-    _check_outside(dataset, data.root, folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OURS).touch()  # not to be read as data, should the folder lie among them
     with file_lock(str(folder / data.name)):
@@ -80,8 +77,6 @@ def register_data(path: str | Path, folder: Path) -> NamedData:
         divided = divide(dataset, data.split, data.seed, drawn, data.split_file)
         look_for_untrained(dataset)
         names = {s: f"{data.name}_{s}" for s in SPLITS if dataset.splits.get(s)}
-        files = {name: folder / f"{name}.json" for name in names.values()}
-        changed = [_write_if_new(files[name], dataset, split) for split, name in names.items()]
         named = NamedData(
             data.file,
             dataset.format,
@@ -89,66 +84,32 @@ def register_data(path: str | Path, folder: Path) -> NamedData:
             {s: (len(dataset.splits[s]), _objects(dataset, s)) for s in names},
             tuple(dataset.classes),
             tuple([*filter(None, [divided]), *dataset.tally.noted()]),
-            (*filter(None, changed), *dataset.tally.warned()),
+            tuple(dataset.tally.warned()),
         )
         for split, name in names.items():
-            _register(name, files[name], dataset, split, named)
+            json_file = folder / f"{name}.json"
+            _write_if_new(json_file, dataset, split)
+            _register(name, json_file, dataset, split, named)
     return named
-
-
-def _check_outside(dataset: Dataset, root: Path, folder: Path) -> None:
-    """Raise if an image of a dataset lies where a training is to write, which is not read again."""
-    folder, root = without_dots(folder), without_dots(root)
-    run = folder.parent
-    left_out = os.path.join(run if root in run.parents else folder, "")
-    files = (os.path.abspath(image.file) for image in dataset.images)
-    if inside := next((file for file in files if file.startswith(left_out)), ""):
-        raise ValueError(
-            f"OUTPUT_DIR {run}: {inside} of the data lies where a training writes, and what is "
-            "there is not read as data: name another OUTPUT_DIR"
-        )
 
 
 def _objects(dataset: Dataset, split: str) -> int:
     return sum(len(image.instances) for image in dataset.splits[split])
 
 
-def _write_if_new(file: Path, dataset: Dataset, split: str) -> str:
-    """Another process may be reading what is there, and it most often is the same.
-
-    Returns:
-        What changed, where it is other data; "" for the same, and for a new file.
-    """
+def _write_if_new(file: Path, dataset: Dataset, split: str) -> None:
+    """Another process may be reading what is there, and it most often is the same."""
     text = json.dumps(plain(coco_json(dataset, split)), separators=(",", ":"), allow_nan=False)
     content = f"{text}\n".encode()
-    before = file.read_bytes() if file.is_file() else None
-    if before == content:
-        return ""
-    run = file.parent.parent
-    if before is not None and is_in_use(run):  # its evaluations read this file, each anew
-        raise ValueError(
-            f"OUTPUT_DIR {run}: a training is running there whose {file.name} is of other "
-            "data; name another OUTPUT_DIR, or wait until it ends"
-        )
-    with replacing(file) as stream:
-        stream.write(content)
-    return "" if before is None else _changed(file, before, content)
-
-
-def _changed(file: Path, before: bytes, now: bytes) -> str:
-    counts = []
-    for content in (before, now):
-        try:
-            read = json.loads(content)
-            images, objects = len(read["images"]), len(read["annotations"])
-        except (ValueError, KeyError, TypeError):
-            return f"{file} was no annotations, and is written anew"
-        counts.append(f"{images} images with {objects} objects")
-    as_many = ", others" if counts[0] == counts[1] else ""
-    return (
-        f"the data changed since the last command in this OUTPUT_DIR: {file.name} had {counts[0]}, "
-        f"and has {counts[1]}{as_many}; scores of before are of other data"
-    )
+    if not file.is_file() or file.read_bytes() != content:
+        run = file.parent.parent
+        if file.is_file() and is_in_use(run):  # its evaluations read this file, each anew
+            raise ValueError(
+                f"OUTPUT_DIR {run}: a training is running there whose {file.name} is of other "
+                "data; name another OUTPUT_DIR, or wait until it ends"
+            )
+        with replacing(file) as stream:
+            stream.write(content)
 
 
 def _register(name: str, json_file: Path, dataset: Dataset, split: str, named: NamedData) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ def held_out(names: Collection[str], share: float, seed: int) -> set[str]:
     if share <= 0 or len(names) < 2:
         return set()
     count = min(max(round(share * len(names)), 1), len(names) - 1)
-    drawn = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(f"{seed}:{name}")).digest())
+    drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     return set(drawn[:count])
 
 

@@ -116,10 +116,8 @@ def _made_ready(args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNod
             prepared(args)  # says why
             raise
         check_unused(args, output)
-    cfg, notes = prepared(args)
-    # The preparation in each process says the rest again, but finds the data as this one left them.
-    args.cautions = [note for note in notes if isinstance(note, Caution)]
-    args.cautions += map(Caution, check_evaluation(cfg))
+    cfg = prepared(args).cfg
+    args.evaluation_notes = check_evaluation(cfg)
     return cfg
 
 
@@ -199,7 +197,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logger.info("SOLVER.REFERENCE_WORLD_SIZE: %s", ", ".join(scaled))
     if not args.eval_only:
         notes.append(learning_rate_note(cfg))
-    notes += [note for note in getattr(args, "cautions", ()) if note not in notes]
+    notes += map(Caution, getattr(args, "evaluation_notes", ()))
     for note in filter(None, notes):
         logger.log(logging.WARNING if isinstance(note, Caution) else logging.INFO, note)
     logger.info("levels:\n%s", level_table(cfg) or "  of no known strides")
