@@ -15,6 +15,13 @@ import torch
 from fpn_ext.data import demo_data
 from fpn_ext.data.datasets import register_datasets
 from fuzzing import tried
+from hypothesis import HealthCheck, settings
+
+# However busy the machine is: a test that takes long is not one that fails.
+settings.register_profile(
+    "any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any_machine")
 
 # Tests use paths relative to the project root, wherever pytest is started.
 os.chdir(Path(__file__).parents[1])

@@ -82,19 +82,19 @@ def shape(image, box, number=None):
     return {**item, "id": number, "area": box[2] * box[3], "iscrowd": 0}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(datasets())
 def test_ap_of_boxes_is_that_of_the_evaluation(case):
     assert_ap_of_the_evaluation(*case, "bbox")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(datasets(masks=True))
 def test_ap_of_masks_is_that_of_the_evaluation(case):
     assert_ap_of_the_evaluation(*case, "segm")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(people())
 def test_ap_of_keypoints_is_that_of_the_evaluation(case):
     dataset, detections = case

@@ -66,7 +66,7 @@ def test_anchors_of_a_pyramid(in_blocks, side, matcher):
 corners = st.lists(st.tuples(*[st.integers(-1, 5)] * 4), max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(corners, corners, st.booleans(), st.sampled_from([0.2, 0.25, 0.5, 1.0]))
 def test_ties(few, many, low_quality, threshold):
     def boxes(tuples):

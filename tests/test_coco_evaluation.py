@@ -136,14 +136,14 @@ def assert_equal_numbers(case, task, limits=(1, 10, 100)):
         assert not counted_differently(dataset, detections, task), "hotcoco has counted"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(datasets(), st.sampled_from([(1, 10, 100), (1, 2, 100)]))
 def test_the_12_numbers_of_boxes_are_those_of_pycocotools(case, limits):
     assert_equal_numbers(case, "bbox", limits)
 
 
 @pytest.mark.skipif(not has_hotcoco(), reason="needs hotcoco")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(datasets(), st.sampled_from([1, 4, 9]))
 def test_classes_can_be_counted_in_portions(case, boxes_at_once):
     dataset, detections = case
@@ -157,7 +157,7 @@ def test_classes_can_be_counted_in_portions(case, boxes_at_once):
     np.testing.assert_array_equal(in_portions.recall, whole.recall)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(datasets(masks=True))
 def test_the_12_numbers_of_masks_are_those_of_pycocotools(case):
     assert_equal_numbers(case, "segm")
@@ -203,7 +203,7 @@ def people(draw):
     return dataset, detections
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(people())
 def test_the_10_numbers_of_keypoints_are_those_of_pycocotools(case):
     assert_equal_numbers(case, "keypoints")

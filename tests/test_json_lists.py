@@ -46,7 +46,7 @@ def contents(draw):
     return bytes(content)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(contents(), pieces)
 def test_as_by_json(tmp_path_factory, content, piece):
     file = tmp_path_factory.getbasetemp() / "a.json"

@@ -358,7 +358,7 @@ def pooling_problems(draw):
     }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pooling_problems())
 def test_weighted_rows_of_anything(problem):
     maps, boxes, kwargs = problem

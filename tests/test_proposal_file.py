@@ -87,7 +87,7 @@ def entries(draw):
 
 
 @given(entries(), st.text(st.characters(codec="utf-8"), max_size=8))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_boxes_and_ids_come_back_bit_for_bit(tmp_path_factory, written, text):
     file = tmp_path_factory.getbasetemp() / "any.safetensors"
     write_proposals(file, written, written.values(), dataset=text, source=text)
@@ -307,7 +307,7 @@ def test_a_truncated_file_is_an_error_of_ours(file):
 
 
 @given(st.lists(st.tuples(st.integers(0), st.integers(0, 7)), min_size=1, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_flipped_bits_are_an_error_of_ours_or_other_values(tmp_path_factory, flips):
     file = tmp_path_factory.getbasetemp() / "flipped.safetensors"
     write_random(file, {7: 3, "b": 0})

@@ -303,7 +303,7 @@ def test_a_damaged_pickle_is_an_error_of_ours(file, protocol):
 
 
 @given(st.binary(max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_are_an_error_of_ours(tmp_path_factory, raw):
     file = tmp_path_factory.getbasetemp() / "any.pkl"
     file.write_bytes(raw)

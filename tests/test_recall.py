@@ -224,7 +224,7 @@ corners = st.tuples(*[st.integers(0, 1)] * 2, *[st.integers(2, 4)] * 2).map(
 objects = st.tuples(corners, st.integers(0, 1), st.integers(0, 1)).map(lambda o: (*o[0], *o[1:]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.lists(objects, max_size=4), st.lists(corners, max_size=6)),
                 min_size=1, max_size=3), st.randoms())  # fmt: skip
 def test_equal_to_the_definition_on_a_grid(images, random):
