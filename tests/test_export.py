@@ -276,6 +276,18 @@ def test_what_a_detector_of_a_file_has_not(onnx_file, tmp_path):
         fpn_ext.Detector.load(tmp_path / "model.pt")
 
 
+def test_a_file_needs_its_runtime_alone(onnx_file, monkeypatch):
+    """Not what it was written with."""
+    find, hidden = formats.importlib.util.find_spec, {"onnx"}
+    monkeypatch.setattr(
+        formats.importlib.util, "find_spec", lambda name: None if name in hidden else find(name)
+    )
+    assert len(fpn_ext.Detector.load(onnx_file)(tiny.photo())) > 0
+    hidden.add("onnxruntime")
+    with pytest.raises(ImportError, match=r"model\.onnx needs onnxruntime, not .*\[onnx\]"):
+        fpn_ext.Detector.load(onnx_file)
+
+
 def test_only_standard_operators_of_onnx(onnx_file):
     import onnx
 

@@ -29,7 +29,8 @@ class Format(NamedTuple):
 
     Attributes:
         suffix: of the file.
-        packages: without which it can be neither written nor run.
+        packages: without which it can be neither written nor run beside the model.
+        runtime: of them, those that a written file needs.
         extra: of pyproject.toml, that installs them.
         suppression: makes the graph's, for the runtime.
         write: (graph, examples, file, metadata); examples are the graph's inputs, of batch 2.
@@ -38,6 +39,7 @@ class Format(NamedTuple):
 
     suffix: str
     packages: tuple[str, ...]
+    runtime: tuple[str, ...]
     extra: str
     suppression: Callable[[], Suppression]
     write: Callable[[DetectorGraph, tuple[torch.Tensor, ...], Path, str], None]
@@ -93,7 +95,9 @@ def load_exported(file: Path) -> tuple[Run, dict[str, Any]]:
     names = {form.suffix: name for name, form in FORMATS.items()}
     if file.suffix not in names:
         raise ValueError(f"{file}: an exported detector ends with {', '.join(names)}")
-    run, metadata = require(names[file.suffix]).load(file)
+    form = FORMATS[names[file.suffix]]
+    check_installed(str(file), form.runtime, form.extra)
+    run, metadata = form.load(file)
     if not metadata:
         raise ValueError(f"{file} was not written by fpn-ext export: it has no metadata of it")
     return run, json.loads(metadata)
@@ -254,6 +258,7 @@ FORMATS = {
     "onnx": Format(
         ".onnx",
         ("onnx", "onnxruntime"),
+        ("onnxruntime",),
         "onnx",
         lambda: OperatorSuppression(drops_equal=False),
         _write_onnx,
@@ -262,11 +267,12 @@ FORMATS = {
     "openvino": Format(
         ".xml",
         ("onnx", "openvino"),
+        ("openvino",),
         "openvino",
         lambda: OperatorSuppression(drops_equal=True),
         _write_openvino,
         _load_openvino,
     ),
-    "torchscript": Format(".pt", (), "", Suppression, _write_torchscript, _load_torchscript),
-    "pt2": Format(".pt2", (), "", Suppression, _write_pt2, _load_pt2),
+    "torchscript": Format(".pt", (), (), "", Suppression, _write_torchscript, _load_torchscript),
+    "pt2": Format(".pt2", (), (), "", Suppression, _write_pt2, _load_pt2),
 }
