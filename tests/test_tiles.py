@@ -5,6 +5,7 @@ The model is one that can be followed on paper: an RPN on the mean redness of ea
 
 import json
 import sys
+from types import SimpleNamespace
 
 import fpn_ext
 import numpy as np
@@ -14,6 +15,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from fpn_ext.__main__ import main
 from fpn_ext.inference import tiles
+from fpn_ext.inference.detections import Detections
 from PIL import Image
 
 CONFIG = """
@@ -125,6 +127,71 @@ def test_an_object_in_several_tiles_is_found_once(sahi, run):
     assert np.array_equal(detector.tiled(bgr, 640, channels="BGR").boxes, found.boxes)
     in_batches = fpn_ext.Detector(detector.model, batch_size=3)
     np.testing.assert_allclose(in_batches.tiled(rgb, 640).boxes, found.boxes, atol=1e-3)
+
+
+CARS = np.array([[0, 0, 100, 60], [80, 0, 180, 60]], dtype=np.float32)
+BETWEEN = np.array([[78, 0, 102, 60]], dtype=np.float32)  # mostly in both
+
+
+def test_a_box_between_two_objects_takes_in_one_and_leaves_the_other():
+    boxes, scores, classes = tiles.merged(
+        np.concatenate([CARS, BETWEEN]), np.array([0.8, 0.7, 0.9]), np.zeros(3, dtype=np.int64)
+    )
+    assert boxes.tolist() == [[0, 0, 102, 60], [80, 0, 180, 60]]
+    assert scores.tolist() == [0.9, 0.7] and classes.tolist() == [0, 0]
+
+
+def test_merging_joins_parts_of_one_object_in_any_order_and_of_one_class_only():
+    parts = np.array([[0, 0, 60, 20], [25, 0, 85, 20], [50, 50, 60, 60]], dtype=np.float32)
+    scores, classes = np.array([0.6, 0.9, 0.7]), np.array([1, 1, 1])
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        boxes, left, _ = tiles.merged(parts[order], scores[order], classes)
+        assert boxes.tolist() == [[0, 0, 85, 20], [50, 50, 60, 60]]
+        assert left.tolist() == [0.9, 0.7]
+    apart = tiles.merged(parts, scores, np.array([0, 1, 1]))
+    assert sorted(apart[0].tolist()) == sorted(parts.tolist())
+    assert len(tiles.merged(parts[:0], scores[:0], classes[:0])[0]) == 0
+
+
+class AlwaysTheCars:
+    """In place of a detector: the same three boxes on any picture."""
+
+    def __init__(self):
+        self.batch_size = 1
+        self.categories = {1: "car"}
+        self.model = SimpleNamespace(pixel_format="RGB")
+
+    def __call__(self, pictures, min_score=0.5):
+        return [
+            Detections(
+                *rgb.shape[:2],
+                boxes=np.concatenate([BETWEEN, CARS]),
+                scores=np.array([0.9, 0.8, 0.7], dtype=np.float32),
+                class_ids=np.zeros(3, dtype=np.int64),
+                categories=self.categories,
+                read_rgb=None,
+            )
+            for rgb in pictures
+        ]
+
+
+@pytest.mark.parametrize("min_score, found", [(0.5, [0.9, 0.7]), (0.05, [0.9, 0.8, 0.7])])
+def test_two_neighbouring_objects_in_a_tile_are_two(sahi, min_score, found):
+    rgb = np.zeros((60, 180, 3), np.uint8)
+    scores = tiles.detect_in_tiles(AlwaysTheCars(), rgb, 200, min_score=min_score).scores
+    np.testing.assert_allclose(scores, found, rtol=1e-6)
+
+
+def test_merging_loses_no_detection():
+    """Each box lies by more than half in one of the result, of its class."""
+    drawn = np.random.default_rng(0)
+    corners = drawn.integers(0, 80, (200, 2))
+    boxes = np.concatenate([corners, corners + drawn.integers(5, 50, (200, 2))], axis=1)
+    boxes = boxes.astype(np.float32)
+    classes = drawn.integers(0, 3, 200)
+    found, _, found_classes = tiles.merged(boxes, drawn.random(200), classes)
+    for box, number in zip(boxes, classes, strict=True):
+        assert tiles.part_inside(box, found[found_classes == number]).max() > 0.5
 
 
 def test_a_picture_of_one_tile_is_the_picture(sahi, run):

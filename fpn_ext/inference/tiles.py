@@ -1,7 +1,7 @@
 """Detection on large pictures tile by tile, with sahi (Akyon et al. 2022, arXiv 2202.06934).
 
 A picture that is resized to the model's size loses its small objects; its tiles do not. sahi cuts
-the tiles and merges what is found twice where they overlap.
+the tiles and moves what is found back; :func:`merged` makes one of what is found twice.
 """
 
 import contextlib
@@ -22,6 +22,13 @@ OVERLAP = 0.2
 MOST_OVERLAP = 0.9
 SMALLEST_TILE = 32
 SMALLEST_SIDE = 5  # under it, sahi takes (H, W, 3) for (C, H, W)
+SAHI_SUPPRESSES_UNDER = 0.1  # a confidence threshold under it: suppression, whatever is asked for
+# Suppression that no two boxes reach.
+LEAVE_ALL_IN = {
+    "postprocess_type": "NMS",
+    "postprocess_match_metric": "IOU",
+    "postprocess_match_threshold": 2.0,
+}
 
 
 def check_tiles(tile: int, overlap: float = OVERLAP) -> None:
@@ -58,10 +65,10 @@ def detect_in_tiles(
 ) -> Detections:
     """The detections on a picture, of all its tiles and of the whole.
 
-    What is found in several tiles is merged by sahi: two boxes of one class of which the smaller
-    lies in the other by more than half become the box around both, with the higher score. With
-    ``min_score`` under 0.1 the lower is left out instead, where they overlap by more than half of
-    their union.
+    What is found in several tiles is merged (:func:`merged`): two boxes of one class of which the
+    smaller lies in the other by more than half become the box around both, with the higher score.
+    With ``min_score`` under 0.1 sahi leaves the lower out instead, where they overlap by more than
+    half of their union.
 
     Args:
         detector: gets the tiles in batches of ``detector.batch_size``, each resized by
@@ -82,6 +89,7 @@ def detect_in_tiles(
     check_tiles(tile, overlap)
     check_size(rgb)
     height, width = rgb.shape[:2]
+    merge_here = min_score >= SAHI_SUPPRESSES_UNDER
     with _pillows_limit_kept():
         result = _sahi().predict.get_sliced_prediction(
             rgb,
@@ -92,18 +100,81 @@ def detect_in_tiles(
             overlap_width_ratio=overlap,
             batch_size=detector.batch_size,
             verbose=0,
+            **(LEAVE_ALL_IN if merge_here else {}),
         )
     found = sorted(result.object_prediction_list, key=lambda one: -one.score.value)
-    boxes = [one.bbox.to_xyxy() for one in found]
+    boxes = np.array([one.bbox.to_xyxy() for one in found], dtype=np.float32).reshape(-1, 4)
+    scores = np.array([one.score.value for one in found], dtype=np.float32)
+    class_ids = np.array([one.category.id for one in found], dtype=np.int64)
+    if merge_here:
+        boxes, scores, class_ids = merged(boxes, scores, class_ids)
     return Detections(
         height=height,
         width=width,
-        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        scores=np.array([one.score.value for one in found], dtype=np.float32),
-        class_ids=np.array([one.category.id for one in found], dtype=np.int64),
+        boxes=boxes,
+        scores=scores,
+        class_ids=class_ids,
         categories=detector.categories,
         read_rgb=functools.partial(np.asarray, rgb),
     )
+
+
+def merged(
+    boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes of one object, of which each tile may show another part, made one.
+
+    From the highest score down, each box takes in those of its class of which the smaller of the
+    two lies in the other by more than half, and becomes the box around them; its score stays. A box
+    that no longer lies so once the first has grown is left for itself. sahi's greedy merging, whose
+    rule this is, leaves such a box out: of two neighbouring objects with a third box over the gap
+    between them it keeps one (0.12.8, ``findings/sahi_merging_loses_an_object.sh``).
+
+    Args:
+        boxes: (R, 4) XYXY.
+        scores: (R,).
+        class_ids: (R,).
+
+    Returns:
+        What is left of each, highest score first.
+
+    >>> cars = np.array([[0.0, 0, 100, 60], [80, 0, 180, 60], [78, 0, 102, 60]])
+    >>> boxes, scores, _ = merged(cars, np.array([0.8, 0.7, 0.9]), np.zeros(3, dtype=np.int64))
+    >>> boxes.tolist(), scores.tolist()
+    ([[0.0, 0.0, 102.0, 60.0], [80.0, 0.0, 180.0, 60.0]], [0.9, 0.7])
+    """
+    left = np.argsort(-scores, kind="stable")
+    kept, around = [], []
+    while len(left):
+        best, left = left[0], left[1:]
+        box = boxes[best]
+        same = (class_ids[left] == class_ids[best]) & (part_inside(box, boxes[left]) > 0.5)
+        taken = np.zeros(len(left), dtype=bool)
+        for place in np.flatnonzero(same):
+            other = boxes[left[place]]
+            if part_inside(box, other[None])[0] > 0.5:
+                box = np.concatenate(
+                    [np.minimum(box[:2], other[:2]), np.maximum(box[2:], other[2:])]
+                )
+                taken[place] = True
+        left = left[~taken]
+        kept.append(best)
+        around.append(box)
+    new = np.array(around, dtype=boxes.dtype).reshape(-1, 4)
+    return new, scores[kept], class_ids[kept]
+
+
+def part_inside(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(R,): the intersection of a (4,) box with (R, 4) others, as a part of the smaller of the two.
+
+    >>> part_inside(np.array([0.0, 0, 4, 4]), np.array([[2.0, 0, 4, 8], [0, 0, 40, 40]])).tolist()
+    [0.5, 1.0]
+    """
+    corner = np.maximum(box[:2], others[:, :2])
+    sides = np.clip(np.minimum(box[2:], others[:, 2:]) - corner, 0, None)
+    areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
+    smaller = np.minimum(areas, np.prod(box[2:] - box[:2]))
+    return np.prod(sides, axis=1) / np.maximum(smaller, np.finfo(np.float32).tiny)
 
 
 def sahi_model(detector: "Detector", min_score: float = 0.3) -> Any:
