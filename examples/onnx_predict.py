@@ -11,7 +11,7 @@ import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def resized(picture, shortest, longest):
@@ -21,21 +21,32 @@ def resized(picture, shortest, longest):
     """
     if shortest == 0:
         return picture
-    width, height = picture.size
-    scale = shortest / min(width, height)
-    if scale * max(width, height) > longest:
-        scale = longest / max(width, height)
-    size = int(width * scale + 0.5), int(height * scale + 0.5)
+    # Step by step as in training: a side that ends in .5 would else be rounded otherwise.
+    scale = shortest / min(picture.size)
+    sides = [shortest if side == min(picture.size) else side * scale for side in picture.size]
+    if max(sides) > longest:
+        scale = longest / max(sides)
+        sides = [side * scale for side in sides]
+    size = [int(side + 0.5) for side in sides]
+    if 0 in size:
+        raise ValueError(f"a picture of {picture.size} is too thin to be resized to {size}")
     return picture.resize(size, Image.Resampling.BILINEAR)
 
 
+def upright(picture):
+    """The picture in RGB, turned as its EXIF says."""
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"this example takes pictures of 8 bits a channel, got {picture.mode}")
+    return ImageOps.exif_transpose(picture).convert("RGB")
+
+
 def detect(session, picture, min_score=0.5):
-    """Boxes (D, 4) in pixels of the picture, scores (D,) and names of the classes."""
+    """Boxes (D, 4) in pixels of an RGB picture, scores (D,) and names of the classes."""
     about = json.loads(session.get_modelmeta().custom_metadata_map["fpn_ext"])
     if about["inputs"] != ["images"] or about["pixel_format"] not in ("RGB", "BGR"):
         raise ValueError("this example runs detectors of colour pictures that need no proposals")
     rule = about["resize"]
-    small = resized(picture.convert("RGB"), rule["shortest_side"], rule["longest_side_at_most"])
+    small = resized(picture, rule["shortest_side"], rule["longest_side_at_most"])
     pixels = np.asarray(small, dtype=np.float32)
     if about["pixel_format"] == "BGR":
         pixels = pixels[:, :, ::-1]
@@ -58,7 +69,7 @@ def main():
     session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
     for file in args.pictures:
         with Image.open(file) as picture:
-            boxes, scores, names = detect(session, picture, args.min_score)
+            boxes, scores, names = detect(session, upright(picture), args.min_score)
         for box, score, name in zip(boxes, scores, names, strict=True):
             corners = " ".join(f"{value:.1f}" for value in box)
             print(f"{file} {score:.3f} {name} {corners}")

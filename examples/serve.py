@@ -9,7 +9,7 @@ machine alone unless --host says otherwise; put a proxy of yours in front of it.
 
 An upload is read as JPEG, PNG, WebP, BMP or TIFF and as nothing else. Refused before it is decoded:
 one of too many bytes or pixels (413), one that is no image (415), and any at all while too many
-wait (503).
+wait (503). An image that the model does not take, as it is too thin to be resized, gets a 422.
 """
 
 import argparse
@@ -61,14 +61,21 @@ def build_app(
                 batch.append(queue.get_nowait())
             try:
                 found = await run_in_threadpool(detector, [image for image, _ in batch])
-            except Exception as error:  # ours: each request answers 500, and the service goes on
-                for _, answer in batch:
-                    if not answer.done():
-                        answer.set_exception(error)
-                continue
-            for (_, answer), detections in zip(batch, found, strict=True):
-                if not answer.done():  # the client may have left
-                    answer.set_result(detections)
+            except Exception:  # of one image, for which the others are not to suffer
+                found = [await run_in_threadpool(found_or_error, image) for image, _ in batch]
+            for (_, answer), result in zip(batch, found, strict=True):
+                if answer.done():  # the client has left
+                    continue
+                if isinstance(result, Exception):
+                    answer.set_exception(result)
+                else:
+                    answer.set_result(result)
+
+    def found_or_error(image: Image.Image) -> Any:
+        try:
+            return detector(image)
+        except Exception as error:
+            return error
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -93,6 +100,8 @@ def build_app(
             answer = asyncio.get_running_loop().create_future()
             queue.put_nowait((image, answer))
             found = await answer
+        except ValueError as error:  # an image that the model does not take
+            raise HTTPException(422, str(error)) from error
         finally:
             app.state.waiting -= 1
         found = found[found.scores >= min_score]
@@ -143,7 +152,9 @@ def decoded(body: bytes, max_pixels: int) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--run", required=True, metavar="DIR", help="folder of a training")
+    parser.add_argument(
+        "--run", required=True, metavar="DIR", help="folder of a training, or its model.onnx"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--batch-size", type=int, default=4, help="images run at once")

@@ -1,6 +1,7 @@
 """fpn_ext.Detector: one result whatever a picture comes as, batches, own boxes, features."""
 
 import json
+import pickle
 import re
 import shutil
 import sys
@@ -15,7 +16,7 @@ from detectron2.structures import BoxMode
 from fpn_ext.__main__ import main
 from fpn_ext.reporting.coco_json import annotations_of
 from PIL import Image
-from tiny import CLASSES, photo, register, saved_run
+from tiny import CLASSES, FILE, photo, register, saved_run
 
 FIELDS = ("boxes", "scores", "class_ids", "proposal_levels", "pooled_levels")
 
@@ -191,6 +192,50 @@ def test_a_stream_reads_no_further_ahead_than_it_says(detector):
     assert len(read) == 2 * 4 * 2
 
 
+@pytest.mark.parametrize("score", [50, -0.1, float("nan"), "0.5", None])
+def test_a_score_that_is_none(detector, score):
+    with pytest.raises(ValueError, match=f"min_score must be a number from 0 to 1, got {score!r}"):
+        detector(photo(), min_score=score)
+    with pytest.raises(ValueError, match="min_score"):
+        detector.tiled(photo(), min_score=score)
+
+
+def test_one_picture_is_no_stream(detector):
+    """The letters of a name, and the rows of an array, would be taken for pictures."""
+    for one in (
+        "photo.jpg",
+        Path("photo.jpg"),
+        photo(),
+        torch.zeros(3, 9, 9),
+        Image.new("L", (9, 9)),
+    ):
+        with pytest.raises(TypeError, match="stream takes several pictures, got one"):
+            detector.stream(one)
+
+
+def test_a_picture_that_has_no_pixel_at_the_models_size(run, tmp_path):
+    """Of 2000 x 1 px, whose longer side becomes 480, a quarter of a pixel would be left."""
+    opts = ["INPUT.MIN_SIZE_TEST", "256", "INPUT.MAX_SIZE_TEST", "480"]
+    small = fpn_ext.Detector.load(run, opts=opts)
+    thin = np.zeros((1, 2000, 3), np.uint8)
+    Image.fromarray(thin).save(tmp_path / "thin.png")
+    said = r"2000 x 1 px, would be resized to 480 x 0 px by INPUT.MIN_SIZE_TEST 256 and MAX_SIZE"
+    for call in (
+        lambda: small(thin),
+        lambda: small([photo(), tmp_path / "thin.png"]),
+        lambda: small.features(thin, []),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    with pytest.raises(ValueError, match=r"thin\.png, 2000"):
+        small(tmp_path / "thin.png")
+    with pytest.raises(ValueError, match="the picture is empty: 0 x 5 px"):
+        small(Image.new("RGB", (0, 5)))
+    assert small(thin[:, :900]).height == 1
+    unresized = fpn_ext.Detector.load(run, opts=["INPUT.MIN_SIZE_TEST", "0"])
+    assert unresized(thin).width == 2000
+
+
 # Its own boxes
 
 BOXES = [[4.0, 4.0, 36.0, 28.0], [10.0, 2.0, 60.5, 47.0], [-3.0, 20.0, 30.0, 90.0]]
@@ -238,6 +283,8 @@ def test_a_detector_with_an_rpn_scores_given_boxes(detector):
     [
         ([[0, 0, 5]], r"must be \(R, 4\).*got \(1, 3\)"),
         ([0, 0, 5, 5], r"got \(4,\)"),
+        ([[0, 0, 5, 5], [1, 2]], r"boxes must be numbers, \(R, 4\)"),
+        ("boxes", r"boxes must be numbers, \(R, 4\)"),
         (
             [[0, 0, 5, 5], [5, 5, 5, 9]],
             r"box 1, \[5.0, 5.0, 5.0, 9.0\], is none on a picture of 64",
@@ -285,6 +332,18 @@ def test_features_are_of_the_box_in_pixels_of_the_picture(run):
     torch.testing.assert_close(found.pooled[4:5], by_hand, atol=1e-4, rtol=1e-4)
     empty = small.features(picture, [])
     assert empty.pooled.shape == (0, 8, 7, 7) and empty.vectors.shape == (0, 16)
+
+
+def test_features_need_boxes_and_one_box_head(detector, tmp_path):
+    with pytest.raises(TypeError, match=r"features are of boxes.* got None"):
+        detector.features(photo(), None)
+    agnostic = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
+    for name, opts in (("CascadeROIHeads", agnostic), ("UnsharedROIHeads", [])):
+        folder = saved_run(tmp_path / name, "MODEL.ROI_HEADS.NAME", name, *opts)
+        with_several = fpn_ext.Detector.load(folder)
+        assert len(with_several(photo(), proposals=BOXES)) > 0
+        with pytest.raises(TypeError, match=f"one box head.* {name} .* have several"):
+            with_several.features(photo(), BOXES)
 
 
 def test_a_model_without_heads_on_boxes(tmp_path):
@@ -354,6 +413,15 @@ def test_drawing(detector, tmp_path):
     assert np.array_equal(np.asarray(detector(tmp_path / "photo.png")[:0].draw()), picture)
 
 
+def test_detections_go_to_another_process(detector, tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    for source in (tmp_path / "photo.png", photo()):
+        found = detector(source)
+        sent = pickle.loads(pickle.dumps(found))
+        assert_same(sent, found)
+        assert np.array_equal(np.asarray(sent.draw()), np.asarray(found.draw()))
+
+
 def test_supervision(detector):
     supervision = pytest.importorskip("supervision", reason="supervision, an extra, is missing")
     found = detector(photo())
@@ -408,6 +476,13 @@ def test_nothing_is_printed(run, capsys):
         ({}, TypeError, r'load\("output/mine"\)'),
         ({"run": "a", "config_file": "b"}, TypeError, r'load\("output/mine"\)'),
         ({"run": "none"}, FileNotFoundError, "the run none: no such folder"),
+        ({"run": "none.onnx"}, FileNotFoundError, "none.onnx: no such file"),
+        ({"run": "m.pth"}, FileNotFoundError, "the run m.pth: no such folder"),
+        ({"run": FILE}, ValueError, r"is of a training.*load the training's folder"),
+        ({"run": FILE, "opts": ["A", "B"]}, ValueError, "is of a training"),
+        ({"config_file": FILE, "opts": "MODEL.DEVICE cpu"}, TypeError, "words.* in a list"),
+        ({"run": "none", "batch_size": 2.5}, TypeError, "must be an int, got 2.5"),
+        ({"run": "none", "batch_size": "2"}, TypeError, "must be an int, got '2'"),
         ({"run": "configs"}, FileNotFoundError, "no config.yaml in this folder"),
         ({"config_file": "none.yaml"}, FileNotFoundError, "'none.yaml' does not exist"),
         ({"config_file": "configs/Base-FPN.yaml", "weights": "none.pth"}, FileNotFoundError,

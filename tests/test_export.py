@@ -1,8 +1,10 @@
 """Whole detectors exported and proved, the verb, the guard, and the example without PyTorch."""
 
+import errno
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,14 +14,16 @@ import pytest
 import tiny
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from fpn_ext.__main__ import main
+from fpn_ext.data.reading import read_picture
 from fpn_ext.export import formats, proof
 from fpn_ext.export.formats import FORMATS, load_exported
 from fpn_ext.export.graph import detector_graph
 from fpn_ext.export.runtime import ExportedModel
 from fpn_ext.export.suppression import Suppression
-from fpn_ext.export.write import batches_of, export
+from fpn_ext.export.write import batches_of, export, put_in_place
 from fpn_ext.modeling import fpn
 from PIL import Image
 
@@ -114,7 +118,7 @@ def cases():
             yield pytest.param(kind, name, marks=marks, id=f"{kind}-{name}")
 
 
-@pytest.mark.parametrize(("kind", "format_name"), cases())
+@pytest.mark.parametrize(("kind", "format_name"), list(cases()))
 def test_a_whole_detector(kind, format_name, tmp_path):
     for package in FORMATS[format_name].packages:
         pytest.importorskip(package, reason="an extra is not installed")
@@ -143,6 +147,38 @@ def test_the_graph_finds_what_detectron2_finds_in_a_batch(tmp_path):
 
     found = proof.compared("pictures", model, run, graph.outputs, [images.numpy()])
     assert found.is_equal and found.unpaired == 0 and found.expected > 20
+
+
+@pytest.mark.parametrize("format_name", ["onnx", "openvino", "torchscript"])
+def test_a_picture_without_proposals(format_name, tmp_path):
+    form = FORMATS[format_name]
+    for package in form.packages:
+        pytest.importorskip(package, reason="an extra is not installed")
+    _, model = detector("fast", tmp_path)
+    graph = detector_graph(model, form.suppression()).eval()
+    images = np.random.default_rng(0).uniform(0, 255, (2, 3, 70, 90)).astype(np.float32)
+    boxes = np.array([[[5, 5, 60, 50]]] * 2, np.float32)
+    file = tmp_path / f"model{form.suffix}"
+    form.write(graph, (torch.from_numpy(images), torch.from_numpy(boxes)), file, "{}")
+    run, _ = form.load(file)
+    assert [len(x) for x in run(images, np.zeros((2, 0, 4), np.float32))] == [0] * 4
+    one = proof.compared("pictures", model, run, graph.outputs, [images, boxes])
+    assert one.is_equal and one.expected == one.found > 0
+
+
+@pytest.mark.parametrize("name", ["model[1]", "v2.1", "*", "größe 1"])
+def test_whatever_the_file_is_called_it_is_put_in_place(name, tmp_path):
+    (tmp_path / "written").mkdir()
+    for suffix in (".xml", ".bin", ".pt"):
+        (tmp_path / "written" / f"{name}{suffix}").write_text(suffix)
+    put_in_place(tmp_path / "written" / f"{name}.xml", tmp_path / f"{name}.xml")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "written", f"{name}.xml", f"{name}.bin"
+    }  # fmt: skip
+    put_in_place(tmp_path / "written" / f"{name}.pt", tmp_path / f"{name}.pt")
+    assert (tmp_path / f"{name}.pt").read_text() == ".pt"
+    with pytest.raises(FileNotFoundError, match="was not written"):
+        put_in_place(tmp_path / "written" / f"{name}.pt", tmp_path / f"{name}.pt")
 
 
 def test_a_file_that_finds_something_else_is_not_kept(tmp_path, monkeypatch):
@@ -258,6 +294,18 @@ def test_what_a_detector_of_a_file_has_not(onnx_file, tmp_path):
         fpn_ext.Detector.load(tmp_path / "model.pt")
 
 
+def test_a_file_needs_its_runtime_alone(onnx_file, monkeypatch):
+    """Not what it was written with."""
+    find, hidden = formats.importlib.util.find_spec, {"onnx"}
+    monkeypatch.setattr(
+        formats.importlib.util, "find_spec", lambda name: None if name in hidden else find(name)
+    )
+    assert len(fpn_ext.Detector.load(onnx_file)(tiny.photo())) > 0
+    hidden.add("onnxruntime")
+    with pytest.raises(ImportError, match=r"model\.onnx needs onnxruntime, not .*\[onnx\]"):
+        fpn_ext.Detector.load(onnx_file)
+
+
 def test_only_standard_operators_of_onnx(onnx_file):
     import onnx
 
@@ -309,7 +357,103 @@ def test_pictures_that_are_not_resized(small_cfg):
     assert example["resized"](Image.new("RGB", (70, 50)), 100, 480).size == (140, 100)
 
 
+class OfSize:
+    """A Pillow picture of a size alone."""
+
+    def __init__(self, *size):
+        self.size = size
+
+    def resize(self, size, _):
+        return OfSize(*size)
+
+
+def test_the_example_resizes_as_detectron2_does():
+    """99 x 320 px become 148 x 480, 148.5 being just missed; in one step they would become 149."""
+    resized = runpy.run_path("examples/onnx_predict.py")["resized"]
+    sizes = [(99, 320), (960, 199), (176, 1376), (428, 1024), (480, 640), (7, 7), (640, 427)]
+    for shortest, longest in ((256, 480), (800, 1333), (512, 640)):
+        for width, height in sizes:
+            rule = ResizeShortestEdge([shortest, shortest], longest)
+            expected = rule.get_transform(np.empty((height, width, 3)))
+            found = resized(OfSize(width, height), shortest, longest)
+            assert tuple(found.size) == (expected.new_w, expected.new_h)
+    with pytest.raises(ValueError, match="too thin"):
+        resized(OfSize(2000, 1), 256, 480)
+
+
+def test_the_example_reads_pictures_as_training_does(tmp_path):
+    upright = runpy.run_path("examples/onnx_predict.py")["upright"]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(tiny.photo()).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as picture:
+        found = np.asarray(upright(picture))
+    assert np.array_equal(found, read_picture(tmp_path / "turned.png", "RGB"))
+    with pytest.raises(ValueError, match="8 bits a channel, got I;16"):
+        upright(Image.new("I;16", (9, 9)))
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    cfg, model = detector("rpn", tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(FORMATS, "torchscript", FORMATS["torchscript"]._replace(write=full))
+    file = tmp_path / "out" / "model.pt"
+    with pytest.raises(OSError, match=r"No space left on device.*model\.pt"):
+        export(cfg, model, CLASSES, file, "torchscript")
+    assert list(file.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("format_name", ["torchscript", "pt2"])
+def test_pytorch_is_given_no_file_to_write(format_name, tmp_path, monkeypatch):
+    """Its writer ends the process on a full disk, before Python can say anything."""
+
+    def exported(module, *_, **__):
+        return module
+
+    def saved(module, where, **_):
+        assert not isinstance(where, str | os.PathLike)
+        where.write(b"all of it")
+
+    monkeypatch.setattr(torch.jit, "trace", exported)
+    monkeypatch.setattr(torch.jit, "save", saved)
+    monkeypatch.setattr(torch.export, "export", exported)
+    monkeypatch.setattr(torch.export, "save", saved)
+    _, model = detector("rpn", tmp_path)
+    file = tmp_path / "model"
+    FORMATS[format_name].write(detector_graph(model, Suppression()), (), file, "{}")
+    assert file.read_bytes() == b"all of it"
+
+
+def test_sigterm_leaves_nothing_half_written(run_folder, monkeypatch, capsys):
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setitem(FORMATS, "torchscript", FORMATS["torchscript"]._replace(write=killed))
+    with pytest.raises(SystemExit) as end:
+        main(["export", "--run", str(run_folder), "--format", "torchscript"])
+    assert end.value.code == 128 + signal.SIGTERM
+    assert not list(run_folder.glob(".export-*")) and not (run_folder / "model.pt").exists()
+    assert "torchscript: a file of the model that finds up to 1000" in capsys.readouterr().err
+
+
 # Mistakes, before any work.
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--output", "model.pt"], "a file of torchscript ends with .pt"),
+        (["--pictures", "none.jpg"], "--pictures none.jpg: no such file"),
+    ],
+)
+def test_what_is_found_before_the_model_is_loaded(words, said, run_folder, tmp_path, capsys):
+    words = [word.replace("model.pt", str(tmp_path / "model.onnx")) for word in words]
+    assert main(["export", "--run", str(run_folder), "--format", "torchscript", *words]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and "weights:" not in printed.out
 
 
 def test_a_missing_package_is_named(monkeypatch, run_folder, capsys):
@@ -325,18 +469,37 @@ def test_a_missing_package_is_named(monkeypatch, run_folder, capsys):
     assert "pip install onnxruntime_that_is_not" in said and ".[onnx]" in said
 
 
+def test_pt2_with_a_pytorch_that_is_too_old(monkeypatch, run_folder, capsys):
+    monkeypatch.setattr(torch.export, "Dim", object())
+    assert main(["export", "--run", str(run_folder), "--format", "pt2"]) == 2
+    printed = capsys.readouterr()
+    assert "--format pt2 needs PyTorch 2.6" in printed.err and "weights:" not in printed.out
+
+
 @pytest.mark.parametrize(
     ("opts", "said"),
     [
         (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "PyramidROIHeads"),
         (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool"], "ROIPool"),
         (["TEST.DETECTIONS_PER_IMAGE", -1], "TEST.DETECTIONS_PER_IMAGE"),
+        (["TEST.DETECTIONS_PER_IMAGE", 0], "TEST.DETECTIONS_PER_IMAGE"),
+        (["MODEL.RPN.PRE_NMS_TOPK_TEST", 0], "MODEL.RPN.PRE_NMS_TOPK_TEST must be at least 1"),
+        (["MODEL.RPN.POST_NMS_TOPK_TEST", 0], "MODEL.RPN.POST_NMS_TOPK_TEST must be at least 1"),
         (["MODEL.ROI_HEADS.SCORE_THRESH_TEST", -0.1], "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
+        (["MODEL.ROI_HEADS.NMS_THRESH_TEST", 1.5], "MODEL.ROI_HEADS.NMS_THRESH_TEST must be from"),
+        (["MODEL.RPN.NMS_THRESH", -0.1], "MODEL.RPN.NMS_THRESH must be from 0 to 1"),
     ],
 )
 def test_what_cannot_be_exported(opts, said, tmp_path):
     _, model = detector("faster", tmp_path, *opts)
     with pytest.raises(ValueError, match=said):
+        detector_graph(model, Suppression())
+
+
+@pytest.mark.parametrize(("key", "value"), [("NMS_THRESH_TEST", 2.0), ("TOPK_CANDIDATES_TEST", 0)])
+def test_what_of_retinanet_cannot_be_exported(key, value, tmp_path):
+    _, model = detector("retinanet", tmp_path, f"MODEL.RETINANET.{key}", value)
+    with pytest.raises(ValueError, match=f"MODEL.RETINANET.{key}"):
         detector_graph(model, Suppression())
 
 

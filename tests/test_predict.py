@@ -300,6 +300,28 @@ def test_a_damaged_picture_is_in_the_exit_status(cfg, photos, tmp_path, capsys):
     assert main([*words, str(photos / "a.png")]) == 0
 
 
+def test_a_picture_too_thin_to_be_resized_is_skipped(cfg, photos, tmp_path, capsys):
+    """It does not end the command: the pictures after it are looked at."""
+    cfg.INPUT.MAX_SIZE_TEST = 96
+    save_weights(cfg)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    Image.new("RGB", (500, 1)).save(photos / "aa.png")
+    words = ["--config-file", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "out")]
+    assert main(["predict", *words, str(photos / "aa.png"), str(photos / "c.png")]) == 1
+    assert "500 x 1 px, would be resized to 96 x 0 px" in capsys.readouterr().err
+    result = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [Path(image["file_name"]).name for image in result["images"]] == ["c.png"]
+    assert [Path(image["file_name"]).name for image in result["skipped"]] == ["aa.png"]
+
+
+@pytest.mark.parametrize("verb", ["predict", "video", "contact-sheet", "analyze"])
+@pytest.mark.parametrize("score", ["50", "-1", "nan", "half"])
+def test_a_score_that_is_none(verb, score, capsys):
+    """With 50, for percent, nothing would be found, and nothing said."""
+    assert main([verb, "--run", "none", "--min-score", score]) == 2
+    assert f"{score!r} is no number from 0 to 1" in capsys.readouterr().err
+
+
 def test_the_next_picture_is_read_while_one_is_looked_at(square, photos, tmp_path, monkeypatch):
     """And only the next, for its size."""
     read, seen = [], []

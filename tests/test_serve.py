@@ -102,6 +102,25 @@ def test_what_is_refused(service, body, status, said):
     assert ask(port, png(photo()))[0] == 200  # and it goes on
 
 
+def test_an_image_that_the_model_does_not_take_leaves_its_batch_alone(service, detector):
+    """Two that wait together: one of floating point, whose range the model does not know."""
+    file = io.BytesIO()
+    Image.new("F", (64, 48)).save(file, "TIFF")
+    infer, may_go_on, _, port = detector.model.infer, threading.Event(), *service
+    with ThreadPoolExecutor(3) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector.model, "infer", lambda inputs: may_go_on.wait(60) and infer(inputs))
+        first = pool.submit(ask, port, png(photo()))
+        time.sleep(0.3)  # until it is being run
+        refused = pool.submit(ask, port, file.getvalue())
+        good = pool.submit(ask, port, png(photo(seed=1)))
+        time.sleep(0.3)  # until the uploads are decoded
+        may_go_on.set()
+        assert first.result()[0] == good.result()[0] == 200
+    status, said = refused.result()
+    assert status == 422 and "floating point has no range" in said["detail"]
+    assert len(good.result()[1]["detections"]) == len(detector(photo(seed=1)))
+
+
 def test_a_body_that_does_not_say_its_length_is_bounded_too(service):
     _, port = service
     chunks = (bytes(40_000) for _ in range(3))

@@ -245,6 +245,16 @@ def test_the_command_refuses_before_it_begins(run, tmp_path, capsys):
     assert "at least 32 px wide, got 3" in printed.err and "weights" not in printed.out
 
 
+def test_a_picture_too_small_for_tiles_is_skipped(sahi, run, tmp_path):
+    Image.new("RGB", (700, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
+    words = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--output", str(tmp_path / "out")]
+    assert main(["predict", "--run", str(run), "--tiles", "640", *words]) == 1
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert "too small for tiles" in written["skipped"][0]["error"]
+    assert [image["width"] for image in written["images"]] == [64]
+
+
 def test_without_sahi_it_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "sahi", None)
     monkeypatch.setitem(sys.modules, "sahi.predict", None)

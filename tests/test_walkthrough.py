@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from fpn_ext.__main__ import main
+from fpn_ext.export.formats import FORMATS
 from photographs import write_coco
 from PIL import Image
 from test_own_data import TINY
@@ -34,10 +35,12 @@ def place(tmp_path, monkeypatch):
 
 def test_every_command_works_after_the_one_before(place, capsys):
     pytest.importorskip("hotcoco", reason="fpn-ext analyze needs hotcoco")
+    for package in FORMATS["onnx"].packages:
+        pytest.importorskip(package, reason="the extra onnx is not installed")
     text = PAGE.read_text()
     commands = re.findall(r"^    fpn-ext ([^\n]+)$", text, flags=re.M)
     assert [c.split()[0] for c in commands] == [
-        *("data", "train", "eval", "analyze", "predict", "config"),
+        *("data", "train", "eval", "analyze", "predict", "export", "config"),
     ]
     for command in commands:
         words = shlex.split(command.partition(">")[0])

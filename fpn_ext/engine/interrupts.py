@@ -125,6 +125,21 @@ def handled_by(handler: Callable[[int, FrameType | None], Any], signals: Sequenc
 
 
 @contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """A block that SIGTERM and SIGHUP end as Ctrl-C does: through every ``finally``.
+
+    Raises:
+        SystemExit: such a signal came, with its exit status.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    with handled_by(end, (signal.SIGTERM, signal.SIGHUP)):
+        yield
+
+
+@contextlib.contextmanager
 def interruptible(also: Sequence[int] = ()) -> Iterator[Interrupts]:
     """A block in which signals are noted.
 

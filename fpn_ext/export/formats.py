@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import inspect
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,8 @@ class Format(NamedTuple):
 
     Attributes:
         suffix: of the file.
-        packages: without which it can be neither written nor run.
+        packages: without which it can be neither written nor run beside the model.
+        runtime: of them, those that a written file needs.
         extra: of pyproject.toml, that installs them.
         suppression: makes the graph's, for the runtime.
         write: (graph, examples, file, metadata); examples are the graph's inputs, of batch 2.
@@ -37,6 +39,7 @@ class Format(NamedTuple):
 
     suffix: str
     packages: tuple[str, ...]
+    runtime: tuple[str, ...]
     extra: str
     suppression: Callable[[], Suppression]
     write: Callable[[DetectorGraph, tuple[torch.Tensor, ...], Path, str], None]
@@ -48,12 +51,17 @@ def require(name: str) -> Format:
 
     Raises:
         ValueError: there is none.
-        ImportError: a package is missing; says how to install it.
+        ImportError: a package is missing, or PyTorch too old; says how to install it.
     """
     if name not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {name!r}")
     form = FORMATS[name]
     check_installed(f"--format {name}", form.packages, form.extra)
+    if name == "pt2" and not hasattr(torch.export.Dim, "DYNAMIC"):
+        raise ImportError(
+            f"--format pt2 needs PyTorch 2.6, whose torch.export finds out how sizes depend on one "
+            f"another, got {torch.__version__}: pip install 'torch>=2.6' torchvision"
+        )
     return form
 
 
@@ -87,7 +95,9 @@ def load_exported(file: Path) -> tuple[Run, dict[str, Any]]:
     names = {form.suffix: name for name, form in FORMATS.items()}
     if file.suffix not in names:
         raise ValueError(f"{file}: an exported detector ends with {', '.join(names)}")
-    run, metadata = require(names[file.suffix]).load(file)
+    form = FORMATS[names[file.suffix]]
+    check_installed(str(file), form.runtime, form.extra)
+    run, metadata = form.load(file)
     if not metadata:
         raise ValueError(f"{file} was not written by fpn-ext export: it has no metadata of it")
     return run, json.loads(metadata)
@@ -199,9 +209,12 @@ def _load_openvino(file: Path) -> tuple[Run, str]:
 def _write_torchscript(
     graph: DetectorGraph, examples: tuple[torch.Tensor, ...], file: Path, metadata: str
 ) -> None:
+    # By way of memory: where a disk is full, torch (2.15.0) ends the process, with no exception.
+    archive = io.BytesIO()
     with _recording():
         traced = torch.jit.trace(graph, examples, check_trace=False)
-        torch.jit.save(traced, str(file), _extra_files={METADATA: metadata})
+        torch.jit.save(traced, archive, _extra_files={METADATA: metadata})
+    file.write_bytes(archive.getbuffer())
 
 
 def _load_torchscript(file: Path) -> tuple[Run, str]:
@@ -215,9 +228,11 @@ def _write_pt2(
     graph: DetectorGraph, examples: tuple[torch.Tensor, ...], file: Path, metadata: str
 ) -> None:
     shapes = [dict.fromkeys(_INPUTS[name], torch.export.Dim.DYNAMIC) for name in graph.inputs]
+    archive = io.BytesIO()  # as for TorchScript
     with _recording():
         program = torch.export.export(graph, examples, dynamic_shapes=tuple(shapes))
-        torch.export.save(program, str(file), extra_files={METADATA: metadata})
+        torch.export.save(program, archive, extra_files={METADATA: metadata})
+    file.write_bytes(archive.getbuffer())
 
 
 def _load_pt2(file: Path) -> tuple[Run, str]:
@@ -243,6 +258,7 @@ FORMATS = {
     "onnx": Format(
         ".onnx",
         ("onnx", "onnxruntime"),
+        ("onnxruntime",),
         "onnx",
         lambda: OperatorSuppression(drops_equal=False),
         _write_onnx,
@@ -251,11 +267,12 @@ FORMATS = {
     "openvino": Format(
         ".xml",
         ("onnx", "openvino"),
+        ("openvino",),
         "openvino",
         lambda: OperatorSuppression(drops_equal=True),
         _write_openvino,
         _load_openvino,
     ),
-    "torchscript": Format(".pt", (), "", Suppression, _write_torchscript, _load_torchscript),
-    "pt2": Format(".pt2", (), "", Suppression, _write_pt2, _load_pt2),
+    "torchscript": Format(".pt", (), (), "", Suppression, _write_torchscript, _load_torchscript),
+    "pt2": Format(".pt2", (), (), "", Suppression, _write_pt2, _load_pt2),
 }

@@ -39,6 +39,7 @@ from .stages import (
     MaskBranch,
     Proposals,
     checked_limit,
+    checked_nms_threshold,
     checked_score_threshold,
 )
 from .suppression import Suppression, as_batched_nms_moves_them
@@ -159,7 +160,7 @@ class RCNNGraph(DetectorGraph):
     """Faster, Mask and Keypoint R-CNN, and Fast R-CNN, whose boxes are an input.
 
     Fast R-CNN's ``proposals`` are (N, P, 4) float32 XYXY in pixels of ``images``; rows without area
-    fill an image that has fewer.
+    fill an image that has fewer. P may be 0.
 
     Outputs, of D detections of all images, one image after the other, the best of each first:
     ``boxes`` (D, 4) float32 XYXY in pixels of ``images``, ``scores`` (D,) float32, ``classes``
@@ -197,7 +198,7 @@ class RCNNGraph(DetectorGraph):
             boxes, _, present = self.proposals(maps, size)
         else:
             assert proposals is not None
-            boxes = proposals
+            boxes = F.pad(proposals, [0, 0, 0, 1])  # a row at least, for operators that need one
             present = (boxes[:, :, 2] > boxes[:, :, 0]) & (boxes[:, :, 3] > boxes[:, :, 1])
 
         image, rows = torch.nonzero(present, as_tuple=True)
@@ -223,9 +224,13 @@ class RetinaNetGraph(DetectorGraph):
         self.transform = model.box2box_transform
         self.num_classes = model.num_classes
         self.threshold = checked_score_threshold(model.test_score_thresh, "MODEL.RETINANET.")
-        self.nms_threshold = model.test_nms_thresh
-        self.candidates = model.test_topk_candidates
-        self.limit = checked_limit(model.max_detections_per_image)
+        self.nms_threshold = checked_nms_threshold(
+            model.test_nms_thresh, "MODEL.RETINANET.NMS_THRESH_TEST"
+        )
+        self.candidates = checked_limit(
+            model.test_topk_candidates, "MODEL.RETINANET.TOPK_CANDIDATES_TEST"
+        )
+        self.limit = checked_limit(model.max_detections_per_image, "TEST.DETECTIONS_PER_IMAGE")
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         maps, size = self.maps(images), images.shape[-2:]

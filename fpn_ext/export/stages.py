@@ -41,9 +41,9 @@ class Proposals(nn.Module):
         self.head = rpn.rpn_head
         self.anchor_generator = rpn.anchor_generator
         self.transform = rpn.box2box_transform
-        self.candidates = rpn.pre_nms_topk[False]
-        self.limit = rpn.post_nms_topk[False]
-        self.nms_threshold = rpn.nms_thresh
+        self.candidates = checked_limit(rpn.pre_nms_topk[False], "MODEL.RPN.PRE_NMS_TOPK_TEST")
+        self.limit = checked_limit(rpn.post_nms_topk[False], "MODEL.RPN.POST_NMS_TOPK_TEST")
+        self.nms_threshold = checked_nms_threshold(rpn.nms_thresh, "MODEL.RPN.NMS_THRESH")
         self.smallest = rpn.min_box_size
 
     def forward(
@@ -92,8 +92,10 @@ class Detections(nn.Module):
         self.num_classes = num_classes
         self.boxes_per_row = predictor.bbox_pred.out_features // 4  # 1 if classes share them
         self.threshold = checked_score_threshold(predictor.test_score_thresh, "MODEL.ROI_HEADS.")
-        self.nms_threshold = predictor.test_nms_thresh
-        self.limit = checked_limit(predictor.test_topk_per_image)
+        self.nms_threshold = checked_nms_threshold(
+            predictor.test_nms_thresh, "MODEL.ROI_HEADS.NMS_THRESH_TEST"
+        )
+        self.limit = checked_limit(predictor.test_topk_per_image, "TEST.DETECTIONS_PER_IMAGE")
 
     def forward(
         self,
@@ -204,10 +206,18 @@ def checked_score_threshold(threshold: float, node: str) -> float:
     return threshold
 
 
-def checked_limit(limit: int) -> int:
+def checked_nms_threshold(threshold: float, key: str) -> float:
+    if not 0 <= threshold <= 1:
+        raise ValueError(
+            f"{key} must be from 0 to 1 to export, got {threshold}: runtimes take no other. 1 "
+            "suppresses nothing"
+        )
+    return threshold
+
+
+def checked_limit(limit: int, key: str) -> int:
     if limit < 1:
         raise ValueError(
-            f"TEST.DETECTIONS_PER_IMAGE must be at least 1 to export, got {limit}: a graph keeps "
-            "room for so many"
+            f"{key} must be at least 1 to export, got {limit}: a graph keeps room for so many"
         )
     return limit

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from .formats import Format, require
 from .graph import DetectorGraph, detector_graph
 from .proof import Row, compared, table, with_many, with_none
 
+Report = Callable[[str], None]
+
 # Boxes given to Fast R-CNN in the proof, per picture.
 GIVEN_BOXES = 300
 UNRESIZED_SIDE = 320  # of pictures compared where INPUT.MIN_SIZE_TEST is 0: theirs as they are
@@ -35,6 +37,7 @@ def export(
     file: Path,
     format_name: str,
     pictures: Sequence[Image.Image] = (),
+    report: Report = lambda step: None,
 ) -> list[Row]:
     """Write a detector as a file of another runtime, if that finds the same as the model.
 
@@ -49,6 +52,7 @@ def export(
         file: to write; replaced if it is there. OpenVINO's weights are beside it, as ``.bin``.
         format_name: one of ``FORMATS``.
         pictures: RGB, for the comparison; none for generated ones.
+        report: called with what is done next, as each step may take minutes.
 
     Returns:
         The comparison, a row for each batch.
@@ -57,6 +61,7 @@ def export(
         ValueError: a part of the model that cannot be exported; no such format; another suffix
             than the format's.
         ImportError: a package of the format is missing.
+        OSError: a full disk, for one; names the folder.
         RuntimeError: the file finds something else than the model. It is not kept.
     """
     form = require(format_name)
@@ -67,23 +72,42 @@ def export(
     takes_proposals = getattr(model, "proposal_generator", model) is None
     batches = batches_of(cfg, takes_proposals, pictures)
     rows = []
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+    with folder_beside(file) as folder:
         for what, altered in (("up to 1000", with_many(model)), ("none", with_none(model))):
-            stem = Path(folder, f"finds {what}")
+            stem = folder / f"finds {what}"
+            report(f"{format_name}: a file of the model that finds {what}, written and compared")
             _, arrays = batches[0]
             with _written(cfg, altered, classes, stem, form) as (run, outputs):
                 rows.append(compared(f"picture, {what}", altered, run, outputs, arrays))
         if all(row.is_equal for row in rows):
-            with _written(cfg, model, classes, Path(folder, file.stem), form) as (run, outputs):
+            report(f"{format_name}: the file, written and compared on {len(batches)} sizes")
+            with _written(cfg, model, classes, folder / file.stem, form) as (run, outputs):
                 rows += [compared(what, model, run, outputs, a) for what, a in batches]
             if all(row.is_equal for row in rows):
-                put_in_place(Path(folder, file.name), file)
+                put_in_place(folder / file.name, file)
                 return rows
     raise RuntimeError(
         f"{table(rows)}\n\nThe {format_name} file does not find what the model finds; it was not "
         f"kept. {left_as_it_was(file)}"
     )
+
+
+@contextlib.contextmanager
+def folder_beside(file: Path) -> Iterator[Path]:
+    """A hidden folder to write in, until what is written is moved to ``file``; then removed.
+
+    Raises:
+        OSError: it cannot be made; a block that fails with one that names no file, as on a full
+            disk, fails with the same for ``file``.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno and error.filename is None:
+                error.filename = str(file)
+            raise
 
 
 def check_suffix(file: Path, format_name: str, form: Format) -> None:
@@ -94,9 +118,20 @@ def check_suffix(file: Path, format_name: str, form: Format) -> None:
 
 def put_in_place(written: Path, file: Path) -> None:
     """Move a file, and OpenVINO's weights beside it, to where they were asked for."""
-    parts = sorted(written.parent.glob(f"{written.stem}.*"), key=lambda part: part.suffix)
-    for part in parts:  # weights before what names them
+    for part in parts_of(written):
         move_into_place(part, file.with_suffix(part.suffix))
+
+
+def parts_of(file: Path) -> list[Path]:
+    """A written file, after OpenVINO's weights beside it, which it names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: was not written")
+    weights = file.with_suffix(".bin")
+    return [weights, file] if file.suffix == ".xml" and weights.is_file() else [file]
 
 
 def left_as_it_was(file: Path) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,16 @@ from .formats import load_exported, require
 from .int8 import require_int8
 from .proof import Row
 from .runtime import ExportedModel, arrays_of
-from .write import batches_of, check_suffix, export, left_as_it_was, put_in_place
+from .write import (
+    Report,
+    batches_of,
+    check_suffix,
+    export,
+    folder_beside,
+    left_as_it_was,
+    parts_of,
+    put_in_place,
+)
 
 MIB = 2**20
 
@@ -70,6 +78,7 @@ def export_int8(
     file: Path,
     format_name: str,
     pictures: Sequence[Image.Image] = (),
+    report: Report = lambda step: None,
     *,
     calibration_pictures: int = 300,
     max_ap_loss: float = 1.0,
@@ -82,7 +91,7 @@ def export_int8(
     of an RPN AR@1000.
 
     Args:
-        cfg, model, classes, file, format_name, pictures: as for ``export``.
+        cfg, model, classes, file, format_name, pictures, report: as for ``export``.
         calibration_pictures: how many; all if there are fewer. They are spread evenly over the
             datasets, the same ones each time.
         max_ap_loss: the most that a score may fall, of 100.
@@ -103,20 +112,18 @@ def export_int8(
     _check_numbers(calibration_pictures, max_ap_loss)
     calibration = CalibrationImages(cfg, calibration_pictures)
     check_scored(cfg)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
-        plain, trial, final = (
-            Path(folder, what, file.name) for what in ("float32", "int8", "final")
-        )
+    with folder_beside(file) as folder:
+        plain, trial, final = (folder / what / file.name for what in ("float32", "int8", "final"))
         for path in (plain, trial, final):
             path.parent.mkdir()
-        rows = export(cfg, model, classes, plain, format_name, pictures)
+        rows = export(cfg, model, classes, plain, format_name, pictures, report)
         _, metadata = load_exported(plain)
         calibration.inputs = metadata["inputs"]
+        report(f"eight bits: calibrated on {len(calibration)} images")
         save = quantiser.quantise(plain, calibration)
         save(trial, json.dumps(metadata))
         _runs(trial, batches_of(cfg, "proposals" in metadata["inputs"], pictures))
-        costs = _costs(cfg, plain, trial)
+        costs = _costs(cfg, plain, trial, report)
         found = Int8Export(rows, costs, len(calibration), (_mib(plain), _mib(trial)))
         if any(math.isnan(cost.lost) for cost in costs):
             raise RuntimeError(
@@ -201,11 +208,15 @@ def _of_detections(cfg: CfgNode) -> CfgNode:
     return changed(cfg, "TEST.FPN_EXT.EVALUATE_PROPOSALS", False)
 
 
-def _costs(cfg: CfgNode, plain: Path, int8: Path) -> list[Cost]:
+def _costs(cfg: CfgNode, plain: Path, int8: Path, report: Report) -> list[Cost]:
     cfg = _of_detections(cfg)
     costs = []
     for dataset in cfg.DATASETS.TEST:
-        before, after = (_scores(cfg, dataset, file) for file in (plain, int8))
+        scores = []
+        for what, file in (("float32", plain), ("eight bits", int8)):
+            report(f"{what}: scored on {dataset}")
+            scores.append(_scores(cfg, dataset, file))
+        before, after = scores
         costs += [Cost(dataset, score, before[score], after[score]) for score in before]
     return costs
 
@@ -228,7 +239,7 @@ def _runs(file: Path, batches: Sequence[tuple[str, list[np.ndarray]]]) -> None:
 
 
 def _mib(file: Path) -> float:
-    return sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*")) / MIB
+    return sum(part.stat().st_size for part in parts_of(file)) / MIB
 
 
 def _check_numbers(calibration_pictures: int, max_ap_loss: float) -> None:

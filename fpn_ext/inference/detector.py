@@ -1,5 +1,6 @@
 """A trained detector as one object: pictures of any kind in, detections out."""
 
+import functools
 import itertools
 import logging
 import os
@@ -15,8 +16,8 @@ from ..data.reading import as_rgb
 from ..files.run_folder import taken_from
 from .detections import Detections
 from .eager import BoxFeatures, EagerModel
-from .exported import ExportedDetector
-from .inputs import Source, as_list, check_channels, picture_of
+from .exported import SUFFIXES, ExportedDetector, check_suffix
+from .inputs import Source, as_list, check_channels, is_source, picture_of
 from .predictor import inference_config
 from .tiles import OVERLAP, check_tiles, detect_in_tiles
 
@@ -58,12 +59,13 @@ class Detector:
         batch_size (int): pictures run at once.
 
     Raises:
+        TypeError: ``batch_size`` is no int.
         ValueError: ``batch_size`` under 1.
     """
 
     def __init__(self, model: EagerModel | ExportedDetector, batch_size: int | None = None):
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None:
+            check_batch_size(batch_size)
         self.model = model
         self.batch_size = batch_size or (1 if model.device.type == "cpu" else BATCH_ON_GPU)
 
@@ -93,10 +95,10 @@ class Detector:
             batch_size: pictures run at once; None for 1 on a CPU, 8 on a GPU.
 
         Raises:
-            FileNotFoundError: no such folder, config or checkpoint.
+            FileNotFoundError: no such folder, exported file, config or checkpoint.
             ImportError: the runtime of an exported file is not installed.
             TypeError: neither ``run`` nor ``config_file``, or both; ``weights`` or ``opts`` for an
-                exported file, which has its own.
+                exported file, which has its own; ``opts`` in one string; ``batch_size`` is no int.
             ValueError: what :func:`fpn_ext.prepare` finds wrong; a checkpoint that is not of this
                 model; ``batch_size`` under 1.
         """
@@ -106,7 +108,12 @@ class Detector:
                 'fpn-ext export, load("model.onnx"), or '
                 'load(config_file="....yaml", weights="....pth")'
             )
-        if run is not None and Path(run).is_file():
+        if isinstance(opts, str):
+            raise TypeError(f"opts are words, KEY VALUE ..., in a list, got the string {opts!r}")
+        if batch_size is not None:
+            check_batch_size(batch_size)  # before the model is loaded
+        if run is not None and _is_exported(Path(run)):
+            check_suffix(Path(run))
             if weights is not None or opts:
                 raise TypeError(f"{run} is an exported file: its weights and config are in it")
             return cls(ExportedDetector(Path(run)), batch_size)
@@ -144,8 +151,8 @@ class Detector:
             channels: order of the channels of arrays and tensors: "RGB" (default), "BGR" (as
                 OpenCV reads), "RGBA" or "L" (grey; an array may then be (H, W)). Files and Pillow
                 pictures know theirs.
-            min_score: detections under it are left out. The model has left out those under
-                ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
+            min_score: from 0 to 1; detections under it are left out. The model has left out those
+                under ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
             proposals: your own boxes, which the heads score and refine in place of the RPN's:
                 (R, 4), XYXY in pixels of the picture; for a list, a list of such. A Fast R-CNN
                 needs them. They are clipped to the picture.
@@ -157,8 +164,9 @@ class Detector:
             OSError: a file that cannot be read, or not decoded; of a list all are looked for first.
             TypeError: an image of another class or dtype; proposals for a model without heads on
                 boxes.
-            ValueError: an image of another shape than ``channels`` has; boxes that are none; a
-                model that needs proposals, without.
+            ValueError: an image of another shape than ``channels`` has, or so long and thin that
+                nothing is left of it at the model's size; boxes that are none; a model that needs
+                proposals, without.
         """
         sources, is_one = as_list(images)
         missing = [path for path in sources if _is_path(path) and not os.path.isfile(path)]
@@ -182,9 +190,16 @@ class Detector:
         """As calling with a list, for any iterable: detections come in order, as they are made.
 
         Raises:
+            TypeError: one picture, instead of several; and what calling raises.
             ValueError: ``proposals`` for more or fewer pictures; and what calling raises.
         """
+        if is_source(images):
+            raise TypeError(
+                f"stream takes several pictures, got one ({type(images).__name__}): call the "
+                "detector, or put it into a list"
+            )
         check_channels(channels)
+        check_min_score(min_score)
         self._check_takes(proposals is not None)
         if proposals is None:
             given = (Given(source) for source in images)
@@ -205,16 +220,22 @@ class Detector:
             (R,), the level k that each was pooled from.
 
         Raises:
-            TypeError: a model without heads on boxes; an exported file; and what calling raises.
+            TypeError: no boxes; a model without a box head, or with several; an exported file; and
+                what calling raises.
             ValueError: what calling raises.
         """
         check_channels(channels)
+        if boxes is None:
+            raise TypeError(
+                "features are of boxes: (R, 4), XYXY in pixels of the picture, got None"
+            )
         if isinstance(self.model, ExportedDetector):
             raise TypeError(
                 "an exported file gives detections alone; features are of a Detector of the "
                 "training's folder"
             )
         self._check_takes(True)
+        self.model.check_has_features()
         return self.model.features(self._input(Given(image, boxes), channels))
 
     def tiled(
@@ -240,10 +261,11 @@ class Detector:
 
         Raises:
             ImportError: sahi is not installed; with the line that installs it.
-            ValueError: a tile under 32 px; an overlap under 0 or over 0.9; a model of RGBA; and
-                what calling raises.
+            ValueError: a tile under 32 px; an overlap under 0 or over 0.9; a ``min_score`` outside
+                of 0 to 1; a model of RGBA; and what calling raises.
         """
         check_channels(channels)
+        check_min_score(min_score)
         self._check_takes(False)
         check_tiles(tile, overlap)
         rgb = as_rgb(self._picture(image, channels), self.model.pixel_format)
@@ -284,10 +306,13 @@ class Detector:
         return self.model.with_proposals(entry, boxes)
 
     def _picture(self, source: Source, channels: str) -> np.ndarray:
-        return picture_of(source, channels, self.model.pixel_format, self.model.value_range)
+        image = picture_of(source, channels, self.model.pixel_format, self.model.value_range)
+        self.model.check_size(image, str(source) if _is_path(source) else "the picture")
+        return image
 
     def _reader(self, given: Given, channels: str) -> Any:
-        return lambda: as_rgb(self._picture(given.source, channels), self.model.pixel_format)
+        form, values = self.model.pixel_format, self.model.value_range
+        return functools.partial(_read_rgb, given.source, channels, form, values)
 
     def _check_takes(self, proposals: bool) -> None:
         if proposals and self.model.refuses_boxes:
@@ -307,12 +332,17 @@ def checked_boxes(boxes: Any, height: int, width: int) -> np.ndarray:
         height, width: of the picture.
 
     Raises:
-        ValueError: another shape; a box that is not finite, has no area, or lies outside of the
-            picture.
+        ValueError: no numbers; another shape; a box that is not finite, has no area, or lies
+            outside of the picture.
     """
     if isinstance(boxes, torch.Tensor):
         boxes = boxes.detach().cpu().numpy()
-    array = np.asarray(boxes, dtype=np.float64)
+    try:
+        array = np.asarray(boxes, dtype=np.float64)
+    except (TypeError, ValueError) as error:  # rows of several lengths, words
+        raise ValueError(
+            f"boxes must be numbers, (R, 4), XYXY in pixels of the picture: {error}"
+        ) from error
     if array.size == 0:
         array = array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
@@ -327,6 +357,32 @@ def checked_boxes(boxes: Any, height: int, width: int) -> np.ndarray:
             "are XYXY in its pixels, x0 < x1 and y0 < y1, at least in part on it"
         )
     return array
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether it is meant as an exported file, and not as the folder of a training."""
+    return path.is_file() or (path.suffix in SUFFIXES and not path.is_dir())
+
+
+def _read_rgb(
+    source: Source, channels: str, pixel_format: str, values: Sequence[float]
+) -> np.ndarray:
+    """The picture to draw on: of names and numbers alone, so that detections can be pickled."""
+    return as_rgb(picture_of(source, channels, pixel_format, values), pixel_format)
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raise unless it is an integer from 1."""
+    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool):
+        raise TypeError(f"batch_size must be an int, got {batch_size!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def check_min_score(min_score: Any) -> None:
+    """Raise ValueError unless it is a number from 0 to 1; NaN would leave out everything."""
+    if not isinstance(min_score, int | float | np.number) or not 0 <= min_score <= 1:
+        raise ValueError(f"min_score must be a number from 0 to 1, got {min_score!r}")
 
 
 def _is_path(source: Any) -> bool:

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
+from torch import nn
 
 from ..speed.optimize import model_for_inference
 from .predictor import Predictor, detections_of
@@ -53,6 +54,15 @@ class EagerModel(Predictor):
             "this model has no heads on boxes to give boxes to (MODEL.META_ARCHITECTURE "
             "GeneralizedRCNN has)"
         )
+
+    def check_has_features(self) -> None:
+        """Raise TypeError unless there is one box head, whose features are meant."""
+        heads = getattr(self.model, "roi_heads", None)
+        if isinstance(getattr(heads, "box_head", None), nn.ModuleList):
+            raise TypeError(
+                f"features are what one box head makes of a box, and {type(heads).__name__} "
+                "(MODEL.ROI_HEADS.NAME) have several"
+            )
 
     @property
     def keypoint_names(self) -> list[str]:

@@ -16,6 +16,22 @@ from .predictor import TakesPictures, detections_of
 
 # Files that hold a graph and numbers alone. What PyTorch saves may hold code.
 SUFFIXES = (".onnx", ".xml")
+OF_TRAININGS = (".yaml", ".yml", ".pth", ".pkl", ".safetensors")  # configs and checkpoints
+
+
+def check_suffix(file: Path) -> None:
+    """Raise ValueError if a file is no graph of numbers alone, by its name."""
+    if file.suffix in OF_TRAININGS:
+        raise ValueError(
+            f"{file} is of a training, and no exported detector: load the training's folder, or "
+            'load(config_file="....yaml", weights="....pth")'
+        )
+    if file.is_file() and file.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{file}: an exported detector is loaded from {' or '.join(SUFFIXES)} (fpn-ext "
+            "export --format onnx, openvino); what PyTorch saves may hold code, and is for "
+            "torch.jit.load or torch.export.load, if you trust it"
+        )
 
 
 logger = logging.getLogger(__name__)
@@ -55,12 +71,7 @@ class ExportedDetector(TakesPictures):
     """
 
     def __init__(self, file: Path):
-        if file.is_file() and file.suffix not in SUFFIXES:
-            raise ValueError(
-                f"{file}: an exported detector is loaded from {' or '.join(SUFFIXES)} (fpn-ext "
-                "export --format onnx, openvino); what PyTorch saves may hold code, and is for "
-                "torch.jit.load or torch.export.load, if you trust it"
-            )
+        check_suffix(file)
         self.model = ExportedModel(file)
         self.device = torch.device("cpu")
         self.keypoint_names: list[str] = []  # the file does not say

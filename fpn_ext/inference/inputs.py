@@ -95,13 +95,18 @@ def _check_array(array: np.ndarray, channels: str, values: Sequence[float]) -> N
         )
 
 
+def is_source(source: Any) -> bool:
+    """Whether it is one picture, or its path, by its class."""
+    return isinstance(source, str | os.PathLike | Image.Image | np.ndarray | torch.Tensor)
+
+
 def as_list(sources: Any) -> tuple[list[Any], bool]:
     """One or several sources as a list, and whether it was one.
 
     Raises:
         TypeError: neither; a generator, for example.
     """
-    if isinstance(sources, str | os.PathLike | Image.Image | np.ndarray | torch.Tensor):
+    if is_source(sources):
         return [sources], True
     if isinstance(sources, Sequence) and not isinstance(sources, bytes | bytearray):
         return list(sources), False

@@ -33,7 +33,7 @@ from .detector import Detector
 from .eager import EagerModel
 from .kept import KeptResult
 from .predictor import Predictor, build_predictor, detections_of
-from .tiles import check_tiles, detect_in_tiles
+from .tiles import check_size, check_tiles, detect_in_tiles
 
 DETECTIONS = "detections.json"
 SOFTWARE = "fpn-ext predict"  # in each drawing, by which it is known from a photograph
@@ -59,8 +59,12 @@ class Picture:
         return {"file_name": str(self.file), **page}
 
 
-def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
+def find_pictures(inputs: Iterable[str | Path], option: str = "--input") -> list[Path]:
     """The image files among files and folders (one level deep), sorted by name per folder.
+
+    Args:
+        inputs: files and folders.
+        option: that names them, for the message.
 
     Raises:
         FileNotFoundError: an input does not exist, or a folder holds no image.
@@ -71,14 +75,14 @@ def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
             found = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
             if not found:
                 raise FileNotFoundError(
-                    f"--input {path}: no picture in this folder ({', '.join(PICTURE_SUFFIXES)})"
+                    f"{option} {path}: no picture in this folder ({', '.join(PICTURE_SUFFIXES)})"
                 )
             pictures += found
         elif path.is_file():
             pictures.append(path)
         else:
             raise FileNotFoundError(
-                f"--input {path}: no such file or folder (KEY VALUE overrides go last, after "
+                f"{option} {path}: no such file or folder (KEY VALUE overrides go last, after "
                 "another option)"
             )
     return pictures
@@ -210,7 +214,7 @@ def predict(
         KeptResult(output / DETECTIONS, _categories(predictor), len(wanted), about) as kept,
     ):
         image_ids, annotation_ids = itertools.count(1), itertools.count(1)
-        reading = _read_ahead(lambda p: predictor.read(p.file, p.page), wanted)
+        reading = _read_ahead(lambda p: _checked(predictor, tiles, p), wanted)
         for picture, drawing, being_read in zip(wanted, drawings, reading, strict=True):
             try:
                 image = being_read.result()
@@ -247,6 +251,18 @@ def _read_ahead(
             if following is not None:
                 coming.append(reader.submit(read, following))
             yield being_read
+
+
+def _checked(predictor: Predictor, tiles: int | None, picture: Picture) -> np.ndarray:
+    """A picture that can be detected on, read.
+
+    Raises:
+        ValueError: it is too thin to be resized, or too small for tiles; and what reading raises.
+    """
+    image = predictor.read(picture.file, picture.page)
+    if tiles is not None:
+        check_size(image)
+    return image
 
 
 Detect: TypeAlias = Callable[[np.ndarray], Instances]

@@ -1,5 +1,6 @@
 """A trained model on one picture after the other, with the names of its classes."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +83,28 @@ class TakesPictures:
 
     aug: T.ResizeShortestEdge
 
+    def check_size(self, image: np.ndarray, name: str | os.PathLike[str] = "the picture") -> None:
+        """Raise unless a picture has pixels, as it is and resized.
+
+        Args:
+            image: (H, W, C).
+            name: for the message.
+
+        Raises:
+            ValueError: it is empty, or so long and thin that its shorter side is rounded to 0.
+        """
+        height, width = image.shape[:2]
+        if 0 in image.shape:
+            raise ValueError(f"{name} is empty: {width} x {height} px")
+        resize = self.aug.get_transform(image)
+        resized = getattr(resize, "new_w", width), getattr(resize, "new_h", height)
+        if 0 in resized:
+            raise ValueError(
+                f"{name}, {width} x {height} px, would be resized to {resized[0]} x {resized[1]} "
+                f"px by INPUT.MIN_SIZE_TEST {self.aug.short_edge_length[0]} and "
+                f"MAX_SIZE_TEST {self.aug.max_size}: cut it into parts"
+            )
+
     def network_input(self, image: np.ndarray) -> dict[str, Any]:
         """A picture as Detectron2's models take it: resized, (C, H', W') float32, on CPU.
 
@@ -149,8 +172,14 @@ class Predictor(TakesPictures):
             print(f"warning: {difference}")
 
     def read(self, file: Any, page: int | None = None) -> np.ndarray:
-        """A picture as the model takes it (:func:`fpn_ext.data.reading.read_picture`)."""
-        return read_picture(file, self.pixel_format, self.value_range, page)
+        """A picture as the model takes it (:func:`fpn_ext.data.reading.read_picture`).
+
+        Raises:
+            ValueError: :meth:`check_size`'s; and what reading raises.
+        """
+        image = read_picture(file, self.pixel_format, self.value_range, page)
+        self.check_size(image, file)
+        return image
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the tiles and moves what is found back; :func:`merged` makes one of what is foun
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,13 @@ def check_tiles(tile: int, overlap: float = OVERLAP) -> None:
     _sahi()
 
 
+def check_size(image: np.ndarray) -> None:
+    """Raise ValueError if a picture, (H, W, C), is under 5 px high or wide."""
+    height, width = image.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(f"a picture of {width} x {height} px is too small for tiles")
+
+
 def detect_in_tiles(
     detector: "Detector",
     rgb: np.ndarray,
@@ -79,9 +87,8 @@ def detect_in_tiles(
             of RGBA, whose transparency the tiles would lose.
     """
     check_tiles(tile, overlap)
+    check_size(rgb)
     height, width = rgb.shape[:2]
-    if min(height, width) < SMALLEST_SIDE:
-        raise ValueError(f"a picture of {width} x {height} px is too small for tiles")
     merge_here = min_score >= SAHI_SUPPRESSES_UNDER
     with _pillows_limit_kept():
         result = _sahi().predict.get_sliced_prediction(
@@ -108,7 +115,7 @@ def detect_in_tiles(
         scores=scores,
         class_ids=class_ids,
         categories=detector.categories,
-        read_rgb=lambda: rgb,
+        read_rgb=functools.partial(np.asarray, rgb),
     )
 
 

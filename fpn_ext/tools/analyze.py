@@ -14,7 +14,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from .options import add_config, add_json, add_output, take_run
+from .options import add_config, add_json, add_output, score, take_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-score",
-        type=float,
+        type=score,
+        metavar="S",
         help="of the detections in the confusion matrix (default: the score with the best F1)",
     )
     add_json(parser)

@@ -14,6 +14,7 @@ examples:
 """
 
 import argparse
+import sys
 from typing import Any
 
 from .options import add_config, file_to_write, take_run
@@ -61,15 +62,16 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image
 
     from ..data.reading import read_picture
+    from ..engine.interrupts import ended_in_order
     from ..export.formats import require
     from ..export.int8 import require_int8
     from ..export.proof import table
-    from ..export.write import export
+    from ..export.write import check_suffix, export
     from ..export.write_int8 import costs_table, export_int8
     from ..inference.pictures import find_pictures
     from ..inference.predictor import Predictor, inference_config
 
-    require(args.format)
+    form = require(args.format)
     of_int8 = _options_of_int8(args)
     if args.int8:
         require_int8(args.format)
@@ -78,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("--output FILE is needed without --run")
         name = "model_int8" if args.int8 else "model"
         args.output = args.run / f"{name}{SUFFIXES[args.format]}"
-    files = find_pictures(args.pictures) if args.pictures else []
+    check_suffix(args.output, args.format, form)
+    files = find_pictures(args.pictures, "--pictures") if args.pictures else []
     take_run(args)
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     # Without --int8 no dataset is needed, so that those of another machine do not matter.
@@ -90,14 +93,19 @@ def run(args: argparse.Namespace) -> int:
     pictures = [
         Image.fromarray(read_picture(file, "RGB", predictor.value_range)) for file in files[:4]
     ]
-    what = (cfg, predictor.model, predictor.classes, args.output, args.format, pictures)
-    if args.int8:
-        found = export_int8(*what, **of_int8)
-        print(f"\nIn float32:\n\n{table(found.rows)}\n\n{costs_table(found)}\n")
-        print(f"{args.output}: calibrated on {found.pictures} images")
-    else:
-        print(f"\n{table(export(*what))}\n\n{args.output}: finds what the model finds")
+    what = (cfg, predictor.model, predictor.classes, args.output, args.format, pictures, _report)
+    with ended_in_order():  # without leaving a file half written
+        if args.int8:
+            found = export_int8(*what, **of_int8)
+            print(f"\nIn float32:\n\n{table(found.rows)}\n\n{costs_table(found)}\n")
+            print(f"{args.output}: calibrated on {found.pictures} images")
+        else:
+            print(f"\n{table(export(*what))}\n\n{args.output}: finds what the model finds")
     return 0
+
+
+def _report(step: str) -> None:
+    print(f"{step} ...", file=sys.stderr, flush=True)
 
 
 def _options_of_int8(args: argparse.Namespace) -> dict[str, Any]:

@@ -194,6 +194,17 @@ def _other_than_a_report(file: Path) -> str:
     return ""
 
 
+def score(text: str) -> float:
+    """A number from 0 to 1; otherwise an argparse error."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
 def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
     """``--output FOLDER``."""
     parser.add_argument(
@@ -214,7 +225,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_detections(parser: argparse.ArgumentParser) -> None:
     """``--min-score`` and ``--label-levels``."""
     parser.add_argument(
-        "--min-score", type=float, default=0.5, help="of a detection to show (%(default)s)"
+        "--min-score",
+        type=score,
+        default=0.5,
+        metavar="S",
+        help="of a detection to show, from 0 to 1 (%(default)s)",
     )
     parser.add_argument(
         "--label-levels",

@@ -13,13 +13,9 @@ examples:
 
 import argparse
 import contextlib
-import signal
 import sys
-from types import FrameType
 
 from .options import add_config, add_detections, add_output, add_tuning, split_words, take_run
-
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..engine.interrupts import handled_by
+    from ..engine.interrupts import ended_in_order
     from ..files.run_folder import new_folder
     from ..inference.pictures import find_pictures, predict
     from ..inference.predictor import load_inference_config
@@ -54,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     pictures = find_pictures(paths)
     take_run(args)
     cfg = load_inference_config(args.config_file, args.opts, of_run=args.run is not None)
-    with handled_by(end, SIGNALS), contextlib.ExitStack() as stack:
+    with ended_in_order(), contextlib.ExitStack() as stack:
         if args.output is None:
             args.output = stack.enter_context(new_folder(args.run / "predictions"))
         result = predict(cfg, pictures, args.output, args.min_score, args.label_levels, args.tiles)
@@ -67,8 +63,3 @@ def run(args: argparse.Namespace) -> int:
     if skipped:
         print(f"{skipped} image(s) could not be read and were skipped", file=sys.stderr)
     return int(skipped > 0)
-
-
-def end(number: int, frame: FrameType | None) -> None:
-    """A signal handler that ends the command as Ctrl-C does: what was found is kept."""
-    sys.exit(128 + number)
