@@ -1,7 +1,7 @@
 """Train or evaluate a config, with the options of Detectron2's own tools/train_net.py.
 
 python train_net.py --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
-python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
+python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/demo_R_18/model_final.pth
 
 The same as ``fpn-ext train`` and ``fpn-ext eval``.
 """

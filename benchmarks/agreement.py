@@ -1,6 +1,6 @@
 """One detector's AP with Detectron2's components, and with this project's in each numerics.
 
-    python benchmarks/agreement.py --weights output/demo/model_final.pth \
+    python benchmarks/agreement.py --weights output/demo_R_18/model_final.pth \
         --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --json results/agreement/agreement.json
 
 Nothing is trained: the same weights are scored by `fpn-ext eval` on DATASETS.TEST once for each

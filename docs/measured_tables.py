@@ -19,7 +19,7 @@ from fpn_ext.reporting.measuring import markdown_table, ratio_text
 ROI_POOLING = "python benchmarks/roi_pooling.py --rounds 11 --json {file}"
 AGREEMENT = (
     "python benchmarks/agreement.py --config-file configs/demo/faster_rcnn_R_18_FPN.yaml "
-    "--weights output/demo/model_final.pth --json {file}"
+    "--weights output/demo_R_18/model_final.pth --json {file}"
 )
 
 

@@ -13,10 +13,7 @@ from fpn_ext.reporting.measuring import ratio_text
 KINDS = {"avx512": "AVX-512", "avx2-emulated": "AVX2 (emulated)"}
 SIZES = ("480x640", "800x1333")
 PEER = "torchvision, OpenVINO"
-FAST = {
-    "avx512": "this project, channels_last, fold_norms, Winograd",  # as NUMERICS fast sets it there
-    "avx2-emulated": "this project",
-}
+FAST = "this project, channels_last, fold_norms, Winograd"  # as NUMERICS fast sets it
 # Kind of processor -> figure -> what was aimed at.
 TARGETS: dict[str, dict[str, float]] = {
     "avx2-emulated": {
@@ -52,7 +49,7 @@ class Figures:
         return only(self.deployment["rows"], size=size, side=side)
 
     def training(self, side: str = "") -> dict[str, Any]:
-        return only(self.whole["training"], side=side or FAST[self.kind])
+        return only(self.whole["training"], side=side or FAST)
 
     def memory(self, size: str, side: str = "optimised") -> tuple[float, float] | None:
         """MiB at the peak of the process: of a side, of Detectron2; None if not measured."""

@@ -150,6 +150,28 @@ def test_the_commands_that_pages_name_are_in_the_reference():
     assert {name.split()[0] for name in VERBS} == table
 
 
+WEIGHTS = re.compile(r"(?:MODEL\.WEIGHTS|--weights) (output/demo\w*)/")
+
+
+def commands_with_demo_weights(text):
+    """(config, folder of the weights) of each command that names both."""
+    for command in re.split(r"\n(?!\s*--)", re.sub(r"\\\n\s*", "", text)):
+        config = re.search(r"--config-file (configs/[\w/]+\.yaml)", command)
+        weights = WEIGHTS.search(command)
+        if config and weights:
+            yield config[1], weights[1]
+
+
+def test_weights_in_a_command_are_of_its_config():
+    text = "\n".join(page.read_text() for page in PAGES)
+    found = set(commands_with_demo_weights(text))
+    assert len(found) >= 2
+    for config, folder in found:
+        assert fpn_ext.load_config(config).OUTPUT_DIR == folder, (
+            "docs and --help name weights of another"
+        )
+
+
 def without_generated(text):
     return re.sub(r"<!-- generated: .*?<!-- end -->", "", text, flags=re.S)
 

@@ -18,8 +18,7 @@ EXACT = ["MODEL.FPN_EXT.NUMERICS", "exact"]
 KEYS = ("POOLER_IMPLEMENTATION", "CHANNELS_LAST", "WINOGRAD", "FOLD_NORMS", "INFERENCE_DTYPE")
 AS_DETECTRON2 = ("per_level", False, False, False, "")
 DEFAULTS = ("auto", False, False, False, "")
-WITH_AVX512 = ("auto", True, True, True, "float32")
-WITH_KERNELS = ("auto", False, False, False, "float32")
+FAST = ("auto", True, True, True, "float32")
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def chosen(*opts, file=DEMO, device="cpu"):
 
 def test_the_keys_are_those_there_are():
     assert set(numerics.EXPERT_KEYS) == set(numerics.EXACT) == set(KEYS)
-    assert set(numerics.FAST_WITH_AVX512) < set(KEYS)
+    assert set(numerics.FAST) < set(KEYS)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -48,13 +47,13 @@ def test_exact_is_detectron2s_arithmetic_everywhere(avx512, there):
 
 
 def test_fast_on_a_cpu(avx512, monkeypatch):
-    """The default. Without AVX-512 the keys for training slow things down."""
+    """The default. Without AVX-512 and without the kernels it would be slower."""
     avx512(True)
-    assert chosen()[0] == chosen("MODEL.FPN_EXT.NUMERICS", "fast")[0] == WITH_AVX512
+    assert chosen()[0] == chosen("MODEL.FPN_EXT.NUMERICS", "fast")[0] == FAST
     avx512(False)
     monkeypatch.setattr(numerics, "has_compiled_kernels", lambda: True)
     values, (said,) = chosen()
-    assert values == WITH_KERNELS and "fast (compiled kernels)" in said
+    assert values == FAST and "fast (compiled kernels)" in said
     monkeypatch.setattr(numerics, "has_compiled_kernels", lambda: False)
     values, (said,) = chosen()
     assert values == DEFAULTS and "without AVX-512, no compiled kernels" in said
@@ -105,7 +104,7 @@ def test_fast_on_a_gpu(avx512, monkeypatch):
 def test_a_key_that_is_written_stays_as_it_is_written(avx512, key, value, tmp_path):
     """On the command line, in the file, or in one that it is based on; the others are chosen."""
     avx512(True)
-    expected = list(WITH_AVX512)
+    expected = list(FAST)
     expected[KEYS.index(key)] = value
     values, (said,) = chosen(f"MODEL.FPN_EXT.{key}", str(value))
     assert values == tuple(expected) and said.endswith(f"; as written: {key}")

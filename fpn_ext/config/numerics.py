@@ -26,15 +26,15 @@ EXACT: dict[str, Any] = {
     "INFERENCE_DTYPE": "",
 }
 EXPERT_KEYS = tuple(EXACT)  # last parts of the key names
-# Measured for Detectron2's ResNets (results/speed-cpu); other networks and GPUs were not.
-FAST_WITH_AVX512: dict[str, Any] = {
+# Measured for Detectron2's ResNets (results/speed-cpu); other networks and GPUs were not. On a CPU
+# with AVX2 alone channels_last maps pay off with the compiled kernels: oneDNN's gradient of filters
+# is slow on them.
+FAST: dict[str, Any] = {
     "CHANNELS_LAST": True,
     "WINOGRAD": True,
     "FOLD_NORMS": True,
     "INFERENCE_DTYPE": "float32",
 }
-# On a CPU with AVX2 alone, channels_last maps slow training down.
-FAST_WITH_KERNELS: dict[str, Any] = {"INFERENCE_DTYPE": "float32"}
 
 
 def resolve_numerics(cfg: CfgNode, explicitly_set: Collection[str] = ()) -> str:
@@ -151,7 +151,7 @@ def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:
         return {}, "a CPU without AVX-512, no compiled kernels"
     if cfg.MODEL.FPN_EXT.BOTTOM_UP != "build_resnet_backbone":
         return {}, f"no faster choice is known for {cfg.MODEL.FPN_EXT.BOTTOM_UP}"
-    chosen = dict(FAST_WITH_AVX512 if has_avx512() else FAST_WITH_KERNELS)
+    chosen = dict(FAST)
     if not is_architecture(cfg, "GeneralizedRCNN", "ProposalNetwork"):
         del chosen["INFERENCE_DTYPE"]
     return chosen, "AVX-512" if has_avx512() else "compiled kernels"

@@ -2,7 +2,7 @@
 
     fpn-ext video --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
         --input street.mp4 --output out/street.mp4 --json out/street.jsonl \\
-        MODEL.WEIGHTS output/demo/model_final.pth
+        MODEL.WEIGHTS output/demo_R_18/model_final.pth
     fpn-ext video --config-file ... --camera 0 --show MODEL.WEIGHTS ...
 
 OpenCV, an optional extra, reads and writes the frames; boxes are drawn as by ``fpn-ext predict``.

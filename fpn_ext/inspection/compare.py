@@ -1,6 +1,6 @@
 """Compare a config with its control: two models that differ only in their components.
 
-    fpn-ext compare weights --weights output/demo/model_final.pth \\
+    fpn-ext compare weights --weights output/demo_R_18/model_final.pth \\
         --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
         --control configs/demo/faster_rcnn_R_18_FPN_builtin.yaml
     fpn-ext compare train --seeds 1 2 3 --output output/compare \\

@@ -1,7 +1,7 @@
 """Figures of a trained model: ground truth beside detections, and its training curves.
 
     fpn-ext contact-sheet --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
-        --output output/demo MODEL.WEIGHTS output/demo/model_final.pth
+        --output output/demo_R_18 MODEL.WEIGHTS output/demo_R_18/model_final.pth
 """
 
 import json

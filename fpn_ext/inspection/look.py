@@ -1,9 +1,9 @@
 """What a model computes on an image: its anchors, proposals by level, feature maps.
 
     fpn-ext look --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
-        --output out MODEL.WEIGHTS output/demo/model_final.pth
+        --output out MODEL.WEIGHTS output/demo_R_18/model_final.pth
     fpn-ext look --config-file ... --input photo.jpg --output out --tensorboard \\
-        MODEL.WEIGHTS output/demo/model_final.pth
+        MODEL.WEIGHTS output/demo_R_18/model_final.pth
 
 For each image, in pixels of the network input, enlarged if that is small:
 

@@ -5,7 +5,7 @@ With --run, --output is analysis in that folder, or analysis-2, ... if there is 
 examples:
   fpn-ext analyze --run output/demo
   fpn-ext analyze --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --output out \\
-      MODEL.WEIGHTS output/demo/model_final.pth
+      MODEL.WEIGHTS output/demo_R_18/model_final.pth
   fpn-ext analyze --detections coco_instances_results.json --annotations instances_val.json \\
       --output out --json analysis.json
 """

@@ -8,7 +8,7 @@ which must score 100.
 
 examples:
   fpn-ext check --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
-  fpn-ext check --config-file ... --eval-only MODEL.WEIGHTS output/demo/model_final.pth
+  fpn-ext check --config-file ... --eval-only MODEL.WEIGHTS output/demo_R_18/model_final.pth
 """
 
 import argparse

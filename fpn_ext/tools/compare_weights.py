@@ -5,7 +5,7 @@ memory. Exit status 1 where a difference is larger than the project's parity tes
 only one side reads, such as CANONICAL_BOX_SIZE, makes one.
 
 example:
-  fpn-ext compare weights --weights output/demo/model_final.pth --output out \\
+  fpn-ext compare weights --weights output/demo_R_18/model_final.pth --output out \\
       --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
       --control configs/demo/faster_rcnn_R_18_FPN_builtin.yaml \\
       MODEL.FPN_EXT.CANONICAL_BOX_SIZE 224

@@ -5,7 +5,7 @@ With --run, --output is that folder.
 examples:
   fpn-ext contact-sheet --run output/demo
   fpn-ext contact-sheet --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --output out \\
-      MODEL.WEIGHTS output/demo/model_final.pth
+      MODEL.WEIGHTS output/demo_R_18/model_final.pth
 """
 
 import argparse

@@ -5,7 +5,7 @@ Where that holds other scores, a copy of them stays: results-1.json, results-2.j
 examples:
   fpn-ext eval --run output/demo
   fpn-ext eval --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
-      MODEL.WEIGHTS output/demo/model_final.pth
+      MODEL.WEIGHTS output/demo_R_18/model_final.pth
   fpn-ext eval --config-file ... --resume            # OUTPUT_DIR's last checkpoint
 """
 

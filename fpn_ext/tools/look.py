@@ -5,7 +5,7 @@ With --run, --output is look in that folder.
 examples:
   fpn-ext look --run output/demo --input photo.jpg
   fpn-ext look --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --output out \\
-      MODEL.WEIGHTS output/demo/model_final.pth
+      MODEL.WEIGHTS output/demo_R_18/model_final.pth
   fpn-ext look --config-file ... --input photo.jpg --output out --tensorboard MODEL.WEIGHTS ...
 """
 

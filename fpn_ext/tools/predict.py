@@ -8,7 +8,7 @@ examples:
   fpn-ext predict --run output/demo photo.jpg folder/
   fpn-ext predict --run output/demo --tiles 640 aerial.png
   fpn-ext predict --config-file configs/demo/faster_rcnn_R_18_FPN.yaml \\
-      --input photo.jpg folder/ --output out MODEL.WEIGHTS output/demo/model_final.pth
+      --input photo.jpg folder/ --output out MODEL.WEIGHTS output/demo_R_18/model_final.pth
 """
 
 import argparse

@@ -4,7 +4,7 @@ examples:
   fpn-ext train --config-file configs/demo/faster_rcnn_R_18_FPN.yaml
   fpn-ext train --config-file ... --num-gpus 8       # several processes: docs/guides/distributed.md
   fpn-ext train --config-file ... --resume           # go on with an interrupted training
-  fpn-ext train --config-file ... --extend MODEL.WEIGHTS output/demo/model_final.pth \\
+  fpn-ext train --config-file ... --extend MODEL.WEIGHTS output/demo_R_18/model_final.pth \\
       OUTPUT_DIR output/longer
 """
 

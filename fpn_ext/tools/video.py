@@ -3,7 +3,7 @@
 examples:
   fpn-ext video --run output/demo --input street.mp4 --output out.mp4
   fpn-ext video --config-file configs/demo/faster_rcnn_R_18_FPN.yaml --input street.mp4 \\
-      --output out.mp4 --json out.jsonl MODEL.WEIGHTS output/demo/model_final.pth
+      --output out.mp4 --json out.jsonl MODEL.WEIGHTS output/demo_R_18/model_final.pth
   fpn-ext video --config-file ... --camera 0 --show MODEL.WEIGHTS ...
 """
 
