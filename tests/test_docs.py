@@ -167,7 +167,7 @@ def test_weights_in_a_command_are_of_its_config():
     found = set(commands_with_demo_weights(text))
     assert len(found) >= 2
     for config, folder in found:
-        assert fpn_ext.load_config(config).OUTPUT_DIR == folder, (
+        assert folder == fpn_ext.load_config(config).OUTPUT_DIR, (
             "docs and --help name weights of another"
         )
 

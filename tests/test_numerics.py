@@ -23,7 +23,8 @@ FAST = ("auto", True, True, True, "float32")
 
 @pytest.fixture
 def avx512(monkeypatch):
-    """Set whether this CPU has AVX-512."""
+    """Set whether this CPU has AVX-512; without compiled kernels."""
+    monkeypatch.setattr(numerics, "has_compiled_kernels", lambda: False)
     return lambda there: monkeypatch.setattr(numerics, "has_avx512", lambda: there)
 
 
