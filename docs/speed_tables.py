@@ -1,7 +1,8 @@
 """Tables of speed on CPUs, from results/speed-cpu: written into pages by generate.py.
 
 A folder for each kind of processor, with deployment.json (benchmarks/deployment.py: inference, its
-memory) and whole_model.json (benchmarks/whole_model.py: training steps).
+memory), whole_model.json (benchmarks/whole_model.py: training steps) and, of one kind, predict.json
+(benchmarks/predict_speed.py).
 """
 
 import json
@@ -32,6 +33,7 @@ TARGETS: dict[str, dict[str, float]] = {
     },
 }
 MEMORY = {"optimised": "optimised", "exported, ONNX Runtime": "exported to ONNX Runtime"}
+LEAST_SHARE = 0.9  # of the model's images a second
 MOST_MEMORY = 0.75  # of the process's peak in Detectron2
 
 
@@ -39,7 +41,7 @@ class Figures:
     """The files of a kind of processor, in a folder of results/speed-cpu."""
 
     def __init__(self, results: Path, kind: str):
-        self.kind, self.name = kind, KINDS[kind]
+        self.name, self.folder = KINDS[kind], results / kind
         self.deployment, self.whole = (
             json.loads((results / kind / file).read_text())
             for file in ("deployment.json", "whole_model.json")
@@ -58,6 +60,11 @@ class Figures:
             return None
         own, other = (only(rows, size=size, side=s)["peak"] for s in (side, "Detectron2"))
         return own, other
+
+    def predict_share(self) -> float | None:
+        """Images a second of predicting on a folder, of the model alone; None if not measured."""
+        file = self.folder / "predict.json"
+        return float(json.loads(file.read_text())["share"]) if file.is_file() else None
 
     def reached(self) -> dict[str, float]:
         """The figures of :data:`TARGETS`."""
@@ -177,4 +184,21 @@ def targets_table(results: Path) -> str:
                     what = f"peak memory of the process at {size}, of Detectron2's: {side}"
                     met = "met" if share <= MOST_MEMORY else "not met"
                     rows.append([figures.name, what, f"<= {MOST_MEMORY:g}", f"{share:.2f}", met])
+        if share := figures.predict_share():
+            met = "met" if share >= LEAST_SHARE else "not met"
+            what = "`predict` on a folder, of the model's images a second"
+            rows.append([figures.name, what, f">= {LEAST_SHARE:g}", f"{share:.2f}", met])
     return table(["processor", "figure", "wanted", "reached", ""], rows)
+
+
+def predict_words(results: Path) -> str:
+    """How fast predicting on a folder is, beside its model alone."""
+    record = json.loads((results / "avx512" / "predict.json").read_text())
+    about, rate = record["about"], record["images_a_second"]
+    low, high = record["share_range"]
+    return (
+        f"AVX-512, {about['images']} photographs, resized to {' and '.join(about['size'])}, "
+        f"{about['threads']} threads, commit {about['commit']}, {about['rounds']} rounds: "
+        f"{rate['predict']:.2f} images a second, the model alone {rate['model alone']:.2f}; "
+        f"{record['share']:.2f} ({low:.2f} to {high:.2f}) of it."
+    )
