@@ -257,7 +257,7 @@ def export_table(folder: Path) -> str:
                     f"| {record['model']} | `{record['dataset']}` | {what}, {task} | {score:.2f} "
                     f"| {record['pytorch'][task]:.2f} | {off} |"
                 )
-    return "\n".join([*lines, "", *(where(record) for record in records)])
+    return "\n".join([*lines, "", *dict.fromkeys(map(where, records))])
 
 
 def deployment_table(file: Path) -> str:
