@@ -1,5 +1,6 @@
 """Whole detectors exported and proved, the verb, the guard, and the example without PyTorch."""
 
+import ctypes
 import errno
 import os
 import runpy
@@ -437,6 +438,28 @@ def test_sigterm_leaves_nothing_half_written(run_folder, monkeypatch, capsys):
     assert end.value.code == 128 + signal.SIGTERM
     assert not list(run_folder.glob(".export-*")) and not (run_folder / "model.pt").exists()
     assert "torchscript: a file of the model that finds up to 1000" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stack_t is Linux's")
+def test_signals_are_handled_where_they_were_after_openvino(tmp_path):
+    """Each of its models would put back the signal stack of another, which may be gone."""
+    openvino = pytest.importorskip("openvino", reason="an extra is not installed")
+    operations = openvino.opset8
+    x = operations.parameter([1, 3, 9, 9], np.float32)
+    model = openvino.Model([operations.relu(x)], [x])
+    openvino.save_model(model, str(tmp_path / "model.xml"))
+
+    def signal_stack():
+        stack = (ctypes.c_void_p * 3)()
+        ctypes.CDLL(None).sigaltstack(None, stack)
+        return list(stack)
+
+    before = signal_stack()
+    first, second = (FORMATS["openvino"].load(tmp_path / "model.xml") for _ in range(2))
+    assert signal_stack() == before
+    del first
+    del second
+    assert signal_stack() == before
 
 
 # Mistakes, before any work.

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .graph import DetectorGraph
+from .signal_stack import signal_stack_kept
 from .suppression import OperatorSuppression, Suppression
 
 METADATA = "fpn_ext"  # what of the file is ours: one JSON text
@@ -196,7 +197,8 @@ def _load_openvino(file: Path) -> tuple[Run, str]:
     core = openvino.Core()
     model = core.read_model(str(file))
     # Where a CPU has bfloat16, OpenVINO computes in it unless told.
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with signal_stack_kept():
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(*arrays: np.ndarray) -> list[np.ndarray]:
         found = compiled(list(arrays))

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..reporting.only_errors import only_errors
 from .formats import METADATA, check_installed
+from .signal_stack import signal_stack_kept
 
 # Of ONNX. An activation function joins the layer before it: eight bits then cover what comes out of
 # both, and not what the function is about to cut off.
@@ -144,7 +145,7 @@ def _openvino(file: Path, pictures: Pictures) -> Save:
         if operation.get_type_name() not in LAYERS
         and not operation.get_friendly_name().startswith("/backbone/")  # as of the ONNX file
     ]
-    with _quietly():
+    with _quietly(), signal_stack_kept():
         quantised = nncf.quantize(
             model,
             nncf.Dataset(pictures, list),
