@@ -56,6 +56,7 @@ from detectron2.modeling import build_model
 from fpn_ext.export.formats import FORMATS, OPSET
 from fpn_ext.export.graph import detector_graph
 from fpn_ext.export.int8 import QUANTISERS
+from fpn_ext.export.signal_stack import signal_stack_kept
 from fpn_ext.reporting.json_files import write_json
 from fpn_ext.reporting.measuring import markdown_table, measure, ratio, ratio_text
 from fpn_ext.reporting.provenance import commit, hardware, versions
@@ -155,7 +156,8 @@ def in_openvino(
 
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
     try:
-        compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+        with signal_stack_kept():
+            compiled = openvino.Core().compile_model(str(file), "CPU", settings)
     except RuntimeError as error:  # under a limit, in 2026.4: pooling in eight bits
         raise LeftOut(
             f"OpenVINO cannot compile it: {str(error).strip().splitlines()[-1]}"
