@@ -321,3 +321,10 @@ def test_no_room_for_the_last_write_is_said_too(tmp_path, limited, capsys):
     assert names_in(file) == ["a"]
     said = capsys.readouterr().err
     assert "not up to date: " in said and f"ended after 2 of 3 pictures; {file} has 1" in said
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
+def test_an_error_of_whoever_writes_comes_out_as_it_is(error, tmp_path):
+    with pytest.raises(error, match="of the writer"), replacing(tmp_path / "a.json"):
+        raise error("of the writer")
+    assert not list(tmp_path.iterdir())

@@ -59,18 +59,22 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
         try:
             with contextlib.suppress(OSError):
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            # The one before has moved its file, or removed it, between opening and locking it.
-            with contextlib.suppress(FileNotFoundError):
-                status = os.fstat(stream.fileno())
-                if os.path.samestat(status, partial.stat()):
-                    if status.st_size:  # left by a kill
-                        stream.truncate()
-                    yield stream
-                    return
+            if _is_still(stream, partial):
+                stream.truncate(0)  # of what a kill left
+                yield stream
+                return
         finally:
             with contextlib.suppress(OSError):
                 fcntl.flock(stream, fcntl.LOCK_UN)  # whoever has inherited the descriptor
             stream.close()
+
+
+def _is_still(stream: IO[bytes], path: Path) -> bool:
+    """Whether a path is of this file: the one before may have moved its own, or removed it."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:
