@@ -188,18 +188,29 @@ int64_t winograd_scratch(const struct convolution *c) {
     return 36 * (t.product_plane + (t.few ? t.filter_plane : t.plane));
 }
 
-static void input_tile(const struct convolution *c, int64_t image, int64_t top, int64_t left,
-                       float *to, ptrdiff_t plane) {
+static const int64_t ONE_BLOCK = INT64_C(1) << 62; /* a power of two: no division */
+
+/* Maps of (images, height, width, channels), and zeros for what is outside them. */
+struct maps {
+    const float *values, *zeros;
+    int64_t height, width, channels;
+};
+
+/* B^T d B of the 6x6 pixels from (top, left) on: value p of channel i to to[p * plane +
+ * i / block * apart + i % block]. */
+INLINE void input_tile(struct maps m, int64_t image, int64_t top, int64_t left, float *to,
+                       ptrdiff_t plane, int64_t block, ptrdiff_t apart) {
     const float *pixels[6][6];
     for (int y = 0; y < 6; y++)
         for (int x = 0; x < 6; x++) {
             int64_t row = top + y, column = left + x;
-            int inside = 0 <= row && row < c->height && 0 <= column && column < c->width;
+            int inside = 0 <= row && row < m.height && 0 <= column && column < m.width;
             pixels[y][x] =
-                inside ? c->maps + ((image * c->height + row) * c->width + column) * c->channels
-                       : c->zeros;
+                inside ? m.values + ((image * m.height + row) * m.width + column) * m.channels
+                       : m.zeros;
         }
-    for (int64_t i = 0; i < c->channels; i += LANES) {
+    for (int64_t i = 0; i < m.channels; i += LANES) {
+        float *here = to + i / block * apart + i % block;
         vec half[6][6];
 #pragma GCC unroll 6
         for (int x = 0; x < 6; x++) {
@@ -215,7 +226,7 @@ static void input_tile(const struct convolution *c, int64_t image, int64_t top, 
             vec v[6];
             transform_input(half[y], v);
 #pragma GCC unroll 6
-            for (int x = 0; x < 6; x++) *(vec *)(to + (6 * y + x) * plane + i) = v[x];
+            for (int x = 0; x < 6; x++) *(vec *)(here + (6 * y + x) * plane) = v[x];
         }
     }
 }
@@ -254,10 +265,11 @@ static void output_tile(const struct convolution *c, int64_t image, int64_t top,
 /* Transforms `count` tiles from `begin` on; those that fill up the last ROWS are zeros. */
 static void input_tiles(const struct convolution *c, const struct tiles *t, int64_t begin,
                         int64_t count, float *to) {
+    const struct maps m = {c->maps, c->zeros, c->height, c->width, c->channels};
     for (int64_t i = 0; i < count; i++) {
         int64_t image = (begin + i) / t->of_image, tile = (begin + i) % t->of_image;
-        input_tile(c, image, tile / t->across * 4 - 1, tile % t->across * 4 - 1, to + i * t->row,
-                   t->plane);
+        input_tile(m, image, tile / t->across * 4 - 1, tile % t->across * 4 - 1, to + i * t->row,
+                   t->plane, ONE_BLOCK, 0);
     }
     for (int64_t i = count; i % ROWS; i++) /* whatever was there may be slow to multiply */
         for (int p = 0; p < 36; p++)
@@ -411,42 +423,14 @@ static void gradient_tile(const struct filter_gradient *g, int64_t image, int64_
         memset(to + p * m->gradient_plane + g->outputs, 0, sizeof(float) * (m->row - g->outputs));
 }
 
-/* As input_tile(), into panels: channel i is in panel i / PANEL. */
+/* Into panels; channels that fill up the last one are zeros. */
 static void map_tile(const struct filter_gradient *g, int64_t image, int64_t top, int64_t left,
                      float *to, const struct tile_matrices *m) {
-    const float *pixels[6][6];
-    for (int y = 0; y < 6; y++)
-        for (int x = 0; x < 6; x++) {
-            int64_t row = top + y, column = left + x;
-            int inside = 0 <= row && row < g->height && 0 <= column && column < g->width;
-            pixels[y][x] =
-                inside ? g->maps + ((image * g->height + row) * g->width + column) * g->channels
-                       : g->zeros;
-        }
-    for (int64_t i = 0; i < m->panels * PANEL; i += LANES) {
-        float *here = to + i / PANEL * m->of_panel + i % PANEL;
-        vec half[6][6];
-        if (i >= g->channels) {
-            for (int p = 0; p < 36; p++) *(vec *)(here + p * m->map_plane) = (vec){0};
-            continue;
-        }
-#pragma GCC unroll 6
-        for (int x = 0; x < 6; x++) {
-            vec d[6], v[6];
-#pragma GCC unroll 6
-            for (int y = 0; y < 6; y++) d[y] = *(const vec *)(pixels[y][x] + i);
-            transform_input(d, v);
-#pragma GCC unroll 6
-            for (int y = 0; y < 6; y++) half[y][x] = v[y];
-        }
-#pragma GCC unroll 6
-        for (int y = 0; y < 6; y++) {
-            vec v[6];
-            transform_input(half[y], v);
-#pragma GCC unroll 6
-            for (int x = 0; x < 6; x++) *(vec *)(here + (6 * y + x) * m->map_plane) = v[x];
-        }
-    }
+    const struct maps maps = {g->maps, g->zeros, g->height, g->width, g->channels};
+    input_tile(maps, image, top, left, to, m->map_plane, PANEL, m->of_panel);
+    if (g->channels % PANEL)
+        for (int p = 0; p < 36; p++)
+            *(vec *)(to + p * m->map_plane + (m->panels - 1) * m->of_panel + LANES) = (vec){0};
 }
 
 /* products[point][o][panel's channels] (+)= gradients, transposed, times maps, over `count` tiles. */
