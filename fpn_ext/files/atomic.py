@@ -60,7 +60,8 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
             with contextlib.suppress(OSError):
                 fcntl.flock(stream, fcntl.LOCK_EX)
             if _is_still(stream, partial):
-                stream.truncate(0)  # of what a kill left
+                if os.fstat(stream.fileno()).st_size:  # left by a kill
+                    stream.truncate(0)
                 yield stream
                 return
         finally:
