@@ -190,6 +190,17 @@ def test_a_split_stays_while_the_folder_grows(tmp_path):
     assert register_data(tmp_path / "photos", out).counts["val"][0] == 6  # of 11, drawn anew
 
 
+def test_the_same_data_read_again_leaves_every_file_as_it_was(tmp_path):
+    """A command that is refused afterwards has changed nothing, not even a time."""
+    write_yolo(tmp_path / "photos")
+    seen = []
+    for _ in range(2):
+        register_data(tmp_path / "photos", tmp_path / "out")
+        files = (file for file in (tmp_path / "out").iterdir() if file.suffix != ".lock")
+        seen.append({file.name: file.stat().st_mtime_ns for file in files})
+    assert seen[0] == seen[1] and len(seen[0]) == 4  # two splits, the draw, the mark
+
+
 def test_an_earlier_split_of_other_images_is_refused(tmp_path):
     """What was held out would be trained on under its new name."""
     write_yolo(tmp_path / "photos")

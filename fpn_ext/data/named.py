@@ -74,7 +74,8 @@ def register_data(path: str | Path, folder: Path) -> NamedData:
     dataset = complete(read_dataset(data), data.classes)
     _check_outside(dataset, data.root, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / OURS).touch()  # not to be read as data, should the folder lie among them
+    if not (folder / OURS).exists():
+        (folder / OURS).touch()  # not to be read as data, should the folder lie among them
     with file_lock(str(folder / data.name)):
         drawn = folder / f"{data.name}_split.json"
         divided = divide(dataset, data.split, data.seed, drawn, data.split_file)
