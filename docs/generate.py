@@ -290,6 +290,7 @@ def generated() -> dict[Path, str]:
         (SPEED_PAGE, "avx2", speed_tables.inference_table(SPEED, "avx2-emulated")),
         (SPEED_PAGE, "training-avx512", speed_tables.training_table(SPEED, "avx512")),
         (SPEED_PAGE, "training-avx2", speed_tables.training_table(SPEED, "avx2-emulated")),
+        (SPEED_PAGE, "networks", speed_tables.networks_table(SPEED)),
         (SPEED_PAGE, "memory", speed_tables.memory_table(SPEED)),
         (SPEED_PAGE, "predict", speed_tables.predict_words(SPEED)),
         (SPEED_PAGE, "targets", speed_tables.targets_table(SPEED)),

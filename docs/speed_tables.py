@@ -1,7 +1,8 @@
 """Tables of speed on CPUs, from results/speed-cpu: written into pages by generate.py.
 
 A folder for each kind of processor, with deployment.json (benchmarks/deployment.py: inference, its
-memory), whole_model.json (benchmarks/whole_model.py: training steps) and, of one kind, predict.json
+memory), whole_model.json (benchmarks/whole_model.py: training steps), networks.json
+(benchmarks/networks.py: other networks) and, of one kind, predict.json
 (benchmarks/predict_speed.py).
 """
 
@@ -149,6 +150,28 @@ def training_table(results: Path, kind: str) -> str:
     header = ["side", "ms", "times Detectron2", "losses differ by, of their value"]
     what = f"{figures.name}, batch 2 of {size}, commit {about['commit']}, {about['rounds']} rounds"
     return f"{what}:\n\n{table(header, rows)}"
+
+
+def networks_table(results: Path) -> str:
+    """What NUMERICS fast gains over exact, network by network, on each kind of processor."""
+    measured = {}
+    for kind in KINDS:
+        file = results / kind / "networks.json"
+        measured[kind] = json.loads(file.read_text())["networks"] if file.is_file() else {}
+    header, where = ["network"], []
+    for kind, networks in measured.items():
+        header += [f"training, {KINDS[kind]}", f"inference, {KINDS[kind]}"]
+        for commit in dict.fromkeys(row["commit"] for row in networks.values()):
+            first = next(row for row in networks.values() if row["commit"] == commit)
+            where.append(f"{KINDS[kind]}: {first['threads']} threads, commit {commit}")
+    rows = []
+    for network in next(iter(measured.values())):
+        row = [f"`{network}`"]
+        for networks in measured.values():
+            found = networks.get(network, {})
+            row += [ratio_text(found.get(name, {})) for name in ("training", "inference")]
+        rows.append(row)
+    return f"{'; '.join(where)}:\n\n{table(header, rows)}"
 
 
 def memory_table(results: Path) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import deployment
+import networks
 import whole_model
 from calibrated import calibrated_weights
 from fpn_ext.reporting import measuring
@@ -208,3 +209,17 @@ def test_what_cannot_be_held_to_instructions_is_left_out(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     with pytest.raises(LeftOut, match="cannot be held to ONEDNN_MAX_CPU_ISA"):
         deployment.in_a_runtime("exported, ONNX Runtime", None, 1, {})
+
+
+def test_networks_are_measured_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(networks, "TRAINED_ON", (64, 64))
+    monkeypatch.setattr(networks, "DETECTED_ON", (64, 64))
+    words = ["--networks", "torchvision/resnet18", "--rounds", "1"]
+    for _ in range(2):
+        networks.main([*words, "--json", str(tmp_path / "networks.json")])
+    assert capsys.readouterr().out.count("torchvision/resnet18 training") == 1
+    (row,) = json.loads((tmp_path / "networks.json").read_text())["networks"].values()
+    for name in ("training", "inference"):
+        assert row[name].keys() == {"ms", "ratio", "ratio_range"}
+        exact, fast = (row[name]["ms"][kind] for kind in networks.KINDS)
+        assert row[name]["ratio"] == pytest.approx(exact[0] / fast[0])

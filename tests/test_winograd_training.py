@@ -10,7 +10,11 @@ from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from fpn_ext.kernels import winograd
 from fpn_ext.speed import winograd_training
-from fpn_ext.speed.winograd_training import TrainableWinogradConv2d, train_with_winograd
+from fpn_ext.speed.winograd_training import (
+    PlainTrainableWinogradConv2d,
+    TrainableWinogradConv2d,
+    train_with_winograd,
+)
 from torch import nn
 from training_alike import assert_trains_alike
 
@@ -111,3 +115,18 @@ def test_a_detector_trains_alike(small_cfg):
     assert sum(isinstance(m, TrainableWinogradConv2d) for m in quick.modules()) == count
     assert quick.state_dict().keys() == direct.state_dict().keys()
     assert_trains_alike(direct, quick)
+
+
+@pytest.mark.parametrize("norm", ["", "FrozenBN"])
+def test_a_detector_on_a_librarys_network_trains_alike(small_cfg, norm):
+    small_cfg.MODEL.FPN_EXT.BOTTOM_UP = "torchvision/resnet18"
+    small_cfg.MODEL.FPN_EXT.BOTTOM_UP_NORM = norm
+    small_cfg.MODEL.FPN_EXT.KEEP_PIXELS = True
+    direct = build_model(small_cfg)
+    quick = copy.deepcopy(direct)
+    assert train_with_winograd(quick) == 1 + 4 + 13
+    assert sum(isinstance(m, PlainTrainableWinogradConv2d) for m in quick.modules()) == 13
+    assert quick.state_dict().keys() == direct.state_dict().keys()
+    assert_trains_alike(direct, quick)
+    optimised = fpn_ext.optimize_for_inference(quick, tune=False)
+    assert not any(isinstance(m, PlainTrainableWinogradConv2d) for m in optimised.modules())

@@ -149,8 +149,6 @@ def _fast(cfg: CfgNode) -> tuple[dict[str, Any], str]:
         return {}, f"on {cfg.MODEL.DEVICE}"
     if not (has_avx512() or has_compiled_kernels()):
         return {}, "a CPU without AVX-512, no compiled kernels"
-    if cfg.MODEL.FPN_EXT.BOTTOM_UP != "build_resnet_backbone":
-        return {}, f"no faster choice is known for {cfg.MODEL.FPN_EXT.BOTTOM_UP}"
     chosen = dict(FAST)
     if not is_architecture(cfg, "GeneralizedRCNN", "ProposalNetwork"):
         del chosen["INFERENCE_DTYPE"]

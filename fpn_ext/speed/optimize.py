@@ -31,8 +31,13 @@ from ..unwrap import unwrapped
 from .choose import choose_by_measurement, choose_by_table
 from .folded_norms import FoldedConv2d
 from .layers import Rows, fully_connected_on_rows
+from .library_norms import with_folded_norms
 from .residuals import has_bfloat16_convolutions, sum_residuals_in_place
-from .winograd_training import TrainableWinogradConv2d, contiguous_heads
+from .winograd_training import (
+    PlainTrainableWinogradConv2d,
+    TrainableWinogradConv2d,
+    contiguous_heads,
+)
 
 declare(
     "MODEL.FPN_EXT.INFERENCE_DTYPE",
@@ -61,7 +66,8 @@ def optimize_for_inference(
 ) -> nn.Module:
     """A copy of a Detectron2 model that infers faster, on the device the model is on.
 
-    - Frozen and batch norms are folded into the convolutions before them.
+    - Frozen and batch norms are folded into the convolutions before them, in a library's network
+      too (:mod:`fpn_ext.speed.library_norms`).
     - Everything runs in channels_last memory; residual sums reuse the shortcut's memory.
     - On CPU in float32, each layer is computed in the way that is fastest on this machine
       (:mod:`fpn_ext.speed.layers`): torch's operators, Winograd's algorithm, compiled kernels.
@@ -119,6 +125,7 @@ def optimize_for_inference(
         model = copy.deepcopy(model).eval().requires_grad_(False)
         _fold_norms(model)
         _compute_as_for_inference(model)
+        model.backbone = with_folded_norms(model.backbone, _small_image(model))
         sum_residuals_in_place(model)
         if device.type == "cpu":
             _read_pooled_features_where_they_lie(model)
@@ -223,11 +230,25 @@ def _run_once(model: Any, size: tuple[int, int]) -> None:
         heads.box_head(pooled)
 
 
+FOR_INFERENCE: dict[type, type] = {
+    FoldedConv2d: Conv2d,
+    TrainableWinogradConv2d: Conv2d,
+    PlainTrainableWinogradConv2d: nn.Conv2d,
+}
+
+
 def _compute_as_for_inference(model: nn.Module) -> None:
     """What training computes in a way of its own, by the same parameters, is plain again."""
     for module in model.modules():
-        if type(module) in (FoldedConv2d, TrainableWinogradConv2d):
-            module.__class__ = Conv2d
+        module.__class__ = FOR_INFERENCE.get(type(module), type(module))
+
+
+def _small_image(model: Any) -> torch.Tensor:
+    """Noise that the backbone can be run on, quickly."""
+    divisor = max(model.backbone.size_divisibility, 1)
+    side = -(-64 // divisor) * divisor
+    noise = torch.randn(1, len(model.pixel_mean), side, side, generator=torch.Generator())
+    return noise.to(model.device)
 
 
 def _fold_norms(model: nn.Module) -> None:

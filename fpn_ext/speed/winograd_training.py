@@ -22,8 +22,8 @@ declare(
     "MODEL.FPN_EXT.WINOGRAD",
     False,
     "Training on CPU computes 3x3 convolutions of 256 channels and more (64 with compiled "
-    "kernels) by Winograd's algorithm, equal within rounding error. Detectron2's networks, "
-    "pyramid and RPN only. NUMERICS fast sets it where it is quicker.",
+    "kernels) by Winograd's algorithm, equal within rounding error. "
+    "NUMERICS fast sets it where it is quicker.",
     "training",
 )
 
@@ -51,12 +51,28 @@ class TrainableWinogradConv2d(Conv2d):
         return x if self.activation is None else self.activation(x)
 
 
+class PlainTrainableWinogradConv2d(nn.Conv2d):
+    """The same of torch's own Conv2d, as the networks of torchvision and timm have it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, I, H, W) -> (N, O, H, W), in channels_last memory if by Winograd."""
+        if not _serves(x, self.weight):
+            return super().forward(x)
+        return _Convolution.apply(x, self.weight, self.bias)
+
+
+TRAINABLE: dict[type, type] = {
+    Conv2d: TrainableWinogradConv2d,
+    nn.Conv2d: PlainTrainableWinogradConv2d,
+}
+
+
 def train_with_winograd(model: nn.Module) -> int:
     """Use Winograd's algorithm in the model's 3x3 convolutions with many channels, in place.
 
     Parameter names are unchanged, so checkpoints load either way. Results equal the direct sums to
-    rounding. Other modules are left unchanged: those of library networks, and those changed by
-    :func:`fpn_ext.speed.folded_norms.fold_frozen_norms`.
+    rounding. Subclasses of Detectron2's and torch's Conv2d are left unchanged, so those that
+    :func:`fpn_ext.speed.folded_norms.fold_frozen_norms` made.
 
     Returns:
         Number of convolutions changed.
@@ -64,13 +80,14 @@ def train_with_winograd(model: nn.Module) -> int:
     count = 0
     contiguous = {inner for head in contiguous_heads(model) for inner in head.modules()}
     for module in model.modules():
-        if type(module) is Conv2d and _pays(module) and module not in contiguous:
-            module.__class__ = TrainableWinogradConv2d  # a copy would have other parameters
+        trainable = TRAINABLE.get(type(module))
+        if trainable is not None and _pays(module) and module not in contiguous:
+            module.__class__ = trainable  # a copy would have other parameters
             count += 1
     return count
 
 
-def _pays(convolution: Conv2d) -> bool:
+def _pays(convolution: Any) -> bool:
     compiled, channels = kernels(), (convolution.in_channels, convolution.out_channels)
     return winograd.serves(convolution) or (
         compiled is not None
