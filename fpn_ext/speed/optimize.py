@@ -246,7 +246,7 @@ def _compute_as_for_inference(model: nn.Module) -> None:
 def _small_image(model: Any) -> torch.Tensor:
     """Noise that the backbone can be run on, quickly."""
     divisor = max(model.backbone.size_divisibility, 1)
-    side = -(-64 // divisor) * divisor
+    side = -(-256 // divisor) * divisor
     noise = torch.randn(1, len(model.pixel_mean), side, side, generator=torch.Generator())
     return noise.to(model.device)
 
