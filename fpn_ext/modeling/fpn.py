@@ -18,6 +18,7 @@ from torch import nn
 
 from ..bottom_up.build import build_bottom_up
 from ..bottom_up.configured_levels import names_added
+from ..bottom_up.strided_pointwise import subsample_first
 from ..exporting import records_a_graph
 from ..keys import declare, own_keys
 from ..levels import LevelError, check_fine_to_coarse, map_name, names_above, stride_named
@@ -195,6 +196,7 @@ class FeaturePyramid(Backbone):
         if channels_last:
             # A convolution with channels_last weights outputs channels_last for any input.
             self.to(memory_format=torch.channels_last)
+            subsample_first(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:

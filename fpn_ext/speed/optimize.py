@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..bottom_up import strided_pointwise
 from ..kernels.compiled import kernels
 from ..keys import declare, own_keys
 from ..modeling.roi_heads import ChunkedROIHeads, PyramidROIHeads
@@ -234,6 +235,7 @@ FOR_INFERENCE: dict[type, type] = {
     FoldedConv2d: Conv2d,
     TrainableWinogradConv2d: Conv2d,
     PlainTrainableWinogradConv2d: nn.Conv2d,
+    **strided_pointwise.PLAIN,
 }
 
 
