@@ -60,6 +60,8 @@ CASCADE = [
         (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "range needs two sides in MIN_SIZE_TRAIN"),
         (["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN lists sides in pixels"),
         (["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "square"], "INPUT.CROP.TYPE must be one"),
+        (["INPUT.FPN_EXT.CROP_LEAST_VISIBLE", 1.5], "CROP_LEAST_VISIBLE is a share, from 0 to 1"),
+        (["INPUT.FPN_EXT.CROP_LEAST_VISIBLE", -0.5], "CROP_LEAST_VISIBLE is a share, from 0 to 1"),
         (["MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "rle"], "INPUT.MASK_FORMAT must be one of"),
         (["MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 5],
          "one value for each of the 5 keypoints (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS), got 0"),
@@ -223,6 +225,7 @@ def test_a_retinanet_is_not_asked_for_an_rpn(tmp_path):
     [
         (["TEST.AUG.FLIP", False], "TEST.AUG.FLIP does nothing: TEST.AUG.ENABLED is False"),
         (["INPUT.CROP.SIZE", "[0.5, 0.5]"], "INPUT.CROP.SIZE does nothing"),
+        (["INPUT.FPN_EXT.CROP_LEAST_VISIBLE", 0.5], "VISIBLE does nothing: INPUT.CROP.ENABLED is"),
         (["MODEL.RETINANET.PRIOR_PROB", 0.1, "MODEL.RETINANET.NUM_CLASSES", 5],
          "MODEL.RETINANET.NUM_CLASSES, MODEL.RETINANET.PRIOR_PROB do nothing: this MODEL.META"),
         (["MODEL.ROI_MASK_HEAD.NUM_CONV", 3], "NUM_CONV does nothing: MODEL.MASK_ON is False"),

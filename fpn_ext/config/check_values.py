@@ -11,6 +11,7 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from PIL import Image, ImageMode
 
 from ..kernels import roi_align_cuda
+from ..keys import own_keys
 from ..registries.architectures import reads_node
 from ..registries.lookup import has_pyramid_heads
 from .check_matching import matching_problems
@@ -188,6 +189,9 @@ def _loading_problems(cfg: CfgNode, values: dict[str, Any]) -> Iterable[str]:
         yield f"INPUT.MIN_SIZE_TRAIN_SAMPLING range needs two sides in MIN_SIZE_TRAIN, got {sides}"
     if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE not in CROP_TYPES:
         yield f"INPUT.CROP.TYPE must be one of {CROP_TYPES}, got {cfg.INPUT.CROP.TYPE!r}"
+    least = own_keys(cfg, "INPUT").CROP_LEAST_VISIBLE
+    if not 0 <= least <= 1:
+        yield f"INPUT.FPN_EXT.CROP_LEAST_VISIBLE is a share, from 0 to 1, got {least}"
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT not in MASK_FORMATS:
         yield f"INPUT.MASK_FORMAT must be one of {MASK_FORMATS}, got {cfg.INPUT.MASK_FORMAT!r}"
 

@@ -66,7 +66,11 @@ IDLE = (
         for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD")
     ),
     Idle(("TEST.AUG.",), lambda cfg: not cfg.TEST.AUG.ENABLED, "TEST.AUG.ENABLED is False"),
-    Idle(("INPUT.CROP.",), lambda cfg: not cfg.INPUT.CROP.ENABLED, "INPUT.CROP.ENABLED is False"),
+    Idle(
+        ("INPUT.CROP.", "INPUT.FPN_EXT.CROP_LEAST_VISIBLE"),
+        lambda cfg: not cfg.INPUT.CROP.ENABLED,
+        "INPUT.CROP.ENABLED is False",
+    ),
     Idle(
         ("TEST.PRECISE_BN.",),
         lambda cfg: not cfg.TEST.PRECISE_BN.ENABLED,
