@@ -153,3 +153,16 @@ def test_boxes_that_become_small_are_said(size, is_said, tmp_path):
     if is_said:
         assert found[0].status == "note" and "13 pixels" in found[0].text
         assert "34 in the images" in found[0].text and "fpn-ext anchors" in found[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("opts", "is_said"),
+    [
+        ([], False),
+        (["INPUT.CROP.ENABLED", True], True),
+        (["INPUT.CROP.ENABLED", True, "INPUT.FPN_EXT.CROP_LEAST_VISIBLE", 0.5], False),
+    ],
+)
+def test_slivers_of_cut_objects_are_said(opts, is_said, tmp_path):
+    notes = of_status("note", findings(tmp_path, *opts))
+    assert any("every sliver" in text for _, text in notes) == is_said

@@ -18,7 +18,7 @@ declare(
     "INPUT.FPN_EXT.CROP_LEAST_VISIBLE",
     0.0,
     "The share of a box that INPUT.CROP must leave for the object to be trained on. 0: every "
-    "sliver is, as in Detectron2, and proposals on the borders of a picture crowd out others.",
+    "sliver is, as in Detectron2, and proposals on the borders of an image crowd out others.",
     "training",
 )
 

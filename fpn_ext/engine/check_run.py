@@ -20,6 +20,7 @@ from ..data.check import scale_at_test
 from ..data.shared_memory import check_shared_memory
 from ..evaluation.rehearsal import rehearse
 from ..files.checkpoint import CompleteCheckpointer, SafeCheckpointer
+from ..keys import own_keys
 from ..proposals.loader import training_data
 from ..reporting.findings import Finding, Status
 from ..reporting.only_errors import only_errors
@@ -142,6 +143,13 @@ def _training_data(cfg: CfgNode) -> Iterable[Finding]:
         epochs = cfg.SOLVER.MAX_ITER / per_epoch
         yield Finding("ok", "training data", f"{value}; {epochs:.1f} epochs")
         yield from small_boxes(cfg, records)
+        if cfg.INPUT.CROP.ENABLED and not own_keys(cfg, "INPUT").CROP_LEAST_VISIBLE:
+            yield Finding(
+                "note",
+                "training data",
+                "INPUT.CROP cuts objects, and every sliver of one is trained on as the object",
+                "INPUT.FPN_EXT.CROP_LEAST_VISIBLE 0.5 trains on those of which half is left",
+            )
     except Exception as error:  # whatever a registered function raises
         yield Finding("error", "training data", _said(error))
 
