@@ -247,6 +247,13 @@ def test_a_longer_run_before_in_the_same_folder_is_not_gone_on_with(saved, tmp_p
     assert iteration_of(reader) == 1
 
 
+@pytest.mark.parametrize("name", ["../other/model_0000005.pth", "..", "/other/model_final.pth"])
+def test_the_checkpoint_of_another_folder_is_not_gone_on_with(saved, tmp_path, name):
+    (tmp_path / "last_checkpoint").write_text(name)
+    with pytest.raises(ValueError, match=r"last_checkpoint names '.*', a file of another folder"):
+        checkpointer(tmp_path).resume_or_load("", resume=True)
+
+
 def test_an_empty_folder_begins_anew_and_says_so(tmp_path, caplog):
     reader = checkpointer(tmp_path)
     assert not reader.has_checkpoint()

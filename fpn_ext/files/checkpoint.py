@@ -227,7 +227,11 @@ def described(file: str, checkpoint: Mapping[str, Any]) -> str:
 
 
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
-    """The checkpoints of a folder to resume from, most recent first."""
+    """The checkpoints of a folder to resume from, most recent first.
+
+    Raises:
+        ValueError: ``last_checkpoint`` names a file of another folder.
+    """
     numbers = {f: _number(f.name) for f in Path(folder).glob("*.pth")}
     numbered = {file: number for file, number in numbers.items() if number is not None}
     older = sorted(numbered, key=numbered.__getitem__, reverse=True)
@@ -243,7 +247,14 @@ def _tagged(folder: str | os.PathLike) -> Path | None:
     """The checkpoint named in the file ``last_checkpoint``, or None."""
     tag = Path(folder, "last_checkpoint")
     name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
-    return Path(folder, name) if name else None
+    if not name:
+        return None
+    if os.path.basename(name) != name or name == os.pardir:
+        raise ValueError(
+            f"{tag} names {name!r}, a file of another folder, whose training is not gone on with: "
+            "write the name of a checkpoint of this folder into it, or remove it"
+        )
+    return Path(folder, name)
 
 
 def _number(name: str) -> float | None:
