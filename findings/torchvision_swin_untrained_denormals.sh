@@ -4,7 +4,7 @@
 # Input: swin_t with random weights (biases 0, as it is built), in eval mode, on one image of random
 # pixels; 224x224, which its windows of 7x7 divide, and 240x320, which is padded.
 # Seen: on 240x320 the projection after the attention of every shifted window reads denormal
-# numbers, 1 % to 44 % of its input, and takes up to 80 times as long (denormals cost a CPU a
+# numbers, 1 % to 44 % of its input, and takes up to 50 times as long (denormals cost a CPU a
 # hundred cycles each); the whole network takes more than twice as long. The mask adds -100 to a
 # logit, which gives a weight of e^-100 = 3.8e-44 instead of 0; times values of padding, which are
 # exactly 0 while biases are, and of the image, the sums are denormal. Once biases are not 0, as
