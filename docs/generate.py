@@ -21,6 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 REFERENCE = PROJECT / "docs/reference"
 RESULTS = PROJECT / "results"
 SPEED, SPEED_PAGE = RESULTS / "speed-cpu", PROJECT / "docs/evidence/speed.md"
+YOUR_DATA = PROJECT / "docs/start/your_data.md"
 EVIDENCE_PAGE = PROJECT / "docs/evidence/evidence.md"
 HELP_WIDTH = "100"
 
@@ -314,7 +315,8 @@ def generated() -> dict[Path, str]:
             "deployment",
             deployment_table(SPEED / "avx512/deployment.json"),
         ),
-        (PROJECT / "docs/start/your_data.md", "bccd", seeds_table(RESULTS / "start/bccd.json")),
+        (YOUR_DATA, "bccd", seeds_table(RESULTS / "start/bccd.json")),
+        (YOUR_DATA, "small-objects", seeds_table(RESULTS / "start/small_objects.json")),
         (EVIDENCE_PAGE, "deeppcb", evidence_tables.deeppcb_table(RESULTS / "deeppcb")),
         (EVIDENCE_PAGE, "gain", evidence_tables.gain_in_words(RESULTS / "gain")),
         (EVIDENCE_PAGE, "gain-deeppcb", evidence_tables.gain_table(RESULTS / "gain", "DeepPCB")),
