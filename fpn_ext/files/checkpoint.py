@@ -251,7 +251,7 @@ def _tagged(folder: str | os.PathLike) -> Path | None:
         return None
     if os.path.basename(name) != name or name == os.pardir:
         raise ValueError(
-            f"{tag} names {name!r}, a file of another folder, whose training is not gone on with: "
+            f"{tag} names {name!r}, a file of another folder, which is not resumed: "
             "write the name of a checkpoint of this folder into it, or remove it"
         )
     return Path(folder, name)
