@@ -123,7 +123,7 @@ def optimize_for_inference(
         raise ValueError(f"cuda_graphs needs a model on a GPU, this one is on {device}")
 
     with torch.no_grad():
-        model = copy.deepcopy(model).eval().requires_grad_(False)
+        model = _copy_in_eval_mode(model).requires_grad_(False)
         _fold_norms(model)
         _compute_as_for_inference(model)
         model.backbone = with_folded_norms(model.backbone, _small_image(model))
@@ -229,6 +229,19 @@ def _run_once(model: Any, size: tuple[int, int]) -> None:
         box = torch.tensor([[0.0, 0.0, width / 2, height / 2]])
         pooled = heads.box_pooler(maps, [Boxes(box.expand(heads.boxes_per_chunk, 4))])
         heads.box_head(pooled)
+
+
+def _copy_in_eval_mode(model: nn.Module) -> nn.Module:
+    """Older torchvision's networks cannot be copied in training mode and then put into eval's."""
+    modes = [(module, module.training) for module in model.modules()]
+    if not any(training for _, training in modes):
+        return copy.deepcopy(model)
+    model.eval()
+    try:
+        return copy.deepcopy(model)
+    finally:
+        for module, training in modes:  # those inside come after those around them
+            module.train(training)
 
 
 FOR_INFERENCE: dict[type, type] = {
