@@ -16,6 +16,7 @@ from fpn_ext.speed.winograd_training import (
     train_with_winograd,
 )
 from torch import nn
+from torchvision.models import resnet18
 from training_alike import assert_trains_alike
 
 assert fpn_ext
@@ -132,3 +133,21 @@ def test_a_detector_on_a_librarys_network_trains_alike(small_cfg):
     optimised = fpn_ext.optimize_for_inference(quick, tune=False)
     assert [module.training for module in quick.modules()] == modes
     assert not any(isinstance(m, PlainTrainableWinogradConv2d) for m in optimised.modules())
+
+
+def test_a_network_of_a_library_has_the_gradients_of_the_direct_sums():
+    """With the statistics of the batch. SiLU in place of ReLU, whose corner rounding may pass."""
+    direct = resnet18(weights=None)
+    for module in list(direct.modules()):
+        if hasattr(module, "relu"):
+            module.relu = nn.SiLU()
+    quick = copy.deepcopy(direct)
+    assert train_with_winograd(quick) == 13
+    images, found = torch.rand(2, 3, 96, 128) * 2 - 1, []
+    for network in (direct.double(), quick):
+        y = network(images.to(network.conv1.weight.dtype))
+        (y * torch.arange(1000.0)).sum().backward()
+        found.append([parameter.grad.float() for parameter in network.parameters()])
+    for expected, gradient in zip(*found, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(gradient / scale, expected / scale, rtol=0, atol=3e-4)

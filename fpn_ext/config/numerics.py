@@ -26,9 +26,9 @@ EXACT: dict[str, Any] = {
     "INFERENCE_DTYPE": "",
 }
 EXPERT_KEYS = tuple(EXACT)  # last parts of the key names
-# Measured for Detectron2's ResNets (results/speed-cpu); other networks and GPUs were not. On a CPU
-# with AVX2 alone channels_last maps pay off with the compiled kernels: oneDNN's gradient of filters
-# is slow on them.
+# Measured for networks of Detectron2, torchvision and timm (results/speed-cpu), not on GPUs. With
+# AVX2 alone channels_last maps pay off with the compiled kernels: oneDNN's gradient of filters is
+# slow on them.
 FAST: dict[str, Any] = {
     "CHANNELS_LAST": True,
     "WINOGRAD": True,

@@ -100,14 +100,15 @@ def _slot(model: nn.Module, layer: Any) -> Slot | None:
         ways = {name: way for name, way in FULLY_CONNECTED.items() if way.serves(layer)}
     else:
         return None
-    return Slot(layer, kind, ways, partial(_replace, model, layer))
+    return Slot(layer, kind, ways, partial(replace_module, model, layer))
 
 
 def _kernel(convolution: nn.Conv2d) -> str:
     return "x".join(map(str, convolution.kernel_size))
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in place of another wherever that stands in the model, in place."""
     for parent in model.modules():
         for name, child in list(parent._modules.items()):  # under each of its names
             if child is old:

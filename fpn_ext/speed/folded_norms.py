@@ -1,13 +1,16 @@
-"""Training with frozen norms folded into the preceding convolutions.
+"""Norms with fixed statistics folded into the preceding convolutions: for training, for inference.
 
 A frozen norm is a per-channel scale and shift. Detectron2 multiplies and adds after the
 convolution: two more maps to write, and one more for the gradient. Scaling the filters instead
 costs next to nothing, and gradients reach the filters through the scale.
 """
 
+from typing import Any
+
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..keys import declare
 
@@ -52,3 +55,21 @@ def fold_frozen_norms(model: nn.Module) -> int:
             module.__class__ = FoldedConv2d  # a copy would have other parameters
             count += 1
     return count
+
+
+def fold_into(convolution: Any, norm: Any) -> None:
+    """Scale the filters of a convolution, and shift its bias, by a norm after it. For inference.
+
+    Args:
+        convolution: a ``nn.Conv2d``, changed in place.
+        norm: with ``running_mean``, ``running_var``, ``weight``, ``bias`` and ``eps``.
+    """
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight,
+        convolution.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .choose import replace_module
+from .folded_norms import fold_into
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def with_folded_norms(backbone: nn.Module, image: torch.Tensor) -> nn.Module:
         return backbone
     inside = [_Opaque(convolution) for convolution in convolutions]
     for convolution, opaque in zip(convolutions, inside, strict=True):
-        _put(folded, convolution, opaque)
+        replace_module(folded, convolution, opaque)
     try:
         alike = _alike(folded(image), expected)
     except (AttributeError, TypeError, NotImplementedError) as error:  # by reading their weights
@@ -59,7 +61,7 @@ def with_folded_norms(backbone: nn.Module, image: torch.Tensor) -> nn.Module:
         logger.info("the backbone's norms are not folded: it uses their inputs otherwise too")
         return backbone
     for convolution, opaque in zip(convolutions, inside, strict=True):
-        _put(folded, opaque, convolution)
+        replace_module(folded, opaque, convolution)
     logger.info("%d norms of the backbone folded", len(convolutions))
     return folded
 
@@ -86,21 +88,13 @@ def _fold(network: nn.Module, image: torch.Tensor) -> list[nn.Module]:
     """Fold in place; returns the convolutions."""
     pairs = _pairs(network, image)
     for convolution, norm in pairs.items():
-        convolution.weight, convolution.bias = fuse_conv_bn_weights(
-            convolution.weight,
-            convolution.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        fold_into(convolution, norm)
         rest = _rest_of(norm)
         convolution.__class__ = Conv2d
         convolution.norm, convolution.activation = None, None
         if isinstance(rest, nn.ReLU):
             convolution.activation, rest = F.relu_, nn.Identity()
-        _put(network, norm, rest)
+        replace_module(network, norm, rest)
     return list(pairs)
 
 
@@ -160,10 +154,3 @@ def _rest_of(norm: Any) -> nn.Module:
     if len(steps) == 1:
         return steps[0]
     return nn.Sequential(*steps) if steps else nn.Identity()
-
-
-def _put(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in network.modules():
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[name] = new

@@ -22,7 +22,6 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, KRCNNConvDeconvUps
 from detectron2.structures import Boxes
 from detectron2.utils import comm
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..bottom_up import strided_pointwise
 from ..kernels.compiled import kernels
@@ -30,7 +29,7 @@ from ..keys import declare, own_keys
 from ..modeling.roi_heads import ChunkedROIHeads, PyramidROIHeads
 from ..unwrap import unwrapped
 from .choose import choose_by_measurement, choose_by_table
-from .folded_norms import FoldedConv2d
+from .folded_norms import FoldedConv2d, fold_into
 from .layers import Rows, fully_connected_on_rows
 from .library_norms import with_folded_norms
 from .residuals import has_bfloat16_convolutions, sum_residuals_in_place
@@ -271,15 +270,7 @@ def _fold_norms(model: nn.Module) -> None:
     for module in model.modules():
         norm: Any = module.norm if isinstance(module, Conv2d) else None
         if isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) and norm.running_mean is not None:
-            module.weight, module.bias = fuse_conv_bn_weights(
-                module.weight,
-                module.bias,
-                norm.running_mean,
-                norm.running_var,  # type: ignore[arg-type]  # set if running_mean is
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
+            fold_into(module, norm)
             module.norm = None
 
 

@@ -71,8 +71,8 @@ def train_with_winograd(model: nn.Module) -> int:
     """Use Winograd's algorithm in the model's 3x3 convolutions with many channels, in place.
 
     Parameter names are unchanged, so checkpoints load either way. Results equal the direct sums to
-    rounding. Subclasses of Detectron2's and torch's Conv2d are left unchanged, so those that
-    :func:`fpn_ext.speed.folded_norms.fold_frozen_norms` made.
+    rounding. Other subclasses of torch's Conv2d are left unchanged, those that
+    :func:`fpn_ext.speed.folded_norms.fold_frozen_norms` has made among them.
 
     Returns:
         Number of convolutions changed.
