@@ -17,6 +17,7 @@ import photographs
 import pycocotools.mask as mask_util
 import pytest
 import torch
+import yaml
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from fpn_ext.__main__ import main
@@ -27,6 +28,7 @@ from fpn_ext.inference.pictures import check_harmless, find_pictures, predict
 from fpn_ext.inference.predictor import Predictor
 from fpn_ext.reporting.coco_json import annotations_of
 from fpn_ext.reporting.drawing import CLASS_COLORS, draw_detections
+from fpn_ext.reporting.drawn import is_drawing, write_picture
 from PIL import Image
 
 
@@ -288,6 +290,59 @@ def test_what_is_found_among_the_photographs_is_not_read_as_data(square, tmp_pat
     capsys.readouterr()
     assert main(["data", "--data", str(photos)]) == 0
     assert capsys.readouterr().out == before
+
+
+def draw_levels(cfg, photos, into):
+    words = ["--config-file", cfg, "--data", str(photos), "--output", str(into)]
+    assert main(["levels", *words]) == 0
+
+
+def draw_anchors(cfg, photos, into):
+    words = ["--config-file", cfg, "--data", str(photos), "--output", str(into)]
+    assert main(["anchors", *words]) == 0
+
+
+def draw_features(cfg, photos, into):
+    file = min(photos.rglob("*.png"))
+    words = ["--config-file", cfg, "--input", str(file), "--output", str(into)]
+    assert main(["look", *words]) == 0
+
+
+def draw_sheet(cfg, photos, into):
+    words = ["--config-file", cfg, "--data", str(photos), "--output", str(into)]
+    assert main(["contact-sheet", *words]) == 0
+
+
+@pytest.mark.parametrize("draw", [draw_levels, draw_anchors, draw_features, draw_sheet])
+def test_drawings_among_the_photographs_are_no_photographs(draw, cfg, tmp_path, capsys):
+    photos = photographs.write_coco(tmp_path / "photos")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(photographs.CLASSES)
+    save_weights(cfg)
+    config = yaml.safe_load(cfg.dump())
+    del config["DATASETS"]  # for those of --data
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["data", "--data", str(photos)]) == 0
+    data = capsys.readouterr().out
+    folder = min(photos.rglob("*.png")).parent
+    pictures = find_pictures([folder])
+    draw(str(tmp_path / "config.yaml"), photos, folder)
+    drawn = {*folder.glob("*.png")} - {*pictures}
+    assert drawn and all(is_drawing(file) for file in drawn)
+    capsys.readouterr()
+    assert main(["data", "--data", str(photos)]) == 0
+    assert capsys.readouterr().out == data
+    assert find_pictures([folder]) == pictures
+    assert f"{len(drawn)} drawing(s) of fpn-ext left out" in capsys.readouterr().out
+
+
+def test_a_photograph_is_no_drawing(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "empty.png").touch()
+    for name in ("a.png", "pipe.png", "empty.png", "missing.png"):
+        assert not is_drawing(tmp_path / name)
+    write_picture(Image.new("RGB", (8, 8)), tmp_path / "b.png")
+    assert is_drawing(tmp_path / "b.png")
 
 
 def test_a_damaged_picture_is_in_the_exit_status(cfg, photos, tmp_path, capsys):

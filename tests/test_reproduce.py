@@ -23,7 +23,7 @@ from fpn_ext.paper.reproduce import Reproduction, Run
 from fpn_ext.proposals.sources import ground_truth_proposals
 from fpn_ext.registries.architectures import proposes_only
 from fpn_ext.reporting import provenance
-from fpn_ext.reporting.json_files import plain
+from fpn_ext.reporting.json_files import plain, write_json
 
 # Two steps on two images: what runs, not how well.
 TINY = [
@@ -134,6 +134,41 @@ def test_rows_of_a_table_have_equal_budgets(tmp_path):
         if longer:
             assert longer.MAX_ITER == 2 * first.MAX_ITER
             assert list(longer.STEPS) == [2 * step for step in first.STEPS]
+
+
+def test_initial_weights_replaced_between_rows_are_refused(reproduction, monkeypatch):
+    def train(arguments, log, threads=None):
+        folder = log.parent
+        (folder / "model_final.pth").touch()
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(jobs, "run", train)
+    reproduction.work.mkdir()
+    reproduction.weights.write_bytes(b"first")
+    with pytest.raises(RuntimeError, match="killed"):
+        reproduction.do(Run(1, "c", 1), False)
+    wanted = [Run(1, "c", 1), Run(1, "d", 1)]
+    assert reproduction.plan(wanted) == wanted
+    reproduction.weights.write_bytes(b"second")
+    with pytest.raises(ValueError, match=r"was replaced after table1_c_seed1 began: SHA-256"):
+        reproduction.plan(wanted)
+    reproduction.weights.write_bytes(b"first")
+    assert reproduction.plan(wanted) == wanted
+
+
+def test_tables_say_that_initial_weights_differ(tmp_path):
+    origin = {"commit": "a", "hardware": "b", "versions": "c", "iterations": 2, "cpu_seconds": 60}
+    for row, weights in (("c", "1234"), ("d", "1234")):
+        write_json(
+            tmp_path / "runs" / f"{row}.json",
+            {**result(1, row, 1, **{"AR@100": 50.0}), **origin, "weights": weights},
+        )
+    tables.write_tables(tmp_path, [1], "small", "command")
+    assert "same weights" not in (tmp_path / "table1.md").read_text()
+    file = tmp_path / "runs" / "d.json"
+    write_json(file, {**json.loads(file.read_text()), "weights": "5678"})
+    tables.write_tables(tmp_path, [1], "small", "command")
+    assert "the same weights (1234, 5678)" in (tmp_path / "table1.md").read_text()
 
 
 def test_table_2_takes_the_proposals_of_row_1c_of_its_seed(reproduction):

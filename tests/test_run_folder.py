@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from fpn_ext.engine.trained_on import check_test_classes, trained_on
 from fpn_ext.engine.trainer import Trainer
 from fpn_ext.files.earlier import earlier_kept
 from fpn_ext.files.run_folder import left_by_a_run, new_folder, weights_of
-from fpn_ext.files.run_lock import only_one_in
+from fpn_ext.files.run_lock import TURN, only_one_in
 from fpn_ext.files.trained_on import TrainedOn, check_class_names, trained_on_of
 from fpn_ext.proposals.loader import training_data
 from fpn_ext.tools.options import split_words
@@ -336,6 +338,46 @@ def test_two_evaluations_at_once_keep_the_earlier_scores(tmp_path):
     assert [file.read_text() for file in kept] == ["earlier"]
 
 
+@pytest.mark.parametrize("verb", ["eval", "look", "contact-sheet", "analyze"])
+def test_no_dataset_to_score_on(verb, trained, tmp_path, capsys):
+    """It was trained without one."""
+    words = [] if verb == "eval" else ["--output", str(tmp_path / "out")]
+    assert main([verb, "--run", str(trained), *words]) == 2
+    assert "DATASETS.TEST is empty: name a dataset there" in capsys.readouterr().err
+    assert not (trained / "inference").exists() and not (tmp_path / "out").exists()
+
+
+def test_two_evaluations_at_once_take_turns(trained, tmp_path, holder):
+    """The second is waiting, and has written nothing, until the first, here a stand-in, ends."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    scores = run / "inference" / DATASET / "results.json"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("{}")
+    first = holder(run, turn="in_turn")
+    waits = threading.Event()
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: (said.append(record.getMessage()), waits.set())
+    logging.getLogger("fpn_ext.files.run_lock").addHandler(handler)
+    status = []
+    words = ["eval", "--run", str(run), "DATASETS.TEST", f"('{DATASET}',)"]
+    second = threading.Thread(target=lambda: status.append(main(words)))
+    try:
+        second.start()
+        assert waits.wait(60)
+        assert f"process {first.pid} on " in said[0] and "and is waited for" in said[0]
+        assert scores.read_text() == "{}"
+    finally:
+        first.kill()
+        second.join()
+        logging.getLogger("fpn_ext.files.run_lock").removeHandler(handler)
+    assert status == [0]
+    assert "bbox" in scores.read_text()
+    assert (scores.parent / "results-1.json").read_text() == "{}"
+    assert not (run / TURN).exists()
+
+
 def test_a_prediction_beside_one_that_has_not_begun_to_write(run, photo):
     """Two that begin together have a folder each."""
     words = ["predict", "--run", str(run), str(photo)]
@@ -504,9 +546,9 @@ def test_a_run_killed_before_its_first_checkpoint_is_gone_on_with(tmp_path, caps
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from fpn_ext.files.run_lock import only_one_in
-with only_one_in(Path(sys.argv[1])):
-    if len(sys.argv) > 2 and os.fork() == 0:
+from fpn_ext.files import run_lock
+with getattr(run_lock, sys.argv[2])(Path(sys.argv[1])):
+    if len(sys.argv) > 3 and os.fork() == 0:
         time.sleep(60)
         os._exit(0)
     print("in", flush=True)
@@ -518,9 +560,9 @@ with only_one_in(Path(sys.argv[1])):
 def holder():
     started = []
 
-    def hold(folder, *more):
+    def hold(folder, *more, turn="only_one_in"):
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(folder), *more],
+            [sys.executable, "-c", HOLD, str(folder), turn, *more],
             stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         started.append(process)
@@ -588,7 +630,7 @@ def test_the_data_of_a_running_training_stay_as_they_are(tmp_path, holder):
     with only_one_in(run):  # this process may, and is in still
         register_data(other, run / "data")
         assert subprocess.run(
-            [sys.executable, "-c", HOLD, str(run)], capture_output=True
+            [sys.executable, "-c", HOLD, str(run), "only_one_in"], capture_output=True
         ).returncode, "the lock was given back"
 
 

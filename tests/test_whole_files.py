@@ -4,6 +4,9 @@ import ast
 import json
 import os
 import resource
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -198,6 +201,46 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
     assert [f.name for f in (tmp_path / "data").iterdir()] == ["1.txt"]
     with pytest.raises(OSError, match="not empty"), staged_folder(tmp_path / "data"):
         pass
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_folder_left_by_a_kill_is_removed_by_the_next(tmp_path, caplog):
+    """The lock ends with the process, however that ends."""
+    program = (
+        "import os, signal, sys\n"
+        "from fpn_ext.files.atomic import staged_folder\n"
+        "with staged_folder(sys.argv[1]) as folder:\n"
+        "    (folder / '1.txt').write_text('1')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "data")])
+    assert killed.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path) == [".data.partial"]
+    with staged_folder(tmp_path / "data") as folder:
+        (folder / "2.txt").write_text("2")
+    assert os.listdir(tmp_path) == ["data"] and os.listdir(tmp_path / "data") == ["2.txt"]
+    assert "left by a command that was killed" in caplog.text
+
+
+def test_two_that_make_a_folder_take_turns(tmp_path):
+    """The second makes nothing: the first's is there by then."""
+    failed = []
+
+    def second():
+        try:
+            with staged_folder(tmp_path / "data") as folder:
+                (folder / "2.txt").write_text("2")
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=second)
+    with staged_folder(tmp_path / "data") as folder:
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        (folder / "1.txt").write_text("1")
+    thread.join()
+    assert failed and os.listdir(tmp_path / "data") == ["1.txt"]
     assert os.listdir(tmp_path) == ["data"]
 
 

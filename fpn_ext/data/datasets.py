@@ -286,6 +286,21 @@ def register_generated(name: str, root: Path, split: str, options: dict[str, int
     )
 
 
+def first_test_dataset(cfg: CfgNode, option: str = "") -> str:
+    """The name of the first dataset of ``DATASETS.TEST``.
+
+    Args:
+        option: of the command, that names a dataset as well, for the message.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not cfg.DATASETS.TEST:
+        or_with = f" or with {option}" if option else ""
+        raise ValueError(f"DATASETS.TEST is empty: name a dataset there{or_with}")
+    return str(cfg.DATASETS.TEST[0])
+
+
 def check_registered(names: Iterable[str]) -> None:
     """Raise ValueError unless each of these datasets is registered."""
     for name in names:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from torch import nn
 
 from ..evaluation.recall import model_with_proposals
 from ..files.earlier import earlier_kept
+from ..files.run_lock import in_turn
 from ..reporting.json_files import write_json
 from ..speed.optimize import model_for_inference
 from .distributed import share_buffers
-from .progress import Countdown
+from .progress import Countdown, only_on_console
 
 logger = logging.getLogger(__name__)
+
+# What the console has of an evaluation in a training: that it begins, its scores, the time left.
+EVALUATION = ("fpn_ext.engine.testing", "fpn_ext.engine.progress")
 
 Scores = dict[str, Any]  # {task: {metric: value}}
 Results = dict[str, Scores]  # by dataset
@@ -124,6 +128,18 @@ def _write(cfg: CfgNode, results: Results, folder: str) -> None:
             file = Path(cfg.OUTPUT_DIR, folder, name, "results.json")
             write_json(file, scores)
             logger.info("%s: %s; all scores are in %s", name, headline(scores), file)
+
+
+def alone_in_folder(cfg: CfgNode) -> contextlib.AbstractContextManager[None]:
+    """A block of an evaluation: another of ``OUTPUT_DIR``, of whichever command, waits."""
+    return in_turn(Path(cfg.OUTPUT_DIR)) if comm.is_main_process() else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def during_training(cfg: CfgNode) -> Iterator[None]:
+    """A block of an evaluation that a training makes."""
+    with only_on_console(*EVALUATION), alone_in_folder(cfg):
+        yield
 
 
 def earlier_scores_kept(cfg: CfgNode) -> contextlib.AbstractContextManager[None]:

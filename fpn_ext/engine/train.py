@@ -18,6 +18,7 @@ from ..config.level_table import level_table, level_table_in_errors
 from ..config.load import load_config, written_keys
 from ..config.numerics import unresolved_yaml
 from ..config.prepare import Caution, Prepared, Weights, prepare
+from ..data.datasets import first_test_dataset
 from ..data.shared_memory import check_shared_memory
 from ..evaluation.rehearsal import check_evaluation
 from ..files.atomic import write_text
@@ -32,7 +33,7 @@ from .interrupts import Interrupted, interruptible
 from .progress import set_up_logging, short_on_console
 from .repeatable import use_deterministic_algorithms
 from .schedule import learning_rate_note, scale_schedule
-from .testing import by_dataset, earlier_scores_kept
+from .testing import alone_in_folder, by_dataset, earlier_scores_kept
 from .trained_on import check_test_classes
 from .trainer import Trainer
 
@@ -121,6 +122,8 @@ def _made_ready(args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNod
     cfg, notes = prepared(args)
     # Those of the preparation in each process are of the data as this one left them.
     args.notes = [*notes, *map(Caution, check_evaluation(cfg, not args.eval_only))]
+    if args.eval_only:
+        first_test_dataset(cfg)
     return cfg
 
 
@@ -282,7 +285,7 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     logger.info("evaluating %s", described(checkpointer.file, checkpoint))
     check_test_classes(cfg, checkpointer.file, checkpoint)
-    with earlier_scores_kept(cfg):
+    with alone_in_folder(cfg), earlier_scores_kept(cfg):
         results = Trainer.test(cfg, model)
     if comm.is_main_process():
         if args.json:

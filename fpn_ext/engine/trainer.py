@@ -40,7 +40,7 @@ from .ema import AveragedWeights
 from .finished import is_finished, mark_finished, mark_unfinished
 from .loop import TrainingLoop
 from .nonfinite import NonFiniteGuard
-from .progress import ProgressWriter, only_on_console
+from .progress import ProgressWriter
 from .repeatable import RepeatableTrainLoader, seeded_iterations
 from .schedule import scale_schedule
 from .steps import AfterBackward, build_step, in_all_processes
@@ -54,9 +54,6 @@ from .trained_on import (
 from .validation_loss import validation_loss
 
 logger = logging.getLogger(__name__)
-
-# What the console has of an evaluation in a training: that it begins, its scores, the time left.
-EVALUATION = ("fpn_ext.engine.testing", "fpn_ext.engine.progress")
 
 
 class Trainer(TrainingLoop):
@@ -344,7 +341,7 @@ class Trainer(TrainingLoop):
     def evaluate(self) -> dict[str, Any]:
         """Results of ``test``, plus ``validation_loss`` with ``TEST.FPN_EXT.VALIDATION_LOSS``."""
         model = self.evaluated_model
-        with self.interrupts.at_once(), only_on_console(*EVALUATION):
+        with self.interrupts.at_once(), testing.during_training(self.cfg):
             results = self.last_results = self.test(self.cfg, model)
             if self._validation_loaders:
                 losses = validation_loss(model, self._validation_loaders)
@@ -352,7 +349,7 @@ class Trainer(TrainingLoop):
         return results
 
     def _evaluate_augmented(self) -> dict[str, Any]:
-        with self.interrupts.at_once(), only_on_console(*EVALUATION):
+        with self.interrupts.at_once(), testing.during_training(self.cfg):
             return self.test_with_TTA(self.cfg, self.evaluated_model)
 
     def _export_best(self, **kwargs: Any) -> None:

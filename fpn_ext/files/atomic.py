@@ -1,12 +1,17 @@
 """Atomic writing: a file, or a folder of files, is complete or absent, even after a crash."""
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -59,7 +64,7 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
         try:
             with contextlib.suppress(OSError):
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            if _is_still(stream, partial):
+            if _is_still(stream.fileno(), partial):
                 if os.fstat(stream.fileno()).st_size:  # left by a kill
                     stream.truncate(0)
                 yield stream
@@ -70,10 +75,10 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
             stream.close()
 
 
-def _is_still(stream: IO[bytes], path: Path) -> bool:
+def _is_still(descriptor: int, path: Path) -> bool:
     """Whether a path is of this file: the one before may have moved its own, or removed it."""
     try:
-        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 
@@ -103,18 +108,57 @@ def move_into_place(complete: Path, file: Path) -> None:
 def staged_folder(target: str | os.PathLike) -> Iterator[Path]:
     """An empty folder that becomes ``target`` once the block is done; if it fails, it is removed.
 
-    Until then it is in a hidden folder beside it. Nothing is replaced, but for an empty folder.
+    Until then it is in ``.{name}.partial`` beside it, which a kill may leave: the next to make the
+    same target removes it, and says so. Where two make it at once, the second waits for the first.
+    Nothing is replaced, but for an empty folder.
 
     Raises:
         OSError: ``target`` is there, and not an empty folder; or cannot be made.
     """
     path = Path(os.path.realpath(target))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-        staged = Path(temporary, "data")  # with the usual permissions, unlike its parent
+    with _folder_alone(path.with_name(f".{path.name}.partial")) as temporary:
+        if path.is_dir() and any(path.iterdir()):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), os.fspath(target))
+        staged = temporary / "data"
         staged.mkdir()
         yield staged
         staged.replace(path)
+
+
+@contextlib.contextmanager
+def _folder_alone(folder: Path) -> Iterator[Path]:
+    """An empty folder that no other process writes to in the meantime, and is removed then.
+
+    One of another name, where the file system has no locks.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # whoever made it is done
+            continue
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError:
+                with tempfile.TemporaryDirectory(
+                    prefix=f"{folder.name}-", dir=folder.parent
+                ) as own:
+                    yield Path(own)
+                return
+            if not _is_still(descriptor, folder):
+                continue
+            try:
+                for left in list(folder.iterdir()):
+                    logger.warning("%s, left by a command that was killed, is removed", left)
+                    shutil.rmtree(left)
+                yield folder
+            finally:
+                shutil.rmtree(folder)
+            return
+        finally:
+            os.close(descriptor)
 
 
 def _sync_folder(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One training at a time in a folder: a lock that ends with its process, however that ends."""
+"""One training or evaluation at a time in a folder: locks that end with their process."""
 
 import contextlib
 import fcntl
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOCK = "run.lock"
+TURN = ".turn.lock"
 
 _ours: set[Path] = set()  # folders that this process is in
 
@@ -36,13 +37,7 @@ def only_one_in(folder: Path) -> Iterator[None]:
         return
     _ours.add(folder.resolve())
     try:
-        about = {
-            "pid": os.getpid(),
-            "machine": socket.gethostname(),
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(about).encode(), 0)
+        _say_who(descriptor)
         yield
     finally:
         _ours.discard(folder.resolve())
@@ -51,6 +46,26 @@ def only_one_in(folder: Path) -> Iterator[None]:
         if is_new:
             with contextlib.suppress(OSError):  # something was written
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """A block that one process at a time is in, for a folder, which is made; others wait.
+
+    The lock is as that of :func:`only_one_in`, in another file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / TURN
+    descriptor = _locked(file, wait=True)
+    if descriptor is None:
+        yield
+        return
+    try:
+        _say_who(descriptor)
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # before the lock is given back
+        os.close(descriptor)
 
 
 def is_in_use(folder: Path) -> bool:
@@ -72,19 +87,33 @@ def is_in_use(folder: Path) -> bool:
     return False
 
 
-def _locked(file: Path) -> int | None:
+def _say_who(descriptor: int) -> None:
+    about = {
+        "pid": os.getpid(),
+        "machine": socket.gethostname(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(about).encode(), 0)
+
+
+def _locked(file: Path, wait: bool = False) -> int | None:
     """An open file with this process's lock on it; None where the file system has no locks."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            holder = _holder(os.pread(descriptor, 4096, 0))
-            os.close(descriptor)
-            raise ValueError(
-                f"OUTPUT_DIR {file.parent} is in use: {holder} is training into it. Name another "
-                "OUTPUT_DIR, or wait until it ends"
-            ) from None
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                holder = _holder(os.pread(descriptor, 4096, 0))
+                if not wait:
+                    os.close(descriptor)
+                    raise ValueError(
+                        f"OUTPUT_DIR {file.parent} is in use: {holder} is training into it. Name "
+                        "another OUTPUT_DIR, or wait until it ends"
+                    ) from None
+                logger.warning("%s: %s writes there, and is waited for", file.parent, holder)
+                fcntl.lockf(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             logger.warning("%s: this file system has no locks (%s)", file, error.strerror)
             os.close(descriptor)

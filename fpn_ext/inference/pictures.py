@@ -19,15 +19,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ..data.formats.layout import OURS, detected_in
 from ..data.reading import PICTURE_SUFFIXES, as_rgb, num_pages
-from ..files.atomic import replacing
 from ..files.earlier import earlier_kept
 from ..reporting.coco_json import annotations_of
 from ..reporting.drawing import ColorBy, draw_detections
+from ..reporting.drawn import is_drawing, write_picture
 from ..speed.optimize import model_for_inference
 from .detector import Detector
 from .eager import EagerModel
@@ -36,7 +34,6 @@ from .predictor import Predictor, build_predictor, detections_of
 from .tiles import check_size, check_tiles, detect_in_tiles
 
 DETECTIONS = "detections.json"
-SOFTWARE = "fpn-ext predict"  # in each drawing, by which it is known from a photograph
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,8 @@ class Picture:
 def find_pictures(inputs: Iterable[str | Path], option: str = "--input") -> list[Path]:
     """The image files among files and folders (one level deep), sorted by name per folder.
 
+    What this project has drawn into a folder is no input; it is said how many were left out.
+
     Args:
         inputs: files and folders.
         option: that names them, for the message.
@@ -73,6 +72,10 @@ def find_pictures(inputs: Iterable[str | Path], option: str = "--input") -> list
     for path in map(Path, inputs):
         if path.is_dir():
             found = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
+            drawn = [file for file in found if is_drawing(file)]
+            if drawn:
+                print(f"{path}: {len(drawn)} drawing(s) of fpn-ext left out, such as {drawn[0]}")
+                found = sorted({*found} - {*drawn})
             if not found:
                 raise FileNotFoundError(
                     f"{option} {path}: no picture in this folder ({', '.join(PICTURE_SUFFIXES)})"
@@ -156,7 +159,7 @@ def _check_ours(output: Path, written: Iterable[Path]) -> None:
     if (output / OURS).exists():
         return
     for file in written:
-        if file.exists() and not (_is_drawing(file) or file.name in detected_in(file)):
+        if file.exists() and not (is_drawing(file) or file.name in detected_in(file)):
             raise ValueError(
                 f"{file} is there already, and this command has not drawn it: name another "
                 "--output. Nothing was written"
@@ -236,7 +239,8 @@ def predict(
                 rgb = as_rgb(image, predictor.pixel_format)
                 color_by: ColorBy = "level" if label_levels else "class"
                 drawn = draw_detections(rgb, detections, names, 1.0, label_levels, color_by)
-                _save(drawn, output / drawing)
+                # Encoding for the smallest file takes longer than reading the picture.
+                write_picture(drawn, output / drawing, compress_level=1)
     return kept.result
 
 
@@ -292,20 +296,3 @@ def _categories(predictor: Predictor) -> list[dict[str, Any]]:
     record = predictor.trained_on
     keypoints = {"keypoints": record.keypoint_names} if record and record.keypoint_names else {}
     return [{"id": i, "name": name, **keypoints} for i, name in predictor.classes.items()]
-
-
-def _save(picture: Image.Image, file: Path) -> None:
-    about = PngInfo()
-    about.add_text("Software", SOFTWARE)
-    with replacing(file) as stream:
-        # Encoding for the smallest file takes longer than reading the picture.
-        picture.save(stream, "PNG", compress_level=1, pnginfo=about)
-
-
-def _is_drawing(file: Path) -> bool:
-    """Whether :func:`_save` has written a file, which says so."""
-    try:
-        with Image.open(file) as picture:
-            return picture.info.get("Software") == SOFTWARE
-    except (OSError, ValueError):
-        return False

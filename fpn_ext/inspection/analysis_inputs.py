@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 
 from ..config.prepare import Weights, prepare
+from ..data.datasets import first_test_dataset
 from ..engine.testing import changed
 from ..engine.trained_on import check_test_classes
 from ..engine.trainer import Trainer
@@ -47,7 +48,7 @@ def analyses_of(args: argparse.Namespace) -> dict[str, Analysis]:
         title, dataset = str(args.annotations), _read_annotations(args.annotations)
     else:
         assert cfg is not None, "_check"
-        title = args.dataset or _first_dataset(cfg)
+        title = args.dataset or first_test_dataset(cfg, "--dataset")
         if not args.detections:
             tasks = _tasks(args, _tasks_of_model(cfg))
         dataset = _ground_truth(title, tasks, len(sigmas) or COCO_KEYPOINTS)
@@ -101,12 +102,6 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.annotations and args.dataset:
         raise ValueError("--dataset and --annotations both name the ground truth: leave one out")
-
-
-def _first_dataset(cfg: CfgNode) -> str:
-    if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty; name a dataset by --dataset")
-    return cfg.DATASETS.TEST[0]
 
 
 def _read_json(file: Path) -> Any:

@@ -3,7 +3,6 @@
 import argparse
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,12 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..files.atomic import replacing, write_text
+from ..reporting.drawn import png_of
 from ..reporting.json_files import write_json
 from ..reporting.provenance import command_line, versions
 from .analysis import OVERLAP, RECALLS, WHAT, Analysis
 from .analysis_inputs import analyses_of
 
 REPORT = "analysis.html"
+DPI = 110
 MOST_CURVES = 12  # classes with a curve of their own
 # What the words of the tables mean; docs/guides/analyzing.md has more.
 TERMS = {
@@ -80,7 +81,7 @@ def write_report(analyses: Mapping[str, Analysis], folder: Path) -> None:
         analyses: by task, with which the names of the images begin.
     """
     images = {
-        task: {name: _png(figure) for name, figure in figures(analysis).items()}
+        task: {name: png_of(figure, DPI) for name, figure in figures(analysis).items()}
         for task, analysis in analyses.items()
     }
     for task, of_task in images.items():
@@ -88,12 +89,6 @@ def write_report(analyses: Mapping[str, Analysis], folder: Path) -> None:
             with replacing(folder / f"{task}_{name}.png") as stream:
                 stream.write(content)
     write_text(folder / REPORT, html_report(analyses, images))
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=110, format="png")
-    return stream.getvalue()
 
 
 def figures(analysis: Analysis) -> dict[str, Figure]:

@@ -16,11 +16,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
+from ..data.datasets import first_test_dataset
 from ..data.reading import as_rgb
-from ..files.atomic import replacing
 from ..inference.predictor import build_predictor, detections_of
 from ..levels import name_of
 from ..reporting.drawing import coloring_field, draw_boxes, draw_detections, draw_legend
+from ..reporting.drawn import write_figure
 
 
 def contact_sheet(
@@ -32,11 +33,11 @@ def contact_sheet(
     ``label_levels``, each box is labelled ``p3>p4``: proposed by P3, pooled from P4.
 
     Raises:
-        ValueError: ``num_images`` is less than 1.
+        ValueError: ``num_images`` is less than 1; ``DATASETS.TEST`` is empty.
     """
     if num_images < 1:
         raise ValueError(f"--num-images must be at least 1, got {num_images}")
-    dataset = cfg.DATASETS.TEST[0]
+    dataset = first_test_dataset(cfg)
     records = DatasetCatalog.get(dataset)
     names = MetadataCatalog.get(dataset).thing_classes
     predictor = build_predictor(cfg)
@@ -126,6 +127,5 @@ def draw_curves(metrics_file: Path, file: Path) -> None:
         if axes.lines:
             axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
-    with replacing(file) as stream:
-        figure.savefig(stream, dpi=120, format="png")
+    write_figure(figure, file)
     plt.close(figure)

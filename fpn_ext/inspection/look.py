@@ -36,14 +36,15 @@ from detectron2.structures import BoxMode, ImageList, Instances
 from PIL import Image, ImageDraw
 from torch import nn
 
+from ..data.datasets import first_test_dataset
 from ..data.reading import as_rgb
 from ..data.training_boxes import ResizedBoxes
-from ..files.atomic import replacing
 from ..inference.pictures import Picture, check_harmless, find_pictures, names_of, pages_of
 from ..inference.predictor import Predictor, build_predictor, load_inference_config
 from ..levels import nearest_level
 from ..names import did_you_mean
 from ..reporting.drawing import LEVEL_COLORS, NO_LEVEL_COLOR, draw_boxes, draw_legend
+from ..reporting.drawn import write_picture
 from .best_anchors import AnchorGrid, AnchorLevel, levels_of
 
 LONGER_SIDE = 640  # of a drawing, about, if the network input is smaller
@@ -332,7 +333,7 @@ def look(args: argparse.Namespace) -> None:
     if args.input:
         pictures = [(picture, None) for picture in pages_of(find_pictures(args.input))]
     else:
-        dataset = args.dataset or cfg.DATASETS.TEST[0]
+        dataset = args.dataset or first_test_dataset(cfg, "--dataset")
         pictures = list(pictures_of_dataset(dataset, args.num_images, args.image_id))
     names = names_of([picture for picture, _ in pictures])
     written = [args.output / f"{name}_{tag}.png" for name in names for tag in TAGS]
@@ -347,8 +348,7 @@ def look(args: argparse.Namespace) -> None:
 
 def _write(drawn: dict[str, Image.Image], name: str, folder: Path, tensorboard: bool) -> None:
     for tag, picture in drawn.items():
-        with replacing(folder / f"{name}_{tag}.png") as stream:
-            picture.save(stream, "PNG", optimize=True)
+        write_picture(picture, folder / f"{name}_{tag}.png", optimize=True)
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 

@@ -12,7 +12,7 @@ from ..config.data_keys import resolve_data
 from ..config.load import load_config, written_keys
 from ..data.datasets import register_datasets
 from ..data.training_boxes import TrainingBoxes, read_boxes
-from ..files.atomic import replacing
+from ..reporting.drawn import write_figure
 from ..reporting.findings import Report
 from ..reporting.json_files import write_json
 
@@ -42,8 +42,7 @@ def run(
         write_json(args.json, report.as_json())
     if args.output:
         figure = draw(report)
-        with replacing(args.output / picture) as stream:
-            figure.savefig(stream, dpi=120, format="png")
+        write_figure(figure, args.output / picture)
         plt.close(figure)
         print(f"\nwrote {args.output / picture}")
 

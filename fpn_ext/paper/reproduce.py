@@ -37,6 +37,7 @@ from . import published
 from .scales import CONFIGS, SCALES
 from .tables import write_tables
 
+BEGUN = "begun.json"  # in a run's folder: the initial weights it was begun with
 TASKS = {1: "box_proposals", 2: "bbox", 3: "bbox", 6: "mask_proposals"}  # in results.json
 
 
@@ -194,9 +195,10 @@ class Reproduction:
         return result
 
     def plan(self, wanted: Iterable[Run]) -> list[Run]:
-        """The remaining runs, each after the one that provides its proposals."""
+        """The remaining runs, each after the one that provides its proposals; or a ValueError."""
         todo: list[Run] = []
         for run in wanted:
+            self._check_weights(run)
             if run in todo or self.result(run):
                 continue
             source = run.proposals_from
@@ -240,6 +242,8 @@ class Reproduction:
         folder.mkdir(parents=True, exist_ok=True)
         config_file = folder / "reproduce.yaml"
         write_text(config_file, self.config_text(run))
+        if not left_by_a_run(folder):
+            write_json(folder / BEGUN, {"weights": self._weights_digest()})
         result = self.result(run)
         if result is None or not is_finished(folder):
             train = ["train", "--config-file", str(config_file)]
@@ -274,6 +278,18 @@ class Reproduction:
             generate += ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
             self._run(generate, folder / "proposals.log")
         return result
+
+    def _check_weights(self, run: Run) -> None:
+        """Raise unless the initial weights are those that this run, if it was begun, began with."""
+        begun, now = self.folder(run) / BEGUN, self._weights_digest()
+        if not (begun.is_file() and left_by_a_run(begun.parent)):
+            return
+        if (then := json.loads(begun.read_text())["weights"]) != now:
+            raise ValueError(
+                f"{self.weights}, the initial weights of all rows, was replaced after {run.name} "
+                f"began: SHA-256 {then or 'none'} then, {now or 'none'} now. Put it back, or "
+                "choose other folders with --work and --results"
+            )
 
     def _weights_digest(self) -> str:
         """Hash of the pretrained weights; "" for a zoo model, identified by its URL."""

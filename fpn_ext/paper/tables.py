@@ -133,6 +133,10 @@ def write_tables(folder: Path, tables: Iterable[int], scale: str, command: str) 
         minutes = sum(result["cpu_seconds"] for result in of_table) / 60
         summary["origin"] = {**origin, "command": command, "cpu_minutes": round(minutes)}
         write_json(folder / f"table{table}.json", summary)
+        mixed = (
+            "The trainings did not all begin with the same weights "
+            f"({', '.join(origin['weights'])}): differences may be due to them.\n\n"
+        )
         text = (
             f"# Table {table}, scale {scale}\n\n"
             f"    {command}\n\n"
@@ -140,6 +144,7 @@ def write_tables(folder: Path, tables: Iterable[int], scale: str, command: str) 
             f"{minutes:.0f} minutes of CPU time, on {'; '.join(origin['hardware'])}; commit "
             f"{', '.join(origin['commit'])}; {'; '.join(origin['versions'])}.\n\n"
             "Mean ± standard deviation over the seeds; in brackets the paper's, on COCO.\n\n"
+            f"{mixed if len(origin['weights']) > 1 else ''}"
             f"{markdown(summary)}\n"
             "holds, reversed: our difference is more than two standard errors from 0, with the "
             "sign of the paper's or the other one; open: it is not.\n"

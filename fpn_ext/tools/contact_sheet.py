@@ -23,17 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from ..files.atomic import replacing
     from ..inference.predictor import load_inference_config
     from ..inspection.contact_sheet import contact_sheet, draw_curves
+    from ..reporting.drawn import write_picture
 
     output_of_run(args, "")
     take_run(args)
     cfg = load_inference_config(args.config_file, args.opts)
     sheet = args.output / "contact_sheet.png"
     picture = contact_sheet(cfg, args.num_images, args.min_score, args.label_levels)
-    with replacing(sheet) as stream:
-        picture.save(stream, "PNG")
+    write_picture(picture, sheet)
     print(f"wrote {sheet}")
     metrics = Path(cfg.MODEL.WEIGHTS).parent / "metrics.json"  # of the training that they are of
     if metrics.is_file():

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...files.paths import without_dots
+from ...reporting.drawn import is_drawing
 from ..data_file import DataFile, split_named
 from ..dataset import Tally
 from ..reading import PICTURE_SUFFIXES
@@ -24,8 +25,8 @@ DETECTIONS = re.compile(r"detections(-\d+)?\.json")  # of predict, and those of 
 class Files:
     """The files of a folder and the folders in it, in alphabetical order; hidden ones left out.
 
-    So are folders of trainings, and what ``fpn-ext predict`` has written. Links are followed,
-    unless to a folder that the link itself lies in.
+    So are folders of trainings, what ``fpn-ext predict`` has written, and all drawings. Links are
+    followed, unless to a folder that the link itself lies in.
 
     Attributes:
         pictures: image files, by their suffix.
@@ -59,8 +60,8 @@ def _files_below(folder: str, around: frozenset[Path] = frozenset()) -> Iterator
     )
     folders = [entry for entry in entries if entry.is_dir()]
     files = [Path(entry.path) for entry in entries if entry not in folders]
-    drawn = set().union(*(detected_in(file) for file in files if DETECTIONS.fullmatch(file.name)))
-    yield from (file for file in files if file.name not in drawn)
+    found = set().union(*(detected_in(file) for file in files if DETECTIONS.fullmatch(file.name)))
+    yield from (file for file in files if file.name not in found and not is_drawing(file))
     for entry in folders:
         if Path(os.path.realpath(entry.path)) not in around and not _is_written_by_us(entry.path):
             yield from _files_below(entry.path, around)
