@@ -287,12 +287,17 @@ def generated() -> dict[Path, str]:
         (REFERENCE / "keys.md", "keys", key_tables(declared())),
         (REFERENCE / "commands.md", "commands", command_help()),
         (PROJECT / "README.md", "measured", speed_tables.summary(SPEED)),
-        (SPEED_PAGE, "avx512", speed_tables.inference_table(SPEED, "avx512")),
-        (SPEED_PAGE, "avx2", speed_tables.inference_table(SPEED, "avx2-emulated")),
-        (SPEED_PAGE, "training-avx512", speed_tables.training_table(SPEED, "avx512")),
-        (SPEED_PAGE, "training-avx2", speed_tables.training_table(SPEED, "avx2-emulated")),
+        *(
+            (SPEED_PAGE, f"{what}{kind}", make(SPEED, kind))
+            for kind in speed_tables.KINDS
+            for what, make in (
+                ("", speed_tables.inference_table),
+                ("training-", speed_tables.training_table),
+            )
+        ),
         (SPEED_PAGE, "networks", speed_tables.networks_table(SPEED)),
-        (SPEED_PAGE, "memory", speed_tables.memory_table(SPEED)),
+        (SPEED_PAGE, "memory", speed_tables.memory_table(SPEED, "avx512")),
+        (SPEED_PAGE, "memory-amd", speed_tables.memory_table(SPEED, "avx512-amd")),
         (SPEED_PAGE, "predict", speed_tables.predict_words(SPEED)),
         (SPEED_PAGE, "targets", speed_tables.targets_table(SPEED)),
         (PROJECT / "README.md", "matrix", matrix(PROJECT / "results/matrix", short=True)),

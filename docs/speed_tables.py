@@ -1,9 +1,8 @@
 """Tables of speed on CPUs, from results/speed-cpu: written into pages by generate.py.
 
 A folder for each kind of processor, with deployment.json (benchmarks/deployment.py: inference, its
-memory), whole_model.json (benchmarks/whole_model.py: training steps), networks.json
-(benchmarks/networks.py: other networks) and, of one kind, predict.json
-(benchmarks/predict_speed.py).
+memory), whole_model.json (benchmarks/whole_model.py: training steps) and, of some, networks.json
+(benchmarks/networks.py: other networks) and predict.json (benchmarks/predict_speed.py).
 """
 
 import json
@@ -12,13 +11,18 @@ from typing import Any
 
 from fpn_ext.reporting.measuring import ratio_text
 
-KINDS = {"avx512": "AVX-512", "avx2-emulated": "AVX2 (emulated)"}
+KINDS = {
+    "avx512": "AVX-512, Intel",
+    "avx2-emulated": "AVX2 (emulated), Intel",
+    "avx512-amd": "AVX-512, AMD",
+    "avx2-emulated-amd": "AVX2 (emulated), AMD",
+}
 SIZES = ("480x640", "800x1333")
 PEER = "torchvision, OpenVINO"
 FAST = "this project, channels_last, fold_norms, Winograd"  # as NUMERICS fast sets it
-# Kind of processor -> figure -> what was aimed at.
+# Instructions -> figure -> what was aimed at.
 TARGETS: dict[str, dict[str, float]] = {
-    "avx2-emulated": {
+    "avx2": {
         "inference at 480x640, times OpenVINO": 1.25,
         "inference at 800x1333, times OpenVINO": 1.25,
         "inference at 480x640, times Detectron2": 2.1,
@@ -43,10 +47,19 @@ class Figures:
 
     def __init__(self, results: Path, kind: str):
         self.name, self.folder = KINDS[kind], results / kind
+        self.targets = TARGETS["avx2" if "avx2" in kind else "avx512"]
         self.deployment, self.whole = (
             json.loads((results / kind / file).read_text())
             for file in ("deployment.json", "whole_model.json")
         )
+
+    @property
+    def torch(self) -> str:
+        return str(self.deployment["versions"]["torch"])
+
+    @property
+    def openvino(self) -> str:
+        return str(self.deployment["versions"]["openvino"])
 
     def inference(self, size: str, side: str = "optimised") -> dict[str, Any]:
         return only(self.deployment["rows"], size=size, side=side)
@@ -54,11 +67,13 @@ class Figures:
     def training(self, side: str = "") -> dict[str, Any]:
         return only(self.whole["training"], side=side or FAST)
 
-    def memory(self, size: str, side: str = "optimised") -> tuple[float, float] | None:
-        """MiB at the peak of the process: of a side, of Detectron2; None if not measured."""
-        rows = self.deployment.get("memory", [])
-        if not any(row["size"] == size for row in rows):
-            return None
+    @property
+    def has_memory(self) -> bool:
+        return bool(self.deployment.get("memory"))
+
+    def memory(self, size: str, side: str = "optimised") -> tuple[float, float]:
+        """MiB at the peak of the process: of a side, of Detectron2."""
+        rows = self.deployment["memory"]
         own, other = (only(rows, size=size, side=s)["peak"] for s in (side, "Detectron2"))
         return own, other
 
@@ -90,24 +105,27 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def summary(results: Path) -> str:
     """For the README: inference and training on each kind, memory."""
     kinds = [Figures(results, kind) for kind in KINDS]
-    rows = [
-        [f"inference, {kind.name}", size, ratio_text(row), ratio_text(row, "peer_ratio")]
-        for kind in kinds
-        for size in SIZES
-        for row in [kind.inference(size)]
-    ]
+    rows = []
     for kind in kinds:
-        row = kind.training()
-        rows.append([f"training step, batch 2, {kind.name}", row["size"], ratio_text(row), ""])
-    for size in SIZES:
-        for side, name in MEMORY.items():
-            memory = kinds[0].memory(size, side)
-            if memory:
-                what = f"{memory[0]:.0f} MiB, Detectron2 {memory[1]:.0f} MiB"
-                rows.append([f"peak memory of the process, {name}", size, what, ""])
-    header = ["", "size", "times Detectron2", "times torchvision in OpenVINO"]
-    above = f"{conditions(kinds[0])}; median (min to max):"
-    return "\n\n".join([above, table(header, rows), networks_in_words(results)])
+        inference = [kind.inference(size) for size in SIZES]
+        ratios = [[f"{row[key]:.2f}" for key in ("ratio", "peer_ratio")] for row in inference]
+        rows.append([kind.name, *ratios[0], *ratios[1], f"{kind.training()['ratio']:.2f}"])
+    header = ["processor"]
+    header += [f"{size}, times {peer}" for size in SIZES for peer in ("Detectron2", "OpenVINO")]
+    size = kinds[0].training()["size"]
+    header.append(f"training step on 2 of {size}, times Detectron2")
+    memory = [
+        f"{' and '.join(shares)} {name}"
+        for side, name in MEMORY.items()
+        for shares in [[_share(kinds[0].memory(size, side)) for size in SIZES]]
+    ]
+    words = f"Peak memory of the process, of Detectron2's, at these sizes: {', '.join(memory)}."
+    above = f"2 threads, torch {kinds[0].torch}, OpenVINO {kinds[0].openvino}; medians:"
+    return "\n\n".join([above, table(header, rows), words, networks_in_words(results)])
+
+
+def _share(memory: tuple[float, float]) -> str:
+    return f"{memory[0] / memory[1]:.2f}"
 
 
 def conditions(figures: Figures) -> str:
@@ -156,8 +174,8 @@ def training_table(results: Path, kind: str) -> str:
 def networks_in_words(results: Path) -> str:
     """The least and most that NUMERICS fast gains, over all networks, on each kind."""
     words = []
-    for kind in KINDS:
-        networks = json.loads((results / kind / "networks.json").read_text())["networks"].values()
+    for kind, of_kind in _networks(results).items():
+        networks = of_kind.values()
         for name in ("training", "inference"):
             ratios = [row[name]["ratio"] for row in networks]
             words.append(f"{name} {min(ratios):.2f} to {max(ratios):.2f} times ({KINDS[kind]})")
@@ -167,12 +185,19 @@ def networks_in_words(results: Path) -> str:
     )
 
 
+def _networks(results: Path) -> dict[str, dict[str, Any]]:
+    """What networks.json has, of the kinds of processor that it was measured on."""
+    files = {kind: results / kind / "networks.json" for kind in KINDS}
+    return {
+        kind: json.loads(file.read_text())["networks"]
+        for kind, file in files.items()
+        if file.is_file()
+    }
+
+
 def networks_table(results: Path) -> str:
     """What NUMERICS fast gains over exact, network by network, on each kind of processor."""
-    measured = {}
-    for kind in KINDS:
-        file = results / kind / "networks.json"
-        measured[kind] = json.loads(file.read_text())["networks"] if file.is_file() else {}
+    measured = _networks(results)
     header, where = ["network"], []
     for kind, networks in measured.items():
         header += [f"training, {KINDS[kind]}", f"inference, {KINDS[kind]}"]
@@ -189,9 +214,9 @@ def networks_table(results: Path) -> str:
     return f"{'; '.join(where)}:\n\n{table(header, rows)}"
 
 
-def memory_table(results: Path) -> str:
-    """Peak memory of a process that infers, of AVX-512."""
-    record = Figures(results, "avx512").deployment
+def memory_table(results: Path, kind: str) -> str:
+    """Peak memory of a process that infers."""
+    record = Figures(results, kind).deployment
     rows = [
         [
             *(row["size"], row["side"]),
@@ -202,40 +227,42 @@ def memory_table(results: Path) -> str:
     ]
     header = ["size", "side", "MiB with the model", "MiB at the peak", "over the model"]
     header += ["peak, of Detectron2's"]
-    return f"Commit {record['commit']}:\n\n{table(header, rows)}"
+    return f"{record['hardware']}, commit {record['commit']}:\n\n{table(header, rows)}"
 
 
 def targets_table(results: Path) -> str:
     """What was wanted, and what was reached."""
     rows = []
-    for kind, wanted in TARGETS.items():
-        figures = Figures(results, kind)
+    for figures in (Figures(results, kind) for kind in KINDS):
         reached = figures.reached()
-        for what, bound in wanted.items():
+        for what, bound in figures.targets.items():
             met = "met" if reached[what] >= bound else "not met"
             rows.append([figures.name, what, f">= {bound:g}", f"{reached[what]:.2f}", met])
         for size in SIZES:
-            for side in MEMORY:
-                memory = figures.memory(size, side)
-                if memory:
-                    share = memory[0] / memory[1]
-                    what = f"peak memory of the process at {size}, of Detectron2's: {side}"
-                    met = "met" if share <= MOST_MEMORY else "not met"
-                    rows.append([figures.name, what, f"<= {MOST_MEMORY:g}", f"{share:.2f}", met])
-        if share := figures.predict_share():
-            met = "met" if share >= LEAST_SHARE else "not met"
+            for side in MEMORY if figures.has_memory else ():
+                share = float(_share(figures.memory(size, side)))
+                what = f"peak memory of the process at {size}, of Detectron2's: {side}"
+                met = "met" if share <= MOST_MEMORY else "not met"
+                rows.append([figures.name, what, f"<= {MOST_MEMORY:g}", f"{share:.2f}", met])
+        if predicted := figures.predict_share():
+            met = "met" if predicted >= LEAST_SHARE else "not met"
             what = "`predict` on a folder, of the model's images a second"
-            rows.append([figures.name, what, f">= {LEAST_SHARE:g}", f"{share:.2f}", met])
+            rows.append([figures.name, what, f">= {LEAST_SHARE:g}", f"{predicted:.2f}", met])
     return table(["processor", "figure", "wanted", "reached", ""], rows)
 
 
 def predict_words(results: Path) -> str:
     """How fast predicting on a folder is, beside its model alone."""
-    record = json.loads((results / "avx512" / "predict.json").read_text())
+    files = {kind: results / kind / "predict.json" for kind in KINDS}
+    return "\n\n".join(_predict(KINDS[k], file) for k, file in files.items() if file.is_file())
+
+
+def _predict(kind: str, file: Path) -> str:
+    record = json.loads(file.read_text())
     about, rate = record["about"], record["images_a_second"]
     low, high = record["share_range"]
     return (
-        f"AVX-512, {about['images']} photographs, resized to {' and '.join(about['size'])}, "
+        f"{kind}, {about['images']} photographs, resized to {' and '.join(about['size'])}, "
         f"{about['threads']} threads, commit {about['commit']}, {about['rounds']} rounds: "
         f"{rate['predict']:.2f} images a second, the model alone {rate['model alone']:.2f}; "
         f"{record['share']:.2f} ({low:.2f} to {high:.2f}) of it."

@@ -29,6 +29,7 @@ import torch
 
 from .compiled import kernels
 from .first_derivative import ROI_ALIGN, first_derivative_only
+from .large import empty
 from .roi_align_samples import Settings, samples_along, taps_along
 
 # Levels as in the pooler: (N, C, H, W) maps, fine to coarse.
@@ -205,10 +206,14 @@ def _sums_into_nchw(
 def _table_of_bins(pooled: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """(R, C, bins_y, bins_x) -> (bins of these boxes, C): one row per bin."""
     channels, bins = pooled.shape[1], pooled.shape[2:].numel()
-    table = pooled.new_empty((len(boxes), bins, channels))
+    table = _empty(pooled, (len(boxes), bins, channels))
     for part, into in zip(boxes.split(BOXES_AT_ONCE), table.split(BOXES_AT_ONCE), strict=True):
         into.copy_(pooled[part].flatten(2).transpose(1, 2))
     return table.flatten(0, 1)
+
+
+def _empty(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return empty(shape, dtype=like.dtype) if like.device.type == "cpu" else like.new_empty(shape)
 
 
 def _sums_of_bins(table: torch.Tensor, bags: "_Bags", like: torch.Tensor) -> torch.Tensor:
@@ -226,7 +231,7 @@ def _table_of_cells(maps: torch.Tensor) -> torch.Tensor:
     n, channels, height, width = maps.shape
     if not maps.is_contiguous():
         return maps.permute(0, 2, 3, 1).reshape(-1, channels)
-    table = maps.new_empty((n, height * width, channels))
+    table = _empty(maps, (n, height * width, channels))
     pixels = max(TURNED_AT_ONCE // channels, 1)
     for image, by_cell in zip(maps.flatten(2), table, strict=True):
         for part, cells in zip(image.split(pixels, dim=1), by_cell.split(pixels), strict=True):

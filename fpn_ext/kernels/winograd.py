@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import threads
+from .large import empty
 
 POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)  # and infinity
 OUTPUTS, INPUTS = 4, 6  # side of a tile
@@ -135,7 +136,7 @@ def convolve(
     bounds = [tiles_y * i // count for i in range(count + 1)]
     strips = [(i, *ends) for i in range(n) for ends in itertools.pairwise(bounds)]
     size = (n, transformed_weight.shape[2], height, width)
-    result = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    result = empty(size, channels_last=True, dtype=x.dtype)
     maps, most_rows = (x.permute(0, 2, 3, 1), result.permute(0, 2, 3, 1)), -(-tiles_y // count)
     threads.share(
         lambda own: _convolve_strips(*maps, own, most_rows, transformed_weight, bias, relu), strips

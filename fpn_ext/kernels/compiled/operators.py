@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..large import empty
 from . import build, structs
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,8 @@ class Kernels:
         bias = _checked(outputs, bias, x, filters)
         n, channels, height, width = x.shape
         _expect("filters", filters.shape, (-(-outputs // self.panel), channels, 9, self.panel))
-        result, zeros = _empty_maps(x, (n, outputs, height, width)), x.new_zeros(channels)
+        result = empty((n, outputs, height, width), channels_last=True)
+        zeros = x.new_zeros(channels)
         threads = torch.get_num_threads()
         told = structs.Convolution(
             *(x.data_ptr(), filters.data_ptr(), _pointer(bias), zeros.data_ptr()),
@@ -165,7 +167,8 @@ class Kernels:
         n, channels, height, width = x.shape
         outputs = grad.shape[1]
         _expect("gradient", grad.shape, (n, outputs, height, width))
-        result, threads = _empty_maps(x, (outputs, channels, 3, 3)), torch.get_num_threads()
+        result = empty((outputs, channels, 3, 3), channels_last=True)
+        threads = torch.get_num_threads()
         if x.numel() == 0:
             return result.zero_()
         tiles = min(
@@ -212,7 +215,7 @@ class Kernels:
         rows = rows.contiguous()
         bias = _checked(outputs, bias, rows, panels)
         count, depth = rows.shape
-        result = rows.new_empty((count, outputs))
+        result = empty((count, outputs))
         shape = (count, depth, outputs, 1, count, 1, count, 1)
         self._multiply(rows, panels, bias, None, result, shape, relu)
         return result
@@ -246,7 +249,8 @@ class Kernels:
         bias = _checked(outputs, bias, x, panels, *([] if added is None else [added]))
         n, channels, full_height, full_width = x.shape
         height, width = -(-full_height // stride), -(-full_width // stride)
-        result = _empty_maps(x, (n, outputs, height, width)) if added is None else added
+        size = (n, outputs, height, width)
+        result = empty(size, channels_last=True) if added is None else added
         sizes = (height, width, full_height, full_width, stride)
         shape = (n * height * width, channels, outputs, *sizes)
         self._multiply(x, panels, bias, added, result, shape, relu)
@@ -333,7 +337,7 @@ class Kernels:
             raise ValueError("boxes must be finite, and on maps and images that there are")
         count, channels, threads = len(rois), maps[0].shape[1], torch.get_num_threads()
         heights, widths = [m.shape[2] for m in maps], [m.shape[3] for m in maps]
-        result = maps[0].new_empty((count, *output_size, channels))
+        result = empty((count, *output_size, channels))
         size = self.library.pooling_scratch(
             *_int64(*output_size, max(heights), max(widths), channels)
         )
@@ -385,10 +389,6 @@ def _checked(
 def _expect(what: str, found: Any, expected: Any) -> None:
     if found != expected:
         raise ValueError(f"the {what} must be {expected}, got {found}: of another layer?")
-
-
-def _empty_maps(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
 
 
 def _int64(*values: int) -> tuple[ctypes.c_int64, ...]:
