@@ -299,6 +299,7 @@ def generated() -> dict[Path, str]:
         (SPEED_PAGE, "memory", speed_tables.memory_table(SPEED, "avx512")),
         (SPEED_PAGE, "memory-amd", speed_tables.memory_table(SPEED, "avx512-amd")),
         (SPEED_PAGE, "predict", speed_tables.predict_words(SPEED)),
+        (SPEED_PAGE, "layers", speed_tables.layers_tables(SPEED)),
         (SPEED_PAGE, "targets", speed_tables.targets_table(SPEED)),
         (PROJECT / "README.md", "matrix", matrix(PROJECT / "results/matrix", short=True)),
         (PROJECT / "README.md", "demo", seeds_in_words(RESULTS / "demo/seeds.json")),

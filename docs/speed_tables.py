@@ -2,7 +2,8 @@
 
 A folder for each kind of processor, with deployment.json (benchmarks/deployment.py: inference, its
 memory), whole_model.json (benchmarks/whole_model.py: training steps) and, of some, networks.json
-(benchmarks/networks.py: other networks) and predict.json (benchmarks/predict_speed.py).
+(benchmarks/networks.py: other networks), predict.json (benchmarks/predict_speed.py) and layers.json
+(benchmarks/layers.py: where the time goes).
 """
 
 import json
@@ -228,6 +229,34 @@ def memory_table(results: Path, kind: str) -> str:
     header = ["size", "side", "MiB with the model", "MiB at the peak", "over the model"]
     header += ["peak, of Detectron2's"]
     return f"{record['hardware']}, commit {record['commit']}:\n\n{table(header, rows)}"
+
+
+def layers_tables(results: Path) -> str:
+    """Where an optimised model's time goes, beside a matrix product; of each kind measured."""
+    files = {kind: results / kind / "layers.json" for kind in KINDS}
+    found = [_layers(KINDS[kind], file) for kind, file in files.items() if file.is_file()]
+    command = "python benchmarks/layers.py --json results/speed-cpu/avx512/layers.json"
+    return "\n\n".join(found) or f"Not run yet: `{command}`."
+
+
+def _layers(kind: str, file: Path) -> str:
+    record = json.loads(file.read_text())
+    about, rows = record["about"], []
+    for size, of_size in record["sizes"].items():
+        product = of_size["product_gflops"]
+        whole = max(row["ms"] for row in of_size["rows"])
+        for row in of_size["rows"]:
+            rate = [f"{row['gflops']:.0f}", f"{row['gflops'] / product:.2f}"]
+            share = f"{row['ms'] / whole:.0%}"
+            number = str(row["layers"] or "")
+            known = rate if row["gflop"] else ["", ""]
+            rows.append([size, row["kind"], number, f"{row['ms']:.0f}", share, *known])
+    header = ["size", "layers", "number", "ms", "share of the time", "GFLOP/s"]
+    header += ["of a matrix product's"]
+    return (
+        f"{kind}, {about['threads']} threads, commit {about['commit']}, {about['rounds']} rounds:"
+        f"\n\n{table(header, rows)}"
+    )
 
 
 def targets_table(results: Path) -> str:

@@ -54,6 +54,12 @@ def test_memory_lives_as_long_as_its_tensors_and_no_longer():
     assert resident_mb() - before < 100
 
 
+@pytest.mark.parametrize("count", [8, ELEMENTS])
+def test_on_the_cpu_whatever_torchs_device_is(count):
+    with torch.device("meta"):
+        assert large.empty((count,)).device.type == "cpu"
+
+
 def test_torchs_memory_where_there_are_no_such_pages(monkeypatch):
     class WithoutAdvice:
         def __init__(self, *args, **kwargs):

@@ -32,7 +32,7 @@ def empty(
     memory = _mapped(size) if size >= FROM_BYTES else None
     if memory is None:
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        return torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu", memory_format=memory_format)
     flat = torch.frombuffer(memory, dtype=dtype, count=count)
     if not channels_last:
         return flat.view(tuple(shape))
