@@ -222,6 +222,15 @@ def test_a_folder_left_by_a_kill_is_removed_by_the_next(tmp_path, caplog):
     assert "left by a command that was killed" in caplog.text
 
 
+def test_a_folder_of_somebody_elses_stays(tmp_path):
+    (tmp_path / ".data.partial").mkdir()
+    (tmp_path / ".data.partial" / "mine.txt").write_text("mine")
+    with staged_folder(tmp_path / "data") as folder:
+        (folder / "1.txt").write_text("1")
+    assert os.listdir(tmp_path / "data") == ["1.txt"]
+    assert (tmp_path / ".data.partial" / "mine.txt").read_text() == "mine"
+
+
 def test_two_that_make_a_folder_take_turns(tmp_path):
     """The second makes nothing: the first's is there by then."""
     failed = []

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+STAGED = "staged"  # what becomes the target of staged_folder
+
 logger = logging.getLogger(__name__)
 
 
@@ -120,7 +122,7 @@ def staged_folder(target: str | os.PathLike) -> Iterator[Path]:
     with _folder_alone(path.with_name(f".{path.name}.partial")) as temporary:
         if path.is_dir() and any(path.iterdir()):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), os.fspath(target))
-        staged = temporary / "data"
+        staged = temporary / STAGED
         staged.mkdir()
         yield staged
         staged.replace(path)
@@ -128,9 +130,9 @@ def staged_folder(target: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _folder_alone(folder: Path) -> Iterator[Path]:
-    """An empty folder that no other process writes to in the meantime, and is removed then.
+    """A folder for :data:`STAGED` that no other process writes to, and is removed then.
 
-    One of another name, where the file system has no locks.
+    One of another name, where the file system has no locks. Nothing else in it is touched.
     """
     while True:
         folder.mkdir(exist_ok=True)
@@ -149,13 +151,16 @@ def _folder_alone(folder: Path) -> Iterator[Path]:
                 return
             if not _is_still(descriptor, folder):
                 continue
+            left = folder / STAGED
+            if left.is_dir():
+                logger.warning("%s, left by a command that was killed, is removed", left)
+                shutil.rmtree(left)
             try:
-                for left in list(folder.iterdir()):
-                    logger.warning("%s, left by a command that was killed, is removed", left)
-                    shutil.rmtree(left)
                 yield folder
             finally:
-                shutil.rmtree(folder)
+                shutil.rmtree(left, ignore_errors=True)
+                with contextlib.suppress(OSError):  # there is something of somebody else's
+                    folder.rmdir()
             return
         finally:
             os.close(descriptor)
