@@ -66,9 +66,18 @@ def deeppcb_table(results: Path) -> str:
         hours = statistics.mean(run["cpu_seconds"] for run in record["runs"]) / 3600
         said.append(
             f"`{config}{suffix}.yaml`: {hours:.1f} hours of CPU time a seed on "
-            f"{record['hardware']}, commit {record['commit']}. {continued(command)}"
+            f"{record['hardware']}, commit {record['commit']}. AP50 by class: {by_class(boxes)}. "
+            f"{continued(command)}"
         )
     return f"{markdown_table(rows[0], [*rows[1:], *PUBLISHED])}\n\n" + "\n\n".join(said)
+
+
+def by_class(boxes: list[dict[str, float]]) -> str:
+    """AP50 of each class, the mean of several trainings, the highest first."""
+    names = [key.removeprefix("AP50-") for key in boxes[0] if key.startswith("AP50-")]
+    means = {name: statistics.mean(box[f"AP50-{name}"] for box in boxes) for name in names}
+    ranked = sorted(means.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {value:.1f}" for name, value in ranked)
 
 
 def gain_table(results: Path, data: str) -> str:

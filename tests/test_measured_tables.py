@@ -66,6 +66,11 @@ def test_scores_by_class():
     assert "| AP | 51.0 (50.0 to 52.0) | 52.0 (51.0 to 53.0) |" in text
 
 
+def test_deeppcb_by_class():
+    runs = [{"AP50": 90.0, "AP50-short": short, "AP50-open": 97.0} for short in (70.0, 80.0)]
+    assert evidence_tables.by_class(runs) == "open 97.0, short 75.0"
+
+
 def test_differences_are_counted_by_their_verdict():
     counts = paper_tables.verdicts(RESULTS / "paper-small")
     text = "".join(
