@@ -176,7 +176,9 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = [data for data in DATA if any(row["data"] == data for row in rows)]
-    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4.2), squeeze=False)
+    networks = max(sum(row["data"] == data for row in rows) for data in names)
+    size = (5.5 * len(names), 1.6 + 0.32 * networks)
+    figure, axes = plt.subplots(1, len(names), figsize=size, squeeze=False, layout="constrained")
     for axis, data in zip(axes[0], names, strict=True):
         here = [row for row in rows if row["data"] == data][::-1]
         for y, row in enumerate(here):
@@ -187,12 +189,12 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
                 axis.scatter(each, [y] * len(each), s=14, color=colour, alpha=0.5, zorder=2)
                 label = {"one_map": "one map, C4", "pyramid": "pyramid, P2 to P6"}[side]
                 axis.scatter(mean, y, s=60, color=colour, zorder=3, label="" if y else label)
+        axis.set_ylim(-0.6, len(here) - 0.4)
         axis.set_yticks(range(len(here)), [row["network"] for row in here])
         axis.set_xlabel("AP")
         axis.set_title(data)
         axis.grid(axis="x", alpha=0.3)
-    axes[0][0].legend(loc="lower right")
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(file, dpi=110, metadata={"Software": None})
 
 
