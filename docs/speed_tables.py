@@ -248,10 +248,10 @@ def _layers(kind: str, file: Path) -> str:
         for row in of_size["rows"]:
             rate = [f"{row['gflops']:.0f}", f"{row['gflops'] / product:.2f}"]
             share = f"{row['ms'] / whole:.0%}"
-            number = str(row["layers"] or "")
+            number = str(row["calls"] or "")
             known = rate if row["gflop"] else ["", ""]
             rows.append([size, row["kind"], number, f"{row['ms']:.0f}", share, *known])
-    header = ["size", "layers", "number", "ms", "share of the time", "GFLOP/s"]
+    header = ["size", "layers", "calls", "ms", "share of the time", "GFLOP/s"]
     header += ["of a matrix product's"]
     return (
         f"{kind}, {about['threads']} threads, commit {about['commit']}, {about['rounds']} rounds:"
