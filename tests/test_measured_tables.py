@@ -2,15 +2,19 @@
 
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from fpn_ext.speed.layers import Rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import agreement
 import evidence_tables
+import layers
 import measured_tables
 import paper_tables
 import seeds
@@ -64,6 +68,17 @@ def test_scores_by_class():
     text = measured_tables.classes(record)
     assert text.startswith("Seeds 1, 2, mean (least to largest); 10 minutes of CPU time each")
     assert "| AP | 51.0 (50.0 to 52.0) | 52.0 (51.0 to 53.0) |" in text
+
+
+def test_layers_are_counted_by_what_they_compute():
+    """A 1x1 convolution of 8 to 4 channels on 5x6 pixels; a view of features computes nothing."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(8, 4, 1), Rows())
+    found = defaultdict(lambda: [0.0, 0.0, 0])
+    with layers.timed(model, found):
+        model(torch.rand(1, 8, 5, 6))
+    ((_, gflop, calls),) = found.values()
+    assert list(found) == ["1x1"] and calls == 1
+    assert gflop == pytest.approx(2e-9 * 8 * 4 * 5 * 6)
 
 
 def test_deeppcb_by_class():
