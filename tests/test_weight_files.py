@@ -154,6 +154,14 @@ def test_torchs_tar_archives_are_not_read(tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize("begin", [b"\x1f\x8b", b"BZh9", b"\xfd7zXZ\x00"], ids=["gz", "bz2", "xz"])
+@pytest.mark.parametrize("rest", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x03", 600 * b"\x08"])
+def test_what_begins_as_if_compressed_is_damaged(tmp_path, begin, rest):
+    (tmp_path / "a.pth").write_bytes(begin + rest)
+    with pytest.raises(DamagedFileError, match=r"a\.pth is damaged"):
+        read_weights(str(tmp_path / "a.pth"))
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_cut_file_is_damaged(tmp_path, zipped):
     file = tmp_path / "a.pth"

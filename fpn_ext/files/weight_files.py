@@ -185,7 +185,7 @@ def read_torch(file: str) -> Any:
     """
     with open(file, "rb") as stream:
         is_archive = stream.read(4) == b"PK\x03\x04"
-    if not is_archive and tarfile.is_tarfile(file):
+    if not is_archive and _is_tar(file):
         # torch before 2.6 executes its code even with weights_only (CVE-2025-32434).
         raise ValueError(f"{file} is in torch's oldest format, a tar archive, which is not read")
     try:
@@ -217,6 +217,22 @@ def read_torch(file: str) -> Any:
         raise DamagedFileError(
             f"{file} is damaged or not a file of weights ({_first_line(error)})"
         ) from error
+
+
+def _is_tar(file: str) -> bool:
+    """Whether torch takes it for a tar archive; a compressed one it does not.
+
+    Raises:
+        DamagedFileError: it begins as one, and goes on otherwise.
+    """
+    # tarfile.is_tarfile would also look into what seems compressed, and raises what that raises.
+    try:
+        with tarfile.open(file, "r:"):
+            return True
+    except tarfile.TarError:
+        return False
+    except Exception as error:
+        raise DamagedFileError(f"{file} is damaged ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
