@@ -203,17 +203,24 @@ def levels(record: dict[str, Any]) -> str:
 
 
 def fuzzing(record: dict[str, Any]) -> str:
-    """Inputs of each fuzz test, over all rounds."""
-    rounds = record["rounds"]
+    """Inputs of each fuzz test, over the rounds that passed, and which did not."""
+    rounds = [of_round for of_round in record["rounds"] if of_round["passed"]]
     counts: Counter[str] = Counter()
     for of_round in rounds:
         counts.update(of_round["inputs"])
-    failed = sum(not of_round["passed"] for of_round in rounds)
+    mended = {of_round["seed"]: of_round["commit"] for of_round in rounds}
+    faults = [
+        f"seed {of_round['seed']} found a fault in {of_round['commit']}, and "
+        + (f"passed in {mended[of_round['seed']]}" if of_round["seed"] in mended else "fails")
+        for of_round in record["rounds"]
+        if not of_round["passed"]
+    ]
     commits = ", ".join(dict.fromkeys(of_round["commit"] for of_round in rounds))
     rows = [[f"`{name}`", f"{count:,}"] for name, count in sorted(counts.items())]
     return (
-        f"{sum(counts.values()):,} inputs in {len(rounds)} rounds, {failed} of which failed; "
-        f"commit {commits}:\n\n{markdown_table(['fuzz test', 'inputs'], rows)}\n\n"
+        f"{counts.total():,} inputs in {len(rounds)} rounds without a failure"
+        + "".join(f"; {fault}" for fault in faults)
+        + f"; commit {commits}:\n\n{markdown_table(['fuzz test', 'inputs'], rows)}\n\n"
         + continued("make fuzz-million")
     )
 

@@ -5,8 +5,9 @@
 
 Round after round, every fuzz test of the suite gets new inputs from a seed of its own, and one
 sequence of commands is run (tests/fuzz_commands.py). After each round the file says how many inputs
-each test had, and which failed; started again, it goes on with the next round. The exit status is 1
-once an input failed: pytest's output, with the input, is kept beside the file.
+each test had, and which failed; started again, it first tries the seeds that failed, then goes on
+with the next. The exit status is 1 if an input failed and its seed has not passed since: pytest's
+output, with the input, is kept beside the file. Inputs of rounds that failed do not count.
 """
 
 import argparse
@@ -42,6 +43,16 @@ def one_round(number: int, examples: int, log: Path) -> tuple[dict[str, int], bo
     return found, done.returncode == 0
 
 
+def to_be_mended(rounds: list[dict]) -> list[int]:
+    """Seeds that failed and have not passed since.
+
+    >>> to_be_mended([{"seed": s, "passed": p} for s, p in [(1, False), (2, False), (1, True)]])
+    [2]
+    """
+    last = {done["seed"]: done["passed"] for done in rounds}
+    return [seed for seed, passed in last.items() if not passed]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -59,8 +70,18 @@ def main() -> int:
     log_folder = options.json.parent
     log_folder.mkdir(parents=True, exist_ok=True)
     record = json.loads(options.json.read_text()) if options.json.is_file() else {"rounds": []}
-    while (total := sum(sum(r["inputs"].values()) for r in record["rounds"])) < options.until:
-        number = len(record["rounds"]) + 1
+    again = to_be_mended(record["rounds"])
+
+    def counted() -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for done in record["rounds"]:
+            counts.update(done["inputs"] if done["passed"] else {})
+        return counts
+
+    while again or counted().total() < options.until:
+        number = (
+            again.pop(0) if again else max((r["seed"] for r in record["rounds"]), default=0) + 1
+        )
         begin, log = time.time(), log_folder / f"round_{number:04}.log"
         facts = {"commit": commit(), "hardware": hardware(), "versions": versions()}
         inputs, passed = one_round(number, options.examples, log)
@@ -81,16 +102,14 @@ def main() -> int:
             }
         )
         write_json(options.json, record)
-        print(f"round {number}: {total + sum(inputs.values()) + ran} inputs", flush=True)
+        print(f"round {number}: {counted().total()} inputs", flush=True)
         if not good:
             print(f"round {number} failed: {log}", file=sys.stderr)
-    counts: Counter[str] = Counter()
-    for done in record["rounds"]:
-        counts.update(done["inputs"])
-    failed = [done["seed"] for done in record["rounds"] if not done["passed"]]
+    counts = counted()
     for name, count in sorted(counts.items()):
         print(f"{count:9} {name}")
-    print(f"{sum(counts.values())} inputs in {len(record['rounds'])} rounds; failed: {failed}")
+    failed = to_be_mended(record["rounds"])
+    print(f"{counts.total()} inputs in {len(record['rounds'])} rounds; to be mended: {failed}")
     return bool(failed)
 
 

@@ -52,10 +52,17 @@ def test_roi_pooling():
     assert "| forward, NCHW maps | weighted_rows | 120 | 4.00 (3.00 to 6.00) | 7.2e-07 |" in text
 
 
-def test_fuzzing_counts_over_all_rounds():
-    of_round = {"inputs": {"test_boxes": 600, "commands": 8}, "passed": True, "commit": "abc1234"}
-    text = measured_tables.fuzzing({"rounds": [of_round, {**of_round, "passed": False}]})
-    assert text.startswith("1,216 inputs in 2 rounds, 1 of which failed; commit abc1234:")
+def test_fuzzing_counts_the_rounds_that_passed():
+    found = {"inputs": {"test_boxes": 600, "commands": 8}, "passed": True, "commit": "abc1234"}
+    rounds = [{**found, "seed": 1}, {**found, "seed": 2, "passed": False, "commit": "0123456"}]
+    text = measured_tables.fuzzing({"rounds": rounds})
+    assert text.startswith(
+        "608 inputs in 1 rounds without a failure; seed 2 found a fault in 0123456"
+    )
+    assert ", and fails; commit abc1234:" in text
+    text = measured_tables.fuzzing({"rounds": [*rounds, {**found, "seed": 2}]})
+    assert text.startswith("1,216 inputs in 2 rounds without a failure; seed 2 found a fault in")
+    assert "in 0123456, and passed in abc1234; commit abc1234:" in text
     assert "| `test_boxes` | 1,200 |" in text and "Continued by `make fuzz-million`." in text
 
 
