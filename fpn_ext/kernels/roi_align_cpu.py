@@ -57,8 +57,8 @@ def roi_align(
 
     Args:
         maps: (N, C, H_i, W_i), on CPU; channels_last maps are read in place, others are copied.
-            Half precision is summed in float32 and rounded once; if no gradient is needed, maps are
-            not converted, and weights are also rounded to their dtype.
+            Half precision is summed in float32 and rounded once; where the compiled kernel does not
+            serve and no gradient is needed, weights are rounded to the maps' dtype too.
         rois: (R, 5), float32 or float64: image index and XYXY in pixels of the network input.
         map_index: (R,) int64: index of the map a box is pooled from.
         scales: 1 / stride of each map.

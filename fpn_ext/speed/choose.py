@@ -36,7 +36,7 @@ declare(
 logger = logging.getLogger(__name__)
 
 ROUNDS = 5
-MEASURES = 2  # of what was measured in the cache folder: another number is measured anew
+MEASURES = 3  # of what was measured in the cache folder: another number is measured anew
 # A way other than the plain one must save this share of its time: less may be noise.
 LEAST_SAVED = 0.05
 
@@ -56,14 +56,24 @@ class Slot(NamedTuple):
     ways: dict[str, Way]
     put: Callable[[nn.Module], None]
 
+    @property
+    def computed(self) -> Any:
+        """The convolution or fc layer, of a sum too."""
+        return getattr(self.layer, "convolution", self.layer)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.computed.weight.dtype
+
     def key(self, shape: tuple[int, ...]) -> str:
         """What decides how long each way takes on input of this shape, in words."""
-        layer = getattr(self.layer, "convolution", self.layer)
+        layer = self.computed
         outputs, inputs = layer.weight.shape[:2]
+        dtype = str(self.dtype).removeprefix("torch.")
         relu = ", ReLU" if has_relu(layer) else ""
         stride = layer.stride[0] if hasattr(layer, "stride") else 1
         sides = "x".join(map(str, (*shape[:1], *shape[2:])))
-        return f"{self.kind}/{stride}, {inputs} to {outputs}{relu}, on {sides}"
+        return f"{self.kind}/{stride}, {inputs} to {outputs}{relu}, {dtype}, on {sides}"
 
 
 def slots_of(model: nn.Module, outside: set[nn.Module]) -> list[Slot]:
@@ -121,8 +131,7 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def _made(slot: Slot, name: str) -> nn.Module:
-    layer = slot.layer.convolution if isinstance(slot.layer, DirectSum) else slot.layer
-    return slot.ways[name].make(layer).eval()
+    return slot.ways[name].make(slot.computed).eval()
 
 
 def from_table(slot: Slot) -> str:
@@ -131,9 +140,9 @@ def from_table(slot: Slot) -> str:
         return "compiled winograd"
     if slot.kind == "3x3, sum" and "compiled" in slot.ways:
         return "compiled"
-    if "winograd" in slot.ways:
-        return "winograd" if build.instructions() == "AVX512" else "direct"
-    return next(iter(slot.ways))
+    if "winograd" in slot.ways and build.instructions() == "AVX512":
+        return "winograd"
+    return "packed" if "packed" in slot.ways else next(iter(slot.ways))
 
 
 def choose_by_table(model: nn.Module, outside: set[nn.Module]) -> dict[str, int]:
@@ -228,7 +237,7 @@ def _times(slot: Slot, shape: tuple[int, ...]) -> dict[str, float]:
     Whatever else runs on the machine makes a way slower, never faster.
     """
     made = {name: _made(slot, name) for name in slot.ways}
-    x = torch.rand(shape)
+    x = torch.rand(shape).to(slot.dtype)
     if len(shape) == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     times: dict[str, list[float]] = {name: [] for name in made}
@@ -246,9 +255,9 @@ def _shortcut(slot: Slot, x: torch.Tensor) -> Iterator[Any]:
     """The further arguments of a sum."""
     if not isinstance(slot.layer, DirectSum):
         return
-    convolution = slot.layer.convolution
+    convolution = slot.computed
     shape = (len(x), convolution.out_channels, *x.shape[2:])
-    yield torch.zeros(shape).contiguous(memory_format=torch.channels_last)
+    yield torch.zeros(shape, dtype=x.dtype).contiguous(memory_format=torch.channels_last)
     yield True
 
 

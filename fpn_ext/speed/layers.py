@@ -1,8 +1,10 @@
-"""The ways in which an optimised model's layers can be computed on a CPU in float32.
+"""The ways in which an optimised model's layers can be computed on a CPU.
 
-No way is fastest on every processor, for every number of channels and every size of map:
-:mod:`.choose` takes one for each layer. All give the same results to rounding, read and write
-channels_last maps, apply a ReLU if the layer has one, and record no gradients.
+In bfloat16 there are torch's own and oneDNN's with packed weights (:mod:`.packed`), in float32 also
+Winograd's algorithm and the compiled kernels. No way is fastest on every processor, for every
+number of channels and every size of map: :mod:`.choose` takes one for each layer. All give the same
+results to rounding, read and write channels_last maps, apply a ReLU if the layer has one, and
+record no gradients.
 """
 
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from torch import nn
 
 from ..kernels import winograd
 from ..kernels.compiled import Kernels, kernels
-from .residuals import DirectSum
+from .packed import PackedConvolution, PackedFullyConnected, PackedSum
+from .packed import serves as packs
+from .residuals import DirectSum, has_relu
 
 
 class Way(NamedTuple):
@@ -28,11 +32,6 @@ class Way(NamedTuple):
 
     serves: Callable[[Any], bool]
     make: Callable[[Any], nn.Module]
-
-
-def has_relu(layer: nn.Module) -> bool:
-    """Whether a layer of Detectron2 or of this module ends in a ReLU."""
-    return getattr(layer, "activation", None) is not None or getattr(layer, "relu", False)
 
 
 def is_plain(convolution: nn.Module) -> bool:
@@ -144,6 +143,7 @@ class CompiledPointwise(nn.Module):
 
 CONVOLUTIONS = {
     "direct": Way(lambda convolution: True, Direct),
+    "packed": Way(PackedConvolution.serves, PackedConvolution),
     "winograd": Way(
         lambda c: winograd.serves(c),
         lambda c: winograd.WinogradConv2d(c.weight, c.bias, has_relu(c)),
@@ -176,6 +176,7 @@ class CompiledSum(nn.Module):
 
 SUMS = {
     "direct": Way(lambda convolution: True, DirectSum),
+    "packed": Way(PackedConvolution.serves, PackedSum),
     "compiled": Way(CompiledSum.serves, CompiledSum),
 }
 
@@ -219,6 +220,7 @@ class CompiledFullyConnected(nn.Module):
 
 FULLY_CONNECTED = {
     "torch": Way(lambda layer: True, FullyConnected),
+    "packed": Way(packs, PackedFullyConnected),
     "compiled product": Way(CompiledFullyConnected.serves, CompiledFullyConnected),
 }
 

@@ -33,6 +33,7 @@ from .folded_norms import FoldedConv2d, fold_into
 from .layers import Rows, fully_connected_on_rows
 from .library_norms import with_folded_norms
 from .residuals import has_bfloat16_convolutions, sum_residuals_in_place
+from .stem import replace_stems
 from .winograd_training import (
     PlainTrainableWinogradConv2d,
     TrainableWinogradConv2d,
@@ -69,8 +70,9 @@ def optimize_for_inference(
     - Frozen and batch norms are folded into the convolutions before them, in a library's network
       too (:mod:`fpn_ext.speed.library_norms`).
     - Everything runs in channels_last memory; residual sums reuse the shortcut's memory.
-    - On CPU in float32, each layer is computed in the way that is fastest on this machine
-      (:mod:`fpn_ext.speed.layers`): torch's operators, Winograd's algorithm, compiled kernels.
+    - On CPU, each layer is computed in the way that is fastest on this machine
+      (:mod:`fpn_ext.speed.layers`): torch's operators, oneDNN's with packed weights and, in
+      float32, Winograd's algorithm and compiled kernels.
     - The first fc layer reads pooled features in place.
     - :class:`PyramidROIHeads` pool and run the box head image by image, ``boxes_per_chunk`` boxes
       at a time, which bounds the memory of a batch.
@@ -90,7 +92,7 @@ def optimize_for_inference(
             graph per input size and replay it: hundreds of launches fewer per image. Each of the
             last ``MOST_GRAPHS`` sizes keeps its memory; one image's feature maps are overwritten by
             the next of that size.
-        tune: on a CPU in float32, measure which way of each layer is fastest, some seconds for the
+        tune: on a CPU, measure which way of each layer is fastest, some seconds for the
             first model of a kind (:mod:`fpn_ext.speed.choose`). False: take a table's, which knows
             the processor's instructions alone. None: True unless ``FPN_EXT_TUNE=0`` is set.
         typical_size: height and width of the input to measure with, in pixels.
@@ -127,6 +129,7 @@ def optimize_for_inference(
         _compute_as_for_inference(model)
         model.backbone = with_folded_norms(model.backbone, _small_image(model))
         sum_residuals_in_place(model)
+        replace_stems(model)
         if device.type == "cpu":
             _read_pooled_features_where_they_lie(model)
         roi_heads = getattr(model, "roi_heads", None)
@@ -139,7 +142,7 @@ def optimize_for_inference(
         head: Any
         for head in _contiguous_heads(model):
             head.to(memory_format=torch.contiguous_format)
-        if device.type == "cpu" and dtype == torch.float32:
+        if device.type == "cpu":
             _choose_layers(model, typical_size if _tunes(tune) else None)
     model.register_forward_pre_hook(_refuse_what_is_not_inference)
     if cuda_graphs:

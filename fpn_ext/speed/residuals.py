@@ -9,6 +9,11 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, Res
 from torch import nn
 
 
+def has_relu(layer: nn.Module) -> bool:
+    """Whether a layer of Detectron2 or of :mod:`.layers` ends in a ReLU."""
+    return getattr(layer, "activation", None) is not None or getattr(layer, "relu", False)
+
+
 def sum_residuals_in_place(model: nn.Module) -> None:
     """Replace the residual blocks of a model's ResNets, whose norms are folded, in place."""
     for module in model.modules():
@@ -69,7 +74,7 @@ class DirectSum(nn.Module):
             owned: whether ``shortcut`` may be overwritten.
         """
         if owned and _can_add_in_place(self.convolution, x, shortcut):
-            return _convolve_add_relu_(self.convolution, x, shortcut)
+            return convolve_add_relu_(self.convolution, self.convolution.weight, x, shortcut)
         return F.relu_(self.convolution(x).add_(shortcut))
 
 
@@ -99,18 +104,28 @@ def _can_add_in_place(last: Any, x: torch.Tensor, into: torch.Tensor) -> bool:
     )
 
 
-def _convolve_add_relu_(last: nn.Conv2d, x: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+def convolve_add_relu_(
+    settings: Any, weight: torch.Tensor, x: torch.Tensor, into: torch.Tensor
+) -> torch.Tensor:
+    """``into`` plus a convolution, and a ReLU, in one pass; ``into`` is overwritten.
+
+    Args:
+        settings: has the convolution's bias, padding, stride, dilation and groups.
+        weight: the convolution's, as they are or packed by oneDNN.
+        x: (N, I, H, W), in channels_last memory.
+        into: (N, O, H', W'), likewise.
+    """
     # oneDNN's fused operator, as used by torch.compile. It saves allocating a feature map, which on
     # CPU costs more than the 1x1 convolution.
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         into,
         x,
-        last.weight,
-        last.bias,
-        last.padding,
-        last.stride,
-        last.dilation,
-        last.groups,
+        weight,
+        settings.bias,
+        settings.padding,
+        settings.stride,
+        settings.dilation,
+        settings.groups,
         "add",
         1.0,
         "relu",

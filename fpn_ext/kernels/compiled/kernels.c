@@ -2,8 +2,8 @@
  * this file once with AVX2 (LANES 8) and once with AVX-512 (LANES 16). Multiply-adds are fused where
  * the code says so (`plus`), and nowhere else.
  *
- * Maps are float32 and channels_last: a pixel's channels lie side by side. Vectors run along
- * channels. Work is divided among OpenMP's threads, those of torch itself.
+ * Maps are channels_last: a pixel's channels lie side by side. They are float32; those that are
+ * pooled may be bfloat16, which is the upper half of a float32. Vectors run along channels. Work is divided among OpenMP's threads, those of torch itself.
  */
 #include <immintrin.h>
 #include <math.h>
@@ -34,6 +34,34 @@ INLINE vec plus(vec x, vec y, vec sum) {
 }
 #endif
 INLINE vec at_least_zero(vec x) { return (vec)((mask)x & ~(x < (vec){0})); } /* NaN stays */
+
+/* LANES channels from `i` on of a map, which is bfloat16 if `half`. */
+INLINE vec read_map(const void *map, ptrdiff_t i, const int half) {
+    if (!half) return *(const vec *)((const float *)map + i);
+    const uint16_t *from = (const uint16_t *)map + i;
+#if LANES == 16
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)from)), 16);
+#else
+    return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)from)), 16);
+#endif
+}
+
+/* The same to a map; values that are bfloat16 already. */
+INLINE void write_map(void *map, ptrdiff_t i, const int half, vec values) {
+    if (!half) {
+        *(vec *)((float *)map + i) = values;
+        return;
+    }
+    uint16_t *to = (uint16_t *)map + i;
+#if LANES == 16
+    __m512i upper = _mm512_srli_epi32((__m512i)values, 16);
+    _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(upper));
+#else
+    __m256i upper = _mm256_srli_epi32((__m256i)values, 16);
+    __m128i low = _mm256_castsi256_si128(upper), high = _mm256_extracti128_si256(upper, 1);
+    _mm_storeu_si128((void *)to, _mm_packus_epi32(low, high));
+#endif
+}
 
 enum { AHEAD = 16 * PANEL };
 
@@ -607,15 +635,15 @@ void product(const struct product *p) {
 /* ------------------------------------------------------------------------------- RoIAlign */
 
 struct pooling {
-    const float *const *maps; /* one for each level: (images, heights[l], widths[l], channels) */
+    const void *const *maps; /* one for each level: (images, heights[l], widths[l], channels) */
     const int64_t *heights, *widths;
     const float *scales;  /* 1 / stride of each level */
     const float *boxes;   /* (count, 5): image, x1, y1, x2, y2 in pixels of the network input */
     const int64_t *level; /* (count,): index of the map a box is pooled from */
-    float *result;        /* (count, bins_y, bins_x, channels) */
+    void *result;         /* (count, bins_y, bins_x, channels) */
     char *scratch;        /* scratch_size bytes for each thread */
     int64_t count, channels, bins_y, bins_x, scratch_size;
-    int32_t sampling_ratio, aligned, threads;
+    int32_t sampling_ratio, aligned, half, threads; /* half: maps and result are bfloat16 */
 };
 
 /* The cells that the bins along one axis read: bin b has weight[b * cells + i] on
@@ -631,9 +659,10 @@ static int64_t axis_size(int64_t bins, int64_t cells) {
 }
 
 int64_t pooling_scratch(int64_t bins_y, int64_t bins_x, int64_t height, int64_t width,
-                        int64_t channels) {
+                        int64_t channels, int32_t half) {
+    int64_t rows = 2 + (half ? bins_y : 0); /* of bins, in float32 */
     int64_t bytes = axis_size(bins_y, height) + axis_size(bins_x, width) +
-                    2 * bins_x * channels * sizeof(float) + sizeof(int64_t);
+                    rows * bins_x * channels * sizeof(float) + sizeof(int64_t);
     return (bytes + 63) / 64 * 64;
 }
 
@@ -677,27 +706,37 @@ static void weigh_cells(float low, float high, float scale, int64_t bins, int32_
     }
 }
 
+/* To the nearest bfloat16, of two the even one. (NaN of maps and sums have nothing to be rounded.) */
+static void round_to_half(const float *from, int64_t count, uint16_t *to) {
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        to[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
+}
+
 /* Channels summed at once, in registers. */
 enum { STRIP = 4 };
 
-INLINE void sum_of_cells(const float *row, ptrdiff_t apart, const struct axis *x, int64_t bin,
-                         const int strip, float *to) {
+INLINE void sum_of_cells(const void *map, ptrdiff_t first, ptrdiff_t apart, const struct axis *x,
+                         int64_t bin, const int strip, const int half, float *to) {
     const int64_t *cell = x->cell + bin * x->cells;
     const float *weight = x->weight + bin * x->cells;
     vec sums[STRIP] = {{0}};
     for (int64_t i = 0; i < x->taps[bin]; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < strip; j++)
-            sums[j] = plus(all(weight[i]), *(const vec *)(row + cell[i] * apart + j * LANES), sums[j]);
+            sums[j] = plus(all(weight[i]),
+                           read_map(map, first + cell[i] * apart + j * LANES, half), sums[j]);
 #pragma GCC unroll 4
     for (int j = 0; j < strip; j++) *(vec *)(to + j * LANES) = sums[j];
 }
 
 /* A row of cells is summed along x once for each bin, then added to the bins along y that read it:
  * neighbouring bins share two rows at most. */
-INLINE void pool_box(const struct pooling *p, const float *map, int64_t width, const struct axis *y,
-                     const struct axis *x, float *along_x, float *to, const int strip,
-                     int64_t channel) {
+INLINE void pool_box(const struct pooling *p, const void *map, int64_t first, int64_t width,
+                     const struct axis *y, const struct axis *x, float *along_x, float *to,
+                     const int strip, const int half, int64_t channel) {
     const int64_t channels = p->channels, size = p->bins_x * strip * LANES;
     int64_t summed[2] = {-1, -1};
     for (int64_t b = 0; b < p->bins_y; b++)
@@ -706,8 +745,8 @@ INLINE void pool_box(const struct pooling *p, const float *map, int64_t width, c
             float *sums = along_x + (row & 1) * size;
             if (summed[row & 1] != row)
                 for (int64_t a = 0; a < p->bins_x; a++)
-                    sum_of_cells(map + row * width * channels + channel, channels, x, a, strip,
-                                 sums + a * strip * LANES);
+                    sum_of_cells(map, first + row * width * channels + channel, channels, x, a,
+                                 strip, half, sums + a * strip * LANES);
             summed[row & 1] = row;
             const vec weight = all(y->weight[b * y->cells + i]);
             for (int64_t a = 0; a < p->bins_x; a++)
@@ -717,6 +756,16 @@ INLINE void pool_box(const struct pooling *p, const float *map, int64_t width, c
                     *bin = plus(weight, *(const vec *)(sums + (a * strip + j) * LANES), *bin);
                 }
         }
+}
+
+INLINE void pool_channels(const struct pooling *p, const void *map, int64_t first, int64_t width,
+                          const struct axis *y, const struct axis *x, float *along_x, float *to,
+                          const int half) {
+    int64_t channel = 0;
+    for (; channel + STRIP * LANES <= p->channels; channel += STRIP * LANES)
+        pool_box(p, map, first, width, y, x, along_x, to, STRIP, half, channel);
+    for (; channel + LANES <= p->channels; channel += LANES)
+        pool_box(p, map, first, width, y, x, along_x, to, 1, half, channel);
 }
 
 void pool(const struct pooling *p) {
@@ -737,14 +786,57 @@ void pool(const struct pooling *p) {
         float *along_x = (void *)free;
         weigh_cells(roi[2], roi[4], p->scales[level], p->bins_y, p->sampling_ratio, p->aligned, &y);
         weigh_cells(roi[1], roi[3], p->scales[level], p->bins_x, p->sampling_ratio, p->aligned, &x);
-        const float *map = p->maps[level] + image * height * width * p->channels;
+        const int64_t first = image * height * width * p->channels;
         const int64_t size = p->bins_y * p->bins_x * p->channels;
-        float *to = p->result + box * size;
+        float *to = p->half ? along_x + 2 * p->bins_x * p->channels : (float *)p->result + box * size;
         memset(to, 0, sizeof(float) * size);
-        int64_t channel = 0;
-        for (; channel + STRIP * LANES <= p->channels; channel += STRIP * LANES)
-            pool_box(p, map, width, &y, &x, along_x, to, STRIP, channel);
-        for (; channel + LANES <= p->channels; channel += LANES)
-            pool_box(p, map, width, &y, &x, along_x, to, 1, channel);
+        if (p->half) {
+            pool_channels(p, p->maps[level], first, width, &y, &x, along_x, to, 1);
+            round_to_half(to, size, (uint16_t *)p->result + box * size);
+        } else {
+            pool_channels(p, p->maps[level], first, width, &y, &x, along_x, to, 0);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- max pooling of the stem's map */
+
+struct max_pooling {
+    const void *maps; /* (images, height, width, channels) */
+    void *result;     /* (images, height / 2 and width / 2 rounded up, channels) */
+    int64_t images, height, width, channels;
+    int32_t half, threads; /* half: both are bfloat16 */
+};
+
+/* A row of the largest of 3x3 pixels with stride 2, or of those that there are at the border. */
+INLINE void max_pool_row(const struct max_pooling *p, int64_t image, int64_t row, void *result,
+                         ptrdiff_t to, const int half) {
+    const int64_t top = row ? 2 * row - 1 : 0;
+    const int64_t bottom = 2 * row + 2 < p->height ? 2 * row + 2 : p->height;
+    for (int64_t x = 0; x < p->width; x += 2, to += p->channels) {
+        const int64_t left = x ? x - 1 : 0, right = x + 2 < p->width ? x + 2 : p->width;
+        for (int64_t i = 0; i < p->channels; i += LANES) {
+            vec most = all(-INFINITY);
+            for (int64_t at_y = top; at_y < bottom; at_y++) {
+                const int64_t line = (image * p->height + at_y) * p->width;
+                for (int64_t at_x = left; at_x < right; at_x++) {
+                    vec value = read_map(p->maps, (line + at_x) * p->channels + i, half);
+                    mask larger = value > most | value != value; /* NaN stays, whatever it meets */
+                    most = (vec)((larger & (mask)value) | (~larger & (mask)most));
+                }
+            }
+            write_map(result, to + i, half, most);
+        }
+    }
+}
+
+void max_pool(const struct max_pooling *p) {
+    const int64_t rows = (p->height + 1) / 2, size = (p->width + 1) / 2 * p->channels;
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (int64_t i = 0; i < p->images * rows; i++) {
+        if (p->half)
+            max_pool_row(p, i / rows, i % rows, p->result, i * size, 1);
+        else
+            max_pool_row(p, i / rows, i % rows, p->result, i * size, 0);
     }
 }

@@ -1,22 +1,22 @@
 """The kernels as functions of tensors.
 
-All compute in float32 on the CPU, on as many threads as torch has, and record no gradients. Maps
-are in channels_last memory.
+All compute on the CPU, on as many threads as torch has, and record no gradients. Those here take
+and give float32. Maps are in channels_last memory.
 """
 
 import ctypes
 import functools
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..large import empty
 from . import build, structs
+from .arguments import checked, expect, pointer
+from .pooling import Pooling
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _warn_of(file: Path, why: str) -> None:
     logger.warning("%s is not used: %s", file, why)
 
 
-class Kernels:
+class Kernels(Pooling):
     """A compiled kernels.c.
 
     Args:
@@ -96,9 +96,9 @@ class Kernels:
         Returns:
             (panels, I, 9, panel) float32, filled up with zeros.
         """
-        _checked(0, None, weight)
+        checked(0, None, weight)
         outputs, channels = weight.shape[:2]
-        _expect("filters", weight.shape[2:], (3, 3))
+        expect("filters", weight.shape[2:], (3, 3))
         strides, first = list(weight.stride()), weight.data_ptr()
         if turned:
             outputs, channels = channels, outputs
@@ -133,14 +133,14 @@ class Kernels:
             (N, O, H, W) float32 in channels_last memory.
         """
         x = x.contiguous(memory_format=torch.channels_last)
-        bias = _checked(outputs, bias, x, filters)
+        bias = checked(outputs, bias, x, filters)
         n, channels, height, width = x.shape
-        _expect("filters", filters.shape, (-(-outputs // self.panel), channels, 9, self.panel))
+        expect("filters", filters.shape, (-(-outputs // self.panel), channels, 9, self.panel))
         result = empty((n, outputs, height, width), channels_last=True)
         zeros = x.new_zeros(channels)
         threads = torch.get_num_threads()
         told = structs.Convolution(
-            *(x.data_ptr(), filters.data_ptr(), _pointer(bias), zeros.data_ptr()),
+            *(x.data_ptr(), filters.data_ptr(), pointer(bias), zeros.data_ptr()),
             *(result.data_ptr(), None, None, n, height, width, channels, outputs),
             *(TILES_AT_ONCE, relu, threads),
         )
@@ -163,10 +163,10 @@ class Kernels:
             (O, I, 3, 3) float32 in channels_last memory.
         """
         x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-        _checked(0, None, x, grad)
+        checked(0, None, x, grad)
         n, channels, height, width = x.shape
         outputs = grad.shape[1]
-        _expect("gradient", grad.shape, (n, outputs, height, width))
+        expect("gradient", grad.shape, (n, outputs, height, width))
         result = empty((outputs, channels, 3, 3), channels_last=True)
         threads = torch.get_num_threads()
         if x.numel() == 0:
@@ -213,7 +213,7 @@ class Kernels:
             relu: whether to apply a ReLU.
         """
         rows = rows.contiguous()
-        bias = _checked(outputs, bias, rows, panels)
+        bias = checked(outputs, bias, rows, panels)
         count, depth = rows.shape
         result = empty((count, outputs))
         shape = (count, depth, outputs, 1, count, 1, count, 1)
@@ -246,7 +246,7 @@ class Kernels:
             (N, O, H', W') float32 in channels_last memory; ``added``, if that is given.
         """
         x = x.contiguous(memory_format=torch.channels_last)
-        bias = _checked(outputs, bias, x, panels, *([] if added is None else [added]))
+        bias = checked(outputs, bias, x, panels, *([] if added is None else [added]))
         n, channels, full_height, full_width = x.shape
         height, width = -(-full_height // stride), -(-full_width // stride)
         size = (n, outputs, height, width)
@@ -267,8 +267,8 @@ class Kernels:
         relu: bool,
     ) -> None:
         threads, (count, depth, outputs, *_) = torch.get_num_threads(), shape
-        _expect("weights", panels.shape, (-(-outputs // self.panel) * self.panel * depth,))
-        _expect("results", result.numel(), count * outputs)
+        expect("weights", panels.shape, (-(-outputs // self.panel) * self.panel * depth,))
+        expect("results", result.numel(), count * outputs)
         if count == 0:
             return
         if count <= FEW_ROWS and depth * outputs >= LARGE_MATRIX:
@@ -281,80 +281,11 @@ class Kernels:
             panels_at_once = -(-outputs // self.panel)
         scratch = rows.new_empty(threads * rows_at_once * DEPTH_AT_ONCE)
         told = structs.Product(
-            *(rows.data_ptr(), panels.data_ptr(), _pointer(bias), _pointer(added)),
+            *(rows.data_ptr(), panels.data_ptr(), pointer(bias), pointer(added)),
             *(result.data_ptr(), scratch.data_ptr(), *shape),
             *(rows_at_once, panels_at_once * self.panel, DEPTH_AT_ONCE, relu, threads),
         )
         self.library.product(ctypes.byref(told))
-
-    # RoIAlign.
-
-    def can_pool(self, maps: Sequence[torch.Tensor], rois: torch.Tensor) -> bool:
-        """Whether :meth:`roi_align` takes these: float32 with whole vectors of channels."""
-        return (
-            all(m.dtype == torch.float32 and m.device.type == "cpu" for m in maps)
-            and rois.dtype == torch.float32
-            and maps[0].shape[1] % self.lanes == 0
-            and all(m.numel() for m in maps)
-        )
-
-    def roi_align(
-        self,
-        maps: Sequence[torch.Tensor],
-        rois: torch.Tensor,
-        map_index: torch.Tensor,
-        scales: Sequence[float],
-        output_size: tuple[int, int],
-        sampling_ratio: int,
-        aligned: bool,
-    ) -> torch.Tensor:
-        """RoIAlign every box from its own map; arguments of
-        :func:`fpn_ext.kernels.roi_align_cpu.roi_align`.
-
-        Args:
-            maps: (N, C, H_i, W_i) float32 in channels_last memory.
-            rois: (R, 5) float32: image index and XYXY in pixels of the network input.
-            map_index: (R,) int64.
-            scales: 1 / stride of each map.
-            output_size: bins along y and along x.
-            sampling_ratio: samples per bin and side, 0 for adaptive.
-            aligned: torchvision's flag: half-pixel-correct coordinates.
-
-        Returns:
-            (R, C, *output_size) float32 in channels_last memory.
-        """
-        maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
-        rois, map_index = rois.contiguous(), map_index.to(torch.int64).contiguous()
-        _checked(0, None, rois, *maps)
-        images = rois[:, 0]
-        if len(rois) and not (
-            (map_index >= 0).all()
-            and (map_index < len(maps)).all()
-            and (images >= 0).all()
-            and (images < len(maps[0])).all()
-            and rois.isfinite().all()
-        ):
-            raise ValueError("boxes must be finite, and on maps and images that there are")
-        count, channels, threads = len(rois), maps[0].shape[1], torch.get_num_threads()
-        heights, widths = [m.shape[2] for m in maps], [m.shape[3] for m in maps]
-        result = empty((count, *output_size, channels))
-        size = self.library.pooling_scratch(
-            *_int64(*output_size, max(heights), max(widths), channels)
-        )
-        scratch = torch.empty(threads * size, dtype=torch.uint8)
-        arrays = (
-            (ctypes.c_void_p * len(maps))(*[m.data_ptr() for m in maps]),
-            (ctypes.c_int64 * len(maps))(*heights),
-            (ctypes.c_int64 * len(maps))(*widths),
-            (ctypes.c_float * len(maps))(*scales),
-        )
-        told = structs.Pooling(
-            *(ctypes.cast(array, ctypes.c_void_p) for array in arrays),
-            *(rois.data_ptr(), map_index.data_ptr(), result.data_ptr(), scratch.data_ptr()),
-            *(count, channels, *output_size, size, sampling_ratio, aligned, threads),
-        )
-        self.library.pool(ctypes.byref(told))
-        return result.permute(0, 3, 1, 2)
 
     def _in_panels(self, matrices: torch.Tensor) -> torch.Tensor:
         """(..., K, O) -> (panels, ..., K, panel) float32, filled up with zeros."""
@@ -363,37 +294,3 @@ class Kernels:
         filled = F.pad(matrices, (0, panels * self.panel - outputs))
         filled = filled.view(*others, depth, panels, self.panel)
         return filled.movedim(-2, 0).to(torch.float32).contiguous()
-
-
-def _checked(
-    outputs: int, bias: torch.Tensor | None, *tensors: torch.Tensor
-) -> torch.Tensor | None:
-    """The bias, contiguous.
-
-    Raises:
-        TypeError: a tensor is not float32 on the CPU.
-        ValueError: the bias is not of as many outputs.
-    """
-    for tensor in (*tensors, *([] if bias is None else [bias])):
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            raise TypeError(
-                "the compiled kernels compute in float32 on the CPU, "
-                f"got {tensor.dtype} on {tensor.device}"
-            )
-    if bias is None:
-        return None
-    _expect("bias", bias.shape, (outputs,))
-    return bias.contiguous()
-
-
-def _expect(what: str, found: Any, expected: Any) -> None:
-    if found != expected:
-        raise ValueError(f"the {what} must be {expected}, got {found}: of another layer?")
-
-
-def _int64(*values: int) -> tuple[ctypes.c_int64, ...]:
-    return tuple(map(ctypes.c_int64, values))
-
-
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

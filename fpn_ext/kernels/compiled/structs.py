@@ -50,5 +50,13 @@ class Pooling(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("level", "result", "scratch")),
         *((name, ctypes.c_int64) for name in ("count", "channels", "bins_y", "bins_x")),
         ("scratch_size", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("sampling_ratio", "aligned", "threads")),
+        *((name, ctypes.c_int32) for name in ("sampling_ratio", "aligned", "half", "threads")),
+    ]
+
+
+class MaxPooling(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("maps", "result")),
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels")),
+        *((name, ctypes.c_int32) for name in ("half", "threads")),
     ]
