@@ -250,11 +250,12 @@ def has_bfloat16() -> bool:
 EAGER = ("Detectron2", "optimised")
 # What a user on a CPU would pick otherwise.
 PEER = "torchvision, OpenVINO"
+HALF_PEER = "exported, OpenVINO, bfloat16"  # in bfloat16
 NAMES = (
     *("Detectron2", "optimised", "optimised, bfloat16"),
     *(f"torchvision, {runtime}" for runtime in RUNTIMES),
     *(f"exported, {runtime}" for runtime in RUNTIMES),
-    "exported, OpenVINO, bfloat16",
+    HALF_PEER,
     *(f"exported, {runtime}, int8" for runtime in RUNTIMES),
 )
 
@@ -287,6 +288,7 @@ def rows_of(sides: dict[str, Call], size: str, rounds: int) -> list[dict]:
         | {"ms_range": [min(times[name]), max(times[name])]}
         | ratio(times, name, "Detectron2")
         | against(times, name, PEER)
+        | (against(times, name, HALF_PEER, "half_peer_") if name.endswith("bfloat16") else {})
         | found_again(found[name], found["Detectron2"])
         for name in sides
     ]
@@ -314,11 +316,13 @@ def memory_rows(
     return rows
 
 
-def against(times: dict[str, list[float]], side: str, peer: str) -> dict[str, Any]:
+def against(
+    times: dict[str, list[float]], side: str, peer: str, prefix: str = "peer_"
+) -> dict[str, Any]:
     """The speedup over ``peer``, if that is a side."""
     if peer not in times:
         return {}
-    return {f"peer_{key}": value for key, value in ratio(times, side, peer).items()}
+    return {f"{prefix}{key}": value for key, value in ratio(times, side, peer).items()}
 
 
 def memory_table(rows: list[dict]) -> str:
