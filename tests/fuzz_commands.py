@@ -38,7 +38,8 @@ EXTRA = [
     ("MODEL.FPN_EXT.LEVEL_RULE", "LongerSideRule"),
     ("SOLVER.IMS_PER_BATCH", "zwei"),  # a mistake
 ]
-UNCOUNTED = ("log.txt", "events.")  # in which every command may say something
+# In which every command may say something; what a killed process leaves, and the next one takes.
+UNCOUNTED = ("log.txt", "events.", "run.lock")
 ALLOWED = {
     0,
     2,
