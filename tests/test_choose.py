@@ -78,6 +78,19 @@ def test_another_size_is_another_choice(cfg, choices):
     assert len(after["models"]) == 2 and set(before["layers"]) < set(after["layers"])
 
 
+@pytest.mark.parametrize(
+    "change", [lambda names: [*names, "direct"], lambda names: [[]] * len(names)]
+)
+def test_a_damaged_choice_is_measured_anew(cfg, choices, change):
+    model = build_model(cfg)
+    fpn_ext.optimize_for_inference(model, tune=True, typical_size=(64, 64))
+    known = json.loads(choices.read_text())
+    ((digest, names),) = known["models"].items()
+    choices.write_text(json.dumps({**known, "models": {digest: change(names)}}))
+    fpn_ext.optimize_for_inference(model, tune=True, typical_size=(64, 64))
+    assert json.loads(choices.read_text()) == known
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"layers": 3}', '{"layers": {}, "models": {"a": 1}}'])
 def test_a_damaged_file_counts_as_none(cfg, choices, text):
     choices.write_text(text)

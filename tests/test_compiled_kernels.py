@@ -139,7 +139,7 @@ def test_a_bias_with_gaps(kernels):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_are_refused(kernels, dtype):
-    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(2, 16, 9, kernels.panel)
+    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(2, 16, 9 * kernels.panel)
     wrong = torch.ones(1, 16, 5, 5, dtype=dtype)
     for call in (
         lambda: kernels.convolve(wrong, filters, 2 * kernels.panel),
@@ -152,7 +152,7 @@ def test_other_dtypes_are_refused(kernels, dtype):
 
 
 def test_weights_of_another_layer_are_refused(kernels):
-    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(2, 32, 9, kernels.panel)
+    panels, filters = kernels.pack_matrix(torch.ones(4, 16)), torch.ones(2, 32, 9 * kernels.panel)
     for call in (
         lambda: kernels.convolve(torch.ones(1, 16, 5, 5), filters, 2 * kernels.panel),
         lambda: kernels.product(torch.ones(2, 15), panels, 4),

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from fpn_ext.speed import choose, packed
 from fpn_ext.speed.layers import CONVOLUTIONS, FULLY_CONNECTED, SUMS, FullyConnected
-from fpn_ext.speed.residuals import has_bfloat16_convolutions
+from fpn_ext.speed.optimize import model_for_inference
+from fpn_ext.speed.residuals import DirectSum, has_bfloat16_convolutions
 from test_optimize import model_of
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -138,3 +139,106 @@ def test_a_model_in_bfloat16(small_cfg, monkeypatch, tmp_path, way):
         assert found[name].dtype == torch.bfloat16
         assert (found[name] - features).norm() < 0.02 * features.norm(), name
         assert torch.equal(again[name], found[name])
+
+
+def optimised(cfg, dtype=torch.float32, **kwargs):
+    return fpn_ext.optimize_for_inference(model_of(cfg), dtype, tune=False, **kwargs)
+
+
+def test_state_dicts_are_whole(small_cfg, dtype):
+    """Another's weights give what the other gives; as many floats as the model has."""
+    first, second = (optimised(small_cfg, dtype) for _ in range(2))
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter += 1
+        image = torch.rand(1, 3, 64, 64)
+        assert not torch.equal(first.backbone(image)["p2"], second.backbone(image)["p2"])
+        first.load_state_dict(second.state_dict())
+        assert torch.equal(first.backbone(image)["p2"], second.backbone(image)["p2"])
+
+
+def test_state_dicts_of_packed_weights(dtype):
+    one, other = (
+        CONVOLUTIONS["packed"].make(convolution(dtype, 16, 8, kernel_size=3, padding=1))
+        for _ in range(2)
+    )
+    x = whole(1, 16, 5, 5).to(dtype)
+    state = other.state_dict()
+    assert state["weight"].shape == (8, 16, 3, 3) and not state["weight"].is_mkldnn
+    assert not torch.equal(one(x), other(x))
+    one.load_state_dict(state)
+    assert torch.equal(one(x), other(x))
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"weight\""):
+        one.load_state_dict({"bias": state["bias"]})
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        one.load_state_dict({**state, "weight": state["weight"][:, :4]})
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"more\""):
+        one.load_state_dict({**state, "more": state["bias"]})
+
+
+def test_memory_formats_change_nothing(small_cfg, dtype):
+    """Nor does what Module.to leaves as it is."""
+    model, image = optimised(small_cfg, dtype), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.backbone(image)["p3"]
+        for memory_format in (torch.channels_last, torch.contiguous_format):
+            again = copy.deepcopy(model).to(memory_format=memory_format).to("cpu")
+            assert torch.equal(again.backbone(image)["p3"], expected)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda m: m.double(), lambda m: m.half(), lambda m: m.to("meta")]
+)
+def test_it_stays_what_it_was_optimised_for(small_cfg, dtype, change):
+    with pytest.raises(
+        RuntimeError, match=r"came from optimize_for_inference in torch\.\w+ on a CPU"
+    ):
+        change(optimised(small_cfg, dtype))
+
+
+def test_a_pickle_where_onednn_has_no_bfloat16(monkeypatch):
+    if not has_bfloat16_convolutions():
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+    made = CONVOLUTIONS["packed"].make(convolution(torch.bfloat16, 16, 8, kernel_size=1))
+    monkeypatch.setattr(packed, "has_bfloat16_convolutions", lambda: False)
+    with pytest.raises(RuntimeError, match=r"optimised in torch\.bfloat16 for a processor .* here"):
+        copy.deepcopy(made)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(small_cfg, value, caplog):
+    """oneDNN's ReLU makes NaN 0: what such a model finds would be invented."""
+    model = model_of(small_cfg)
+    name = "backbone.bottom_up.res3.0.conv1.weight"
+    model.get_parameter(name).data[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=f"{name} is not finite: the training .* diverged"):
+        fpn_ext.optimize_for_inference(model)
+    small_cfg.MODEL.FPN_EXT.INFERENCE_DTYPE = "float32"
+    assert model_for_inference(small_cfg, model) is model
+    assert f"{name} is not finite" in caplog.text and "the model as it is" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_refused(small_cfg, value):
+    model, good = optimised(small_cfg), {"image": torch.zeros(3, 64, 64)}
+    bad = {"image": torch.zeros(3, 64, 64), "height": 64, "width": 64}
+    bad["image"][1, 2, 3] = value
+    with torch.no_grad():
+        model([good, {"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
+        with pytest.raises(ValueError, match="image 1 of the batch has pixels that are not finite"):
+            model([good, bad])
+        with pytest.raises(ValueError, match=r"a\.png has pixels that are not finite"):
+            model([{**bad, "file_name": "a.png"}])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4)])
+@pytest.mark.parametrize("inputs", [1, 8])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_direct_sums_that_onednn_cannot_fuse(dtype, size, inputs, memory_format, kernel):
+    layer = convolution(dtype, inputs, 8, kernel_size=kernel, padding=kernel // 2)
+    layer = layer.to(memory_format=memory_format)
+    x, shortcut = whole(1, inputs, *size).to(dtype), whole(1, 8, *size).to(dtype)
+    x, shortcut = (t.contiguous(memory_format=torch.channels_last) for t in (x, shortcut))
+    expected = F.relu(layer(x) + shortcut)
+    assert torch.equal(DirectSum(layer)(x, shortcut, True), expected)

@@ -144,6 +144,18 @@ def test_the_unsafe_files_are(tmp_path):
         (tmp_path / "canary").unlink()
 
 
+def test_a_tar_archive_is_known_by_its_first_block(tmp_path):
+    """What follows may take tarfile any time."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 10
+    (tmp_path / "a.pth").write_bytes(header.tobuf() + bytes(512))
+    with pytest.raises(ValueError, match=r"a\.pth is in torch's oldest format"):
+        read_weights(str(tmp_path / "a.pth"))
+    (tmp_path / "b.pth").write_bytes(header.tobuf()[:511])
+    with pytest.raises(DamagedFileError, match=r"b\.pth is damaged"):
+        read_weights(str(tmp_path / "b.pth"))
+
+
 def test_torchs_tar_archives_are_not_read(tmp_path):
     """torch before 2.6 unpickles them blindly even with weights_only."""
     (tmp_path / "pickle").write_bytes(pickle.dumps(touches(tmp_path / "canary")))

@@ -220,19 +220,16 @@ def read_torch(file: str) -> Any:
 
 
 def _is_tar(file: str) -> bool:
-    """Whether torch takes it for a tar archive; a compressed one it does not.
-
-    Raises:
-        DamagedFileError: it begins as one, and goes on otherwise.
-    """
-    # tarfile.is_tarfile would also look into what seems compressed, and raises what that raises.
+    """Whether its first block is a tar archive's header, as torch looks for one."""
+    # tarfile.open would read on, in a time that the file decides, and tarfile.is_tarfile would also
+    # look into what seems compressed.
+    with open(file, "rb") as stream:
+        block = stream.read(tarfile.BLOCKSIZE)
     try:
-        with tarfile.open(file, "r:"):
-            return True
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.TarError:
         return False
-    except Exception as error:
-        raise DamagedFileError(f"{file} is damaged ({_first_line(error)})") from error
+    return True
 
 
 def _first_line(error: Exception) -> str:

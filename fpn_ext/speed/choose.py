@@ -8,6 +8,7 @@ processor, instructions, torch, threads and kernels. Later models find it there.
 import hashlib
 import json
 import logging
+import os
 import platform
 import time
 from collections import Counter
@@ -72,6 +73,10 @@ class Slot(NamedTuple):
         dtype = str(self.dtype).removeprefix("torch.")
         relu = ", ReLU" if has_relu(layer) else ""
         stride = layer.stride[0] if hasattr(layer, "stride") else 1
+        if getattr(layer, "groups", 1) > 1:
+            relu += f", {layer.groups} groups"
+        if max(getattr(layer, "dilation", (1,))) > 1:
+            relu += f", dilation {layer.dilation}"
         sides = "x".join(map(str, (*shape[:1], *shape[2:])))
         return f"{self.kind}/{stride}, {inputs} to {outputs}{relu}, {dtype}, on {sides}"
 
@@ -173,7 +178,8 @@ def choose_by_measurement(
     models, layers = known.setdefault("models", {}), known.setdefault("layers", {})
     digest = hashlib.sha256(like.encode()).hexdigest()[:16]
     names = models.get(digest, [])
-    if [name in slot.ways for name, slot in zip(names, slots, strict=False)] != [True] * len(slots):
+    fits = len(names) == len(slots)
+    if not fits or not all(name in s.ways for name, s in zip(names, slots, strict=True)):
         names = models[digest] = _measured(slots, layers, run)
         _keep(known)
     chosen: Counter[str] = Counter()
@@ -266,6 +272,7 @@ def _cache_file() -> Path:
     facts = (
         *(_processor(), build.instructions(), torch.__version__, torch.get_num_threads()),
         build.library_file(build.instructions()).name if found else "",
+        os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
         MEASURES,
     )
     digest = hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:16]
@@ -288,7 +295,7 @@ def _known() -> dict[str, dict[str, Any]]:
         layers, models = known["layers"].items(), known["models"].items()
         return {
             "layers": {key: {name: float(time) for name, time in v.items()} for key, v in layers},
-            "models": {key: list(names) for key, names in models},
+            "models": {key: [str(name) for name in names] for key, names in models},
         }
     except (OSError, RuntimeError, ValueError, AttributeError, TypeError, KeyError):
         return {}

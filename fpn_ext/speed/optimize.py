@@ -4,12 +4,11 @@ Optimisations that are always safe are always on (in-place top-down pathway, Pyr
 anchors, the fast pooler). Those here change the module tree; the result can only infer.
 """
 
-import collections
 import copy
 import functools
+import itertools
 import logging
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from ..keys import declare, own_keys
 from ..modeling.roi_heads import ChunkedROIHeads, PyramidROIHeads
 from ..unwrap import unwrapped
 from .choose import choose_by_measurement, choose_by_table
+from .cuda_graphs import Recorded
 from .folded_norms import FoldedConv2d, fold_into
 from .layers import Rows, fully_connected_on_rows
 from .library_norms import with_folded_norms
@@ -52,7 +52,7 @@ declare(
 logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MOST_GRAPHS = 8
+DIVERGED = "the training that made these weights diverged, or the file is damaged"
 OPTIMIZED = "came from optimize_for_inference"
 INSTEAD = "export the model it was made from (fpn-ext export)"
 
@@ -90,8 +90,8 @@ def optimize_for_inference(
         boxes_per_chunk: boxes pooled at once, per image.
         cuda_graphs: experimental, never run on a GPU yet. Capture backbone and RPN head as a CUDA
             graph per input size and replay it: hundreds of launches fewer per image. Each of the
-            last ``MOST_GRAPHS`` sizes keeps its memory; one image's feature maps are overwritten by
-            the next of that size.
+            last eight sizes keeps its memory; one image's feature maps are overwritten by the next
+            of that size.
         tune: on a CPU, measure which way of each layer is fastest, some seconds for the
             first model of a kind (:mod:`fpn_ext.speed.choose`). False: take a table's, which knows
             the processor's instructions alone. None: True unless ``FPN_EXT_TUNE=0`` is set.
@@ -99,12 +99,14 @@ def optimize_for_inference(
 
     Returns:
         The copy, in eval mode, called like the model. It raises RuntimeError in training mode and
-        under torch.export.
+        under torch.export, and ValueError for an image with NaN or infinity: oneDNN's ReLU makes
+        NaN 0, and what is found would be invented.
 
     Raises:
         TypeError: any other model.
-        ValueError: an optimised model; any other dtype; float16 or ``cuda_graphs`` on CPU; half
-            precision with RoI heads that have no ``box_head``.
+        ValueError: an optimised model; weights that are not finite, as of a diverged training; any
+            other dtype; float16 or ``cuda_graphs`` on CPU; half precision with RoI heads that have
+            no ``box_head``.
     """
     if not isinstance(model, GeneralizedRCNN | ProposalNetwork):
         raise TypeError(
@@ -113,6 +115,8 @@ def optimize_for_inference(
         )
     if _refuse_what_is_not_inference in model._forward_pre_hooks.values():
         raise ValueError(f"this model {OPTIMIZED}: optimise the model it was made from")
+    if name := _not_finite(model):
+        raise ValueError(f"{name} is not finite: {DIVERGED}")
     device = next(model.parameters()).device
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
@@ -145,11 +149,12 @@ def optimize_for_inference(
         if device.type == "cpu":
             _choose_layers(model, typical_size if _tunes(tune) else None)
     model.register_forward_pre_hook(_refuse_what_is_not_inference)
+    model.register_forward_pre_hook(_refuse_images_that_are_not_finite)
     if cuda_graphs:
-        model.backbone.forward = _Recorded(model.backbone.forward)
+        model.backbone.forward = Recorded(model.backbone.forward)
         if model.proposal_generator is not None:
             head = model.proposal_generator.rpn_head
-            head.forward = _Recorded(head.forward)
+            head.forward = Recorded(head.forward)
     return model
 
 
@@ -160,12 +165,17 @@ def _tunes(tune: bool | None) -> bool:
 def model_for_inference(cfg: CfgNode, model: Any) -> nn.Module:
     """The model as set by ``MODEL.FPN_EXT.INFERENCE_DTYPE``: unchanged, or optimised.
 
+    One whose weights are not finite is unchanged too, with a warning.
+
     Args:
         cfg: the config the model was built from.
         model: a Detectron2 model, or one wrapped in DistributedDataParallel.
     """
     dtype = cfg.MODEL.FPN_EXT.INFERENCE_DTYPE
     if not dtype:
+        return model
+    if name := _not_finite(unwrapped(model)):
+        logger.warning("%s is not finite: %s; inferring with the model as it is", name, DIVERGED)
         return model
     logger.info("inferring with the optimised model (MODEL.FPN_EXT.INFERENCE_DTYPE %s)", dtype)
     tune = own_keys(cfg).TUNE and comm.get_world_size() == 1  # processes disturb each other
@@ -181,6 +191,23 @@ def _typical_size(cfg: CfgNode) -> tuple[int, int]:
     """Of a picture of 4 by 3 as ``cfg`` resizes it for inference."""
     short = cfg.INPUT.MIN_SIZE_TEST or min(480, cfg.INPUT.MAX_SIZE_TEST)  # 0: not resized
     return short, min(short * 4 // 3, max(cfg.INPUT.MAX_SIZE_TEST, short))
+
+
+def _not_finite(model: nn.Module) -> str:
+    """The name of a parameter or buffer with NaN or infinity; "" if there is none."""
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    return next((name for name, tensor in tensors if not _is_finite(tensor)), "")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _refuse_images_that_are_not_finite(model: nn.Module, inputs: Any) -> None:
+    for i, of_image in enumerate(inputs[0] if inputs else ()):
+        if isinstance(image := of_image.get("image"), torch.Tensor) and not _is_finite(image):
+            name = of_image.get("file_name", f"image {i} of the batch")
+            raise ValueError(f"{name} has pixels that are not finite (NaN or infinity)")
 
 
 def _refuse_what_is_not_inference(model: nn.Module, inputs: Any) -> None:
@@ -356,44 +383,3 @@ def _outputs_to_float(module: nn.Module, inputs: Any, outputs: Any) -> Any:
     if isinstance(outputs, torch.Tensor):
         return outputs.float()
     return type(outputs)(_outputs_to_float(module, inputs, output) for output in outputs)
-
-
-class _Recorded:
-    """A function of tensors, captured as a CUDA graph for each set of input sizes.
-
-    One argument: a tensor or a list of tensors. The result is overwritten by the next call with the
-    same sizes.
-    """
-
-    def __init__(self, function: Callable[[Any], Any]):
-        self.function = function
-        self.graphs: collections.OrderedDict[tuple, tuple] = collections.OrderedDict()
-
-    def __call__(self, argument: Any) -> Any:
-        tensors = [argument] if isinstance(argument, torch.Tensor) else list(argument)
-        key = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-        if key not in self.graphs:
-            self.graphs[key] = self._record(argument, tensors)
-            if len(self.graphs) > MOST_GRAPHS:
-                self.graphs.popitem(last=False)
-        self.graphs.move_to_end(key)
-        graph, inputs, outputs = self.graphs[key]
-        for own, given in zip(inputs, tensors, strict=True):
-            own.copy_(given)
-        graph.replay()
-        return outputs
-
-    def _record(self, argument: Any, tensors: list[torch.Tensor]) -> tuple:
-        inputs = [torch.empty_like(t).copy_(t) for t in tensors]
-        own = inputs[0] if isinstance(argument, torch.Tensor) else inputs
-        # Warm up outside the capture: libraries initialise and choose their algorithms.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.function(own)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self.function(own)
-        return graph, inputs, outputs

@@ -20,20 +20,20 @@ _OPERATORS = (
 
 def serves(layer: Any) -> bool:
     """Whether oneDNN can hold this convolution's or fc layer's weights, here."""
-    weight = layer.weight
-    known = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and has_bfloat16_convolutions()
-    )
+    return layer.weight.device.type == "cpu" and _has(layer.weight.dtype)
+
+
+def _has(dtype: torch.dtype) -> bool:
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16_convolutions())
     return (
         known
-        and weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
     )
 
 
 class _Packed(nn.Module):
-    """A layer with packed weights; copies and pickles hold them as they were, and pack again."""
+    """A layer with packed weights; copies, pickles and state dicts hold them as they were."""
 
     packed: torch.Tensor
 
@@ -55,7 +55,41 @@ class _Packed(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if not _has(self.dtype):
+            raise RuntimeError(
+                f"this model was optimised in {self.dtype} for a processor whose oneDNN computes "
+                "in it: call optimize_for_inference on the model it was made from, here"
+            )
         self.packed = self._pack(self.packed)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self.packed.to_dense()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        _, strict, missing, _, faults = others
+        weight = state_dict.get(prefix + "weight")
+        state_dict = {k: v for k, v in state_dict.items() if k != prefix + "weight"}
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        if weight is None:
+            missing.extend([prefix + "weight"] if strict else [])
+        elif weight.shape != self.packed.shape:
+            faults.append(
+                f"size mismatch for {prefix}weight: {tuple(weight.shape)} from the checkpoint, "
+                f"{tuple(self.packed.shape)} here."
+            )
+        else:
+            self.packed = self._pack(weight.to(self.dtype))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        like = fn(torch.empty(0, dtype=self.dtype))
+        if like.dtype != self.dtype or like.device.type != "cpu":
+            raise RuntimeError(
+                f"this model came from optimize_for_inference in {self.dtype} on a CPU, and cannot "
+                f"become {like.dtype} on {like.device}: convert the model it was made from, and "
+                "optimise that"
+            )
+        return super()._apply(fn, recurse)
 
 
 class PackedConvolution(_Packed):

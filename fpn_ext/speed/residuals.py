@@ -96,12 +96,17 @@ def _can_add_in_place(last: Any, x: torch.Tensor, into: torch.Tensor) -> bool:
         and getattr(last, "activation", None) is None
         and x.device.type == "cpu"
         and x.dtype == into.dtype == last.weight.dtype  # not so under autocast
-        and (x.dtype != torch.bfloat16 or has_bfloat16_convolutions())
+        and (x.dtype != torch.bfloat16 or _has_bfloat16_of(x))
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
         and x.is_contiguous(memory_format=torch.channels_last)
         and into.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _has_bfloat16_of(x: torch.Tensor) -> bool:
+    """Whether oneDNN's fused operator takes these maps: whose memory is clearly channels_last."""
+    return has_bfloat16_convolutions() and x.shape[1] > 1 and x.shape[2:].numel() > 1
 
 
 def convolve_add_relu_(

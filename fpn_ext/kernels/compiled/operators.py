@@ -94,7 +94,7 @@ class Kernels(Pooling):
             turned: those of the gradient's convolution instead: (I, O, 3, 3), flipped.
 
         Returns:
-            (panels, I, 9, panel) float32, filled up with zeros.
+            (panels, I, 9 panel) float32, filled up with zeros.
         """
         checked(0, None, weight)
         outputs, channels = weight.shape[:2]
@@ -104,7 +104,7 @@ class Kernels(Pooling):
             outputs, channels = channels, outputs
             first += weight.element_size() * 2 * (strides[2] + strides[3])
             strides = [strides[1], strides[0], -strides[2], -strides[3]]
-        result = weight.new_empty((-(-outputs // self.panel), channels, 9, self.panel))
+        result = weight.new_empty((-(-outputs // self.panel), channels, 9 * self.panel))
         told = structs.Filters(
             *(first, result.data_ptr(), outputs, channels),
             *((ctypes.c_int64 * 4)(*strides), torch.get_num_threads()),
@@ -135,7 +135,8 @@ class Kernels(Pooling):
         x = x.contiguous(memory_format=torch.channels_last)
         bias = checked(outputs, bias, x, filters)
         n, channels, height, width = x.shape
-        expect("filters", filters.shape, (-(-outputs // self.panel), channels, 9, self.panel))
+        expect("filters", filters.shape, (-(-outputs // self.panel), channels, 9 * self.panel))
+        filters = filters.contiguous()
         result = empty((n, outputs, height, width), channels_last=True)
         zeros = x.new_zeros(channels)
         threads = torch.get_num_threads()
@@ -188,12 +189,12 @@ class Kernels(Pooling):
     # Matrix products.
 
     def pack_matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        """(O, K) -> a vector, float32, in the order in which :meth:`product` reads it.
+        """(O, K) -> (rows, panel) float32, in the order in which :meth:`product` reads it.
 
         For each :data:`DEPTH_AT_ONCE` of the K, (panels, those K, panel), filled up with zeros.
         """
         parts = weight.t().split(DEPTH_AT_ONCE)
-        return torch.cat([self._in_panels(part).flatten() for part in parts])
+        return torch.cat([self._in_panels(part).flatten(0, 1) for part in parts])
 
     def product(
         self,
@@ -267,10 +268,11 @@ class Kernels(Pooling):
         relu: bool,
     ) -> None:
         threads, (count, depth, outputs, *_) = torch.get_num_threads(), shape
-        expect("weights", panels.shape, (-(-outputs // self.panel) * self.panel * depth,))
+        expect("weights", panels.shape, (-(-outputs // self.panel) * depth, self.panel))
         expect("results", result.numel(), count * outputs)
         if count == 0:
             return
+        panels = panels.contiguous()
         if count <= FEW_ROWS and depth * outputs >= LARGE_MATRIX:
             # The matrix comes from memory, once: its columns are divided, not the rows.
             rows_at_once = -(-count // 12) * 12
