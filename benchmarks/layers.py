@@ -70,7 +70,7 @@ def kind_of(layer: nn.Module, x: torch.Tensor, result: torch.Tensor) -> tuple[st
 
 def weight_side(layer: Any) -> int:
     """Of a convolution's filter; 1 where the weights are packed for a matrix product."""
-    weight = getattr(layer, "weight", None)
+    weight = getattr(layer, "weight", getattr(layer, "packed", None))
     return int(weight.shape[-1]) if weight is not None else 1
 
 

@@ -296,6 +296,8 @@ def generated() -> dict[Path, str]:
             )
         ),
         (SPEED_PAGE, "networks", speed_tables.networks_table(SPEED)),
+        (SPEED_PAGE, "memory-kept", speed_tables.kept_table(SPEED / "amx/memory_kept.json")),
+        (SPEED_PAGE, "memory-amx", speed_tables.memory_table(SPEED, "amx")),
         (SPEED_PAGE, "memory", speed_tables.memory_table(SPEED, "avx512")),
         (SPEED_PAGE, "memory-amd", speed_tables.memory_table(SPEED, "avx512-amd")),
         (SPEED_PAGE, "predict", speed_tables.predict_words(SPEED)),

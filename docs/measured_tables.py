@@ -67,8 +67,8 @@ def evaluation(record: dict[str, Any]) -> str:
     )
 
 
-def amx(record: dict[str, Any]) -> str:
-    """Inference, training and memory on a processor with AMX."""
+def batches(record: dict[str, Any]) -> str:
+    """Inference of one image and two, and every side of training, on a processor with AMX."""
     rows = [
         [
             f"inference, batch {row['batch']}" if part == "inference" else "training step, batch 2",
@@ -80,18 +80,12 @@ def amx(record: dict[str, Any]) -> str:
         for part in ("inference", "training")
         for row in record[part]
     ]
-    memory = [
-        [row["task"], row["size"], row["side"], *(f"{row[key]:.0f}" for key in ("before", "peak"))]
-        for row in record["memory"]
-    ]
     about = record["about"]
     head = ["", "size", "side"]
     return (
         f"{about['processor']} with AMX, {about['threads']} threads, torch {about['torch']}, "
         f"commit {about['commit']}, {about['date']}, {about['rounds']} rounds; median (min to "
-        f"max):\n\n{markdown_table([*head, 'ms', 'times Detectron2'], rows)}\n\n"
-        "Memory of the process:\n\n"
-        f"{markdown_table([*head, 'MiB with the model', 'MiB at the peak'], memory)}"
+        f"max):\n\n{markdown_table([*head, 'ms', 'times Detectron2'], rows)}"
     )
 
 
@@ -225,6 +219,19 @@ def fuzzing(record: dict[str, Any]) -> str:
     )
 
 
+def long_run(record: dict[str, Any]) -> str:
+    """Resident memory over a long training and many predictions."""
+    about, rows = record["about"], []
+    for what, unit in (("training", "iterations"), ("prediction", "images")):
+        memory, growth = record[what]["resident_mb"], record[what]["growth_mb"]
+        number = len(memory) * about["recorded_every"]
+        rows.append([what, f"{number} {unit}", f"{memory[0]}", f"{max(memory)}", f"{growth:+.1f}"])
+    header = ["", "of random sizes", "MB at first", "MB at most", "MB, last fifth over second"]
+    where = f"{about['hardware']}, torch {about['versions']['torch']}, commit {about['commit']}"
+    plot = "[plot](../../results/long_run/long_run.png)"
+    return f"{where} ({plot}):\n\n{markdown_table(header, rows)}"
+
+
 def kills(folder: Path) -> str:
     """What trainings that were killed and resumed ended with."""
     records = [read(file) for file in sorted(folder.glob("*.json"))]
@@ -286,7 +293,7 @@ def texts(project: Path, results: Path) -> list[tuple[Path, str, str]]:
             "rules",
             rules(read(results / "level_rules/level_rules.json")),
         ),
-        (speed, "amx", amx(with_amx)),
+        (speed, "batches", batches(with_amx)),
         (speed, "stages", stages(with_amx)),
         (speed, "roi-pooling", or_not_run(pooled, roi_pooling, ROI_POOLING)),
         (speed, "agreement", or_not_run(agreed, agreement, AGREEMENT)),
@@ -295,6 +302,11 @@ def texts(project: Path, results: Path) -> list[tuple[Path, str, str]]:
             reliability,
             "fuzzing",
             or_not_run(results / "fuzz/fuzz.json", fuzzing, "make fuzz-million"),
+        ),
+        (
+            reliability,
+            "long-run",
+            or_not_run(results / "long_run/long_run.json", long_run, "make long-run"),
         ),
         (reliability, "kills", kills(results / "kill_resume")),
         (guides / "variants.md", "costs", variants.table()),

@@ -13,6 +13,7 @@ from typing import Any
 from fpn_ext.reporting.measuring import ratio_text
 
 KINDS = {
+    "amx": "AVX-512 and AMX, Intel",
     "avx512": "AVX-512, Intel",
     "avx2-emulated": "AVX2 (emulated), Intel",
     "avx512-amd": "AVX-512, AMD",
@@ -38,6 +39,8 @@ TARGETS: dict[str, dict[str, float]] = {
         "training step, times Detectron2": 2.1,
     },
 }
+HALF = "inference in bfloat16 at {}, times OpenVINO in bfloat16"
+TARGETS["amx"] = {**TARGETS["avx512"], **{HALF.format(size): 1.1 for size in SIZES}}
 MEMORY = {"optimised": "optimised", "exported, ONNX Runtime": "exported to ONNX Runtime"}
 LEAST_SHARE = 0.9  # of the model's images a second
 MOST_MEMORY = 0.75  # of the process's peak in Detectron2
@@ -48,7 +51,7 @@ class Figures:
 
     def __init__(self, results: Path, kind: str):
         self.name, self.folder = KINDS[kind], results / kind
-        self.targets = TARGETS["avx2" if "avx2" in kind else "avx512"]
+        self.targets = next(bounds for name, bounds in TARGETS.items() if kind.startswith(name))
         self.deployment, self.whole = (
             json.loads((results / kind / file).read_text())
             for file in ("deployment.json", "whole_model.json")
@@ -90,6 +93,9 @@ class Figures:
             row = self.inference(size)
             found[f"inference at {size}, times OpenVINO"] = row["peer_ratio"]
             found[f"inference at {size}, times Detectron2"] = row["ratio"]
+            if HALF.format(size) in self.targets:
+                half = self.inference(size, "optimised, bfloat16")
+                found[HALF.format(size)] = half["half_peer_ratio"]
         return found
 
 
@@ -120,7 +126,16 @@ def summary(results: Path) -> str:
         for side, name in MEMORY.items()
         for shares in [[_share(kinds[0].memory(size, side)) for size in SIZES]]
     ]
-    words = f"Peak memory of the process, of Detectron2's, at these sizes: {', '.join(memory)}."
+    halves = [kinds[0].inference(size, "optimised, bfloat16") for size in SIZES]
+    half, over = ([f"{row[key]:.2f}" for row in halves] for key in ("ratio", "half_peer_ratio"))
+    in_half = (
+        f"In bfloat16 on AMX, at these sizes: {' and '.join(half)} times Detectron2 in float32, "
+        f"{' and '.join(over)} times OpenVINO in bfloat16."
+    )
+    words = (
+        f"{in_half} Peak memory of the process, of Detectron2's, at these sizes: "
+        f"{', '.join(memory)}."
+    )
     above = f"2 threads, torch {kinds[0].torch}, OpenVINO {kinds[0].openvino}; medians:"
     return "\n\n".join([above, table(header, rows), words, networks_in_words(results)])
 
@@ -153,6 +168,20 @@ def inference_table(results: Path, kind: str) -> str:
     header = ["size", "side", "ms", "times Detectron2", f"times {PEER}", "same detections"]
     held = "".join(f", `{name}={value}`" for name, value in record["environment"].items())
     return f"{conditions(figures)}{held}, {record['rounds']} rounds:\n\n{table(header, rows)}"
+
+
+def kept_table(file: Path) -> str:
+    """In bfloat16, where the process keeps its memory: Detectron2, this project, OpenVINO."""
+    record = json.loads(file.read_text())
+    rows = [
+        [
+            *(row["size"], row["side"], f"{row['ms']:.0f}", ratio_text(row)),
+            ratio_text(row, "half_peer_ratio"),
+        ]
+        for row in record["rows"]
+    ]
+    header = ["size", "side", "ms", "times Detectron2", "times OpenVINO in bfloat16"]
+    return f"Commit {record['commit']}, {record['rounds']} rounds:\n\n{table(header, rows)}"
 
 
 def training_table(results: Path, kind: str) -> str:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fpn_ext.speed.layers import Rows
+from detectron2.layers import Conv2d
+from fpn_ext.speed.layers import CONVOLUTIONS, Rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -52,6 +53,19 @@ def test_roi_pooling():
     assert "| forward, NCHW maps | weighted_rows | 120 | 4.00 (3.00 to 6.00) | 7.2e-07 |" in text
 
 
+def test_the_memory_of_a_long_run():
+    record = {
+        "about": {"hardware": "2 x CPU", "versions": {"torch": "2.15"}, "commit": "abc1234"}
+        | {"recorded_every": 20},
+        "training": {"growth_mb": 1.5, "resident_mb": [500, 620, 610]},
+        "prediction": {"growth_mb": -2.0, "resident_mb": [600, 590]},
+    }
+    text = measured_tables.long_run(record)
+    assert text.startswith("2 x CPU, torch 2.15, commit abc1234 ([plot](")
+    assert "| training | 60 iterations | 500 | 620 | +1.5 |" in text
+    assert "| prediction | 40 images | 600 | 600 | -2.0 |" in text
+
+
 def test_fuzzing_counts_the_rounds_that_passed():
     found = {"inputs": {"test_boxes": 600, "commands": 8}, "passed": True, "commit": "abc1234"}
     rounds = [{**found, "seed": 1}, {**found, "seed": 2, "passed": False, "commit": "0123456"}]
@@ -86,6 +100,21 @@ def test_layers_are_counted_by_what_they_compute():
     ((_, gflop, calls),) = found.values()
     assert list(found) == ["1x1"] and calls == 1
     assert gflop == pytest.approx(2e-9 * 8 * 4 * 5 * 6)
+
+
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("way", CONVOLUTIONS)
+def test_layers_are_counted_alike_in_whatever_way_they_are_computed(way, side):
+    convolution = Conv2d(32, 32, side, padding=side // 2).requires_grad_(False)
+    if not CONVOLUTIONS[way].serves(convolution):
+        pytest.skip("not a way of this layer, here")
+    model = torch.nn.Sequential(CONVOLUTIONS[way].make(convolution))
+    found = defaultdict(lambda: [0.0, 0.0, 0])
+    with layers.timed(model, found), torch.no_grad():
+        model(torch.rand(1, 32, 5, 6))
+    ((kind, (_, gflop, calls)),) = found.items()
+    assert kind.startswith(f"{side}x{side}") and calls == 1
+    assert gflop == pytest.approx(2e-9 * 32 * 32 * 5 * 6 * side**2)
 
 
 def test_deeppcb_by_class():
