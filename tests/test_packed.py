@@ -218,6 +218,20 @@ def test_weights_that_are_not_finite_are_refused(small_cfg, value, caplog):
     assert f"{name} is not finite" in caplog.text and "the model as it is" in caplog.text
 
 
+def test_what_norms_read_is_a_weight_and_a_mask_is_not(small_cfg):
+    model = model_of(small_cfg)
+    model.backbone.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    fpn_ext.optimize_for_inference(model, tune=False)
+    model.backbone.mask[0] = float("nan")
+    with pytest.raises(ValueError, match=r"backbone\.mask is not finite"):
+        fpn_ext.optimize_for_inference(model)
+    model.backbone.mask[0] = 0
+    name = "backbone.bottom_up.stem.conv1.norm.running_mean"
+    model.get_buffer(name)[3] = float("inf")
+    with pytest.raises(ValueError, match=f"{name} is not finite"):
+        fpn_ext.optimize_for_inference(model)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_images_that_are_not_finite_are_refused(small_cfg, value):
     model, good = optimised(small_cfg), {"image": torch.zeros(3, 64, 64)}

@@ -52,6 +52,7 @@ declare(
 logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OF_NORMS = ("weight", "bias", "running_mean", "running_var")  # buffers of frozen ones
 DIVERGED = "the training that made these weights diverged, or the file is damaged"
 OPTIMIZED = "came from optimize_for_inference"
 INSTEAD = "export the model it was made from (fpn-ext export)"
@@ -194,9 +195,13 @@ def _typical_size(cfg: CfgNode) -> tuple[int, int]:
 
 
 def _not_finite(model: nn.Module) -> str:
-    """The name of a parameter or buffer with NaN or infinity; "" if there is none."""
-    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
-    return next((name for name, tensor in tensors if not _is_finite(tensor)), "")
+    """The name of a weight with NaN or infinity, or of anything else with NaN; "" for none."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        is_weight = isinstance(tensor, nn.Parameter) or name.rpartition(".")[2] in OF_NORMS
+        # Other buffers may be infinite, as masks of attention are.
+        if not _is_finite(tensor) and (is_weight or tensor.isnan().any()):
+            return name
+    return ""
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
