@@ -99,7 +99,6 @@ class PackedConvolution(_Packed):
         super().__init__(convolution)
         self.stride, self.padding = convolution.stride, convolution.padding
         self.dilation, self.groups = convolution.dilation, convolution.groups
-        self.outputs = convolution.out_channels
         self.packed = self._pack(convolution.weight.detach())
 
     @staticmethod

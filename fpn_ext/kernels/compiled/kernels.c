@@ -3,7 +3,8 @@
  * the code says so (`plus`), and nowhere else.
  *
  * Maps are channels_last: a pixel's channels lie side by side. They are float32; those that are
- * pooled may be bfloat16, which is the upper half of a float32. Vectors run along channels. Work is divided among OpenMP's threads, those of torch itself.
+ * pooled may be bfloat16, which is the upper half of a float32. Vectors run along channels. Work is
+ * divided among OpenMP's threads, those of torch itself.
  */
 #include <immintrin.h>
 #include <math.h>
