@@ -73,7 +73,7 @@ def markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
 
 Row (c) of Table 3 at the small scale (`fpn_ext.paper.reproduce`), {kinds["iterations"]} iterations,
 trained with each of them; on {kinds["hardware"]}; {kinds["versions"]}; commit {kinds["commit"]}.
-What they are: [variants](../../docs/guides/variants.md#other-implementations).
+What they are is said in docs/guides/variants.md.
 
 Box AP in percent, mean ± standard deviation over the seeds:
 

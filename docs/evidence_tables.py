@@ -184,6 +184,16 @@ def runs_on_record(results: Path, **wanted: Sequence[Any]) -> str:
     return f"{len(runs)} runs, commit {', '.join(made)}."
 
 
+def benchmark_table(results: Path, script: str) -> str:
+    """What a benchmark wrote into its table's file, without title and command."""
+    file = results / script / f"{script}.md"
+    if not file.is_file():
+        return not_run(f"python benchmarks/{script}.py --seeds 1 2 3")
+    title, _, *paragraphs = file.read_text().strip().split("\n\n")
+    assert title.startswith("# "), file
+    return "\n\n".join(paragraphs)
+
+
 def generated_images(results: Path) -> str:
     """What was trained on generated images, and the command that continues each."""
     reproduce, small = "fpn-ext reproduce --scale small --table", results / "paper-small"

@@ -330,6 +330,16 @@ def generated() -> dict[Path, str]:
         (EVIDENCE_PAGE, "gain-deeppcb", evidence_tables.gain_table(RESULTS / "gain", "DeepPCB")),
         (EVIDENCE_PAGE, "gain-bccd", evidence_tables.gain_table(RESULTS / "gain", "BCCD")),
         (PROJECT / "README.md", "gain", evidence_tables.gain_for_readme(PROJECT)),
+        (
+            PROJECT / "docs/paper/reproducing.md",
+            "figure1",
+            evidence_tables.benchmark_table(RESULTS, "figure1"),
+        ),
+        (
+            PROJECT / "docs/guides/variants.md",
+            "departures",
+            evidence_tables.benchmark_table(RESULTS, "departures"),
+        ),
         (EVIDENCE_PAGE, "continued", evidence_tables.generated_images(RESULTS)),
         (SPEED_PAGE, "busy", busy_table(RESULTS / "busy/busy.json")),
         (

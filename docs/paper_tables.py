@@ -111,6 +111,24 @@ def windows_table() -> str:
     return markdown_table(["level", *heads], rows)
 
 
+def mask_proposals(results: Path) -> str:
+    """Table 6 at the small scale."""
+    file = results / "table6.json"
+    if not file.is_file():
+        return "Not run yet: `fpn-ext reproduce --scale small --table 6 --seeds 1 2 3`."
+    from fpn_ext.paper.tables import markdown
+
+    summary = json.loads(file.read_text())
+    origin = summary["origin"]
+    seeds = sorted({seed for row in summary["rows"].values() for seed in row["seeds"]})
+    about = (
+        f"Seeds {', '.join(map(str, seeds))}: {origin['cpu_minutes']} minutes of CPU time on "
+        f"{', '.join(origin['hardware'])}, commit {', '.join(origin['commit'])}; mean ± standard "
+        "deviation, in brackets the paper's:"
+    )
+    return f"{about}\n\n{markdown(summary)}"
+
+
 def published_table(table: int) -> str:
     """The paper's figures for the rows of one of its tables that have a config."""
     from fpn_ext.paper.published import PUBLISHED, TABLES, published
@@ -139,5 +157,6 @@ def texts(project: Path, results: Path) -> list[tuple[Path, str, str]]:
         (page, "unshared", unshared(small)),
         (page, "windows", windows_table()),
         (page, "table6", published_table(6)),
+        (page, "table6-small", mask_proposals(small)),
         (page, "hours", hours(project)),
     ]

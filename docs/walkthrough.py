@@ -12,6 +12,20 @@ SIZE = (512, 512)
 WITH_P1 = ["MODEL.FPN_EXT.BOTTOM_UP", "torchvision/resnet50"]
 WITH_P1 += ["MODEL.FPN_EXT.LEVELS", '["p1", "p2", "p3", "p4", "p5", "p6"]']
 
+UNSMOOTHED = (
+    "fpn-ext reproduce --table 1 2 --rows c c_unsmoothed --seeds 1 2 3 --results results/unsmoothed"
+)
+# Where proposals come from: the file of the results, what its config is, options of the training.
+RESNET18 = "MODEL.FPN_EXT.BOTTOM_UP torchvision/resnet18"
+ON_BCCD = (
+    """DATASETS.TRAIN "('bccd_trainval',)" DATASETS.TEST "('bccd_test',)" """
+    "MODEL.ROI_HEADS.NUM_CLASSES 3"
+)
+PROPOSALS = (
+    ("selective_search", "Fast R-CNN on selective search", "selective_search.yaml", RESNET18),
+    ("rpn", "Faster R-CNN", "pyramid.yaml", f"{RESNET18} {ON_BCCD}"),
+)
+
 
 @functools.cache
 def explained(*opts: str) -> Any:
@@ -88,7 +102,8 @@ def ablation(file: Path, rows: Iterable[str], metrics: Sequence[str]) -> str:
             compared.append([against, entry["what"], *differences])
     origin = summary["origin"]
     seeds = ", ".join(str(seed) for seed in summary["rows"]["c"]["seeds"])
-    commits, source = ", ".join(origin["commit"]), f"../../results/paper-small/{file.stem}.md"
+    commits = ", ".join(origin["commit"])
+    source = f"../../results/{file.parent.name}/{file.stem}.md"
     about = (
         f"Table {summary['table']} at the small scale, seeds {seeds}, mean ± standard deviation, "
         f"commit {commits} ([all rows]({source})):"
@@ -108,9 +123,38 @@ def difference(score: dict[str, Any]) -> str:
     return f"{ours} ({score['paper_difference']:+.1f}) {score['verdict']}"
 
 
+def unsmoothed(file: Path, metrics: Sequence[str]) -> str:
+    """Row (c) with and without the 3x3 convolutions."""
+    if not file.is_file():
+        return f"Not run yet: `{UNSMOOTHED}`."
+    return ablation(file, ("c", "c_unsmoothed"), metrics)
+
+
+def selective_search(results: Path) -> str:
+    """AP on BCCD with proposals of selective search, and with those of an RPN."""
+    metrics = ["AP", "AP50", "APsmall", "APmedium", "APlarge"]
+    rows, after = [["", *metrics]], []
+    for name, what, config, options in PROPOSALS:
+        file = results / f"{name}.json"
+        command = f"python benchmarks/seeds.py --config-file configs/gain/{config}"
+        command += f" --json results/selective_search/{name}.json {options}"
+        if not file.is_file():
+            after.append(f"Not run yet: `{command}`.")
+            continue
+        record = json.loads(file.read_text())
+        boxes = [run["results"]["bccd_test"]["bbox"] for run in record["runs"]]
+        seeds = ", ".join(str(run["seed"]) for run in record["runs"])
+        scores = [", ".join(f"{box[metric]:.1f}" for box in boxes) for metric in metrics]
+        rows.append([f"{what}, seeds {seeds}", *scores])
+        where = f"commit {record['commit']} on {record['hardware']}"
+        after.append(f"{what}: {where}; continued by `{command}`.")
+    return "\n\n".join([*([markdown(rows)] if len(rows) > 1 else []), *after])
+
+
 def texts(page: Path, results: Path) -> list[tuple[Path, str, str]]:
     """(page, name, text) of every generated part of the page."""
     table1, table2 = (results / f"paper-small/table{n}.json" for n in (1, 2))
+    smoothing = results / "unsmoothed"
     return [
         (page, "bottom-up", bottom_up()),
         (page, "merged", part("merged")),
@@ -121,6 +165,9 @@ def texts(page: Path, results: Path) -> list[tuple[Path, str, str]]:
         (page, "weights", part("weights")),
         (page, "parameters", part("parameters")),
         (page, "parts-rpn", ablation(table1, "cdef", ("AR@100", "AR@1000", "ARs@1000"))),
+        (page, "unsmoothed-rpn", unsmoothed(smoothing / "table1.json", ("AR@100", "AR@1000"))),
+        (page, "unsmoothed-box", unsmoothed(smoothing / "table2.json", ("AP", "AP50"))),
+        (page, "selective-search", selective_search(results / "selective_search")),
         (page, "unshared-rpn", ablation(table1, ("c", "c_unshared"), ("AR@100", "AR@1000"))),
         (page, "unshared-box", ablation(table2, ("c", "c_unshared"), ("AP", "AP50"))),
     ]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.layers import Conv2d
+from fpn_ext.paper.published import METRICS
 from fpn_ext.speed.layers import CONVOLUTIONS, Rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -19,6 +20,7 @@ import layers
 import measured_tables
 import paper_tables
 import seeds
+import walkthrough
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -143,6 +145,42 @@ def test_what_has_run_names_the_command_that_continues_it(tmp_path):
         "| `python benchmarks/figure1.py --seeds 1 2 3` |" in lines
     )
     assert all("No run." in line for line in lines[2:] if "Figure 1" not in line)
+
+
+def test_a_table_that_a_benchmark_wrote_goes_without_its_title_and_command(tmp_path):
+    (tmp_path / "figure1").mkdir()
+    assert evidence_tables.benchmark_table(tmp_path, "figure1") == (
+        "Not run yet: `python benchmarks/figure1.py --seeds 1 2 3`."
+    )
+    text = "# Figure 1\n\n    python benchmarks/figure1.py\n\nSeed 1.\n\n| AP |\n| --- |\n"
+    (tmp_path / "figure1/figure1.md").write_text(text)
+    assert evidence_tables.benchmark_table(tmp_path, "figure1") == "Seed 1.\n\n| AP |\n| --- |"
+
+
+def test_the_table_of_segmentation_proposals(tmp_path):
+    assert paper_tables.mask_proposals(tmp_path).startswith("Not run yet: `fpn-ext reproduce ")
+    ours = {"n": 2, "mean": 20.0, "sd": 1.0}
+    score = {"ours": ours, "paper": 43.4}
+    row = {"what": "windows of 5x5", "against": None, "seeds": [2, 1]}
+    row["metrics"] = dict.fromkeys(METRICS[6], score)
+    origin = {"cpu_minutes": 7, "hardware": ["2 x CPU"], "commit": ["abc1234"]}
+    summary = {"table": 6, "rows": {"5x5": row}, "origin": origin}
+    (tmp_path / "table6.json").write_text(json.dumps(summary))
+    text = paper_tables.mask_proposals(tmp_path)
+    assert text.startswith("Seeds 1, 2: 7 minutes of CPU time on 2 x CPU, commit abc1234; mean")
+    assert "| (5x5) | windows of 5x5 | 20.0 ± 1.0 (43.4) |" in text
+
+
+def test_selective_search_beside_an_rpn(tmp_path):
+    box = {"AP": 40.0, "AP50": 70.0, "APsmall": 10.0, "APmedium": 30.0, "APlarge": 50.0}
+    boxes = [{**box, "AP": 40.0 + seed} for seed in (1, 2)]
+    runs = [{"seed": n, "results": {"bccd_test": {"bbox": b}}} for n, b in enumerate(boxes, 1)]
+    record = {"runs": runs, "commit": "abc1234", "hardware": "2 x CPU"}
+    (tmp_path / "rpn.json").write_text(json.dumps(record))
+    text = walkthrough.selective_search(tmp_path)
+    assert "| Faster R-CNN, seeds 1, 2 | 41.0, 42.0 | 70.0, 70.0 | 10.0, 10.0 |" in text
+    assert "Not run yet: `python benchmarks/seeds.py --config-file configs/gain/selective" in text
+    assert walkthrough.unsmoothed(tmp_path / "table1.json", ("AP",)).startswith("Not run yet: ")
 
 
 def test_seeds_are_added_to_what_is_on_record(tmp_path, monkeypatch):
