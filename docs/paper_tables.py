@@ -1,6 +1,7 @@
 """Tables of docs/paper/reproducing.md: the paper's figures, and those of the small scale."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,30 @@ def mask_proposals(results: Path) -> str:
     return f"{about}\n\n{markdown(summary)}"
 
 
+def context(folder: Path) -> str:
+    """What row (c) recognises of objects without their surroundings (benchmarks/context.py)."""
+    records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    if not records:
+        run = "output/reproduce/small/table2_c_seed1"
+        return (
+            f"Not run yet: `python benchmarks/context.py --config-file {run}/reproduce.yaml "
+            f"--weights {run}/model_final.pth --json results/context/table2_c_seed1.json`."
+        )
+    margins = list(records[0]["rows"][0]["recognised"])
+    rows = []
+    for of_size in zip(*(record["rows"] for record in records), strict=True):
+        shares = [[row["recognised"][margin] for row in of_size] for margin in margins]
+        cells = [f"{statistics.mean(s):.1f} ({min(s):.1f} to {max(s):.1f})" for s in shares]
+        rows.append([of_size[0]["size"], str(of_size[0]["objects"]), *cells])
+    heads = ["the whole image" if margin == "all" else f"{margin} px" for margin in margins]
+    made = sorted({f"commit {r['commit']} on {r['hardware']}" for r in records})
+    return (
+        f"{markdown_table(['objects', 'of them', *heads], rows)}\n\n"
+        f"Percent of the objects, mean (least to largest) of {len(records)} trainings; "
+        f"{', '.join(made)}."
+    )
+
+
 def published_table(table: int) -> str:
     """The paper's figures for the rows of one of its tables that have a config."""
     from fpn_ext.paper.published import PUBLISHED, TABLES, published
@@ -155,6 +180,7 @@ def texts(project: Path, results: Path) -> list[tuple[Path, str, str]]:
         ),
         (readme, "verdicts", verdicts_in_words(small, readme)),
         (page, "unshared", unshared(small)),
+        (page, "context", context(results / "context")),
         (page, "windows", windows_table()),
         (page, "table6", published_table(6)),
         (page, "table6-small", mask_proposals(small)),

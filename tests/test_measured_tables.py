@@ -171,6 +171,18 @@ def test_the_table_of_segmentation_proposals(tmp_path):
     assert "| (5x5) | windows of 5x5 | 20.0 ± 1.0 (43.4) |" in text
 
 
+def test_what_is_recognised_without_surroundings(tmp_path):
+    assert paper_tables.context(tmp_path).startswith("Not run yet: `python benchmarks/context.py")
+    for seed, share in ((1, 40.0), (2, 50.0)):
+        rows = [{"size": "small", "objects": 9, "recognised": {"0": share, "all": 60.0}}]
+        record = {"rows": rows, "commit": "abc1234", "hardware": "2 x CPU"}
+        (tmp_path / f"seed{seed}.json").write_text(json.dumps(record))
+    text = paper_tables.context(tmp_path)
+    assert "| objects | of them | 0 px | the whole image |" in text
+    assert "| small | 9 | 45.0 (40.0 to 50.0) | 60.0 (60.0 to 60.0) |" in text
+    assert "of 2 trainings; commit abc1234 on 2 x CPU." in text
+
+
 def test_selective_search_beside_an_rpn(tmp_path):
     box = {"AP": 40.0, "AP50": 70.0, "APsmall": 10.0, "APmedium": 30.0, "APlarge": 50.0}
     boxes = [{**box, "AP": 40.0 + seed} for seed in (1, 2)]
