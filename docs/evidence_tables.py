@@ -96,7 +96,7 @@ def gain_table(results: Path, data: str) -> str:
             scores = row["scores"][side]
             cells = [
                 mean_and_range([score[m] for score in scores])
-                for m in ("AP", "AP50", "APs", "ARsmall")
+                for m in ("AP", "AP50", "APsmall", "ARsmall")
             ]
             cost = costs.get((row["network"], side))
             about = [f"{cost['parameters'] / 1e6:.1f}", f"{cost['ms']:.0f}"] if cost else ["", ""]

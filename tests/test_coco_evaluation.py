@@ -54,6 +54,31 @@ def by_pycocotools(dataset, detections, task, limits=(1, 10, 100)):
     return evaluation.stats
 
 
+@pytest.mark.parametrize("evaluator", ["pycocotools", pytest.param("hotcoco", marks=needs_hotcoco)])
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_two_names_of_the_same_sizes_have_the_same_scores(evaluator, task):
+    """An object of 20 x 20 px is found, one of 100 x 100 px is not."""
+    dataset = {
+        "images": [{"id": 1, "width": SIDE, "height": SIDE}],
+        "categories": [{"id": 1, "name": "class 1"}],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": box}
+            | {"area": box[2] * box[3], "segmentation": polygon(box)}
+            for n, box in enumerate(([4, 4, 20, 20], [26, 26, 100, 100]), 1)
+        ],
+    }
+    found = {"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [4, 4, 20, 20]}
+    found["segmentation"] = compressed([4, 4, 20, 20])
+    sizes = {"small": (0.0, 32.0), "any": (0.0, 1e5), "tens": (10.0, 99.0), "again": (10.0, 99.0)}
+    got = evaluate_coco(dataset, [found], task, CocoSettings(evaluator, sizes=sizes))
+    ap = {size: got.ap(size=size) for size in got.sizes}
+    assert ap["small"] == ap["s"] == pytest.approx(1)
+    assert ap["any"] == ap["all"] == pytest.approx(51 / 101)  # of 101 recalls, those up to 0.5
+    assert ap["again"] == ap["tens"] == pytest.approx(1)
+    assert ap["l"] == 0
+    assert got.ar(size="small") == got.ar(size="s") == 1 and got.ar(size="any") == got.ar() == 0.5
+
+
 # Few values, so that scores, overlaps and areas are often equal or exactly on a bound.
 corners = st.sampled_from([0, 4, 8, 16, 20, 32])
 sides = st.sampled_from([1, 4, 8, 16, 31.5, 32, 33, 64, 96])

@@ -65,7 +65,7 @@ def test_the_tables_of_the_page(tmp_path, monkeypatch):
     import evidence_tables
 
     assert evidence_tables.gain_in_words(tmp_path).startswith("Not run yet: `python benchmarks/")
-    every = {"AP50": 1.0, "APs": 2.0, "ARsmall": 3.0}
+    every = {"AP50": 1.0, "APsmall": 2.0, "ARsmall": 3.0}
     for side, aps in (("one_map", (10.0, 12.0)), ("pyramid", (14.0, 13.0))):
         for seed, ap in enumerate(aps, 1):
             write(tmp_path, gain.Run("ResNet-18", side, "BCCD", seed), AP=ap, **every)

@@ -300,10 +300,15 @@ def _counted(
     image_ids: Sequence[int] | None,
     sigmas: Sequence[float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of an evaluation of either library."""
-    params = evaluation.params
-    params.areaRng = [[a**2, b**2] for a, b in settings.sizes_of(task).values()]
-    params.areaRngLbl = list(settings.sizes_of(task))
+    """Precision and recall of an evaluation of either library.
+
+    Each range of areas is counted once, whatever number of names it has: of equal ones hotcoco 1.3
+    fills the last alone.
+    """
+    params, of_name = evaluation.params, settings.sizes_of(task)
+    ranges = list(dict.fromkeys(of_name.values()))
+    params.areaRng = [[a**2, b**2] for a, b in ranges]
+    params.areaRngLbl = [str(of_range) for of_range in ranges]
     params.maxDets = settings.limits_of(task)
     params.iouThrs = np.append(params.iouThrs, [percent / 100 for percent in settings.ap_at])
     if image_ids is not None:
@@ -313,7 +318,9 @@ def _counted(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
-    return np.array(evaluation.eval["precision"]), np.array(evaluation.eval["recall"])
+    rows = [ranges.index(of_range) for of_range in of_name.values()]
+    precision, recall = (np.array(evaluation.eval[name]) for name in ("precision", "recall"))
+    return precision[..., rows, :], recall[..., rows, :]
 
 
 def as_coco(dataset: Mapping[str, Any]) -> COCO:
