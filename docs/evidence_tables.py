@@ -24,6 +24,15 @@ PUBLISHED = [
     ["DETR, the same benchmark", "93.2", "", ""],
 ]
 SIDES = {"one_map": "C4", "pyramid": "P2 to P6"}
+BOXES = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "APsmall": "APs",
+    "APmedium": "APm",
+    "APlarge": "APl",
+    "ARsmall": "ARs",
+}
+UNTRAINED = 1.0  # an AP below this on both sides says nothing of either
 
 
 def not_run(command: str) -> str:
@@ -90,14 +99,11 @@ def gain_table(results: Path, data: str) -> str:
     if (results / "cost.json").is_file():
         record = json.loads((results / "cost.json").read_text())
         costs = {(row["network"], row["side"]): row for row in record["rows"]}
-    lines = [["network", "map", "AP", "AP50", "APs", "ARs", "parameters, M", "ms an image"]]
+    lines = [["network", "map", *BOXES.values(), "parameters, M", "ms an image"]]
     for row in rows:
         for side, name in SIDES.items():
             scores = row["scores"][side]
-            cells = [
-                mean_and_range([score[m] for score in scores])
-                for m in ("AP", "AP50", "APsmall", "ARsmall")
-            ]
+            cells = [mean_and_range([score[metric] for score in scores]) for metric in BOXES]
             cost = costs.get((row["network"], side))
             about = [f"{cost['parameters'] / 1e6:.1f}", f"{cost['ms']:.0f}"] if cost else ["", ""]
             lines.append([row["network"] if side == "one_map" else "", name, *cells, *about])
@@ -108,38 +114,75 @@ def gain_table(results: Path, data: str) -> str:
 
 
 def gain_in_words(results: Path) -> str:
-    """For how many networks the pyramid is better, and by how much."""
-    rows = gain.summary(results)
-    if not rows:
+    """For how many networks the pyramid is better, by how much, and for which it is not."""
+    by_data = measured(results)
+    if not by_data:
         return not_run('python benchmarks/gain.py --data "$DETECTRON2_DATASETS"')
-    said = []
-    for data in gain.DATA:
-        measured = [row for row in rows if row["data"] == data]
-        gains = [
-            statistics.mean(s["AP"] for s in row["scores"]["pyramid"])
-            - statistics.mean(s["AP"] for s in row["scores"]["one_map"])
-            for row in measured
-        ]
-        if gains:
-            better = sum(difference > 0 for difference in gains)
-            seeds = min(len(row["seeds"]) for row in measured)
-            said.append(
-                f"{data}: AP is higher with the pyramid for {better} of {len(gains)} networks; the "
-                f"differences are {min(gains):+.1f} to {max(gains):+.1f}, "
-                f"{statistics.median(gains):+.1f} in the median (of {len(gain.NETWORKS)} networks "
-                f"{len(gains)} measured, seeds for each: {seeds} or more)."
-            )
-    return "\n".join(said)
+    said = [" ".join([gain_on(data, rows), *exceptions(rows)]) for data, rows in by_data.items()]
+    return "\n\n".join(said)
+
+
+def measured(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each dataset that has some."""
+    rows = gain.summary(results)
+    by_data = {data: [row for row in rows if row["data"] == data] for data in gain.DATA}
+    return {data: rows for data, rows in by_data.items() if rows}
+
+
+def mean_score(row: dict[str, Any], side: str, metric: str) -> float:
+    return statistics.mean(scores[metric] for scores in row["scores"][side])
+
+
+def added(row: dict[str, Any], metric: str) -> float:
+    return mean_score(row, "pyramid", metric) - mean_score(row, "one_map", metric)
+
+
+def learns(row: dict[str, Any]) -> bool:
+    return max(mean_score(row, side, "AP") for side in SIDES) >= UNTRAINED
+
+
+def gain_on(data: str, rows: list[dict[str, Any]]) -> str:
+    """What the pyramid adds on one dataset, over the networks that learn in the schedule."""
+    trained = [row for row in rows if learns(row)]
+    if not trained:
+        return f"{data}: no network learns anything in this schedule."
+    found = [added(row, "AP") for row in trained]
+    seeds = min(len(row["seeds"]) for row in trained)
+    by_size = ", ".join(
+        f"{BOXES[metric]} {statistics.median(added(row, metric) for row in trained):+.1f}"
+        for metric in ("APsmall", "APmedium", "APlarge")
+    )
+    return (
+        f"{data}, {seeds} seed{'s' if seeds > 1 else ''} or more: with the pyramid AP is higher "
+        f"for {sum(more > 0 for more in found)} of {len(found)} networks, by {min(found):+.1f} to "
+        f"{max(found):+.1f}, {statistics.median(found):+.1f} in the median; by size, {by_size}."
+    )
+
+
+def exceptions(rows: list[dict[str, Any]]) -> list[str]:
+    """Sentences: the networks that it does not pay for, those that learn nothing, the missing."""
+    lists = {
+        "It does not pay for": [
+            f"{row['network']} ({added(row, 'AP'):+.1f})"
+            for row in rows
+            if learns(row) and added(row, "AP") <= 0
+        ],
+        f"Not counted, with an AP below {UNTRAINED:.0f} either way:": [
+            row["network"] for row in rows if not learns(row)
+        ],
+        "Not measured yet:": [n for n in gain.NETWORKS if n not in {r["network"] for r in rows}],
+    }
+    return [f"{said} {', '.join(names)}." for said, names in lists.items() if names]
 
 
 def gain_for_readme(project: Path) -> str:
     """The figure and the gain in words, once there are runs; a link."""
     link = "[The gain on real photographs](docs/evidence/evidence.md)"
-    results, figure = project / "results/gain", project / "docs/images/gain.png"
-    if not (figure.is_file() and gain.summary(results)):
+    by_data = measured(project / "results/gain")
+    if not (by_data and (project / "docs/images/gain.png").is_file()):
         return f"{link}, network by network: not run yet."
     picture = "![AP on one map and with the pyramid, network by network](docs/images/gain.png)"
-    return f"{picture}\n\n{link}. {gain_in_words(results)}"
+    return "\n\n".join([picture, f"{link}:", *(gain_on(*of_one) for of_one in by_data.items())])
 
 
 def at_scale_table(file: Path) -> str:

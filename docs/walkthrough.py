@@ -132,7 +132,7 @@ def unsmoothed(file: Path, metrics: Sequence[str]) -> str:
 
 def selective_search(results: Path) -> str:
     """AP on BCCD with proposals of selective search, and with those of an RPN."""
-    metrics = ["AP", "AP50", "APsmall", "APmedium", "APlarge"]
+    metrics = ["AP", "AP50", "AP75"]
     rows, after = [["", *metrics]], []
     for name, what, config, options in PROPOSALS:
         file = results / f"{name}.json"

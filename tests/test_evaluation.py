@@ -146,6 +146,17 @@ def test_the_metadata_chooses(coco_set, voc, tmp_path):
     assert isinstance(build_evaluator(cfg, voc({"a": []}), str(tmp_path)), VOCEvaluator)
 
 
+def test_what_only_cocos_scores_have_is_said_not_to_be_counted(coco_set, voc, tmp_path, caplog):
+    cfg, name = fpn_ext.get_cfg(), voc({"a": []})
+    build_evaluator(cfg, name, str(tmp_path))
+    cfg.TEST.FPN_EXT.AREA_RANGES.tiny = [0, 16]
+    cfg.TEST.FPN_EXT.AP_AT = [33]
+    build_evaluator(cfg, coco_set, str(tmp_path))
+    assert "Pascal VOC" not in caplog.text
+    build_evaluator(cfg, name, str(tmp_path))
+    assert "TEST.FPN_EXT.AREA_RANGES, TEST.FPN_EXT.AP_AT, for" in caplog.text
+
+
 @pytest.mark.parametrize(("limit", "reported"), [(50, 100), (100, 100), (300, 300)])
 def test_a_higher_limit_of_detections_reaches_coco(coco_set, tmp_path, limit, reported):
     cfg = fpn_ext.get_cfg()

@@ -59,20 +59,44 @@ def test_the_two_sides(network):
     assert {k: v.shape for k, v in heads[0].items()} == {k: v.shape for k, v in heads[1].items()}
 
 
-def test_the_tables_of_the_page(tmp_path, monkeypatch):
-    """AP 10 and 12 on one map, 14 and 13 with the pyramid: 2.5 more, in one of two networks."""
+@pytest.fixture
+def pages(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
     import evidence_tables
 
-    assert evidence_tables.gain_in_words(tmp_path).startswith("Not run yet: `python benchmarks/")
-    every = {"AP50": 1.0, "APsmall": 2.0, "ARsmall": 3.0}
+    return evidence_tables
+
+
+def test_the_tables_of_the_page(tmp_path, pages):
+    every = {"AP50": 1.0, "APsmall": 2.0, "APmedium": None, "APlarge": 4.0, "ARsmall": 3.0}
     for side, aps in (("one_map", (10.0, 12.0)), ("pyramid", (14.0, 13.0))):
         for seed, ap in enumerate(aps, 1):
             write(tmp_path, gain.Run("ResNet-18", side, "BCCD", seed), AP=ap, **every)
-            write(tmp_path, gain.Run("GhostNet x0.5", side, "BCCD", seed), AP=11.0, **every)
-    table = evidence_tables.gain_table(tmp_path, "BCCD")
+    table = pages.gain_table(tmp_path, "BCCD")
+    assert "| network | map | AP | AP50 | APs | APm | APl | ARs | parameters, M |" in table
     assert "| ResNet-18 | C4 | 11.0 (10.0 to 12.0) | 1.0 (1.0 to 1.0) |" in table
     assert "|  | P2 to P6 | 13.5 (13.0 to 14.0) |" in table
-    assert "8 runs, commit abc1234 on 2 x CPU. Continued by `python benchmarks/gain.py" in table
-    words = evidence_tables.gain_in_words(tmp_path)
-    assert "higher with the pyramid for 1 of 2 networks" in words and "+0.0 to +2.5" in words
+    assert "4 runs, commit abc1234 on 2 x CPU. Continued by `python benchmarks/gain.py" in table
+
+
+def test_the_gain_in_words(tmp_path, pages):
+    """AP 11 to 13.5, 20 to 19 and 30 to 34: +2.5, -1 and +4. APl 10 to 9 everywhere."""
+    assert pages.gain_in_words(tmp_path).startswith("Not run yet: `python benchmarks/")
+    found = {"ResNet-18": (11.0, 13.5), "GhostNet x0.5": (20.0, 19.0), "RegNetX-400MF": (30, 34)}
+    for network, aps in {**found, "ConvNeXt-Atto": (0.7, 0.9)}.items():
+        for side, ap, large in zip(gain.SIDES, aps, (10.0, 9.0), strict=True):
+            scores = {"AP": ap, "APsmall": 2 * ap, "APmedium": ap, "APlarge": large}
+            write(tmp_path, gain.Run(network, side, "BCCD", 1), **scores)
+    words = pages.gain_in_words(tmp_path)
+    assert words.startswith("BCCD, 1 seed or more: with the pyramid AP is higher for 2 of 3")
+    assert "for 2 of 3 networks, by -1.0 to +4.0, +2.5 in the median" in words
+    assert "by size, APs +5.0, APm +2.5, APl -1.0." in words
+    assert "It does not pay for GhostNet x0.5 (-1.0)." in words
+    assert "an AP below 1 either way: ConvNeXt-Atto." in words
+    assert "Not measured yet: " in words and "ShuffleNetV2 x0.5" in words
+
+
+def test_where_nothing_is_learned_there_is_no_gain(tmp_path, pages):
+    for side in gain.SIDES:
+        write(tmp_path, gain.Run("ConvNeXt-Atto", side, "BCCD", 1), AP=0.5)
+    assert "no network learns anything" in pages.gain_in_words(tmp_path)

@@ -271,6 +271,25 @@ def test_the_markdown_says_what_the_summary_says():
     assert "| (b) - (c) | Faster R-CNN on C5 | - | -10.0 ± 0.0 (-5.9) holds | - |" in text
 
 
+def test_a_row_with_fewer_seeds_than_the_others_says_so():
+    results = [result(3, row, seed, AP=20.0) for row in "bc" for seed in (1, 2)]
+    assert "alone" not in tables.markdown(tables.summarize(3, results))
+    text = tables.markdown(tables.summarize(3, results[1:]))
+    assert "\n(b) has seeds 2 alone.\n" in text
+
+
+def test_the_table_names_the_command_that_made_it(tmp_path):
+    (tmp_path / "runs").mkdir()
+    made = result(3, "c", 1, AP=20.0)
+    facts = {"commit": "abc", "hardware": "CPU", "versions": "", "iterations": 1, "weights": ""}
+    text = json.dumps({**made, **facts, "cpu_seconds": 60})
+    (tmp_path / "runs/table3_c_seed1.json").write_text(text)
+    words = ["SOLVER.MAX_ITER", "1200", "--table", "3", "--rows", "c", "--scale", "small"]
+    command = ["reproduce", *words, "--seeds", "1"]
+    assert main([*command, "--output", str(tmp_path), "--report-only"]) == 0
+    assert f"    fpn-ext {' '.join(command)}\n" in (tmp_path / "table3.md").read_text()
+
+
 def test_pictures_are_crops_in_bgr_and_half_of_them_are_mirrored(monkeypatch):
     y, x = np.mgrid[: pretrain.SIDE, : pretrain.SIDE].astype(np.uint8)
     red_is_x_and_blue_is_y = np.dstack([x, 0 * x, y])

@@ -39,6 +39,8 @@ from .recall import ProposalRecallEvaluator
 
 logger = logging.getLogger(__name__)
 
+COCO_ONLY = ("AREA_RANGES", "AP_AT", "MAX_DETECTIONS")  # keys of TEST.FPN_EXT
+
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> DatasetEvaluator:
     """The evaluator of a model on a dataset: :func:`build_evaluators` as one."""
@@ -92,6 +94,14 @@ def build_evaluators(
         )
     else:
         evaluator = VOCEvaluator(dataset_name, order)
+        keys = own_keys(cfg, "TEST")
+        if ignored := [key for key in COCO_ONLY if keys[key]]:
+            logger.warning(
+                "dataset %r is scored as Pascal VOC's: TEST.FPN_EXT.%s, for those scored as "
+                "COCO's, has no effect here",
+                dataset_name,
+                ", TEST.FPN_EXT.".join(ignored),
+            )
     if own_keys(cfg, "TEST").EVALUATE_PROPOSALS:
         return [evaluator, ProposalRecallEvaluator(dataset_name, output_dir)]
     return [evaluator]

@@ -390,8 +390,9 @@ def reproduce(args: argparse.Namespace) -> int:
         register_datasets()
         reproduction.prepare(wanted[0])
         failed = train_all(reproduction, wanted, args.jobs or (1 if num_gpus else 2))
-    command = f"fpn-ext reproduce --table {' '.join(map(str, args.table))}"
-    command += f" --scale {args.scale} --seeds {' '.join(map(str, args.seeds))}"
+    words = ["fpn-ext reproduce", *args.opts, "--table", *map(str, args.table)]
+    words += ["--rows", *args.rows] if args.rows else []
+    command = " ".join([*words, "--scale", args.scale, "--seeds", *map(str, args.seeds)])
     write_tables(reproduction.results, args.table, args.scale, command)
     if failed:
         print(f"\n{len(failed)} run(s) failed:\n" + "\n".join(failed), file=sys.stderr)

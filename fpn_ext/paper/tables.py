@@ -95,7 +95,19 @@ def markdown(summary: Mapping[str, Any]) -> str:
             f"| {_label(row)} - {_label(entry['against'])} | {entry['what']} | "
             f"{' | '.join(cells)} |\n"
         )
-    return f"{figures}\nDifferences, seed by seed:\n\n{differences}"
+    return f"{figures}{_fewer_seeds(summary)}\nDifferences, seed by seed:\n\n{differences}"
+
+
+def _fewer_seeds(summary: Mapping[str, Any]) -> str:
+    """The rows that have not the seeds of all; of those the difference is over common seeds."""
+    seeds = {row: entry["seeds"] for row, entry in summary["rows"].items()}
+    every = set().union(*seeds.values())
+    fewer = [
+        f"{_label(row)} has seeds {', '.join(map(str, sorted(of_row)))} alone"
+        for row, of_row in seeds.items()
+        if set(of_row) < every
+    ]
+    return f"\n{'; '.join(fewer)}.\n" if fewer else ""
 
 
 def _label(row: str) -> str:
