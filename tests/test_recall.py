@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
 
@@ -66,15 +67,14 @@ def plain_pycocotools(ground_truth, boxes, scores, limits):
         evaluation.evaluate()
         evaluation.accumulate()
     values = evaluation.eval["recall"][:, 0].mean(axis=0)
-    return [math.nan if v < 0 else 100 * v for v in (*values[0], *values[1:, -1])]
+    return [math.nan if v < 0 else 100 * v for v in values.T.flatten()]  # by limit, then area
 
 
 def independent(ground_truth, boxes, scores, limits):
     """By COCO's definition: at each threshold, the best box takes the best free object."""
     areas = [(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)]
-    cases = [(limit, areas[0]) for limit in limits] + [(limits[-1], area) for area in areas[1:]]
     values = []
-    for limit, (low, high) in cases:
+    for limit, (low, high) in itertools.product(limits, areas):
         found, total = np.zeros(10), 0
         for image_id in ground_truth.imgs:
             objects = [
@@ -152,9 +152,15 @@ def test_by_hand():
             "AR@2": 100 * 5 / 20,
             "AR@3": 100 * 12 / 20,
             "AR@4": 100 * 17 / 20,
-            "ARs@4": 70,  # 10 x 10
-            "ARm@4": 100,  # 50 x 50
-            "ARl@4": math.nan,  # there is none
+            "ARs@1": 0,  # 10 x 10
+            "ARs@2": 0,
+            "ARs@3": 70,
+            "ARs@4": 70,
+            "ARm@1": 0,  # 50 x 50
+            "ARm@2": 50,
+            "ARm@3": 50,
+            "ARm@4": 100,
+            **{f"ARl@{limit}": math.nan for limit in (1, 2, 3, 4)},  # there is none
         },
         nan_ok=True,
     )
@@ -212,7 +218,7 @@ def test_a_class_without_objects_has_no_recall():
 def test_equal_to_pycocotools_and_to_the_definition(seed, limits):
     case = random_case(seed)
     values = list(recall.average_recall(*case, limits=limits).values())
-    assert 0 < values[0] < values[2] < 100
+    assert 0 < values[0] < values[8] < 100  # of all objects, at the lowest and highest limit
     assert values == pytest.approx(plain_pycocotools(*case, limits), nan_ok=True, abs=1e-9)
     assert values == pytest.approx(independent(*case, limits), nan_ok=True, abs=1e-9)
 

@@ -53,8 +53,7 @@ def mask_average_recall(
         limits: numbers of top-scoring masks per image to count.
 
     Returns:
-        ``{"AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"}``, as
-        :func:`.recall.average_recall`.
+        ``{"AR@10", "ARs@10", ..., "ARl@1000"}``, as :func:`.recall.average_recall`.
 
     Raises:
         ValueError: a limit is below 1, masks are of an image that ``ground_truth`` lacks, or an

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..proposals.detectron2_pickle import open_proposals
 from .ground_truth import ground_truth_of
-from .recall import AREA_SUFFIXES, LIMITS, average_recall
+from .recall import LIMITS, as_table, average_recall
 
 
 def proposal_stats(file: str | os.PathLike, dataset_name: str) -> dict[str, float]:
@@ -31,27 +31,19 @@ def proposal_stats(file: str | os.PathLike, dataset_name: str) -> dict[str, floa
     }
     boxes = {image_id: of_image for image_id, (of_image, _) in best.items()}
     scores = {image_id: of_image for image_id, (_, of_image) in best.items()}
-    stats: dict[str, float] = {}
-    for limit in LIMITS:
-        stats |= average_recall(ground_truth, boxes, scores, limits=(limit,))
     counts = [len(proposals[i][1]) if i in proposals else 0 for i in ground_truth.imgs]
-    stats |= {
+    return average_recall(ground_truth, boxes, scores) | {
         "boxes per image": float(np.mean(counts)),
         "min boxes": min(counts),
         "max boxes": max(counts),
         "images with boxes": 100 * float(np.count_nonzero(counts)) / len(counts),
     }
-    return stats
 
 
 def as_text(stats: Mapping[str, float]) -> str:
     """The result of :func:`proposal_stats` as a table."""
-    lines = ["limit" + "".join(f"{area:>9}" for area in ("all", "small", "medium", "large"))]
-    for limit in LIMITS:
-        values = [stats[f"AR{suffix}@{limit}"] for suffix in AREA_SUFFIXES]
-        lines.append(f"{limit:5}" + "".join(f"{value:9.2f}" for value in values))
-    lines.append(
-        f"\n{stats['boxes per image']:.1f} boxes per image ({stats['min boxes']} to "
-        f"{stats['max boxes']}); {stats['images with boxes']:.1f}% of the images have boxes"
+    return (
+        f"{as_table(stats)}\n\n{stats['boxes per image']:.1f} boxes per image "
+        f"({stats['min boxes']} to {stats['max boxes']}); "
+        f"{stats['images with boxes']:.1f}% of the images have boxes"
     )
-    return "\n".join(lines)

@@ -21,7 +21,6 @@ from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from detectron2.utils.logger import create_small_table
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -63,9 +62,9 @@ def average_recall(
         limits: numbers of top-scoring boxes per image to count.
 
     Returns:
-        ``{"AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"}``: over all objects at
-        each limit, and at the largest limit also over small, medium and large ones (by the
-        annotation's ``area``: up to 32², up to 96², above). NaN if there are no objects.
+        At each limit, ``{"AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"}``: over all objects, and
+        over small, medium and large ones (by the annotation's ``area``: up to 32², up to 96²,
+        above). NaN if there are no objects.
 
     Raises:
         ValueError: boxes and scores do not match, are not finite, or belong to an image that is not
@@ -144,7 +143,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             self._scores[image["image_id"]] = proposals.objectness_logits.float().cpu().numpy()
 
     def evaluate(self, img_ids: Sequence[Any] | None = None) -> OrderedDict | None:
-        """``{"box_proposals": {"AR@10", ..., "ARl@1000", "AR@1000-<class>", ...}}`` in percent.
+        """``{"box_proposals": {"AR@10", "ARs@10", ..., "AR@1000-<class>", ...}}`` in percent.
 
         None in all processes but the main one; empty for a dataset without annotations.
 
@@ -174,7 +173,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             boxes, scores = ({i: a[i] for i in a if i in truth.imgs} for a in (boxes, scores))
         recall = average_recall(truth, boxes, scores)
         by_class = average_recall_by_class(truth, boxes, scores)
-        logger.info("Average recall of box proposals:\n%s", create_small_table(recall))
+        logger.info("Average recall of box proposals:\n%s", as_table(recall))
         logger.info(
             "Average recall of box proposals by class:\n%s",
             "\n".join(f"{key}: {value:.3f}" for key, value in by_class.items()),
@@ -369,9 +368,18 @@ def recall_by_area(
 
 
 def by_limit(recall: Mapping[int, Sequence[float]]) -> dict[str, float]:
-    """``{"AR@10", ..., "ARl@1000"}`` from :func:`recall_by_area` at each limit, ascending."""
-    largest = max(recall)
-    return {f"AR@{limit}": by_area[0] for limit, by_area in recall.items()} | {
-        f"AR{suffix}@{largest}": value
-        for suffix, value in zip(AREA_SUFFIXES, recall[largest], strict=True)
+    """``{"AR@10", "ARs@10", ..., "ARl@1000"}`` from :func:`recall_by_area` at each limit."""
+    return {
+        f"AR{suffix}@{limit}": value
+        for limit, by_area in recall.items()
+        for suffix, value in zip(AREA_SUFFIXES, by_area, strict=True)
     }
+
+
+def as_table(recall: Mapping[str, float], limits: Sequence[int] = LIMITS) -> str:
+    """The result of :func:`average_recall`: a row a limit, a column a size."""
+    lines = ["limit" + "".join(f"{area:>9}" for area in ("all", "small", "medium", "large"))]
+    for limit in limits:
+        values = [recall[f"AR{suffix}@{limit}"] for suffix in AREA_SUFFIXES]
+        lines.append(f"{limit:5}" + "".join(f"{value:9.2f}" for value in values))
+    return "\n".join(lines)
