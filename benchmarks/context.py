@@ -9,7 +9,7 @@ once on the whole image and once for each margin: pixels farther than that from 
 config's mean, which the network sees as 0. What a margin takes away is what coarse maps could have
 told of an object; where nothing is lost, a map of a small receptive field knows as much. C2 of a
 ResNet-50 sees 17 pixels beyond its cell, C3 49, C4 145 (fpn_ext.paper: Tables 1 to 3, row d).
-Margins are in pixels of the network's input, sizes COCO's, by the annotated area.
+Margins are in pixels of the network's input, sizes COCO's, by the area of the box.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def objects(cfg: CfgNode, dataset: str) -> Iterator[tuple[torch.Tensor, list[flo
             x0, y0, x1, y1 = BoxMode.convert(
                 annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS
             )
-            area = annotation.get("area") or (x1 - x0) * (y1 - y0)
+            area = (x1 - x0) * (y1 - y0)
             size = next(name for name, (low, high) in SIZES.items() if low <= area < high)
             box = [x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y]
             yield image, box, annotation["category_id"], size

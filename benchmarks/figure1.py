@@ -246,7 +246,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if weights_of(reproduction, run_of("a", seed)).exists():
                 evaluate(reproduction, run_of("a", seed))
     cost_file = output / "cost.json"
-    if not (args.report_only or failed):
+    trained = all(weights_of(reproduction, run_of(row, args.seeds[0])).exists() for row in ROWS)
+    if not trained:
+        print(f"time and memory are not measured: {work} has no models", file=sys.stderr)
+    elif not (args.report_only or failed):
         again = ["--work", str(work), "--output", str(output), *args.opts]
         write_json(cost_file, measured(reproduction, args.seeds[0], again))
     runs = [json.loads(file.read_text()) for file in sorted((output / "runs").glob("*.json"))]

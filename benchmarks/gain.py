@@ -73,25 +73,30 @@ def done(run: Run, results: Path) -> bool:
 def train(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate; the result is written last, whole."""
     from fpn_ext.engine import jobs
+    from fpn_ext.engine.finished import is_finished
     from fpn_ext.files.run_folder import left_by_a_run
+    from fpn_ext.paper import begun
     from fpn_ext.reporting.json_files import write_json
     from fpn_ext.reporting.provenance import commit, hardware, versions
 
     folder, where = options.work / run.name, DATA[run.data]
-    facts = {"commit": commit(), "hardware": hardware(), "versions": versions()}
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"hardware": hardware(), "versions": versions()}
     config = f"configs/gain/{run.side}.yaml"
     overrides = [*NETWORKS[run.network], *where[1], "SEED", str(run.seed), *options.opts]
     words = ["train", "--config-file", str(PROJECT / config), "--data"]
     words += [str(options.data / where[0]), *(["--resume"] if left_by_a_run(folder) else [])]
     words += [*overrides, "OUTPUT_DIR", str(folder)]
-    seconds = jobs.run(words, folder.with_suffix(".log"), threads=1)
+    if not is_finished(folder):  # else its result was not yet written
+        begun.begin(folder, commit())
+        begun.trained(folder, jobs.run(words, folder.with_suffix(".log"), threads=1))
     (scores,) = (json.loads(f.read_text()) for f in folder.glob("inference/*/results.json"))
     result = {
         **run._asdict(),
         "config": config,
         "overrides": overrides,
         "scores": scores["bbox"],
-        "cpu_seconds": round(seconds),
+        **begun.made_by(folder),
         **facts,
     }
     write_json(options.results / "runs" / f"{run.name}.json", result)

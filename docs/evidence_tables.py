@@ -27,6 +27,7 @@ SIDES = {"one_map": "C4", "pyramid": "P2 to P6"}
 BOXES = {
     "AP": "AP",
     "AP50": "AP50",
+    "AP75": "AP75",
     "APsmall": "APs",
     "APmedium": "APm",
     "APlarge": "APl",
@@ -55,7 +56,7 @@ def mean_and_range(found: Sequence[float | None]) -> str:
 def deeppcb_table(results: Path) -> str:
     """Ours and Detectron2's components from the same seeds, beside published figures."""
     config = "configs/deeppcb/faster_rcnn_efficientnet_lite0_FPN"
-    rows = [["detector", "AP50", "AP at 0.33", "AP (0.5 to 0.95)"]]
+    rows = [["detector", "AP50", "AP at IoU 0.33", "AP (0.5 to 0.95)"]]
     said = []
     for file, name in (("ours", "this project"), ("builtin", "Detectron2's components")):
         path = results / f"{file}.json"
@@ -71,7 +72,8 @@ def deeppcb_table(results: Path) -> str:
         boxes = [run["results"]["deeppcb_test"]["bbox"] for run in record["runs"]]
         seeds = ", ".join(str(run["seed"]) for run in record["runs"])
         scores = [mean_and_range([box[m] for box in boxes]) for m in ("AP50", "AP33", "AP")]
-        rows.append([f"{name}, seeds {seeds}", *scores])
+        of = "seeds" if len(boxes) > 1 else "seed"
+        rows.append([f"{name}, {of} {seeds}", *scores])
         hours = statistics.mean(run["cpu_seconds"] for run in record["runs"]) / 3600
         said.append(
             f"`{config}{suffix}.yaml`: {hours:.1f} hours of CPU time a seed on "
@@ -146,23 +148,30 @@ def gain_on(data: str, rows: list[dict[str, Any]]) -> str:
     trained = [row for row in rows if learns(row)]
     if not trained:
         return f"{data}: no network learns anything in this schedule."
-    found = [added(row, "AP") for row in trained]
-    seeds = min(len(row["seeds"]) for row in trained)
+    seeds = sorted({seed for row in trained for seed in row["seeds"]})
+    least = min(len(row["seeds"]) for row in trained)
+    of_each = f"{least} of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "one seed"
+    said = []
+    for metric in ("AP", "AP50", "AP75"):
+        found = [added(row, metric) for row in trained]
+        said.append(
+            f"{metric} is higher for {sum(more > 0 for more in found)} ({min(found):+.1f} to "
+            f"{max(found):+.1f}, {statistics.median(found):+.1f} in the median)"
+        )
     by_size = ", ".join(
         f"{BOXES[metric]} {statistics.median(added(row, metric) for row in trained):+.1f}"
         for metric in ("APsmall", "APmedium", "APlarge")
     )
     return (
-        f"{data}, {seeds} seed{'s' if seeds > 1 else ''} or more: with the pyramid AP is higher "
-        f"for {sum(more > 0 for more in found)} of {len(found)} networks, by {min(found):+.1f} to "
-        f"{max(found):+.1f}, {statistics.median(found):+.1f} in the median; by size, {by_size}."
+        f"{data}, {of_each} a network: with the pyramid, of {len(trained)} networks "
+        f"{', '.join(said)}; by size of the objects, in the median, {by_size}."
     )
 
 
 def exceptions(rows: list[dict[str, Any]]) -> list[str]:
     """Sentences: the networks that it does not pay for, those that learn nothing, the missing."""
     lists = {
-        "It does not pay for": [
+        "AP is lower for": [
             f"{row['network']} ({added(row, 'AP'):+.1f})"
             for row in rows
             if learns(row) and added(row, "AP") <= 0
@@ -177,7 +186,7 @@ def exceptions(rows: list[dict[str, Any]]) -> list[str]:
 
 def gain_for_readme(project: Path) -> str:
     """The figure and the gain in words, once there are runs; a link."""
-    link = "[The gain on real photographs](docs/evidence/evidence.md)"
+    link = "[The gain on real images](docs/evidence/evidence.md)"
     by_data = measured(project / "results/gain")
     if not (by_data and (project / "docs/images/gain.png").is_file()):
         return f"{link}, network by network: not run yet."

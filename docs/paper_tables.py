@@ -7,6 +7,28 @@ from typing import Any
 
 from fpn_ext.reporting.measuring import markdown_table
 
+# What shows why a row's sign is not the paper's.
+NEW = "--work output/reproduce/{0} --output results/{0}"  # with pretrained.pth of the others
+LONGER = 'fpn-ext reproduce SOLVER.MAX_ITER 1200 SOLVER.STEPS "(900,)" ' + NEW.format("longer")
+CONTEXT = "fpn-ext reproduce --scale small-context"
+OTHER_224 = "fpn-ext reproduce MODEL.FPN_EXT.CANONICAL_BOX_SIZE {} --table 2 --rows {} {}"
+COARSER, FINER = (
+    OTHER_224.format(size, rows, NEW.format(folder))
+    for size, rows, folder in ((28, "c f", "coarser"), (224, "c", "finer"))
+)
+# What, folder in results/, row of Table 2 there, and its command.
+POOLED = [
+    ("two levels coarser than (c)", "coarser", "c", COARSER),
+    (
+        "Eq. 1's level, as (c)",
+        "unsmoothed",
+        "c",
+        f"fpn-ext reproduce --table 2 --rows c {NEW.format('unsmoothed')}",
+    ),
+    ("a level finer than (c)", "finer", "c", FINER),
+    ("P2 alone, (f)", "coarser", "f", COARSER),
+]
+
 # Seconds an iteration on 8 V100 of the same detectors, from Detectron2's MODEL_ZOO.md.
 ZOO_SECONDS = {1: ("RPN", 0.186), 2: ("Fast R-CNN", 0.140), 3: ("Faster R-CNN", 0.210)}
 
@@ -154,6 +176,48 @@ def context(folder: Path) -> str:
     )
 
 
+def changed(folder: Path, table: int, command: str) -> str:
+    """The rows of a table beside row (c) under settings that are not the table's."""
+    file = folder / f"table{table}.json"
+    if not file.is_file():
+        return f"Not run yet: `{command}`."
+    from fpn_ext.paper.tables import markdown
+
+    summary = json.loads(file.read_text())
+    origin, rows = summary["origin"], summary["rows"]
+    seeds = ", ".join(map(str, sorted({seed for row in rows.values() for seed in row["seeds"]})))
+    about = (
+        f"Seeds {seeds}, commit {', '.join(origin['commit'])} on {', '.join(origin['hardware'])}, "
+        f"`{origin['command']}`:"
+    )
+    return f"{about}\n\n{markdown(summary)}"
+
+
+def resolutions(results: Path) -> str:
+    """Fast R-CNN on the pyramid with Eq. 1's 224 changed, and on P2 alone."""
+    from fpn_ext.paper.published import METRICS
+
+    lines, missing = [], []
+    commits, hardware = set(), set()
+    for what, folder, row, command in POOLED:
+        file = results / folder / "table2.json"
+        if not file.is_file():
+            missing.append(f"Not run yet: `{command}`.")
+            continue
+        summary = json.loads(file.read_text())
+        scores = [summary["rows"][row]["metrics"][metric]["ours"] for metric in METRICS[2]]
+        seeds = ", ".join(map(str, sorted(summary["rows"][row]["seeds"])))
+        lines.append([what, seeds, *(f"{of['mean']:.1f} ± {of['sd']:.1f}" for of in scores)])
+        commits |= set(summary["origin"]["commit"])
+        hardware |= set(summary["origin"]["hardware"])
+    if not lines:
+        return "\n\n".join(missing)
+    table = markdown_table(["boxes pooled from", "seeds", *METRICS[2]], lines)
+    commands = "; ".join(f"`{command}`" for *_, command in POOLED[:3])
+    after = f"Commit {', '.join(sorted(commits))} on {', '.join(sorted(hardware))}: {commands}."
+    return "\n\n".join([table, after, *missing])
+
+
 def published_table(table: int) -> str:
     """The paper's figures for the rows of one of its tables that have a config."""
     from fpn_ext.paper.published import PUBLISHED, TABLES, published
@@ -181,6 +245,19 @@ def texts(project: Path, results: Path) -> list[tuple[Path, str, str]]:
         (readme, "verdicts", verdicts_in_words(small, readme)),
         (page, "unshared", unshared(small)),
         (page, "context", context(results / "context")),
+        (page, "resolutions", resolutions(results)),
+        *(
+            (page, f"longer-{n}", changed(results / "longer", n, f"{LONGER} --table {n}"))
+            for n in (1, 2)
+        ),
+        *(
+            (
+                page,
+                f"context-{n}",
+                changed(results / "paper-small-context", n, f"{CONTEXT} --table {n}"),
+            )
+            for n in (1, 2, 3)
+        ),
         (page, "windows", windows_table()),
         (page, "table6", published_table(6)),
         (page, "table6-small", mask_proposals(small)),

@@ -164,6 +164,7 @@ def texts(page: Path, results: Path) -> list[tuple[Path, str, str]]:
         (page, "boxes", equation()),
         (page, "weights", part("weights")),
         (page, "parameters", part("parameters")),
+        (page, "parts-box", ablation(table2, "cdef", ("AP", "AP50", "APs"))),
         (page, "parts-rpn", ablation(table1, "cdef", ("AR@100", "AR@1000", "ARs@1000"))),
         (page, "unsmoothed-rpn", unsmoothed(smoothing / "table1.json", ("AR@100", "AR@1000"))),
         (page, "unsmoothed-box", unsmoothed(smoothing / "table2.json", ("AP", "AP50"))),

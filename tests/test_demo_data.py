@@ -12,7 +12,7 @@ import pytest
 from fpn_ext.__main__ import main
 from fpn_ext.data import demo_data
 from fpn_ext.data.demo_annotations import annotation_of, polygons, rle_counts
-from fpn_ext.data.demo_scenes import make_scene, picture
+from fpn_ext.data.demo_scenes import make_family, make_scene, picture
 from fpn_ext.data.demo_shapes import outlines, render
 from PIL import Image
 from pycocotools.coco import COCO
@@ -178,11 +178,45 @@ def test_distractors_are_drawn_and_not_annotated(tmp_path: Path) -> None:
     assert len(content["annotations"]) == annotated
 
 
+def test_the_class_of_a_companion_is_told_by_shapes_that_are_not_near() -> None:
+    scenes = [make_family(np.random.default_rng([4, i]), 320, 6)[1] for i in range(60)]
+    assert sum(not scene.items for scene in scenes) < 12
+    assert {scene.items[0].category for scene in scenes if scene.items} == set(range(5))
+    companions = 0
+    for scene in scenes:
+        assert len({item.category for item in scene.items}) <= 1
+        numbers = np.arange(len(scene.items))
+        of_discs = np.array([item.companion for item in scene.items], dtype=bool)
+        shapes = np.argwhere(np.isin(scene.owner, numbers[~of_discs]))
+        for number in numbers[of_discs]:
+            disc = np.argwhere(scene.owner == number)
+            assert len(disc) == scene.items[number].visible_pixels < 32**2  # none hidden
+            assert np.ptp(disc, axis=0).max() < 38
+            gaps = np.maximum(disc.min(axis=0) - shapes, shapes - disc.max(axis=0)).max(axis=1)
+            assert gaps.min() >= 39  # rows or columns between; at a corner, along the farther axis
+        companions += of_discs.sum()
+    assert companions > 120
+
+
+def test_companions_are_annotated_with_the_class(tmp_path: Path) -> None:
+    options = {"num_train": 6, "num_val": 1, "image_size": 320, "companions": 4}
+    demo_data.generate(tmp_path / "data", **options)
+    content = json.loads((tmp_path / "data/annotations/instances_train.json").read_text())
+    by_image = {image["id"]: set() for image in content["images"]}
+    for annotation in content["annotations"]:
+        by_image[annotation["image_id"]].add(annotation["category_id"])
+    assert max(map(len, by_image.values())) == 1
+    assert any(a["area"] < 32**2 for a in content["annotations"])
+    for wrong in ({"companions": 1}, {"companions": 4, "distractors": 2}):
+        with pytest.raises(ValueError, match=r"needed 0 (or at least 2|in images with companions)"):
+            demo_data.generate(tmp_path / "wrong", num_train=1, num_val=1, **wrong)
+
+
 def test_a_dataset_from_before_there_were_distractors_has_none(tmp_path: Path) -> None:
     demo_data.generate(tmp_path / "data", num_train=1, num_val=1)
     file = tmp_path / "data" / "info.json"
     info = json.loads(file.read_text())
-    del info["options"]["distractors"]
+    del info["options"]["distractors"], info["options"]["companions"]
     file.write_text(json.dumps(info))
     assert demo_data.ensure(tmp_path / "data", num_train=1, num_val=1) == info["summary"]
     with pytest.raises(ValueError, match="distractors is 0, needed 3"):
@@ -432,7 +466,8 @@ def test_command_line(
     arguments = ["--seed", "2", "--num-train", "2", "--num-val", "1", "--image-size", "130"]
     assert main(["demo-data", *arguments]) == 0
     info = json.loads((tmp_path / "demo_multiscale" / "info.json").read_text())
-    options = {"seed": 2, "num_train": 2, "num_val": 1, "image_size": 130, "distractors": 0}
+    options = {"seed": 2, "num_train": 2, "num_val": 1, "image_size": 130}
+    options |= {"distractors": 0, "companions": 0}
     assert info["options"] == options
     output = capsys.readouterr().out
     for word in ("train", "val", "crowd regions", *demo_data.CLASS_NAMES):

@@ -68,12 +68,19 @@ def pages(monkeypatch):
 
 
 def test_the_tables_of_the_page(tmp_path, pages):
-    every = {"AP50": 1.0, "APsmall": 2.0, "APmedium": None, "APlarge": 4.0, "ARsmall": 3.0}
+    every = {
+        "AP50": 1.0,
+        "AP75": 0.5,
+        "APsmall": 2.0,
+        "APmedium": None,
+        "APlarge": 4.0,
+        "ARsmall": 3.0,
+    }
     for side, aps in (("one_map", (10.0, 12.0)), ("pyramid", (14.0, 13.0))):
         for seed, ap in enumerate(aps, 1):
             write(tmp_path, gain.Run("ResNet-18", side, "BCCD", seed), AP=ap, **every)
     table = pages.gain_table(tmp_path, "BCCD")
-    assert "| network | map | AP | AP50 | APs | APm | APl | ARs | parameters, M |" in table
+    assert "| network | map | AP | AP50 | AP75 | APs | APm | APl | ARs | parameters, M |" in table
     assert "| ResNet-18 | C4 | 11.0 (10.0 to 12.0) | 1.0 (1.0 to 1.0) |" in table
     assert "|  | P2 to P6 | 13.5 (13.0 to 14.0) |" in table
     assert "4 runs, commit abc1234 on 2 x CPU. Continued by `python benchmarks/gain.py" in table
@@ -85,13 +92,20 @@ def test_the_gain_in_words(tmp_path, pages):
     found = {"ResNet-18": (11.0, 13.5), "GhostNet x0.5": (20.0, 19.0), "RegNetX-400MF": (30, 34)}
     for network, aps in {**found, "ConvNeXt-Atto": (0.7, 0.9)}.items():
         for side, ap, large in zip(gain.SIDES, aps, (10.0, 9.0), strict=True):
-            scores = {"AP": ap, "APsmall": 2 * ap, "APmedium": ap, "APlarge": large}
+            scores = {
+                "AP": ap,
+                "AP50": 2 * ap + (side == "pyramid") * 3,
+                "AP75": ap,
+                "APsmall": 2 * ap,
+                "APmedium": ap,
+                "APlarge": large,
+            }
             write(tmp_path, gain.Run(network, side, "BCCD", 1), **scores)
     words = pages.gain_in_words(tmp_path)
-    assert words.startswith("BCCD, 1 seed or more: with the pyramid AP is higher for 2 of 3")
-    assert "for 2 of 3 networks, by -1.0 to +4.0, +2.5 in the median" in words
-    assert "by size, APs +5.0, APm +2.5, APl -1.0." in words
-    assert "It does not pay for GhostNet x0.5 (-1.0)." in words
+    assert words.startswith("BCCD, one seed a network: with the pyramid, of 3 networks AP is")
+    assert "AP is higher for 2 (-1.0 to +4.0, +2.5 in the median), AP50 is higher for 3" in words
+    assert "in the median, APs +5.0, APm +2.5, APl -1.0." in words
+    assert "AP is lower for GhostNet x0.5 (-1.0)." in words
     assert "an AP below 1 either way: ConvNeXt-Atto." in words
     assert "Not measured yet: " in words and "ShuffleNetV2 x0.5" in words
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.layers import Conv2d
+from fpn_ext.paper import tables
 from fpn_ext.paper.published import METRICS
 from fpn_ext.speed.layers import CONVOLUTIONS, Rows
 
@@ -169,6 +170,41 @@ def test_the_table_of_segmentation_proposals(tmp_path):
     text = paper_tables.mask_proposals(tmp_path)
     assert text.startswith("Seeds 1, 2: 7 minutes of CPU time on 2 x CPU, commit abc1234; mean")
     assert "| (5x5) | windows of 5x5 | 20.0 ± 1.0 (43.4) |" in text
+
+
+def summary_of(folder, **aps):
+    """Table 2 of `fpn-ext reproduce`, of two seeds: (AP of a row), and one more with the second."""
+    metrics = ("AP50", "AP", "APs", "APm", "APl")
+    found = [
+        {"table": 2, "row": row, "seed": seed, "scores": dict.fromkeys(metrics, ap + seed)}
+        for row, ap in aps.items()
+        for seed in (1, 2)
+    ]
+    origin = {"command": "fpn-ext x", "hardware": ["2 x CPU"], "commit": [f"of_{folder.name}"]}
+    folder.mkdir()
+    summary = {**tables.summarize(2, found), "origin": origin}
+    (folder / "table2.json").write_text(json.dumps(summary))
+
+
+def test_rows_under_other_settings(tmp_path):
+    said = paper_tables.changed(tmp_path / "longer", 2, "fpn-ext reproduce --table 2")
+    assert said == "Not run yet: `fpn-ext reproduce --table 2`."
+    summary_of(tmp_path / "longer", c=17.0, f=18.0)
+    text = paper_tables.changed(tmp_path / "longer", 2, "fpn-ext reproduce --table 2")
+    assert text.startswith("Seeds 1, 2, commit of_longer on 2 x CPU, `fpn-ext x`:\n\n| row |")
+    assert "| (f) - (c) | P2 alone | +1.0 ± 0.0 (-0.6) reversed |" in text
+
+
+def test_levels_that_boxes_are_pooled_from(tmp_path):
+    """(c) two levels coarser and as it is, and (f); a level finer has not been run."""
+    assert paper_tables.resolutions(tmp_path).count("Not run yet: `fpn-ext reproduce") == 4
+    summary_of(tmp_path / "coarser", c=7.0, f=18.0)
+    summary_of(tmp_path / "unsmoothed", c=15.0)
+    text = paper_tables.resolutions(tmp_path)
+    values = [line.split(" | ")[3] for line in text.splitlines() if line.startswith("| ")][2:]
+    assert values == ["8.5 ± 0.7", "16.5 ± 0.7", "19.5 ± 0.7"]
+    assert "Commit of_coarser, of_unsmoothed on 2 x CPU: `fpn-ext reproduce MODEL." in text
+    assert text.endswith("--rows c --work output/reproduce/finer --output results/finer`.")
 
 
 def test_what_is_recognised_without_surroundings(tmp_path):

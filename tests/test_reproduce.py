@@ -1,5 +1,6 @@
 """fpn_ext.paper.reproduce: which runs are trained or skipped, and the tables."""
 
+import dataclasses
 import json
 import os
 import statistics
@@ -150,7 +151,7 @@ def test_initial_weights_replaced_between_rows_are_refused(reproduction, monkeyp
     wanted = [Run(1, "c", 1), Run(1, "d", 1)]
     assert reproduction.plan(wanted) == wanted
     reproduction.weights.write_bytes(b"second")
-    with pytest.raises(ValueError, match=r"was replaced after table1_c_seed1 began: SHA-256"):
+    with pytest.raises(ValueError, match=r"was replaced after table1_c_seed1 began in .*: SHA-256"):
         reproduction.plan(wanted)
     reproduction.weights.write_bytes(b"first")
     assert reproduction.plan(wanted) == wanted
@@ -273,9 +274,9 @@ def test_the_markdown_says_what_the_summary_says():
 
 def test_a_row_with_fewer_seeds_than_the_others_says_so():
     results = [result(3, row, seed, AP=20.0) for row in "bc" for seed in (1, 2)]
-    assert "alone" not in tables.markdown(tables.summarize(3, results))
+    assert "only" not in tables.markdown(tables.summarize(3, results))
     text = tables.markdown(tables.summarize(3, results[1:]))
-    assert "\n(b) has seeds 2 alone.\n" in text
+    assert "\n(b) has seed 2 only.\n" in text
 
 
 def test_the_table_names_the_command_that_made_it(tmp_path):
@@ -378,6 +379,42 @@ def test_the_commit_is_that_of_the_training(reproduction, trained):
     assert kept["commit"] == "before" and kept["scores"] == {"AR@100": 12.5}
     assert reproduction.result(trained) == kept
     assert provenance.commit() == "after"
+
+
+def test_commits_and_time_are_of_all_that_trained(reproduction, trained):
+    """Three seconds by one commit, three more by the next, none by the one that finds it done."""
+    reproduction.do(trained, propose=False)
+    folder = reproduction.folder(trained)
+    (folder / "last_checkpoint").write_text("model_0000000.pth")
+    reproduction.result_file(trained).unlink()
+    continued = reproduction.do(trained, propose=False)
+    assert (continued["commit"], continued["cpu_seconds"]) == ("before, after", 6)
+    (folder / "finished.json").write_text(json.dumps({"files": []}))
+    reproduction.result_file(trained).unlink()
+    found = reproduction.do(trained, propose=False)
+    assert (found["commit"], found["cpu_seconds"]) == ("before, after", 6)
+
+
+def test_a_training_with_another_config_is_not_taken_for_this_one(reproduction, trained):
+    """Same --work, another --output, an override: it would get the scores of the one without."""
+    reproduction.do(trained, propose=False)
+    (reproduction.folder(trained) / "last_checkpoint").write_text("model_0000000.pth")
+    other = dataclasses.replace(
+        reproduction, results=reproduction.work / "other", opts=["SOLVER.BASE_LR", "0.5"]
+    )
+    with pytest.raises(ValueError, match=r"table1_a_seed1 with another config .*--work"):
+        other.plan([trained])
+    same = dataclasses.replace(reproduction, results=reproduction.work / "other")
+    assert same.plan([trained]) == [trained]
+
+
+def test_a_folder_from_before_commits_were_kept_says_so(reproduction, trained):
+    folder = reproduction.folder(trained)
+    folder.mkdir(parents=True)
+    (folder / "last_checkpoint").write_text("model_0000000.pth")
+    (folder / "begun.json").write_text(json.dumps({"weights": ""}))
+    kept = reproduction.do(trained, propose=False)
+    assert (kept["commit"], kept["cpu_seconds"]) == ("unknown, before", 3)
 
 
 def test_a_result_that_cannot_be_written_whole_is_none(reproduction, trained, monkeypatch):

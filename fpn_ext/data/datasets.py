@@ -38,6 +38,14 @@ GENERATED: dict[str, dict[str, int]] = {
     "demo_multiscale": {},
     # For fpn_ext.paper.reproduce: with distractors, detecting an object requires recognizing it.
     "demo_reproduction": {"seed": 1, "num_train": 1200, "num_val": 300, "distractors": 6},
+    # With companions, recognizing a small object requires knowing what is around it.
+    "demo_companions": {
+        "seed": 1,
+        "num_train": 1200,
+        "num_val": 300,
+        "image_size": 320,
+        "companions": 6,
+    },
 }
 
 

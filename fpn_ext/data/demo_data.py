@@ -22,7 +22,7 @@ import numpy as np
 from ..files.atomic import staged_folder
 from ..reporting.json_files import write_json
 from .demo_annotations import annotation_of
-from .demo_scenes import make_scene
+from .demo_scenes import make_family, make_scene
 from .demo_shapes import CLASS_NAMES
 
 SPLITS = ("train", "val")
@@ -68,7 +68,10 @@ def _write_split(root: Path, split: str, options: dict[str, int]) -> dict[str, A
     for index in range(options[f"num_{split}"]):
         # A separate random stream per image: independent of the number of images.
         rng = np.random.default_rng([options["seed"], SPLITS.index(split), index])
-        image, scene = make_scene(rng, options["image_size"], options["distractors"])
+        if options["companions"]:
+            image, scene = make_family(rng, options["image_size"], options["companions"])
+        else:
+            image, scene = make_scene(rng, options["image_size"], options["distractors"])
         name, image_id = f"{index + 1:06d}.jpg", index + 1
         image.save(root / split / name, quality=_JPEG_QUALITY)
         images.append(
@@ -109,11 +112,18 @@ def _check_options(**options: Any) -> dict[str, int]:
         "num_val": 1,
         "image_size": MIN_IMAGE_SIZE,
         "distractors": 0,
+        "companions": 0,
     }
     for name, minimum in least.items():
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise ValueError(f"{name}: got {value!r}, needed an integer of at least {minimum}")
+    if options["companions"] == 1:
+        raise ValueError("companions: got 1, needed 0 or at least 2")
+    if options["companions"] and options["distractors"]:
+        raise ValueError(
+            f"distractors: got {options['distractors']}, needed 0 in images with companions"
+        )
     return options
 
 
@@ -127,9 +137,9 @@ def _load_existing(root: Path, options: dict[str, int]) -> dict[str, Any] | None
     advice = f"delete {root} or choose another root"
     try:
         info = json.loads((root / "info.json").read_text(encoding="utf-8"))
-        # Datasets without this option have no distractors.
+        # Datasets without these options have no distractors and no companions.
         version = info["generator_version"]
-        found = {"generator_version": version, "distractors": 0, **info["options"]}
+        found = {"generator_version": version, "distractors": 0, "companions": 0, **info["options"]}
         summary: dict[str, Any] = info["summary"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{root} exists but holds no dataset of this kind; {advice}") from error
@@ -168,6 +178,7 @@ def generate(
     num_val: int = 160,
     image_size: int = 224,
     distractors: int = 0,
+    companions: int = 0,
 ) -> dict[str, Any]:
     """Generate the dataset in ``root``, which must be empty or not exist.
 
@@ -180,6 +191,8 @@ def generate(
         distractors: max number of other shapes (plus, half-disc, hourglass, chevron, arch) per
             image, drawn like the objects but not annotated, so that only the shape identifies an
             object of any size.
+        companions: max number of small discs per image, at least 2, whose class only the larger
+            shapes of the image tell (:func:`fpn_ext.data.demo_scenes.make_family`); 0 for none.
 
     Returns:
         The counts per split, also stored in ``info.json``.
@@ -190,6 +203,7 @@ def generate(
         num_val=num_val,
         image_size=image_size,
         distractors=distractors,
+        companions=companions,
     )
     target = Path(root).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -205,6 +219,7 @@ def ensure(
     num_val: int = 160,
     image_size: int = 224,
     distractors: int = 0,
+    companions: int = 0,
 ) -> dict[str, Any]:
     """Like ``generate``, but reuse a dataset generated in ``root`` with the same options.
 
@@ -216,6 +231,7 @@ def ensure(
         num_val=num_val,
         image_size=image_size,
         distractors=distractors,
+        companions=companions,
     )
     target = Path(root).absolute()
     existing = _load_existing(target, options)

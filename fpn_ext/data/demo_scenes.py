@@ -34,6 +34,13 @@ _EMPTY_SHARE = 0.06
 _CROWD_SHARE = 0.04
 _CROWD_OWNER = 0
 _PLACEMENT_TRIES = 30
+# Of families, in images of 320 pixels: C2 of a ResNet sees 17 pixels beyond its cell, and half as
+# many of these when the image is made 160 pixels high.
+_PARENT_SIZES = (140.0, 190.0)
+_CHILD_SIZES = (50.0, 90.0)
+_COMPANION_SIZES = (22.0, 30.0)
+_COMPANION_SHAPE = CLASS_NAMES.index("disc")
+_COMPANION_DISTANCE = 40
 
 
 @dataclass
@@ -45,6 +52,7 @@ class Item:
     min_visible: float  # fraction of full_pixels that later objects must not occlude
     visible_pixels: int
     crowd: bool = False
+    companion: bool = False  # a disc, whatever the category
 
     @property
     def annotated(self) -> bool:
@@ -194,6 +202,40 @@ def _finish(canvas: Floats, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
+def _place_companion(scene: Scene, category: int, rng: np.random.Generator) -> None:
+    """Add a small disc of any class, unless every position tried is near other objects."""
+    alpha = render(outlines(_COMPANION_SHAPE, rng), rng.uniform(*_COMPANION_SIZES), math.inf)
+    covered = int((alpha >= 0.5).sum())
+    discs = [number for number, item in enumerate(scene.items) if item.companion]
+    for _ in range(_PLACEMENT_TRIES):
+        position = _random_position(alpha, scene.owner.shape, small=True, rng=rng)
+        ends = [start + length for start, length in zip(position, alpha.shape, strict=True)]
+        near, below = (
+            scene.owner[
+                max(position[0] - margin, 0) : ends[0] + margin,
+                max(position[1] - margin, 0) : ends[1] + margin,
+            ]
+            for margin in (_COMPANION_DISTANCE, 0)
+        )
+        if np.isin(near, [-1, *discs]).all() and (below == -1).all():
+            _paint(scene, alpha, position, len(scene.items), rng)
+            scene.items.append(Item(category, covered, 1.0, covered, companion=True))
+            return
+
+
+def _empty_scene(rng: np.random.Generator, image_size: int) -> Scene:
+    """A background with blurred blobs and strokes."""
+    sides = [image_size, image_size]
+    if rng.random() < 0.5:
+        sides[int(rng.integers(2))] = round(image_size * rng.uniform(0.75, 1.0))
+    height, width = sides
+    scene = Scene(background(height, width, rng), np.full((height, width), -1, dtype=np.int64))
+    for _ in range(rng.integers(0, 4)):
+        add_blob(scene.canvas, rng)
+    add_strokes(scene.canvas, int(rng.integers(1, 8)), rng)
+    return scene
+
+
 def make_scene(
     rng: np.random.Generator, image_size: int, distractors: int = 0
 ) -> tuple[Image.Image, Scene]:
@@ -207,14 +249,7 @@ def make_scene(
     Returns:
         The RGB image, and the scene before blur and noise.
     """
-    sides = [image_size, image_size]
-    if rng.random() < 0.5:
-        sides[int(rng.integers(2))] = round(image_size * rng.uniform(0.75, 1.0))
-    height, width = sides
-    scene = Scene(background(height, width, rng), np.full((height, width), -1, dtype=np.int64))
-    for _ in range(rng.integers(0, 4)):
-        add_blob(scene.canvas, rng)
-    add_strokes(scene.canvas, int(rng.integers(1, 8)), rng)
+    scene = _empty_scene(rng, image_size)
     kind = rng.random()
     if kind >= _EMPTY_SHARE:
         if kind < _EMPTY_SHARE + _CROWD_SHARE:
@@ -229,6 +264,33 @@ def make_scene(
             if category is None:
                 category = rng.integers(len(CLASS_NAMES))
             _place(scene, int(category), size, rng)
+    return _finish(scene.canvas, rng), scene
+
+
+def make_family(
+    rng: np.random.Generator, image_size: int, companions: int
+) -> tuple[Image.Image, Scene]:
+    """One image of objects that are all of one class, and its items.
+
+    A large shape and one or two of medium size have the outline of the class. Its companions are
+    small discs, whatever the class: only the shapes, of which none is near, tell it.
+
+    Args:
+        rng: used for this image only.
+        image_size: its longer side in pixels; from 320 there is room.
+        companions: max number of companions, at least 2.
+
+    Returns:
+        The RGB image, and the scene before blur and noise.
+    """
+    scene = _empty_scene(rng, image_size)
+    if rng.random() >= _EMPTY_SHARE:
+        category = int(rng.integers(len(CLASS_NAMES)))
+        _place(scene, category, rng.uniform(*_PARENT_SIZES), rng)
+        for _ in range(rng.integers(1, 3)):
+            _place(scene, category, rng.uniform(*_CHILD_SIZES), rng)
+        for _ in range(rng.integers(2, companions + 1)):
+            _place_companion(scene, category, rng)
     return _finish(scene.canvas, rng), scene
 
 

@@ -10,6 +10,7 @@ writes ``runs/<run>.json`` to the results folder; the tables are made from these
 import argparse
 import hashlib
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -33,11 +34,10 @@ from ..files.atomic import write_text
 from ..files.run_folder import left_by_a_run
 from ..reporting import provenance
 from ..reporting.json_files import write_json
-from . import published
+from . import begun, published
 from .scales import CONFIGS, SCALES
 from .tables import write_tables
 
-BEGUN = "begun.json"  # in a run's folder: the initial weights it was begun with
 TASKS = {1: "box_proposals", 2: "bbox", 3: "bbox", 6: "mask_proposals"}  # in results.json
 
 
@@ -198,7 +198,7 @@ class Reproduction:
         """The remaining runs, each after the one that provides its proposals; or a ValueError."""
         todo: list[Run] = []
         for run in wanted:
-            self._check_weights(run)
+            begun.check(self.folder(run), run.name, self._weights_digest(), self.digest(run))
             if run in todo or self.result(run):
                 continue
             source = run.proposals_from
@@ -242,8 +242,6 @@ class Reproduction:
         folder.mkdir(parents=True, exist_ok=True)
         config_file = folder / "reproduce.yaml"
         write_text(config_file, self.config_text(run))
-        if not left_by_a_run(folder):
-            write_json(folder / BEGUN, {"weights": self._weights_digest()})
         result = self.result(run)
         if result is None or not is_finished(folder):
             train = ["train", "--config-file", str(config_file)]
@@ -252,23 +250,23 @@ class Reproduction:
             # Before training: the checkout may change meanwhile.
             origin = {
                 "continued": (folder / "last_checkpoint").exists(),
-                "commit": provenance.commit(),
                 "hardware": provenance.hardware(cfg.MODEL.DEVICE),
                 "weights": self._weights_digest(),
                 "versions": provenance.versions(),
                 "config_sha256": self.digest(run),
             }
-            begin = time.time()
-            cpu_seconds = 0.0
+            start = time.time()
             if not is_finished(folder):  # else it was, and its result was not yet written
-                cpu_seconds = self._run(train, folder / "train.log")
+                weights, config = self._weights_digest(), self.digest(run)
+                begun.begin(folder, provenance.commit(), weights, config)
+                begun.trained(folder, self._run(train, folder / "train.log"))
             scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
             result = {
                 **run.identity,
                 "scores": json.loads(scores_file.read_text())[TASKS[run.table]],
                 "iterations": cfg.SOLVER.MAX_ITER,
-                "seconds": round(time.time() - begin),
-                "cpu_seconds": round(cpu_seconds),
+                "seconds": round(time.time() - start),
+                **begun.made_by(folder),
                 **origin,
             }
             write_json(self.result_file(run), result)  # marks the run as done
@@ -278,18 +276,6 @@ class Reproduction:
             generate += ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
             self._run(generate, folder / "proposals.log")
         return result
-
-    def _check_weights(self, run: Run) -> None:
-        """Raise unless the initial weights are those that this run, if it was begun, began with."""
-        begun, now = self.folder(run) / BEGUN, self._weights_digest()
-        if not (begun.is_file() and left_by_a_run(begun.parent)):
-            return
-        if (then := json.loads(begun.read_text())["weights"]) != now:
-            raise ValueError(
-                f"{self.weights}, the initial weights of all rows, was replaced after {run.name} "
-                f"began: SHA-256 {then or 'none'} then, {now or 'none'} now. Put it back, or "
-                "choose other folders with --work and --results"
-            )
 
     def _weights_digest(self) -> str:
         """Hash of the pretrained weights; "" for a zoo model, identified by its URL."""
@@ -361,7 +347,7 @@ def reproduce(args: argparse.Namespace) -> int:
     """
     num_gpus = args.num_gpus
     if num_gpus is None:
-        num_gpus = 0 if args.scale == "small" else 1
+        num_gpus = SCALES[args.scale].num_gpus
     if num_gpus > torch.cuda.device_count():
         raise ValueError(
             f"--scale {args.scale} on {num_gpus} GPU(s) asked for, and {torch.cuda.device_count()} "
@@ -390,9 +376,9 @@ def reproduce(args: argparse.Namespace) -> int:
         register_datasets()
         reproduction.prepare(wanted[0])
         failed = train_all(reproduction, wanted, args.jobs or (1 if num_gpus else 2))
-    words = ["fpn-ext reproduce", *args.opts, "--table", *map(str, args.table)]
+    words = ["fpn-ext", "reproduce", *args.opts, "--table", *map(str, args.table)]
     words += ["--rows", *args.rows] if args.rows else []
-    command = " ".join([*words, "--scale", args.scale, "--seeds", *map(str, args.seeds)])
+    command = shlex.join([*words, "--scale", args.scale, "--seeds", *map(str, args.seeds)])
     write_tables(reproduction.results, args.table, args.scale, command)
     if failed:
         print(f"\n{len(failed)} run(s) failed:\n" + "\n".join(failed), file=sys.stderr)

@@ -15,10 +15,12 @@ class Scale:
         overlay: YAML file in ``configs/paper/scale/`` overlaid on every row's; such a scale starts
             from the weights of :mod:`fpn_ext.paper.pretrain`. "" for the paper's recipe.
         anchor_factor: scales the row's anchor sizes, to match the smaller images.
+        num_gpus: for each training, unless another number is asked for.
     """
 
     overlay: str = ""
     anchor_factor: float = 1.0
+    num_gpus: int = 1
 
     def overlay_of(self, table: int) -> str:
         """The overlay for the rows of a table: its own, which is based on the scale's, if any."""
@@ -28,6 +30,7 @@ class Scale:
 
 SCALES = {
     "coco": Scale(),
-    "small": Scale("small.yaml", anchor_factor=0.5),
+    "small": Scale("small.yaml", anchor_factor=0.5, num_gpus=0),
+    "small-context": Scale("small_context.yaml", anchor_factor=0.5, num_gpus=0),
     "small-gpu": Scale("small_gpu.yaml"),
 }

@@ -74,6 +74,13 @@ def _verdict(difference: Mapping[str, Any], published: float) -> str:
     return "holds" if difference["mean"] * published > 0 else "reversed"
 
 
+DIFFERENCES = (
+    "Differences, seed by seed: mean ± standard deviation, in brackets the paper's. *holds*, "
+    "*reversed*: more than two standard errors (± / √seeds) from 0, with the paper's sign or the "
+    "other one; *open*: not."
+)
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
     """A table's summary as two Markdown tables: figures, and differences with verdicts."""
     metrics = published.METRICS[summary["table"]]
@@ -95,7 +102,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             f"| {_label(row)} - {_label(entry['against'])} | {entry['what']} | "
             f"{' | '.join(cells)} |\n"
         )
-    return f"{figures}{_fewer_seeds(summary)}\nDifferences, seed by seed:\n\n{differences}"
+    return f"{figures}{_fewer_seeds(summary)}\n{DIFFERENCES}\n\n{differences}"
 
 
 def _fewer_seeds(summary: Mapping[str, Any]) -> str:
@@ -103,7 +110,8 @@ def _fewer_seeds(summary: Mapping[str, Any]) -> str:
     seeds = {row: entry["seeds"] for row, entry in summary["rows"].items()}
     every = set().union(*seeds.values())
     fewer = [
-        f"{_label(row)} has seeds {', '.join(map(str, sorted(of_row)))} alone"
+        f"{_label(row)} has {'seed' if len(of_row) == 1 else 'seeds'} "
+        f"{', '.join(map(str, sorted(of_row)))} only"
         for row, of_row in seeds.items()
         if set(of_row) < every
     ]
@@ -157,9 +165,7 @@ def write_tables(folder: Path, tables: Iterable[int], scale: str, command: str) 
             f"{', '.join(origin['commit'])}; {'; '.join(origin['versions'])}.\n\n"
             "Mean ± standard deviation over the seeds; in brackets the paper's, on COCO.\n\n"
             f"{mixed if len(origin['weights']) > 1 else ''}"
-            f"{markdown(summary)}\n"
-            "holds, reversed: our difference is more than two standard errors from 0, with the "
-            "sign of the paper's or the other one; open: it is not.\n"
+            f"{markdown(summary)}"
         )
         file = folder / f"table{table}.md"
         write_text(file, text)

@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distractors", type=int, default=0, help="max shapes that are not objects (%(default)s)"
     )
+    parser.add_argument(
+        "--companions",
+        type=int,
+        default=0,
+        help="max small discs, from 2, of the class of the shapes far around them (%(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,5 +43,6 @@ def run(args: argparse.Namespace) -> None:
         num_val=args.num_val,
         image_size=args.image_size,
         distractors=args.distractors,
+        companions=args.companions,
     )
     print(f"{root}\n{table(summary)}")

@@ -15,9 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="default: all rows of the tables")
     parser.add_argument(
         "--scale",
-        choices=("small", "small-gpu", "coco"),
+        choices=("small", "small-context", "small-gpu", "coco"),
         default="small",
-        help="small: generated images, on a CPU; small-gpu: more and larger ones, on a GPU; coco: "
+        help="small: generated images, on a CPU; small-context: the same with small objects that "
+        "only their surroundings tell apart; small-gpu: more and larger images, on a GPU; coco: "
         "the paper's recipe (default: %(default)s)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
