@@ -29,6 +29,9 @@ POOLED = [
     ("P2 alone, (f)", "coarser", "f", COARSER),
 ]
 
+# What the rows (d) and (e) leave out.
+PATHWAYS = {"e": "the lateral connections", "d": "the top-down pathway"}
+
 # Seconds an iteration on 8 V100 of the same detectors, from Detectron2's MODEL_ZOO.md.
 ZOO_SECONDS = {1: ("RPN", 0.186), 2: ("Fast R-CNN", 0.140), 3: ("Faster R-CNN", 0.210)}
 
@@ -77,10 +80,19 @@ def verdicts_in_words(results: Path, page: Path) -> str:
     counts = verdicts(results)
     total = sum(counts.values())
     if page.name == "README.md":
+        without = {
+            row: small_scale(results)[2]["rows"][row]["metrics"]["AP"]["verdict"] for row in "de"
+        }
+        shown, not_shown = (
+            [part for row, part in PATHWAYS.items() if (without[row] == "holds") is wanted]
+            for wanted in (True, False)
+        )
         return (
-            "[Tables 1 to 3 of the paper](docs/paper/reproducing.md) were reproduced at a small "
-            f"scale on generated images: {counts['holds']} of {total} differences have the "
-            f"paper's sign, {counts['reversed']} the opposite, {counts['open']} are open."
+            "[Tables 1 to 3 of the paper](docs/paper/reproducing.md) were run at a small scale on "
+            f"generated images: {counts['holds']} of {total} differences have the paper's sign, "
+            f"{counts['reversed']} the opposite, {counts['open']} are open. For the detector they "
+            f"show what {' and '.join(shown) or 'neither pathway'} are worth"
+            + (f", and do not show it for {' and '.join(not_shown)}." if not_shown else ".")
         )
     links = ", ".join(f"[Table {n}](../../results/paper-small/table{n}.md)" for n in (1, 2, 3))
     return (
