@@ -101,16 +101,26 @@ def gain_table(results: Path, data: str) -> str:
     if (results / "cost.json").is_file():
         record = json.loads((results / "cost.json").read_text())
         costs = {(row["network"], row["side"]): row for row in record["rows"]}
-    lines = [["network", "map", *BOXES.values(), "parameters, M", "ms an image"]]
+    lines = [["network", "map", *BOXES.values(), "parameters, M", "ms an image", "MiB"]]
     for row in rows:
         for side, name in SIDES.items():
             scores = row["scores"][side]
             cells = [mean_and_range([score[metric] for score in scores]) for metric in BOXES]
             cost = costs.get((row["network"], side))
-            about = [f"{cost['parameters'] / 1e6:.1f}", f"{cost['ms']:.0f}"] if cost else ["", ""]
+            about = ["", "", ""]
+            if cost:
+                memory = cost["above_model_mib"]
+                about = [f"{cost['parameters'] / 1e6:.1f}", f"{cost['ms']:.0f}"]
+                about.append("" if memory is None else f"{memory:.0f}")
             lines.append([row["network"] if side == "one_map" else "", name, *cells, *about])
     after = [f"{runs_on_record(results, data=[data])} {continued(command)}"]
-    if not costs:
+    if costs:
+        after.append(
+            f"Time of an image of {record['size']} with random weights, the median of "
+            f"{record['rounds']} rounds, and memory above the loaded model: commit "
+            f"{record['commit']} on {record['hardware']}, `python benchmarks/gain.py --cost`."
+        )
+    else:
         after.append(f"Parameters and time: {not_run('python benchmarks/gain.py --cost')}")
     return "\n\n".join([markdown_table(lines[0], lines[1:]), *after])
 

@@ -84,6 +84,21 @@ def test_the_tables_of_the_page(tmp_path, pages):
     assert "| ResNet-18 | C4 | 11.0 (10.0 to 12.0) | 1.0 (1.0 to 1.0) |" in table
     assert "|  | P2 to P6 | 13.5 (13.0 to 14.0) |" in table
     assert "4 runs, commit abc1234 on 2 x CPU. Continued by `python benchmarks/gain.py" in table
+    assert table.endswith("Not run yet: `python benchmarks/gain.py --cost`.")
+
+
+def test_the_cost_beside_the_gain(tmp_path, pages):
+    scores = dict.fromkeys(("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "ARsmall"), 1.0)
+    rows = []
+    for side, million, memory in (("one_map", 3, 20.4), ("pyramid", 12, None)):
+        write(tmp_path, gain.Run("ResNet-18", side, "BCCD", 1), **scores)
+        cost = {"parameters": million * 10**6, "ms": 57.2, "above_model_mib": memory}
+        rows.append({"network": "ResNet-18", "side": side, **cost})
+    facts = {"size": "256x256", "rounds": 10, "commit": "of_cost", "hardware": "2 x CPU"}
+    (tmp_path / "cost.json").write_text(json.dumps({**facts, "rows": rows}))
+    table = pages.gain_table(tmp_path, "BCCD")
+    assert "| 3.0 | 57 | 20 |" in table and "| 12.0 | 57 |  |" in table
+    assert "the median of 10 rounds, and memory above the loaded model: commit of_cost" in table
 
 
 def test_the_gain_in_words(tmp_path, pages):
