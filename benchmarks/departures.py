@@ -79,7 +79,7 @@ Box AP in percent, mean ± standard deviation over the seeds:
 
 {scores}
 
-Differences from the paper, seed by seed, mean ± standard error:
+Differences from that row as the paper has it, seed by seed, mean ± standard error:
 
 {differences}
 """

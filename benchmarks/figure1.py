@@ -246,12 +246,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if weights_of(reproduction, run_of("a", seed)).exists():
                 evaluate(reproduction, run_of("a", seed))
     cost_file = output / "cost.json"
-    trained = all(weights_of(reproduction, run_of(row, args.seeds[0])).exists() for row in ROWS)
-    if not trained:
-        print(f"time and memory are not measured: {work} has no models", file=sys.stderr)
-    elif not (args.report_only or failed):
-        again = ["--work", str(work), "--output", str(output), *args.opts]
-        write_json(cost_file, measured(reproduction, args.seeds[0], again))
+    if not (args.report_only or failed):
+        seed = args.seeds[0]
+        if all(weights_of(reproduction, run_of(row, seed)).exists() for row in ROWS):
+            again = ["--work", str(work), "--output", str(output), *args.opts]
+            write_json(cost_file, measured(reproduction, seed, again))
+        else:
+            print(f"time and memory are not measured: {work} lacks models", file=sys.stderr)
     runs = [json.loads(file.read_text()) for file in sorted((output / "runs").glob("*.json"))]
     if not runs:
         raise SystemExit(f"no results in {output / 'runs'}: run without --report-only first")

@@ -13,6 +13,7 @@ weights. The table and the figure are made of these files (docs/generate.py, doc
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -87,8 +88,10 @@ def train(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     words = ["train", "--config-file", str(PROJECT / config), "--data"]
     words += [str(options.data / where[0]), *(["--resume"] if left_by_a_run(folder) else [])]
     words += [*overrides, "OUTPUT_DIR", str(folder)]
+    digest = hashlib.sha256(json.dumps([config, overrides]).encode()).hexdigest()[:12]
+    begun.check(folder, run.name, weights="", config=digest)
     if not is_finished(folder):  # else its result was not yet written
-        begun.begin(folder, commit())
+        begun.begin(folder, commit(), config=digest)
         begun.trained(folder, jobs.run(words, folder.with_suffix(".log"), threads=1))
     (scores,) = (json.loads(f.read_text()) for f in folder.glob("inference/*/results.json"))
     result = {
@@ -114,7 +117,7 @@ def train_all(runs: list[Run], options: argparse.Namespace) -> int:
             run = futures[future]
             try:
                 scores = future.result()["scores"]
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 failed += 1
                 print(f"{run.name}: {error}", file=sys.stderr, flush=True)
                 continue

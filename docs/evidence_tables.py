@@ -179,9 +179,9 @@ def gain_on(data: str, rows: list[dict[str, Any]]) -> str:
 
 
 def exceptions(rows: list[dict[str, Any]]) -> list[str]:
-    """Sentences: the networks that it does not pay for, those that learn nothing, the missing."""
+    """Sentences: the networks whose AP is not higher, those that learn nothing, the missing."""
     lists = {
-        "AP is lower for": [
+        "AP is not higher for": [
             f"{row['network']} ({added(row, 'AP'):+.1f})"
             for row in rows
             if learns(row) and added(row, "AP") <= 0

@@ -1,6 +1,7 @@
 """Figure 1: the image pyramid, SSD's hierarchy, their configs, and the table of the four."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -421,6 +422,18 @@ def test_the_table_of_the_figure():
     assert "three octaves - (b) one map, C5 | +4.5 ± 0.5 |" in text
     assert "(d) FPN |" not in text, "was not run"
     assert "not measured" in figure1.markdown(runs, None, "command")
+
+
+def test_without_models_there_is_a_table_and_nothing_is_measured(tmp_path, capsys):
+    """As in a clone: results/ has the scores, and the models are nowhere."""
+    shutil.copytree(Path("results/figure1/runs"), tmp_path / "runs")
+    folders = ["--work", str(tmp_path / "none"), "--output", str(tmp_path)]
+    assert figure1.main(["--measure-only", *folders]) == 0
+    assert "time and memory are not measured" in capsys.readouterr().err
+    assert "(d) FPN" in (tmp_path / "figure1.md").read_text()
+    assert not (tmp_path / "cost.json").exists()
+    assert figure1.main(["--report-only", *folders]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_the_table_of_departures(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fpn_ext
 import pytest
@@ -41,6 +42,24 @@ def test_a_seed_counts_where_both_sides_are_done(tmp_path):
     assert row["scores"] == {"one_map": [{"AP": 10}], "pyramid": [{"AP": 12}]}
     gain.draw([row], tmp_path / "gain.png")
     assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_training_with_other_options_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    def train(words, log, threads):
+        folder = Path(words[-1])
+        (folder / "inference/BCCD_val").mkdir(parents=True, exist_ok=True)
+        (folder / "inference/BCCD_val/results.json").write_text('{"bbox": {"AP": 1.0}}')
+        (folder / "last_checkpoint").touch()
+        return 3.0
+
+    monkeypatch.setattr("fpn_ext.engine.jobs.run", train)
+    run, folder = gain.Run("ResNet-18", "pyramid", "BCCD", 1), tmp_path / "work"
+    options = SimpleNamespace(work=folder, results=tmp_path, data=tmp_path, opts=[], jobs=1)
+    for seconds in (3, 6):  # as it was begun, it goes on
+        assert gain.train(run, options)["cpu_seconds"] == seconds
+    options.opts = ["SOLVER.AMP.ENABLED", "True"]
+    with pytest.raises(ValueError, match="bccd_resnet-18_pyramid_seed1 with another config"):
+        gain.train(run, options)
 
 
 @pytest.mark.parametrize("network", ["ResNet-18", "ResNet-50, a quarter as wide"])
@@ -120,7 +139,7 @@ def test_the_gain_in_words(tmp_path, pages):
     assert words.startswith("BCCD, one seed a network: with the pyramid, of 3 networks AP is")
     assert "AP is higher for 2 (-1.0 to +4.0, +2.5 in the median), AP50 is higher for 3" in words
     assert "in the median, APs +5.0, APm +2.5, APl -1.0." in words
-    assert "AP is lower for GhostNet x0.5 (-1.0)." in words
+    assert "AP is not higher for GhostNet x0.5 (-1.0)." in words
     assert "an AP below 1 either way: ConvNeXt-Atto." in words
     assert "Not measured yet: " in words and "ShuffleNetV2 x0.5" in words
 

@@ -34,8 +34,8 @@ _EMPTY_SHARE = 0.06
 _CROWD_SHARE = 0.04
 _CROWD_OWNER = 0
 _PLACEMENT_TRIES = 30
-# Of families, in images of 320 pixels: C2 of a ResNet sees 17 pixels beyond its cell, and half as
-# many of these when the image is made 160 pixels high.
+# Of families, in pixels of an image of 320. Made half as high for the network, whose C2 sees 17
+# pixels beyond its cell, that is 34 of these, fewer than companions are apart from shapes.
 _PARENT_SIZES = (140.0, 190.0)
 _CHILD_SIZES = (50.0, 90.0)
 _COMPANION_SIZES = (22.0, 30.0)

@@ -247,17 +247,17 @@ class Reproduction:
             train = ["train", "--config-file", str(config_file)]
             train += ["--num-gpus", str(self.num_gpus)] if self.num_gpus else []
             train += ["--resume"] if left_by_a_run(folder) else []
-            # Before training: the checkout may change meanwhile.
+            weights, config = self._weights_digest(), self.digest(run)
             origin = {
                 "continued": (folder / "last_checkpoint").exists(),
                 "hardware": provenance.hardware(cfg.MODEL.DEVICE),
-                "weights": self._weights_digest(),
+                "weights": weights,
                 "versions": provenance.versions(),
-                "config_sha256": self.digest(run),
+                "config_sha256": config,
             }
             start = time.time()
             if not is_finished(folder):  # else it was, and its result was not yet written
-                weights, config = self._weights_digest(), self.digest(run)
+                # The commit before training: the checkout may change meanwhile.
                 begun.begin(folder, provenance.commit(), weights, config)
                 begun.trained(folder, self._run(train, folder / "train.log"))
             scores_file = folder / "inference" / cfg.DATASETS.TEST[0] / "results.json"
